@@ -1,0 +1,113 @@
+"""Builds the C side: one cffi extension module, _lm, and the small static programs.
+
+C stands beside the Python whose work it does. Every header of a layer holds its Python-visible declarations
+between the lines `/* cffi: begin */` and `/* cffi: end */`; they are collected here, in the order of the layers,
+into one API-mode module, so that the compiler checks each against the C it describes. Headers are written in
+terms of their folder (`#include "wire/channel.h"`).
+
+Run as `python build_native.py` it builds in place; setup.py calls the same functions for an installation.
+LM_SANITIZE=address,undefined builds the extension with those sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cffi
+
+ROOT = Path(__file__).resolve().parent
+LAYERS = ("linux", "wire", "process", "pager", "source_server", "restorer")
+# Not parts of the extension: programs of their own, freestanding, without libc.
+STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+STATIC_FLAGS = [
+    "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie",
+    "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-Wl,--build-id=none", "-Wl,-z,noseparate-code",
+    "-Wl,-z,noexecstack", "-s",
+]
+
+
+def headers() -> list[Path]:
+    """The headers with declarations for Python, layer by layer, each layer's in the order of their names."""
+    return [
+        path
+        for layer in LAYERS
+        for path in sorted((ROOT / layer).glob("*.h"))
+        if "/* cffi: begin */" in path.read_text()
+    ]
+
+
+def sources() -> list[str]:
+    """The C files of the extension, relative to the project's top."""
+    return [
+        str(path.relative_to(ROOT))
+        for layer in LAYERS
+        for path in sorted((ROOT / layer).glob("*.c"))
+        if str(path.relative_to(ROOT)) not in STATIC_PROGRAMS
+    ]
+
+
+def declarations() -> str:
+    """Everything between the cffi markers of all headers, as one text for ffi.cdef."""
+    parts = []
+    for path in headers():
+        for piece in path.read_text().split("/* cffi: begin */")[1:]:
+            body, closed, _ = piece.partition("/* cffi: end */")
+            if not closed:
+                raise SystemExit(f"{path}: a cffi block is not closed")
+            parts.append(body)
+    return "\n".join(parts)
+
+
+def make_ffi() -> cffi.FFI:
+    """The builder of the extension module `_lm`."""
+    sanitize = os.environ.get("LM_SANITIZE", "")
+    flags = ["-std=gnu11", "-O2", "-g", *WARNINGS]
+    if sanitize:
+        flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+    ffi = cffi.FFI()
+    ffi.cdef(declarations())
+    ffi.set_source(
+        "_lm",
+        "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
+        sources=sources(),
+        include_dirs=[str(ROOT)],
+        libraries=["zstd", "pthread"],
+        extra_compile_args=flags,
+        extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
+        depends=[str(path) for layer in LAYERS for path in (ROOT / layer).glob("*.h")],
+    )
+    return ffi
+
+
+ffibuilder = make_ffi()
+
+
+def build_static_programs() -> None:
+    """Compile the husk and process 1 of a namespace, each a static program of a few hundred bytes."""
+    compiler = os.environ.get("CC", "cc")
+    for source, target in STATIC_PROGRAMS.items():
+        if not (ROOT / source).exists():
+            continue
+        output = ROOT / target
+        output.parent.mkdir(exist_ok=True)
+        if output.exists() and output.stat().st_mtime > (ROOT / source).stat().st_mtime:
+            continue
+        subprocess.run(
+            [compiler, "-std=gnu11", *WARNINGS, *STATIC_FLAGS, "-I", str(ROOT), str(ROOT / source), "-o", str(output)],
+            check=True,
+        )
+
+
+def main() -> None:
+    """Build everything in place, quietly unless it fails."""
+    os.chdir(ROOT)
+    build_static_programs()
+    ffibuilder.compile(tmpdir=str(ROOT), verbose="-v" in sys.argv)
+
+
+if __name__ == "__main__":
+    main()

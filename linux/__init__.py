@@ -1,0 +1,1 @@
+"""What the kernel offers: tracees, syscall programs, userfaultfd, pagemap, /proc and probes."""

@@ -1,0 +1,1 @@
+"""lm-restore: preflight, husk, resume, and the run from start to end on the destination."""

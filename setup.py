@@ -1,0 +1,13 @@
+"""Setuptools' entry to the C build: see build_native.py."""
+
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import build_native  # noqa: E402
+
+build_native.build_static_programs()
+setup(cffi_modules=["build_native.py:ffibuilder"])
