@@ -1,0 +1,135 @@
+#define _GNU_SOURCE
+#include "linux/walk_home.h"
+
+#include "linux/home_frame.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum {
+    SYSCALL_STOP = SIGTRAP | 0x80,
+    MASK_SIZE = sizeof(uint64_t),
+    STOPS_BOUND = 1000, /* stray stops (a SIGSTOP, a group-stop) before we give up on a thread */
+};
+
+static const uint64_t ALL_SIGNALS = ~(uint64_t)0;
+
+/* What a thread was before we touched it. */
+struct home {
+    struct user_regs_struct registers;
+    uint64_t mask;
+    char xstate[LM_HOME_FRAME_ROOM];
+    size_t xstate_size;
+};
+
+static int trace(long request, int tid, void *address, void *data) {
+    return ptrace(request, tid, address, data) == -1 ? -errno : 0;
+}
+
+static int look_home(int tid, struct home *home) {
+    struct iovec area = {home->xstate, sizeof home->xstate};
+    int error = trace(PTRACE_GETREGS, tid, NULL, &home->registers);
+
+    if (error == 0)
+        error = trace(PTRACE_GETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, &home->mask);
+    if (error == 0)
+        error = trace(PTRACE_GETREGSET, tid, (void *)(uintptr_t)NT_X86_XSTATE, &area);
+    home->xstate_size = area.iov_len;
+    return error;
+}
+
+static int transfer(int tid, void *local, uint64_t address, size_t length, int write) {
+    struct iovec here = {local, length};
+    struct iovec there = {(void *)(uintptr_t)address, length};
+    ssize_t done =
+        write ? process_vm_writev(tid, &here, 1, &there, 1, 0) : process_vm_readv(tid, &here, 1, &there, 1, 0);
+
+    if (done < 0)
+        return -errno;
+    return (size_t)done == length ? 0 : -EFAULT;
+}
+
+/* Resume with `request` until the stop that `wanted` tells; a SIGSTOP that arrives meanwhile is held back. */
+static int resume_until(int tid, long request, int event, int signal, int *held) {
+    for (int stops = 0; stops < STOPS_BOUND; stops++) {
+        int status = 0;
+        int error = trace(request, tid, NULL, NULL);
+
+        if (error != 0)
+            return error;
+        while (waitpid(tid, &status, __WALL) < 0) {
+            if (errno != EINTR)
+                return -errno;
+        }
+        if (!WIFSTOPPED(status))
+            return -ESRCH;
+        if (status >> 16 == event && (event != 0 || WSTOPSIG(status) == signal))
+            return 0;
+        if (status >> 16 == 0 && WSTOPSIG(status) != SYSCALL_STOP)
+            *held = WSTOPSIG(status);
+    }
+    return -EBUSY;
+}
+
+int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments, int64_t *result) {
+    struct home home;
+    struct user_regs_struct registers;
+    char saved[LM_HOME_FRAME_ROOM];
+    char frame[LM_HOME_FRAME_ROOM] = {0};
+    int held = 0;
+    int back = 0;
+    int error = look_home(tid, &home);
+
+    if (error == 0)
+        error = lm_home_frame(frame, sizeof frame, way->frame, &home.registers, home.mask, home.xstate,
+                              home.xstate_size, way->signal_return);
+    if (error == 0)
+        error = transfer(tid, saved, way->frame, sizeof saved, 0);
+    if (error == 0)
+        error = transfer(tid, frame, way->frame, sizeof frame, 1);
+    if (error != 0)
+        return error;
+    registers = home.registers;
+    registers.rip = way->syscall_return;
+    registers.rsp = lm_home_frame_return_pointer(way->frame);
+    registers.rax = number;
+    registers.orig_rax = (uint64_t)-1;
+    registers.rdi = arguments[0];
+    registers.rsi = arguments[1];
+    registers.rdx = arguments[2];
+    registers.r10 = arguments[3];
+    registers.r8 = arguments[4];
+    registers.r9 = arguments[5];
+    /* Registers first: from here to the end a dead tracer means a walk home, which brings the mask back too. */
+    error = trace(PTRACE_SETREGS, tid, NULL, &registers);
+    if (error != 0)
+        return error;
+    error = trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, (void *)&ALL_SIGNALS);
+    if (error == 0)
+        error = resume_until(tid, PTRACE_SYSCALL, 0, SYSCALL_STOP, &held);
+    if (error == 0)
+        error = trace(PTRACE_INTERRUPT, tid, NULL, NULL);
+    if (error == 0)
+        error = resume_until(tid, PTRACE_CONT, PTRACE_EVENT_STOP, 0, &held);
+    if (error == 0)
+        error = trace(PTRACE_GETREGS, tid, NULL, &registers);
+    if (error == 0)
+        *result = (int64_t)registers.rax;
+    /* The mask first: with the registers home and the mask not, a dead tracer would leave signals blocked. */
+    back = trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, &home.mask);
+    if (back == 0)
+        back = trace(PTRACE_SETREGS, tid, NULL, &home.registers);
+    if (back == 0)
+        back = transfer(tid, saved, way->frame, sizeof saved, 1);
+    if (held != 0)
+        syscall(SYS_tkill, tid, held);
+    return error != 0 ? error : back;
+}
