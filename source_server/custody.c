@@ -1,0 +1,71 @@
+#define _GNU_SOURCE
+#include "source_server/custody.h"
+
+#include <errno.h>
+#include <linux/sockios.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { READS_BOUND = 100 };
+
+static int bytes_acknowledged(int socket, uint64_t *count) {
+    struct tcp_info info = {0};
+    socklen_t length = sizeof info;
+
+    if (getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0)
+        return -errno;
+    *count = info.tcpi_bytes_acked;
+    return 0;
+}
+
+int lm_bytes_written(int socket, uint64_t *count) {
+    /* Bytes move from queued to acknowledged between the two readings: read until nothing did. */
+    for (int reads = 0; reads < READS_BOUND; reads++) {
+        uint64_t before = 0, after = 0;
+        int queued = 0;
+        int error = bytes_acknowledged(socket, &before);
+
+        if (error == 0 && ioctl(socket, SIOCOUTQ, &queued) != 0)
+            error = -errno;
+        if (error == 0)
+            error = bytes_acknowledged(socket, &after);
+        if (error != 0)
+            return error;
+        if (before == after) {
+            *count = before + (uint64_t)queued;
+            return 0;
+        }
+    }
+    return -EAGAIN;
+}
+
+int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
+    struct iovec here = {&word, sizeof word};
+    struct iovec there = {(void *)(uintptr_t)flag_address, sizeof word};
+
+    return process_vm_writev(pid, &here, 1, &there, 1, 0) == sizeof word ? 0 : -errno;
+}
+
+int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline) {
+    uint64_t written = 0;
+    uint32_t word = LM_PARK_GO_HOME;
+    char byte = 0;
+    ssize_t length = 0;
+
+    do {
+        length = read(lifeline, &byte, 1);
+    } while (length > 0 || (length < 0 && errno == EINTR));
+    if (__atomic_load_n(&custody->state, __ATOMIC_SEQ_CST) != LM_CUSTODY_PARKED)
+        return 0;
+    /* A socket that cannot be asked any more had a connection: what is not known to be unsent counts as sent. */
+    if (lm_bytes_written(control_socket, &written) != 0 || written > custody->bytes_before_commit)
+        word = LM_PARK_STAY;
+    else
+        shutdown(control_socket, SHUT_RDWR);
+    return lm_park_decide(custody->pid, custody->flag_address, word);
+}
