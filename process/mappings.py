@@ -1,0 +1,404 @@
+"""Mappings: the layout of an address space, what is mapped where, and how its memory travels.
+
+A mapping's kind says how its pages come to the destination:
+
+| kind | pages |
+|---|---|
+| ANONYMOUS (heap and stacks too) | on demand, through userfaultfd |
+| SHARED_ANONYMOUS, mapped once | on demand |
+| SHARED_ANONYMOUS, mapped more than once | eagerly, before COMMIT |
+| PRIVATE_FILE | from the file; changed pages eagerly |
+| SHARED_FILE | from the file, which the destination sees too |
+| MEMFD | through the memfd's descriptor, eagerly |
+| KERNEL ([vdso], [vvar] ...) | the destination's own, moved to the old address |
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import mmap
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from linux import procfs
+from linux.program import Program, Result
+from linux.syscall_numbers import (
+    SYS_close,
+    SYS_madvise,
+    SYS_mlock2,
+    SYS_mmap,
+    SYS_mprotect,
+    SYS_mremap,
+    SYS_munmap,
+    SYS_openat,
+)
+from wire.obstacles import Obstacle
+
+PAGE = mmap.PAGESIZE
+AT_FDCWD = -100
+MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 0x01, 0x02, 0x20
+MAP_GROWSDOWN, MAP_NORESERVE, MAP_STACK, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x20000, 0x100000
+MLOCK_ONFAULT = 1
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+
+# VmFlags of /proc/PID/smaps (proc_pid_smaps(5)) that madvise(2) sets again, with its advice.
+ADVICE = {"rr": 1, "sr": 2, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
+FORBIDDEN = {
+    "io": ("maps a device's memory", "close the device before the move"),
+    "pf": ("maps a device's memory", "close the device before the move"),
+    "ht": ("uses hugetlb pages", "use transparent huge pages (madvise MADV_HUGEPAGE) instead"),
+    "um": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
+    "uw": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
+    "ui": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
+    "sl": ("is sealed by mseal, which no later process can undo", "run the program without mseal"),
+    "gu": ("has guard regions (MADV_GUARD_INSTALL)", "run the program without guard regions"),
+    "ss": ("is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"),
+}
+
+
+class Kind(enum.IntEnum):
+    """How a mapping's pages travel; see the table at the top."""
+
+    ANONYMOUS = 1
+    SHARED_ANONYMOUS = 2
+    PRIVATE_FILE = 3
+    SHARED_FILE = 4
+    MEMFD = 5
+    KERNEL = 6
+
+
+class Mapping(msgspec.Struct, frozen=True, array_like=True):
+    """One mapping. Addresses and the offset in bytes; `protection` in PROT_ bits; `flags` are smaps' VmFlags."""
+
+    start: int
+    end: int
+    kind: Kind
+    protection: int
+    offset: int
+    device: str
+    inode: int
+    path: str
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+
+class KernelMapping(msgspec.Struct, frozen=True, array_like=True):
+    """A mapping that the kernel puts into every process, by name, with its size in bytes."""
+
+    name: str
+    start: int
+    length: int
+
+
+class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
+    """All mappings of a space in the order of their addresses, and a digest of the code in [vdso]."""
+
+    mappings: list[Mapping]
+    vdso_digest: bytes = b""
+
+    def kernel_mappings(self) -> list[KernelMapping]:
+        """[vvar], [vdso] and their like, in the order of their addresses."""
+        return [
+            KernelMapping(mapping.path, mapping.start, mapping.length)
+            for mapping in self.mappings
+            if mapping.kind is Kind.KERNEL
+        ]
+
+
+KERNEL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]")
+IGNORED_NAMES = ("[vsyscall]",)
+
+
+def _protection(permissions: str) -> int:
+    return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in permissions)
+
+
+def _kind(path: str, shared: bool, inode: int) -> Kind:
+    if path in KERNEL_NAMES:
+        return Kind.KERNEL
+    if path.startswith("/memfd:"):
+        return Kind.MEMFD
+    if shared and path.startswith("/dev/zero"):
+        return Kind.SHARED_ANONYMOUS
+    if inode == 0:
+        return Kind.ANONYMOUS
+    return Kind.SHARED_FILE if shared else Kind.PRIVATE_FILE
+
+
+def mapping_of(entry: procfs.MapEntry, flags: Iterable[str] = ()) -> Mapping:
+    """The wire form of one line of /proc/PID/maps, with its VmFlags where they are known."""
+    shared = entry.permissions[3] == "s"
+    return Mapping(
+        entry.start,
+        entry.end,
+        _kind(entry.path, shared, entry.inode),
+        _protection(entry.permissions),
+        entry.offset,
+        entry.device,
+        entry.inode,
+        entry.path,
+        frozenset(flags),
+    )
+
+
+def look_address_space(pid: int) -> AddressSpace:
+    """The layout with all flags: reads smaps, which walks the memory (13 ms per GiB of small pages). Live.
+
+    Raises procfs.ProcessGone."""
+    mappings = [
+        mapping_of(entry, entry.flags) for entry in procfs.smaps(pid) if entry.path not in IGNORED_NAMES
+    ]
+    return AddressSpace(mappings=mappings, vdso_digest=_vdso_digest(pid, mappings))
+
+
+def look_again(pid: int, earlier: AddressSpace) -> AddressSpace:
+    """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address.
+
+    A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
+    being looked at pays for a walk."""
+    entries = [entry for entry in procfs.maps(pid) if entry.path not in IGNORED_NAMES]
+    known = {(mapping.start, mapping.end): mapping for mapping in earlier.mappings}
+    mappings = []
+    for entry in entries:
+        before = known.get((entry.start, entry.end))
+        plain = mapping_of(entry)
+        if before is None or not same_object(before, plain):
+            return AddressSpace(
+                mappings=look_address_space(pid).mappings, vdso_digest=earlier.vdso_digest
+            )
+        mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
+    return AddressSpace(mappings=mappings, vdso_digest=earlier.vdso_digest)
+
+
+def _with_flags(mapping: Mapping, flags: frozenset[str]) -> Mapping:
+    return msgspec.structs.replace(mapping, flags=flags)
+
+
+def _vdso_digest(pid: int, mappings: Sequence[Mapping]) -> bytes:
+    for mapping in mappings:
+        if mapping.path == "[vdso]":
+            with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+                return hashlib.sha256(os.pread(memory.fileno(), mapping.length, mapping.start)).digest()
+    return b""
+
+
+def same_object(one: Mapping, other: Mapping) -> bool:
+    """Whether two mappings, at whatever part of it, show the same thing at the same place."""
+    return (
+        one.kind == other.kind
+        and one.device == other.device
+        and one.inode == other.inode
+        and one.path == other.path
+        and (one.inode == 0 or one.offset - one.start == other.offset - other.start)
+    )
+
+
+def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, int]]:
+    """The shared anonymous memories, as (device, inode), that are mapped at more than one place."""
+    count = Counter((m.device, m.inode) for m in mappings if m.kind is Kind.SHARED_ANONYMOUS)
+    return frozenset(identity for identity, times in count.items() if times > 1)
+
+
+def paged_on_demand(space: AddressSpace) -> list[Mapping]:
+    """The mappings whose missing pages userfaultfd can wait for."""
+    twice = shared_more_than_once(space.mappings)
+    return [
+        mapping
+        for mapping in space.mappings
+        if mapping.kind is Kind.ANONYMOUS
+        or (mapping.kind is Kind.SHARED_ANONYMOUS and (mapping.device, mapping.inode) not in twice)
+    ]
+
+
+def eager_mappings(space: AddressSpace) -> list[Mapping]:
+    """The mappings whose (changed) pages travel before COMMIT; a memory mapped twice counts at its first place."""
+    twice = shared_more_than_once(space.mappings)
+    seen: set[tuple[str, int]] = set()
+    eager = []
+    for mapping in space.mappings:
+        identity = (mapping.device, mapping.inode)
+        if mapping.kind is Kind.PRIVATE_FILE:
+            eager.append(mapping)
+        elif mapping.kind is Kind.SHARED_ANONYMOUS and identity in twice and identity not in seen:
+            seen.add(identity)
+            eager.append(mapping)
+    return eager
+
+
+def mapping_obstacles(space: AddressSpace, open_memfds: Iterable[int] = ()) -> list[Obstacle]:
+    """What about the layout cannot be moved. `open_memfds`: inodes of the memfds that have a descriptor."""
+    reachable = frozenset(open_memfds)
+    found: dict[tuple[str, str], Obstacle] = {}
+    for mapping in space.mappings:
+        name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
+        for flag in sorted(mapping.flags & FORBIDDEN.keys()):
+            if mapping.kind is not Kind.KERNEL:
+                cause, remedy = FORBIDDEN[flag]
+                found.setdefault((mapping.path, flag), Obstacle(name, cause, remedy))
+        if mapping.path.startswith("/SYSV"):
+            found.setdefault(
+                (mapping.path, "sysv"),
+                Obstacle(name, "is System V shared memory", "detach it (shmdt) before the move"),
+            )
+        elif mapping.path.startswith("[aio]") or mapping.path.startswith("/[aio]"):
+            found.setdefault(
+                (mapping.path, "aio"),
+                Obstacle(name, "belongs to POSIX AIO of the kernel", "destroy the io context before the move"),
+            )
+        elif mapping.path.startswith("anon_inode:"):
+            found.setdefault(
+                (mapping.path, "anon"),
+                Obstacle(name, "belongs to a kernel object that does not travel", "close it before the move"),
+            )
+        elif mapping.kind is Kind.MEMFD and mapping.inode not in reachable:
+            found.setdefault(
+                (mapping.path, "memfd"),
+                Obstacle(name, "is a memfd without a descriptor", "keep its descriptor open until the move"),
+            )
+        elif mapping.kind in (Kind.PRIVATE_FILE, Kind.SHARED_FILE) and mapping.path.endswith(" (deleted)"):
+            found.setdefault(
+                (mapping.path, "deleted"),
+                Obstacle(
+                    name,
+                    "maps a file that has been deleted or replaced",
+                    "restart the program so that it maps the file as it is now",
+                ),
+            )
+    return list(found.values())
+
+
+# The destination.
+
+
+def _file_descriptor(program: Program, mapping: Mapping, path: str) -> Result:
+    shared_writable = mapping.kind is Kind.SHARED_FILE and "mw" in mapping.flags
+    access = os.O_RDWR if shared_writable else os.O_RDONLY
+    return program.call(
+        f"open {path}", SYS_openat, AT_FDCWD, program.string(path), access | os.O_CLOEXEC, 0
+    )
+
+
+def map_rows(
+    program: Program,
+    mapping: Mapping,
+    *,
+    path: str | None = None,
+    descriptor: int | None = None,
+    first_place: int | None = None,
+) -> None:
+    """Rows that make one mapping. `path`: where its file is here; `descriptor`: of its memfd, in the husk;
+    `first_place`: where the same shared anonymous memory is already mapped."""
+    label = f"map {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
+    flags = MAP_FIXED_NOREPLACE
+    if mapping.kind is Kind.SHARED_ANONYMOUS and first_place is not None:
+        # An old size of 0 makes another mapping of the same pages (mremap(2)).
+        program.call(
+            label, SYS_mremap, first_place, 0, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start
+        )
+        program.call(label, SYS_mprotect, mapping.start, mapping.length, mapping.protection)
+        return
+    if "nr" in mapping.flags:
+        flags |= MAP_NORESERVE
+    if "gd" in mapping.flags:
+        flags |= MAP_GROWSDOWN | MAP_STACK
+    if mapping.kind in (Kind.ANONYMOUS, Kind.SHARED_ANONYMOUS):
+        flags |= MAP_ANONYMOUS | (MAP_PRIVATE if mapping.kind is Kind.ANONYMOUS else MAP_SHARED)
+        program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, -1, 0)
+        return
+    flags |= MAP_PRIVATE if mapping.kind is Kind.PRIVATE_FILE else MAP_SHARED
+    opened: Result | None = None
+    if descriptor is None:
+        opened = _file_descriptor(program, mapping, path or mapping.path)
+    source: int | Result = opened if opened is not None else descriptor if descriptor is not None else -1
+    program.call(
+        label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, source, mapping.offset
+    )
+    if opened is not None:
+        program.call(f"close {mapping.path}", SYS_close, opened)
+
+
+def advise_rows(program: Program, mapping: Mapping) -> None:
+    """Rows that give a mapping its madvise(2) flags."""
+    for flag, advice in ADVICE.items():
+        if flag in mapping.flags:
+            # KSM and huge pages may be compiled out: advice that this kernel does not know loses nothing.
+            program.call(
+                f"madvise {flag} {mapping.start:x}",
+                SYS_madvise,
+                mapping.start,
+                mapping.length,
+                advice,
+                check=flag not in ("mg", "hg", "nh"),
+            )
+
+
+def lock_rows(program: Program, mapping: Mapping) -> None:
+    """Rows that lock a mapping's pages as they arrive. After registering: a plain mlock would fill it with zeros."""
+    if "lo" in mapping.flags:
+        program.call(
+            f"mlock {mapping.start:x}", SYS_mlock2, mapping.start, mapping.length, MLOCK_ONFAULT, check=False
+        )
+
+
+def unmap_row(program: Program, start: int, end: int) -> None:
+    """A row that unmaps [start, end)."""
+    program.call(f"unmap {start:x}-{end:x}", SYS_munmap, start, end - start)
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do to a staged layout so that it is the final one: ranges to unmap, mappings (or parts) to make and to
+    protect anew."""
+
+    unmap: list[tuple[int, int]]
+    make: list[Mapping]
+    protect: list[Mapping]
+
+
+def _part(mapping: Mapping, start: int, end: int) -> Mapping:
+    offset = mapping.offset + (start - mapping.start) if mapping.inode else mapping.offset
+    return msgspec.structs.replace(mapping, start=start, end=end, offset=offset)
+
+
+def difference(staged: AddressSpace, final: AddressSpace) -> Change:
+    """Compare two layouts piece by piece, a piece being what lies between two neighbouring borders of either."""
+    if staged.mappings == final.mappings:
+        return Change(unmap=[], make=[], protect=[])
+    borders = sorted(
+        {edge for space in (staged, final) for m in space.mappings for edge in (m.start, m.end)}
+    )
+    before = _by_piece(staged, borders)
+    after = _by_piece(final, borders)
+    change = Change(unmap=[], make=[], protect=[])
+    for start, end in zip(borders, borders[1:], strict=False):
+        old, new = before.get(start), after.get(start)
+        if old is not None and (new is None or not same_object(old, new)):
+            change.unmap.append((start, end))
+            old = None
+        if new is None:
+            continue
+        if old is None:
+            change.make.append(_part(new, start, end))
+        elif old.protection != new.protection or old.flags != new.flags:
+            change.protect.append(_part(new, start, end))
+    return change
+
+
+def _by_piece(space: AddressSpace, borders: Sequence[int]) -> dict[int, Mapping]:
+    pieces: dict[int, Mapping] = {}
+    index = 0
+    for mapping in sorted(space.mappings, key=lambda m: m.start):
+        while borders[index] < mapping.start:
+            index += 1
+        position = index
+        while borders[position] < mapping.end:
+            pieces[borders[position]] = mapping
+            position += 1
+    return pieces
