@@ -1,0 +1,74 @@
+# make setup     packages, a Python environment in .venv, the C side; only what is missing
+# make demo      moves a real server between two network namespaces while a client talks to it
+# make test      style, types, unit tests, one program per kernel feature, real programs
+# make bench     downtime, fault latency and bulk rate, each beside a bare C floor
+# make sanitize  the unit tests over C built with ASan and UBSan
+# make clean     removes everything that was built, .venv too
+
+# A venv keeps the interpreter that it was made with; PYTHON chooses another one.
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv python3-dev iproute2 \
+            redis-server nodejs sqlite3
+LAYERS := linux wire process pager source_server restorer
+NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(wildcard $(layer)/*.h))
+PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
+PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: setup demo test check bench sanitize clean packages programs format
+
+setup: packages .venv/installed _lm.abi3.so programs
+	@echo "setup: ready"
+
+packages:
+	@tests/install_packages.sh $(PACKAGES)
+
+.venv/installed: pyproject.toml setup.py | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "setup: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 setup" >&2; exit 1; }
+	@echo "setup: Python environment in .venv"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+_lm.abi3.so: $(NATIVE) | .venv/installed
+	@echo "setup: the C side (_lm.abi3.so, restorer/bin)"
+	@$(BIN)/python build_native.py
+	@touch $@
+
+programs: $(PROGRAMS)
+
+tests/programs/bin/%: tests/programs/%.c tests/programs/check.h | packages
+	@mkdir -p $(@D)
+	@gcc $(PROGRAM_FLAGS) $< -o $@ -lm
+
+demo: setup
+	@$(BIN)/python demo/demo.py
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+test: check
+	$(PYTEST) tests
+
+bench: setup
+	@$(BIN)/python experiments/bench.py
+
+# In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
+sanitize: setup
+	@rm -rf build/sanitize && mkdir -p build/sanitize
+	@git ls-files --cached --others --exclude-standard | tar -cf - -T - | tar -xf - -C build/sanitize
+	@cd build/sanitize && LM_SANITIZE=address,undefined ../../$(BIN)/python build_native.py
+	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
+	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider
+
+format:
+	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch]
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build _lm.c _lm.o *.so *.egg-info restorer/bin tests/programs/bin .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(foreach layer,$(LAYERS) tests demo experiments stubs .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)
