@@ -1,0 +1,151 @@
+#include "wire/channel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Options are wishes: a unix socket pair has none of them (socket(7), tcp(7)). A dead link is noticed after
+ * about twenty seconds of silence. */
+static void set_options(int fd, uint32_t role) {
+    int one = 1, priority = role == LM_ROLE_BULK ? 2 : 6, idle = 5, interval = 5, count = 3;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(fd, SOL_SOCKET, SO_PRIORITY, &priority, sizeof priority);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
+}
+
+int lm_channel_init(struct lm_channel *channel, int fd, uint32_t role, const uint8_t session[16],
+                    uint32_t attempt) {
+    memset(channel, 0, sizeof *channel);
+    channel->fd = -1;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (own < 0)
+        return -errno;
+    int flags = fcntl(own, F_GETFL);
+    if (flags < 0 || fcntl(own, F_SETFL, flags & ~O_NONBLOCK) < 0) {
+        int error = errno;
+        close(own);
+        return -error;
+    }
+    set_options(own, role);
+    channel->fd = own;
+    channel->role = role;
+    channel->attempt = attempt;
+    if (session)
+        memcpy(channel->session, session, sizeof channel->session);
+    return 0;
+}
+
+void lm_channel_deinit(struct lm_channel *channel) {
+    if (channel->fd >= 0)
+        close(channel->fd);
+    channel->fd = -1;
+}
+
+int lm_channel_descriptor(const struct lm_channel *channel) {
+    return channel->fd;
+}
+
+ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
+    for (;;) {
+        ssize_t count = recv(channel->fd, buffer, size, wait ? 0 : MSG_DONTWAIT);
+        if (count > 0) {
+            channel->received += (uint64_t)count;
+            return count;
+        }
+        if (count == 0)
+            return -EPIPE;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+int lm_channel_read_exact(struct lm_channel *channel, void *buffer, size_t size) {
+    char *at = buffer;
+    while (size) {
+        ssize_t count = lm_channel_read(channel, at, size, true);
+        if (count < 0)
+            return (int)count;
+        at += count;
+        size -= (size_t)count;
+    }
+    return 0;
+}
+
+/* Wait until the transport takes more, and keep account of how long that took. */
+static int wait_for_room(struct lm_channel *channel) {
+    struct pollfd room = {.fd = channel->fd, .events = POLLOUT};
+    uint64_t begin = now_ns();
+    int ready = poll(&room, 1, -1);
+    channel->waited_ns += now_ns() - begin;
+    return ready < 0 && errno != EINTR ? -errno : 0;
+}
+
+int lm_channel_writev(struct lm_channel *channel, struct iovec *parts, int count) {
+    while (count) {
+        if (!parts->iov_len) {
+            parts++;
+            count--;
+            continue;
+        }
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+        ssize_t done = sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (done < 0) {
+            if (errno == EINTR)
+                continue;
+            if (errno != EAGAIN)
+                return -errno;
+            int error = wait_for_room(channel);
+            if (error)
+                return error;
+            continue;
+        }
+        channel->sent += (uint64_t)done;
+        while (done) {
+            size_t step = (size_t)done < parts->iov_len ? (size_t)done : parts->iov_len;
+            parts->iov_base = (char *)parts->iov_base + step;
+            parts->iov_len -= step;
+            done -= (ssize_t)step;
+            if (!parts->iov_len) {
+                parts++;
+                count--;
+            }
+        }
+    }
+    return 0;
+}
+
+int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size) {
+    struct iovec part = {.iov_base = (void *)buffer, .iov_len = size};
+    return lm_channel_writev(channel, &part, 1);
+}
+
+size_t lm_channel_pending(const struct lm_channel *channel) {
+    return 0;
+}
+
+size_t lm_channel_queued(const struct lm_channel *channel) {
+    int queued = 0;
+    return ioctl(channel->fd, SIOCOUTQ, &queued) < 0 ? 0 : (size_t)queued;
+}
+
+void lm_channel_shutdown(struct lm_channel *channel) {
+    if (channel->fd >= 0)
+        shutdown(channel->fd, SHUT_RDWR);
+}

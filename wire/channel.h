@@ -1,0 +1,69 @@
+/*
+ * A channel: every byte from and to the peer passes here, above an already connected and authenticated stream
+ * socket.
+ *
+ * Above it nobody knows what carries the bytes. Today that is the socket itself; an encrypting layer would
+ * stand inside channel.c, which is why there is `lm_channel_pending` (bytes that such a layer holds and
+ * poll(2) does not show) and why the descriptor is only for waiting. Loops for partial reads and writes live
+ * here and nowhere else.
+ *
+ * One thread may read while another writes; two readers or two writers need a lock of their own.
+ */
+#ifndef LM_WIRE_CHANNEL_H
+#define LM_WIRE_CHANNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+/* cffi: begin */
+#define LM_ROLE_CONTROL 1
+#define LM_ROLE_FAULT 2
+#define LM_ROLE_BULK 3
+/* cffi: end */
+
+struct lm_channel {
+    int fd;              /* a duplicate of our own; -1 when there is none */
+    uint32_t role;       /* LM_ROLE_... */
+    uint32_t attempt;    /* 1 for the first connection of the session, counted up by each reconnection */
+    uint8_t session[16]; /* both ends' name of the migration */
+    uint64_t received;   /* bytes read so far */
+    uint64_t sent;       /* bytes written so far */
+    uint64_t
+        waited_ns; /* time that writers spent waiting for room: the link, not the processor, is the limit */
+};
+
+/* Take a duplicate of the connected stream socket `fd`, made blocking, with the options its role wants (no
+ * delay, keep-alive, priority before bulk). Returns 0 or -errno. */
+int lm_channel_init(struct lm_channel *channel, int fd, uint32_t role, const uint8_t session[16],
+                    uint32_t attempt);
+void lm_channel_deinit(struct lm_channel *channel);
+
+/* The descriptor to wait on with poll(2). */
+int lm_channel_descriptor(const struct lm_channel *channel);
+
+/* Read what is there, at most `size` bytes; `wait` says whether to wait for the first. Returns the number of
+ * bytes, -EAGAIN when there is nothing and `wait` is false, -EPIPE when the peer has closed, or -errno. */
+ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait);
+
+/* Read exactly `size` bytes. Returns 0, -EPIPE when the peer closed before the end, or -errno. */
+int lm_channel_read_exact(struct lm_channel *channel, void *buffer, size_t size);
+
+/* Write everything, waiting as long as it takes; the vector is changed. Returns 0 or -errno, -EPIPE when the
+ * peer is gone. */
+int lm_channel_writev(struct lm_channel *channel, struct iovec *parts, int count);
+int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size);
+
+/* Bytes that a read would return without waiting and that poll(2) does not show. */
+size_t lm_channel_pending(const struct lm_channel *channel);
+
+/* Bytes written that the peer has not acknowledged yet, 0 if the transport cannot tell. */
+size_t lm_channel_queued(const struct lm_channel *channel);
+
+/* End the connection in both directions: whoever waits in a read or write of it, in any thread, gets an
+ * error. */
+void lm_channel_shutdown(struct lm_channel *channel);
+
+#endif
