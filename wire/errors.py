@@ -1,8 +1,8 @@
 """Errors, each a sentence that names the step, the object, the cause, the remedy and whose fault it is.
 
-The three kinds say who is at fault: LocalError this side, RemoteError the other side (its own words, sent in an
-Abort message), ProtocolError a peer that does not speak as agreed. Refused carries obstacles. `code` is a row of
-the table in wire/exit_codes.py.
+The three kinds say who is at fault: LocalError this side, RemoteError the other side (its own words,
+sent in an Abort message), ProtocolError a peer that does not speak as agreed. Refused carries
+obstacles. `code` is a row of the table in wire/exit_codes.py.
 """
 
 from __future__ import annotations

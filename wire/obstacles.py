@@ -8,7 +8,7 @@ import msgspec
 class Obstacle(msgspec.Struct, frozen=True):
     """One reason why a process cannot be moved: what it is about, why, and what to do.
 
-    As text it is one sentence: "descriptor 7: a pipe that process 12 (cat) holds too; close it in one of them".
+    As text it is one sentence: "descriptor 7: a pipe that process 12 holds too; close it in one of them".
     """
 
     object: str
