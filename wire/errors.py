@@ -24,9 +24,7 @@ class MigrationError(Exception):
 
     whose = ""
 
-    def __init__(
-        self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.SYSTEM
-    ) -> None:
+    def __init__(self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.SYSTEM) -> None:
         super().__init__(step, object, cause, remedy, code)
         self.step = step
         self.object = object
@@ -58,9 +56,7 @@ class ProtocolError(MigrationError):
 
     whose = "the peer is at fault, "
 
-    def __init__(
-        self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.PROTOCOL
-    ) -> None:
+    def __init__(self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.PROTOCOL) -> None:
         super().__init__(step=step, object=object, cause=cause, remedy=remedy, code=code)
 
 

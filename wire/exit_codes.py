@@ -2,8 +2,8 @@
 
 `python -m wire.exit_codes` prints docs/exit-codes.md from it.
 
-The numbers from 64 on are those of sysexits.h where it has a fitting one: programs seldom use them,
-so they are rarely mistaken for the status of the moved process, which lm-restore passes on.
+The numbers from 64 on are those of sysexits.h where it has a fitting one: programs seldom use them, so
+they are rarely mistaken for the status of the moved process, which lm-restore passes on.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ class ExitCode(enum.IntEnum):
         return member
 
     OK = 0, "Done: the process was moved, or --check found nothing in its way."
-    USAGE = 2, "The command line is wrong: an unknown option, a bad number, options that exclude each
-    other." BAD_TICKET = 65, "The ticket cannot be read, or the other side does not have the same one."
+    USAGE = 2, "The command line is wrong: an unknown option, a bad number, options that exclude each other."
+    BAD_TICKET = 65, "The ticket cannot be read, or the other side does not have the same one."
     NO_PROCESS = 66, "There is no such process, or it ended before it was moved."
     REFUSED = 67, "Obstacles: the process cannot be moved as it is. Each is named with its remedy."
     NO_PEER = 68, "The other side cannot be reached: wrong address, nobody listens, no route."
-    LOST_BEFORE = 69, "The connection was lost before COMMIT. The source runs on as if nothing had
-    happened." BUG = 70, "An error in lm-serve or lm-restore themselves; a traceback is printed."
+    LOST_BEFORE = 69, "The connection was lost before COMMIT. The source runs on as if nothing had happened."
+    BUG = 70, "An error in lm-serve or lm-restore themselves; a traceback is printed."
     SYSTEM = 71, "The kernel refused a call or lacks an ability; the sentence names it and its remedy."
     FILES = 72, "A file that the process needs is missing on the destination or differs there."
     CANNOT_LISTEN = 73, "The port is taken or the address is not one of this host."
-    LOST_AFTER = 74, "The peer was lost for good after COMMIT. The moved process keeps waiting for its
-    pages." TIMEOUT = 75, "A time limit passed before COMMIT (--max-freeze, or a silent peer). The source
-    runs on." PROTOCOL = 76, "The peer speaks another protocol version, or broke the protocol."
+    LOST_AFTER = 74, "The peer was lost for good after COMMIT. The moved process keeps waiting for its pages."
+    TIMEOUT = 75, "A time limit passed before COMMIT (--max-freeze, or a silent peer). The source runs on."
+    PROTOCOL = 76, "The peer speaks another protocol version, or broke the protocol."
     NO_PERMISSION = 77, "A permission is missing; the sentence names the capability or setting."
     PEER_FAILED = 78, "The other side gave up before COMMIT and said why. The source runs on."
     INTERRUPTED = 130, "SIGINT before the handover: the process is untouched."

@@ -106,7 +106,8 @@ def read_ticket_file(path: str) -> Ticket:
 
 
 def write_ticket_file(path: str, ticket: Ticket) -> None:
-    """Write the ticket to `path`, readable by its owner alone (mode 0600), complete in the moment it appears.
+    """Write the ticket to `path`, readable by its owner alone (mode 0600), complete in the moment it
+    appears.
 
     LocalError (SYSTEM) when the folder does not let us.
     """
