@@ -11,7 +11,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { READS_BOUND = 100 };
+enum { READS_BOUND = 100, DRAIN_CHUNK = 4096, POLL_US = 10000, DELIVERY_POLLS = 60000 };
 
 static int bytes_acknowledged(int socket, uint64_t *count) {
     struct tcp_info info = {0};
@@ -51,21 +51,44 @@ int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
     return process_vm_writev(pid, &here, 1, &there, 1, 0) == sizeof word ? 0 : -errno;
 }
 
+/* Tell the peer by a FIN, never by a reset: a socket closed with unread bytes resets, and a reset says nothing. */
+static void say_no(int socket) {
+    char bytes[DRAIN_CHUNK];
+
+    shutdown(socket, SHUT_RDWR);
+    while (recv(socket, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+        ;
+}
+
+/* Keep the socket until the peer has COMMIT: closed, it would be sent again only while the kernel cares to. */
+static void see_delivered(int socket) {
+    int queued = 1;
+
+    for (int polls = 0; polls < DELIVERY_POLLS && queued > 0; polls++) {
+        if (ioctl(socket, SIOCOUTQ, &queued) != 0)
+            return;
+        if (queued > 0)
+            usleep(POLL_US);
+    }
+}
+
 int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline) {
     uint64_t written = 0;
-    uint32_t word = LM_PARK_GO_HOME;
     char byte = 0;
     ssize_t length = 0;
+    int error = 0;
 
     do {
         length = read(lifeline, &byte, 1);
     } while (length > 0 || (length < 0 && errno == EINTR));
     if (__atomic_load_n(&custody->state, __ATOMIC_SEQ_CST) != LM_CUSTODY_PARKED)
         return 0;
-    /* A socket that cannot be asked any more had a connection: what is not known to be unsent counts as sent. */
-    if (lm_bytes_written(control_socket, &written) != 0 || written > custody->bytes_before_commit)
-        word = LM_PARK_STAY;
-    else
-        shutdown(control_socket, SHUT_RDWR);
-    return lm_park_decide(custody->pid, custody->flag_address, word);
+    /* A socket that cannot be asked had a connection: what is not known to be unsent counts as sent. */
+    if (lm_bytes_written(control_socket, &written) != 0 || written > custody->bytes_before_commit) {
+        error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_STAY);
+        see_delivered(control_socket);
+        return error;
+    }
+    say_no(control_socket);
+    return lm_park_decide(custody->pid, custody->flag_address, LM_PARK_GO_HOME);
 }
