@@ -79,3 +79,14 @@ class Refused(MigrationError):
 
     def __str__(self) -> str:
         return "\n".join([super().__str__(), *(f"  {obstacle}" for obstacle in self.obstacles)])
+
+
+class ConnectionLost(MigrationError):
+    """The connection to the peer ended without a word. What that means depends on whether COMMIT was
+    sent.
+    """
+
+    def __init__(
+        self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.LOST_BEFORE
+    ) -> None:
+        super().__init__(step=step, object=object, cause=cause, remedy=remedy, code=code)

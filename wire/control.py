@@ -1,0 +1,173 @@
+"""The CONTROL connection at work: messages over a blocking socket, each wait with a limit.
+
+One thread sends, one receives. Pings are answered and Pongs are taken in while receiving, unseen by the
+caller. Nothing is ever read beyond the message at hand, so poll(2) on `fileno()` tells the truth.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import statistics
+import time
+from typing import TypeVar
+
+from wire.errors import ConnectionLost, LocalError, Refused
+from wire.exit_codes import ExitCode
+from wire.messages import (
+    Abort,
+    FrameReader,
+    Message,
+    Obstacles,
+    Ping,
+    Pong,
+    broken,
+    encode,
+    error_of,
+)
+
+SEND_SECONDS = 30.0
+Expected = TypeVar("Expected")
+
+
+class ControlChannel:
+    """The CONTROL connection of one side.
+
+    Every method can raise ConnectionLost (the peer or the network is gone), LocalError with TIMEOUT (a
+    limit passed), and `receive` and `expect` ProtocolError (the peer sent what cannot be).
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._reader = FrameReader()
+        self._pongs: list[Pong] = []
+        self._number = 0
+        self.round_trip_ns = 0
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for the next message."""
+        return self._connection.fileno()
+
+    def send(self, message: Message, timeout: float = SEND_SECONDS) -> None:
+        """Encode and send."""
+        self.send_bytes(encode(message), timeout)
+
+    def send_bytes(self, data: bytes, timeout: float = SEND_SECONDS) -> None:
+        """Send what `encode` made beforehand: one call of send(2), unless the socket's buffer is full."""
+        deadline = time.monotonic() + timeout
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._connection.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                if not self._wait(select.POLLOUT, deadline):
+                    raise _silent(f"it took no bytes for {timeout:g} s") from None
+            except OSError as error:
+                raise _lost(error.strerror or str(error)) from None
+
+    def receive(self, timeout: float | None = None) -> Message:
+        """The next message, waiting at most `timeout` seconds for all of it (None: as long as it takes)."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            message = self._next(deadline)
+            if message is None:
+                raise _silent(f"nothing came for {timeout:g} s")
+            if isinstance(message, Ping):
+                self.send(Pong(number=message.number))
+            elif isinstance(message, Pong):
+                self._pongs.append(message)
+            else:
+                return message
+
+    def expect(self, kind: type[Expected], timeout: float | None = None) -> Expected:
+        """The next message, which must be of `kind`.
+
+        An Abort raises RemoteError, Obstacles raise Refused, and anything else is a ProtocolError.
+        """
+        message = self.receive(timeout)
+        if isinstance(message, kind):
+            return message
+        if isinstance(message, Abort):
+            raise error_of(message)
+        if isinstance(message, Obstacles):
+            raise Refused(message.found)
+        raise broken(f"it is a {type(message).__name__} where a {kind.__name__} is due")
+
+    def measure_round_trip(self, count: int = 5, timeout: float = 10.0) -> int:
+        """Ask `count` times; the median in nanoseconds, also kept as `round_trip_ns`.
+
+        The peer must be receiving, and neither side may have anything else under way.
+        """
+        deadline = time.monotonic() + timeout
+        times = []
+        for _ in range(count):
+            self._number += 1
+            begin = time.monotonic_ns()
+            self.send(Ping(number=self._number))
+            while Pong(number=self._number) not in self._pongs:
+                message = self._next(deadline)
+                if message is None:
+                    raise _silent(f"no answer for {timeout:g} s")
+                if isinstance(message, Ping):
+                    self.send(Pong(number=message.number))
+                elif isinstance(message, Pong):
+                    self._pongs.append(message)
+                elif isinstance(message, Abort):
+                    raise error_of(message)
+                else:
+                    raise broken(f"it is a {type(message).__name__} where a Pong is due")
+            times.append(time.monotonic_ns() - begin)
+            self._pongs.clear()
+        self.round_trip_ns = int(statistics.median(times))
+        return self.round_trip_ns
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _next(self, deadline: float | None) -> Message | None:
+        """The next message of any kind; None when the deadline passed. What came of it so far is kept."""
+        while True:
+            try:
+                data = self._connection.recv(min(self._reader.wanted(), 1 << 20), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not self._wait(select.POLLIN, deadline):
+                    return None
+                continue
+            except OSError as error:
+                raise _lost(error.strerror or str(error)) from None
+            if not data:
+                whole = self._reader.is_empty()
+                raise _lost("it was closed" if whole else "it was closed in the middle of a message")
+            message = self._reader.receive(data)
+            if message is not None:
+                return message
+
+    def _wait(self, events: int, deadline: float | None) -> bool:
+        """Wait for the socket; False when the deadline passed."""
+        poll = select.poll()
+        poll.register(self._connection, events)
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            if poll.poll(None if left is None else left * 1000 + 1):
+                return True
+
+
+def _lost(cause: str) -> ConnectionLost:
+    return ConnectionLost(
+        step="the control connection",
+        object="the connection to the other side",
+        cause=cause[:1].lower() + cause[1:],
+        remedy="look at what the other side says, and at the network between",
+    )
+
+
+def _silent(cause: str) -> LocalError:
+    return LocalError(
+        step="the control connection",
+        object="the other side",
+        cause=cause,
+        remedy="look at what it says, and at the network between",
+        code=ExitCode.TIMEOUT,
+    )

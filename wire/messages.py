@@ -1,0 +1,296 @@
+"""What travels on the CONTROL connection, and how it is framed.
+
+Every message is one frame, all numbers little endian:
+
+    0   u32 length      bytes that follow the header, at most LONGEST
+    4   u32 unpacked    bytes after decompression, at most LONGEST; equal to `length` in a plain frame
+    8   u8  form        1 plain, 2 zstd; 0 is invalid
+    9   3   0
+    12      the message: MessagePack, a map whose "kind" says which of the structs below it is
+
+Unknown fields are skipped, an unknown kind breaks the protocol. Who sends what, and when, stands in
+docs/protocol.md. The payloads (`msgspec.Raw`) are MessagePack too; their types belong to the floors above,
+which decode them with `unpack`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeVar
+
+import msgspec
+import zstandard
+
+from wire.errors import MigrationError, ProtocolError, RemoteError
+from wire.exit_codes import ExitCode
+from wire.host import HostFacts
+from wire.obstacles import Obstacle
+
+LONGEST = 64 << 20
+COMPRESS_FROM = 64 << 10
+PLAIN, ZSTD = 1, 2
+HEADER = struct.Struct("<IIB3s")
+NOTHING = msgspec.Raw(b"\xc0")
+
+Payload = TypeVar("Payload")
+
+
+class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="greeting"):
+    """Both sides' first message. `wishes` is what the other side needs to know of the options."""
+
+    host: HostFacts
+    wishes: dict[str, str | int | float | bool | None] = {}
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
+    """Source: the process as it is while it runs."""
+
+    payload: msgspec.Raw
+
+
+class Obstacles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="obstacles"):
+    """Either side: these stand in the way, all of them. The migration ends here."""
+
+    found: list[Obstacle]
+
+
+class Staged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="staged"):
+    """Destination: the husk stands, the source may freeze. `pid` as the destination host sees it."""
+
+    pid: int
+    payload: msgspec.Raw = NOTHING
+
+
+class Pushed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pushed"):
+    """Source: push number `push` went out on BULK; destination: it has arrived and lies in the husk."""
+
+    push: int
+    payload: msgspec.Raw = NOTHING
+
+
+class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="freezing"):
+    """Source: the freeze begins now. Wakes the destination up; needs no answer."""
+
+
+class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="final"):
+    """Source: the process as it is, frozen."""
+
+    payload: msgspec.Raw
+
+
+class Late(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="late"):
+    """Source: what took longer to find out than the Final, which travels already."""
+
+    payload: msgspec.Raw
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ready"):
+    """Destination: only the resume is left, and it cannot fail."""
+
+    payload: msgspec.Raw = NOTHING
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit"):
+    """Source: from here on the destination's copy is the process. Nothing of the source thaws any more.
+
+    frozen_ns       from the freeze until this message was sent, by the source's clock
+    round_trip_ns   measured before the freeze; half of it is this message's way
+    """
+
+    frozen_ns: int
+    round_trip_ns: int
+
+
+class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="resumed"):
+    """Destination: the process runs. `resume_ns` from COMMIT received until then."""
+
+    pid: int
+    resume_ns: int
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signal"):
+    """Source: a signal that arrived after the freeze. `info` is its siginfo; `thread` 0: the whole
+    process.
+    """
+
+    thread: int
+    info: bytes
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):
+    """Destination: how far the pages are."""
+
+    pages: int
+    pages_total: int
+    faults: int
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="finished"):
+    """Destination: every page is here, the source's copy is not needed any more."""
+
+    payload: msgspec.Raw = NOTHING
+
+
+class Goodbye(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="goodbye"):
+    """Source: the copy has left. The last message."""
+
+    payload: msgspec.Raw = NOTHING
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="abort"):
+    """Either side, before COMMIT: it gives up, and why."""
+
+    step: str
+    object: str
+    cause: str
+    remedy: str
+    code: int = ExitCode.PEER_FAILED
+
+
+class Ping(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ping"):
+    """Either side: answer with a Pong of the same number. Never between READY and COMMIT."""
+
+    number: int
+
+
+class Pong(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pong"):
+    """The answer to a Ping."""
+
+    number: int
+
+
+Message = (
+    Greeting
+    | Description
+    | Obstacles
+    | Staged
+    | Pushed
+    | Freezing
+    | Final
+    | Late
+    | Ready
+    | Commit
+    | Resumed
+    | Signal
+    | Progress
+    | Finished
+    | Goodbye
+    | Abort
+    | Ping
+    | Pong
+)
+
+
+def pack(value: object) -> msgspec.Raw:
+    """A value of the floors above as a payload."""
+    return msgspec.Raw(msgspec.msgpack.encode(value))
+
+
+def unpack(payload: msgspec.Raw, kind: type[Payload]) -> Payload:
+    """A payload as a value of type `kind`. ProtocolError if it is none."""
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise broken(f"its payload is no {kind.__name__}: {error}") from None
+
+
+def broken(cause: str) -> ProtocolError:
+    """The peer sent something that cannot be."""
+    return ProtocolError(
+        step="the control connection",
+        object="a message",
+        cause=cause,
+        remedy="install the same version on both hosts",
+    )
+
+
+def encode(message: Message, *, compress: bool | None = None) -> bytes:
+    """The frame of a message. By default it is compressed from COMPRESS_FROM bytes on.
+
+    ValueError when it is longer than a frame can be.
+    """
+    plain = msgspec.msgpack.encode(message)
+    if len(plain) > LONGEST:
+        raise ValueError(f"a message of {len(plain)} bytes is longer than a frame can be ({LONGEST})")
+    if compress or (compress is None and len(plain) >= COMPRESS_FROM):
+        packed = zstandard.ZstdCompressor(level=1).compress(plain)
+        if len(packed) < len(plain):
+            return HEADER.pack(len(packed), len(plain), ZSTD, b"\0\0\0") + packed
+    return HEADER.pack(len(plain), len(plain), PLAIN, b"\0\0\0") + plain
+
+
+def _decode_body(body: bytes, unpacked: int, form: int) -> Message:
+    if form == ZSTD:
+        try:
+            if zstandard.frame_content_size(body) != unpacked:
+                raise broken("its compressed length is not what its header says")
+            body = zstandard.ZstdDecompressor().decompress(body, max_output_size=unpacked)
+        except zstandard.ZstdError as error:
+            raise broken(f"it cannot be decompressed ({error})") from None
+    try:
+        message: Message = msgspec.msgpack.decode(body, type=Message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise broken(f"it cannot be read: {error}") from None
+    return message
+
+
+class FrameReader:
+    """Bytes in, messages out. Never asks for more than the message at hand, so nothing is ever left
+    over.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._length = self._unpacked = self._form = 0
+
+    def wanted(self) -> int:
+        """How many bytes are missing until the next message, as far as is known; never 0."""
+        if len(self._held) < HEADER.size:
+            return HEADER.size - len(self._held)
+        return HEADER.size + self._length - len(self._held)
+
+    def is_empty(self) -> bool:
+        """Is the stream between two messages?"""
+        return not self._held
+
+    def receive(self, data: bytes) -> Message | None:
+        """Take at most `wanted()` bytes; the message that they complete. ProtocolError for what is none."""
+        self._held += data
+        if len(self._held) < HEADER.size:
+            return None
+        if not self._form:
+            self._take_header()
+        if len(self._held) < HEADER.size + self._length:
+            return None
+        body, unpacked, form = bytes(self._held[HEADER.size :]), self._unpacked, self._form
+        self._held.clear()
+        self._form = 0
+        return _decode_body(body, unpacked, form)
+
+    def _take_header(self) -> None:
+        length, unpacked, form, zeros = HEADER.unpack(bytes(self._held[: HEADER.size]))
+        if form not in (PLAIN, ZSTD) or zeros != b"\0\0\0":
+            raise broken(f"its form {form} does not exist")
+        if not 0 < length <= LONGEST or not 0 < unpacked <= LONGEST:
+            raise broken(f"it claims to be {max(length, unpacked)} bytes long, at most {LONGEST} are possible")
+        if form == PLAIN and length != unpacked:
+            raise broken("its two lengths differ")
+        self._length, self._unpacked, self._form = length, unpacked, form
+
+
+def abort_of(error: MigrationError) -> Abort:
+    """The Abort that tells the peer of an error on this side."""
+    return Abort(step=error.step, object=error.object, cause=error.cause, remedy=error.remedy, code=int(error.code))
+
+
+def error_of(abort: Abort) -> RemoteError:
+    """The error that a peer's Abort means here. Its kind of failure is kept where the table has it."""
+    kept = [code for code in ExitCode if code not in (ExitCode.OK, ExitCode.USAGE, ExitCode.BUG)]
+    code = next((code for code in kept if code == abort.code), ExitCode.PEER_FAILED)
+    words = [_one_line(word) for word in (abort.step, abort.object, abort.cause, abort.remedy)]
+    return RemoteError(step=words[0], object=words[1], cause=words[2], remedy=words[3], code=code)
+
+
+def _one_line(text: str) -> str:
+    """A peer's words as they may be shown on a terminal: printable, and not endless."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:500])
