@@ -106,6 +106,13 @@ void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint
         registers->rsp = stack_pointer;
 }
 
+void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer) {
+    registers->rip = stub + LM_STUB_PARK;
+    registers->r12 = word;
+    registers->r13 = frame_pointer;
+    registers->orig_rax = (unsigned long long)-1;
+}
+
 uint64_t lm_arch_row(const struct user_regs_struct *registers) {
     return registers->rbx;
 }

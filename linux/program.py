@@ -188,14 +188,16 @@ class Program:
         """Bytes of an area's room that are surely enough."""
         return (len(self._labels) + _ENDING_ROWS) * _ROW_SIZE + self._align + len(self._data)
 
-    def encode(self, address: int, size: int, ending: Ending = Ending.TRAP) -> Encoded:
+    def encode(
+        self, address: int, size: int, ending: Ending = Ending.TRAP, end_signal: int = END_SIGNAL
+    ) -> Encoded:
         """Relocate the program to a table at `address` with `size` bytes of room.
 
-        Raises ProgramTooLarge.
+        `end_signal` is one that the process ignores by default and does not handle. Raises ProgramTooLarge.
         """
         table_end = len(self._words) * 8
         words = array("Q", self._words)
-        words.extend(_ending(address + table_end, ending))
+        words.extend(_ending(address + table_end, ending, end_signal))
         data_place = -(-(address + len(words) * 8) // self._align) * self._align
         total = data_place - address + len(self._data)
         if total > size:
@@ -263,9 +265,9 @@ class Outcome:
 _ENDING_ROWS: int = lib.LM_ENDING_ROWS
 
 
-def _ending(address: int, ending: Ending) -> list[int]:
+def _ending(address: int, ending: Ending, end_signal: int) -> list[int]:
     """The rows, at `address`, by which a program tells its tracer that it is done: tgkill(getpid(), gettid(),
-    END_SIGNAL).
+    end_signal).
 
     The ids are asked for there, since they are those of the process's own PID namespace.
     """
@@ -279,7 +281,7 @@ def _ending(address: int, ending: Ending) -> list[int]:
         copy_result(0, 0),
         [SYS_gettid, 0, 0, 0, 0, 0, 0, 0],
         copy_result(2, 1),
-        [SYS_tgkill, 0, 0, END_SIGNAL, 0, 0, 0, 0],
+        [SYS_tgkill, 0, 0, end_signal, 0, 0, 0, 0],
         [lib.LM_ROW_TRAP << 32 if ending is Ending.TRAP else SYS_rt_sigreturn, 0, 0, 0, 0, 0, 0, 0],
     ]
     return [word for row in rows for word in row]

@@ -30,7 +30,7 @@ class Custody:
     control_socket: int
 
     def parked(self, pid: int, flag_address: int) -> None:
-        """The threads of `pid` are about to wait for the word at `flag_address`; COMMIT has not been sent. Raises OSError."""
+        """The threads of `pid` are about to wait for the word at `flag_address`; COMMIT is not sent. Raises OSError."""
         count = ffi.new("uint64_t *")
         check(lib.lm_bytes_written(self.control_socket, count), pid)
         self.state.pid = pid

@@ -1,0 +1,186 @@
+"""The stopped threads of a source: what they were, programs in all of them at once, parking (source_threads.h).
+
+One mapping, made in the source by a lone call, holds everything: the stub, the word that parked threads wait for, a
+frame for each thread's way home, and the programs' tables.
+"""
+
+from __future__ import annotations
+
+import mmap
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from _lm import ffi, lib
+
+from linux import tracee
+from linux.errors import check
+from linux.program import Ending, Outcome, Program
+from linux.syscall_numbers import SYS_mmap, SYS_munmap
+from linux.walk_home import Gadgets
+
+FLAG_ROOM = 64
+STAY = 1
+PROGRAM_ALIGNMENT = 64
+# Ignored by default and seen by a tracer all the same; the first one that the process does not handle is used.
+END_SIGNALS = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
+MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPLACE (mmap(2))
+
+
+@dataclass(frozen=True)
+class ThreadState:
+    """What a thread was at the freeze: struct user_regs_struct, the signal mask and the xsave image, all as bytes."""
+
+    registers: bytes
+    signal_mask: int
+    xstate: bytes
+
+
+@dataclass
+class SourceThreads:
+    """All threads of a stopped source, the leader first, with the mapping that their programs use.
+
+    `address` is 0 until `map_stub` has made the mapping."""
+
+    pid: int
+    tids: list[int]
+    handle: Any
+    end_signal: int
+    address: int = 0
+    length: int = 0
+
+    @property
+    def flag_address(self) -> int:
+        """Where the word is that parked threads wait for."""
+        return self.address + int(lib.LM_STUB_ROOM)
+
+    @property
+    def tables_address(self) -> int:
+        """Where programs begin."""
+        frames = len(self.tids) * int(lib.lm_source_frame_size(self.handle))
+        return self.address + int(lib.LM_STUB_ROOM) + FLAG_ROOM + frames
+
+
+def choose_end_signal(caught: int) -> int | None:
+    """The signal by which programs end, given the set of signals that the process handles (SigCgt of
+    /proc/PID/status, bit n-1 for signal n); None if it handles every candidate."""
+    for candidate in END_SIGNALS:
+        if not caught >> (candidate - 1) & 1:
+            return int(candidate)
+    return None
+
+
+def look_threads(pid: int, tids: Sequence[int], end_signal: int) -> SourceThreads:
+    """Read every thread's registers, mask and vector state. `tids` are stopped tracees, the leader first.
+
+    Raises ProcessGone, OSError."""
+    out = ffi.new("struct lm_source_threads **")
+    check(lib.lm_source_threads_init(ffi.new("int[]", list(tids)), len(tids), out), pid)
+    return SourceThreads(pid, list(tids), ffi.gc(out[0], lib.lm_source_threads_deinit), end_signal)
+
+
+def thread_state(threads: SourceThreads, index: int) -> ThreadState:
+    """The state of one thread as it was at the freeze."""
+    length = ffi.new("size_t *")
+    xstate = lib.lm_source_xstate(threads.handle, index, length)
+    registers = lib.lm_source_registers(threads.handle, index)
+    return ThreadState(
+        bytes(ffi.buffer(registers, lib.lm_source_registers_size())),
+        int(lib.lm_source_mask(threads.handle, index)),
+        bytes(ffi.buffer(xstate, length[0])),
+    )
+
+
+def room_needed(threads: SourceThreads, programs: Mapping[int, Program]) -> int:
+    """Bytes that the mapping needs for these programs, a multiple of the page size."""
+    tables = sum(_padded(program.size()) for program in programs.values())
+    total = threads.tables_address - threads.address + tables
+    return -(-total // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def map_stub(threads: SourceThreads, gadgets: Gadgets, frame: int, address: int, length: int) -> None:
+    """Make the mapping at a free address, with the stub and every thread's frame in it.
+
+    Raises OSError (EEXIST: the address is taken), ProcessGone."""
+    _lone_call(threads, gadgets, frame, SYS_mmap, address, length, 7, MAP_FLAGS, -1, 0)
+    threads.address, threads.length = address, length
+    write_frames(threads)
+
+
+def write_frames(threads: SourceThreads, word: int = 0) -> None:
+    """Write the stub, the waiting word (0: undecided) and the frames, for what is every thread's home now."""
+    head = int(lib.LM_STUB_ROOM) + FLAG_ROOM
+    content = bytearray(threads.tables_address - threads.address)
+    content[: lib.LM_STUB_ROOM] = ffi.buffer(lib.lm_stub_code(), lib.LM_STUB_ROOM)
+    waiting_word = ffi.new("uint32_t *", word)
+    content[lib.LM_STUB_ROOM : lib.LM_STUB_ROOM + 4] = ffi.buffer(waiting_word)
+    frames = ffi.from_buffer(content)
+    check(
+        lib.lm_source_frames(threads.handle, threads.address + head, frames + head, len(content) - head), threads.pid
+    )
+    tracee.write_memory(threads.pid, threads.address, content)
+
+
+def unmap_stub(threads: SourceThreads, gadgets: Gadgets, frame: int) -> None:
+    """Take the mapping away again; every thread is at home."""
+    if threads.address:
+        _lone_call(threads, gadgets, frame, SYS_munmap, threads.address, threads.length, 0, 0, 0, 0)
+        threads.address = threads.length = 0
+
+
+def run_in_source(threads: SourceThreads, programs: Mapping[int, Program]) -> dict[int, Outcome]:
+    """Run a program in each of the threads that have one (by tid), all at once.
+
+    Raises SyscallFailed for a checked row that failed, ProcessGone, OSError."""
+    encoded = {}
+    content = bytearray()
+    start = threads.tables_address
+    for tid, program in programs.items():
+        place = start + len(content)
+        room = _padded(program.size())
+        code = program.encode(place, room, Ending.GO_HOME, threads.end_signal)
+        encoded[tid] = (place - start, code)
+        content += code.content.ljust(room, b"\0")
+    if start + len(content) > threads.address + threads.length:
+        raise ValueError(f"programs of {len(content)} bytes do not fit the mapping of {threads.length}")
+    tracee.write_memory(threads.pid, start, content)
+    starts = ffi.new("struct lm_source_program[]", len(threads.tids))
+    for index, tid in enumerate(threads.tids):
+        if tid in encoded:
+            starts[index].table, starts[index].ending = encoded[tid][1].table, encoded[tid][1].ending
+    check(lib.lm_source_run(threads.handle, starts, threads.address, threads.end_signal), threads.pid)
+    memory = tracee.read_memory(threads.pid, start, len(content))
+    return {
+        tid: programs[tid].outcome(threads.pid, code.table, memory[offset : offset + _padded(programs[tid].size())])
+        for tid, (offset, code) in encoded.items()
+    }
+
+
+def park(threads: SourceThreads) -> None:
+    """Set every thread on the waiting loop, still stopped. Raises ProcessGone, OSError."""
+    check(lib.lm_source_park(threads.handle, threads.address, threads.flag_address), threads.pid)
+
+
+def settle(threads: SourceThreads) -> None:
+    """After COMMIT: the waiting loop is every thread's home from now on, and the word says to stay."""
+    lib.lm_source_settle(threads.handle, threads.address, threads.flag_address)
+    write_frames(threads, STAY)
+
+
+def bring_home(threads: SourceThreads) -> None:
+    """Put every thread's mask and registers back, still stopped. Raises OSError."""
+    check(lib.lm_source_home(threads.handle), threads.pid)
+
+
+def _lone_call(threads: SourceThreads, gadgets: Gadgets, frame: int, number: int, *arguments: int) -> int:
+    way = ffi.new("struct lm_way_home *")
+    way.syscall_return, way.signal_return, way.frame = gadgets.syscall_return, gadgets.signal_return, frame
+    result = ffi.new("int64_t *")
+    words = ffi.new("uint64_t[6]", [argument & ((1 << 64) - 1) for argument in arguments])
+    check(lib.lm_lone_call(threads.pid, way, number, words, result), threads.pid)
+    return check(result[0], threads.pid)
+
+
+def _padded(size: int) -> int:
+    return -(-size // PROGRAM_ALIGNMENT) * PROGRAM_ALIGNMENT
