@@ -119,7 +119,7 @@ def write_frames(threads: SourceThreads, word: int = 0) -> None:
     check(
         lib.lm_source_frames(threads.handle, threads.address + head, frames + head, len(content) - head), threads.pid
     )
-    tracee.write_memory(threads.pid, threads.address, content)
+    tracee.write_memory(threads.pid, threads.address, bytes(content))
 
 
 def unmap_stub(threads: SourceThreads, gadgets: Gadgets, frame: int) -> None:
@@ -144,7 +144,7 @@ def run_in_source(threads: SourceThreads, programs: Mapping[int, Program]) -> di
         content += code.content.ljust(room, b"\0")
     if start + len(content) > threads.address + threads.length:
         raise ValueError(f"programs of {len(content)} bytes do not fit the mapping of {threads.length}")
-    tracee.write_memory(threads.pid, start, content)
+    tracee.write_memory(threads.pid, start, bytes(content))
     starts = ffi.new("struct lm_source_program[]", len(threads.tids))
     for index, tid in enumerate(threads.tids):
         if tid in encoded:
