@@ -116,9 +116,7 @@ def write_frames(threads: SourceThreads, word: int = 0) -> None:
     waiting_word = ffi.new("uint32_t *", word)
     content[lib.LM_STUB_ROOM : lib.LM_STUB_ROOM + 4] = ffi.buffer(waiting_word)
     frames = ffi.from_buffer(content)
-    check(
-        lib.lm_source_frames(threads.handle, threads.address + head, frames + head, len(content) - head), threads.pid
-    )
+    check(lib.lm_source_frames(threads.handle, threads.address + head, frames + head, len(content) - head), threads.pid)
     tracee.write_memory(threads.pid, threads.address, bytes(content))
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from linux import procfs
+from linux.maps import MapEntry
 
 # x86-64: `syscall; ret`, and rt_sigreturn as glibc (mov $15,%rax) and musl (mov $15,%eax) write it.
 SYSCALL_RETURN = b"\x0f\x05\xc3"
@@ -24,7 +24,7 @@ class Gadgets:
     signal_return: int
 
 
-def find_gadgets(pid: int, mappings: Iterable[procfs.MapEntry]) -> Gadgets | None:
+def find_gadgets(pid: int, mappings: Iterable[MapEntry]) -> Gadgets | None:
     """Search the process's own program text, the C library first; None where either is missing. Reads memory."""
     executable = [m for m in mappings if "x" in m.permissions and m.path != "[vsyscall]"]
     executable.sort(key=lambda m: ("libc" not in m.path, "ld-" not in m.path, m.end - m.start))
@@ -41,7 +41,7 @@ def find_gadgets(pid: int, mappings: Iterable[procfs.MapEntry]) -> Gadgets | Non
     return None
 
 
-def _pieces(memory: int, mappings: Iterable[procfs.MapEntry]) -> Iterator[tuple[int, bytes]]:
+def _pieces(memory: int, mappings: Iterable[MapEntry]) -> Iterator[tuple[int, bytes]]:
     for mapping in mappings:
         for start in range(mapping.start, mapping.end, CHUNK):
             # Pieces overlap a little, so that no sequence is cut in two.

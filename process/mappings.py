@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import itertools
 import mmap
 import os
 from collections import Counter
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from linux import procfs
+from linux.maps import MapEntry, maps, smaps
 from linux.program import Program, Result
 from linux.syscall_numbers import (
     SYS_close,
@@ -133,7 +134,7 @@ def _kind(path: str, shared: bool, inode: int) -> Kind:
     return Kind.SHARED_FILE if shared else Kind.PRIVATE_FILE
 
 
-def mapping_of(entry: procfs.MapEntry, flags: Iterable[str] = ()) -> Mapping:
+def mapping_of(entry: MapEntry, flags: Iterable[str] = ()) -> Mapping:
     """The wire form of one line of /proc/PID/maps, with its VmFlags where they are known."""
     shared = entry.permissions[3] == "s"
     return Mapping(
@@ -152,10 +153,8 @@ def mapping_of(entry: procfs.MapEntry, flags: Iterable[str] = ()) -> Mapping:
 def look_address_space(pid: int) -> AddressSpace:
     """The layout with all flags: reads smaps, which walks the memory (13 ms per GiB of small pages). Live.
 
-    Raises procfs.ProcessGone."""
-    mappings = [
-        mapping_of(entry, entry.flags) for entry in procfs.smaps(pid) if entry.path not in IGNORED_NAMES
-    ]
+    Raises ProcessGone."""
+    mappings = [mapping_of(entry, entry.flags) for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
     return AddressSpace(mappings=mappings, vdso_digest=_vdso_digest(pid, mappings))
 
 
@@ -164,16 +163,14 @@ def look_again(pid: int, earlier: AddressSpace) -> AddressSpace:
 
     A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
     being looked at pays for a walk."""
-    entries = [entry for entry in procfs.maps(pid) if entry.path not in IGNORED_NAMES]
+    entries = [entry for entry in maps(pid) if entry.path not in IGNORED_NAMES]
     known = {(mapping.start, mapping.end): mapping for mapping in earlier.mappings}
     mappings = []
     for entry in entries:
         before = known.get((entry.start, entry.end))
         plain = mapping_of(entry)
         if before is None or not same_object(before, plain):
-            return AddressSpace(
-                mappings=look_address_space(pid).mappings, vdso_digest=earlier.vdso_digest
-            )
+            return AddressSpace(mappings=look_address_space(pid).mappings, vdso_digest=earlier.vdso_digest)
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
     return AddressSpace(mappings=mappings, vdso_digest=earlier.vdso_digest)
 
@@ -281,9 +278,7 @@ def mapping_obstacles(space: AddressSpace, open_memfds: Iterable[int] = ()) -> l
 def _file_descriptor(program: Program, mapping: Mapping, path: str) -> Result:
     shared_writable = mapping.kind is Kind.SHARED_FILE and "mw" in mapping.flags
     access = os.O_RDWR if shared_writable else os.O_RDONLY
-    return program.call(
-        f"open {path}", SYS_openat, AT_FDCWD, program.string(path), access | os.O_CLOEXEC, 0
-    )
+    return program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), access | os.O_CLOEXEC, 0)
 
 
 def map_rows(
@@ -300,9 +295,7 @@ def map_rows(
     flags = MAP_FIXED_NOREPLACE
     if mapping.kind is Kind.SHARED_ANONYMOUS and first_place is not None:
         # An old size of 0 makes another mapping of the same pages (mremap(2)).
-        program.call(
-            label, SYS_mremap, first_place, 0, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start
-        )
+        program.call(label, SYS_mremap, first_place, 0, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start)
         program.call(label, SYS_mprotect, mapping.start, mapping.length, mapping.protection)
         return
     if "nr" in mapping.flags:
@@ -318,9 +311,7 @@ def map_rows(
     if descriptor is None:
         opened = _file_descriptor(program, mapping, path or mapping.path)
     source: int | Result = opened if opened is not None else descriptor if descriptor is not None else -1
-    program.call(
-        label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, source, mapping.offset
-    )
+    program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, source, mapping.offset)
     if opened is not None:
         program.call(f"close {mapping.path}", SYS_close, opened)
 
@@ -343,9 +334,7 @@ def advise_rows(program: Program, mapping: Mapping) -> None:
 def lock_rows(program: Program, mapping: Mapping) -> None:
     """Rows that lock a mapping's pages as they arrive. After registering: a plain mlock would fill it with zeros."""
     if "lo" in mapping.flags:
-        program.call(
-            f"mlock {mapping.start:x}", SYS_mlock2, mapping.start, mapping.length, MLOCK_ONFAULT, check=False
-        )
+        program.call(f"mlock {mapping.start:x}", SYS_mlock2, mapping.start, mapping.length, MLOCK_ONFAULT, check=False)
 
 
 def unmap_row(program: Program, start: int, end: int) -> None:
@@ -371,13 +360,11 @@ def difference(staged: AddressSpace, final: AddressSpace) -> Change:
     """Compare two layouts piece by piece, a piece being what lies between two neighbouring borders of either."""
     if staged.mappings == final.mappings:
         return Change(unmap=[], make=[], protect=[])
-    borders = sorted(
-        {edge for space in (staged, final) for m in space.mappings for edge in (m.start, m.end)}
-    )
+    borders = sorted({edge for space in (staged, final) for m in space.mappings for edge in (m.start, m.end)})
     before = _by_piece(staged, borders)
     after = _by_piece(final, borders)
     change = Change(unmap=[], make=[], protect=[])
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         old, new = before.get(start), after.get(start)
         if old is not None and (new is None or not same_object(old, new)):
             change.unmap.append((start, end))
