@@ -1,0 +1,266 @@
+"""What ties a process to others, or sets it apart from those that can be moved: each named as an obstacle.
+
+All of it is read from outside. What is slow (looking at every process of the host) belongs to the look at the
+live process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from linux import kcmp
+from linux.errors import ProcessGone
+from process.attributes import look_stat
+from process.status import parse_status, read_status
+from wire.obstacles import Obstacle
+
+KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
+ELF_MAGIC = b"\x7fELF"
+ELF_CLASS_OFFSET = 4
+ELF_CLASS_64 = 2
+SHADOW_STACK = "shstk"
+
+
+def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> list[Obstacle]:
+    """Whatever makes this process one that cannot be moved at all, or not with what it has now.
+
+    `status` are the lines of its status; `own_tracer` is the tracer that is no obstacle: lm-serve. Raises
+    ProcessGone.
+    """
+    name = f"process {pid}"
+    stat = look_stat(pid)
+    if int(stat[8]) & KERNEL_THREAD:
+        return [Obstacle(object=name, cause="it is a kernel thread", remedy="choose a process of a program")]
+    if stat[2] in ("Z", "X"):
+        return [
+            Obstacle(
+                object=name,
+                cause="it has ended and only waits for its parent to take note",
+                remedy="choose a process that runs",
+            )
+        ]
+    if pid in ancestors():
+        return [
+            Obstacle(
+                object=name,
+                cause="lm-serve was started by it, or by a process of it",
+                remedy="start lm-serve from another session",
+            )
+        ]
+    if pid == os.getpid():
+        return [Obstacle(object=name, cause="it is lm-serve itself", remedy="choose another process")]
+    found = [
+        *_tracer(status, own_tracer),
+        *_seccomp(pid, status),
+        *_architecture(pid, status),
+        *child_obstacles(pid, status),
+        *_namespaces(pid),
+    ]
+    if stat[2] == "D":
+        # Not for ever, most of the time: said, since the freeze would wait for it.
+        found.append(
+            Obstacle(
+                object=name,
+                cause="it waits in the kernel for a device or a file system and cannot be stopped",
+                remedy="try again when the operation is over",
+            )
+        )
+    return found
+
+
+def ancestors() -> list[int]:
+    """The ids of this process's parent, its parent, and so on."""
+    line = []
+    pid = os.getppid()
+    while pid > 0:
+        line.append(pid)
+        try:
+            pid = int(look_stat(pid)[3])
+        except ProcessGone:
+            break
+    return line
+
+
+def _tracer(status: dict[str, str], own_tracer: int) -> list[Obstacle]:
+    tracer = int(status.get("TracerPid", "0"))
+    if tracer in (0, own_tracer):
+        return []
+    return [
+        Obstacle(
+            object="tracer",
+            cause=f"process {tracer} ({command(tracer)}) traces it",
+            remedy="detach the debugger or tracer first",
+        )
+    ]
+
+
+def _seccomp(pid: int, status: dict[str, str]) -> list[Obstacle]:
+    found = []
+    for tid in thread_ids(pid):
+        try:
+            mode = parse_status(read_status(pid, tid)).get("Seccomp", "0")
+        except ProcessGone:
+            continue
+        if mode != "0":
+            found.append(
+                Obstacle(
+                    object="seccomp",
+                    cause=f"thread {tid} runs under seccomp (mode {mode}), whose filters the kernel does not give away",
+                    remedy="run the process without the filter (for a container: seccomp=unconfined)",
+                )
+            )
+            break
+    return found
+
+
+def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
+    found = []
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as file:
+            header = file.read(ELF_CLASS_OFFSET + 1)
+    except FileNotFoundError:
+        header = b""
+    if header[:4] == ELF_MAGIC and header[ELF_CLASS_OFFSET] != ELF_CLASS_64:
+        found.append(
+            Obstacle(
+                object="program",
+                cause="it is a 32-bit program",
+                remedy="run its 64-bit build",
+            )
+        )
+    if SHADOW_STACK in status.get("x86_Thread_features", "").split():
+        found.append(
+            Obstacle(
+                object="shadow stack",
+                cause="the process runs with a shadow stack, which cannot be given to another",
+                remedy="start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+            )
+        )
+    return found
+
+
+def _namespaces(pid: int) -> list[Obstacle]:
+    found = []
+    for kind, meaning in (("mnt", "its paths lead elsewhere"), ("ipc", "its System V objects are others")):
+        if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
+            found.append(
+                Obstacle(
+                    object=f"{kind} namespace",
+                    cause=f"the process lives in another one than lm-serve, and {meaning}",
+                    remedy=f"run lm-serve inside it: nsenter --target {pid} --{'mount' if kind == 'mnt' else kind}",
+                )
+            )
+    return found
+
+
+def child_obstacles(pid: int, status: dict[str, str] | None = None) -> list[Obstacle]:
+    """Living and dead children of any of its threads."""
+    found = []
+    for child in children(pid):
+        try:
+            state = look_stat(child)[2]
+        except ProcessGone:
+            continue
+        if state in ("Z", "X"):
+            cause, remedy = "a child that has ended is not yet waited for", "let the process wait for it (wait(2))"
+        else:
+            cause, remedy = "it is a child of the process and would stay behind", "let it end first"
+        found.append(Obstacle(object=f"process {child} ({command(child)})", cause=cause, remedy=remedy))
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The ids of the children of all threads (/proc/PID/task/TID/children, else by the parents of all
+    processes).
+    """
+    found = []
+    try:
+        for tid in thread_ids(pid):
+            found += [int(word) for word in Path(f"/proc/{pid}/task/{tid}/children").read_text().split()]
+    except FileNotFoundError:
+        found = [other for other in all_processes() if _parent(other) == pid]
+    return found
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(look_stat(pid)[3])
+    except ProcessGone:
+        return 0
+
+
+def thread_ids(pid: int) -> list[int]:
+    """The threads of a process now, as the host sees their ids. Raises ProcessGone."""
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except FileNotFoundError:
+        raise ProcessGone(pid) from None
+
+
+def all_processes() -> list[int]:
+    """The processes that /proc shows."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def command(pid: int) -> str:
+    """A process's name for a message."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "gone"
+
+
+def sharing_obstacles(pid: int) -> list[Obstacle]:
+    """Slow: other processes that share memory space, descriptors, or directories with this one, or that it
+    traces.
+    """
+    own = set(thread_ids(pid))
+    found = []
+    for other in all_processes():
+        if other == pid:
+            continue
+        shared = [
+            word
+            for word, same in (
+                ("memory", kcmp.same_address_space),
+                ("descriptors", kcmp.same_descriptor_table),
+                ("directories", kcmp.same_filesystem_state),
+            )
+            if _same(same, pid, other)
+        ]
+        if shared:
+            found.append(
+                Obstacle(
+                    object=f"process {other} ({command(other)})",
+                    cause=f"it shares its {' and '.join(shared)} with the process (clone(2))",
+                    remedy="let it end first",
+                )
+            )
+        found += _traced_by(other, own)
+    return found
+
+
+def _traced_by(other: int, tracers: Iterable[int]) -> list[Obstacle]:
+    try:
+        tracer = int(parse_status(read_status(other)).get("TracerPid", "0"))
+    except (ProcessGone, PermissionError):
+        return []
+    if tracer not in tracers:
+        return []
+    return [
+        Obstacle(
+            object=f"process {other} ({command(other)})",
+            cause="the process traces it",
+            remedy="end the debugging or tracing first",
+        )
+    ]
+
+
+def _same(compare: object, pid: int, other: int) -> bool:
+    assert callable(compare)
+    try:
+        return bool(compare(pid, other))
+    except (OSError, ProcessGone):
+        return False

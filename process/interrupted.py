@@ -1,0 +1,279 @@
+"""System calls in which the freeze caught a thread, and how each goes on at the destination.
+
+What the kernel is about to return says which kind it is (measured, and signal(7)):
+
+    -512, -513, -514   the kernel makes the call again by itself: the registers are enough
+    -4                 the call has no restart and would be seen to fail: it is wound back, unless a signal
+    did it
+    -516               the call goes on from state inside the kernel that does not travel (restart_syscall(2))
+
+For the last kind the time that was left is described, and the destination's thread makes the same call with
+it, entered
+and interrupted at once, so that the kernel there has such state of its own; then the source's registers are
+put in.
+How long was left: nanosleep(2) with a second argument tells it in memory; an absolute futex timeout needs no
+telling; otherwise it
+follows from when the thread fell asleep (`se.exec_start` in /proc/PID/sched, read while it sleeps). Where
+that is not known the time is
+taken from the moment the sleep was first seen, else it is the whole: too long, never too short.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from _lm import ffi, lib
+
+from linux import syscall_numbers as numbers
+from linux import tracee
+from linux.arch_x86_64 import Registers
+from linux.program import ProgramArea
+
+RESTART_WITH_BLOCK = -516
+# Calls that answer EINTR to a mere stop and have no way to go on (signal(7), "Interruption of system calls
+# ... by stop signals").
+NEVER_RESTARTED = frozenset(
+    {
+        numbers.SYS_epoll_wait,
+        numbers.SYS_epoll_pwait,
+        numbers.SYS_epoll_pwait2,
+        numbers.SYS_rt_sigtimedwait,
+        numbers.SYS_semop,
+        numbers.SYS_semtimedop,
+        numbers.SYS_io_getevents,
+        numbers.SYS_io_pgetevents,
+        numbers.SYS_recvfrom,
+        numbers.SYS_recvmsg,
+        numbers.SYS_recvmmsg,
+        numbers.SYS_sendto,
+        numbers.SYS_sendmsg,
+        numbers.SYS_sendmmsg,
+        numbers.SYS_read,
+        numbers.SYS_readv,
+        numbers.SYS_write,
+        numbers.SYS_writev,
+        numbers.SYS_accept,
+        numbers.SYS_accept4,
+        numbers.SYS_connect,
+    }
+)
+NANOSECONDS = 1_000_000_000
+MILLISECOND = 1_000_000
+FUTEX_COMMAND = ~(int(lib.FUTEX_PRIVATE_FLAG) | int(lib.FUTEX_CLOCK_REALTIME))
+# `mov $number, %eax; syscall`: how the number stands before the instruction pointer in nearly all code.
+CALL_CODE_LENGTH = 7
+MAXIMUM_POLL_ENTRIES = 1 << 20
+MAXIMUM_TIMEOUT = 0x7FFFFFFF
+SYSCALL_INSTRUCTION = b"\x0f\x05"
+TIME_OFFSET = 16
+TIME_ARGUMENT = {numbers.SYS_nanosleep: 0, numbers.SYS_clock_nanosleep: 2, numbers.SYS_futex: 3}
+ALL_SIGNALS = (1 << 64) - 1
+
+
+class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that has to be made anew with what is left of its time.
+
+    `remaining` is in nanoseconds at the moment the process's clocks were described; `arguments` are the
+    call's own.
+    `touched` are the (address, length) places that the kernel reads or writes when the call is made.
+    """
+
+    number: int
+    arguments: tuple[int, ...]
+    remaining: int
+    touched: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """A running look at a sleeping thread: since when, by its processor's clock, and by which count of
+    switches.
+    """
+
+    switches: int
+    processor: int
+    began: int
+    seen: int
+
+
+def look_sleep(tid: int) -> Sleep | None:
+    """When a thread that now waits in the kernel was last running; None when the kernel does not tell.
+
+    `began` is nanoseconds of the processor's own clock, `seen` those of CLOCK_MONOTONIC now.
+    """
+    try:
+        text = Path(f"/proc/{tid}/sched").read_text()
+        status = Path(f"/proc/{tid}/stat").read_text()
+    except OSError:
+        return None
+    values = {}
+    for line in text.splitlines():
+        name, separator, value = line.partition(":")
+        if separator:
+            values[name.strip()] = value.strip()
+    try:
+        began = round(float(values["se.exec_start"]) * MILLISECOND)
+        switches = int(values["nr_switches"])
+        processor = int(status.rpartition(")")[2].split()[36])
+    except (KeyError, ValueError, IndexError):
+        return None
+    return Sleep(switches, processor, began, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+
+
+def slept(before: Sleep | None, after: Sleep | None, frozen_at: int) -> int:
+    """Nanoseconds that the sleep interrupted by the freeze had lasted at `frozen_at` (CLOCK_MONOTONIC), at least.
+
+    `before` was seen while it slept, `after` once it had been stopped: one switch more means that nothing
+    else came between.
+    The two beginnings are of the same clock only on the same processor.
+    """
+    if before is None or after is None or after.switches != before.switches + 1:
+        return 0
+    if after.processor == before.processor:
+        return max(0, min(after.began - before.began, frozen_at))
+    return max(0, frozen_at - before.seen)
+
+
+def call_made(state: Registers, code: bytes) -> int:
+    """The number of the call that the thread is in; `code` are the bytes before its instruction pointer.
+
+    A call that went on once already shows as restart_syscall with the arguments of the one it continues.
+    """
+    if state.syscall_number != numbers.SYS_restart_syscall:
+        return state.syscall_number
+    if len(code) >= CALL_CODE_LENGTH and code[-7:-6] == b"\xb8" and code[-2:] == SYSCALL_INSTRUCTION:
+        return int.from_bytes(code[-6:-2], "little")
+    first, second, third = state.arguments[:3]
+    if first < 16 and second in (0, 1) and third > 4096:
+        return int(numbers.SYS_clock_nanosleep)
+    if second & FUTEX_COMMAND == 0 and first > 4096 and first % 4 == 0:
+        return int(numbers.SYS_futex)
+    if second > 4096 or second == 0:
+        return int(numbers.SYS_nanosleep)
+    return int(numbers.SYS_poll)
+
+
+def needs_time(state: Registers) -> bool:
+    """Whether the thread was caught in a call that goes on from the kernel's own state."""
+    return state.syscall_number >= 0 and state.result == RESTART_WITH_BLOCK
+
+
+def decide(
+    state: Registers, unblocked_signal: bool, code: bytes, read_memory: Reader, already_slept: int
+) -> tuple[Registers, InterruptedCall | None]:
+    """The registers with which a frozen thread is to go on, and the call to be made anew if there is one.
+
+    `unblocked_signal`: a signal waits that the thread will take when it runs; it then gets the EINTR that a
+    handler's
+    author expects. `code` are the bytes before the instruction pointer. Raises OSError when the time of a
+    call cannot be read.
+    """
+    if state.syscall_number < 0:
+        return state, None
+    if state.result == -errno.EINTR and state.syscall_number in NEVER_RESTARTED and not unblocked_signal:
+        return state.rewound(), None
+    if state.result != RESTART_WITH_BLOCK:
+        return state, None
+    number = call_made(state, code)
+    state = state.replaced(syscall_number=number)
+    call = describe_call(number, state.arguments, read_memory, already_slept)
+    # Without a description the timeout is absolute, or the call is none of those: made again as it was.
+    return (state.rewound(), None) if call is None else (state, call)
+
+
+class Reader:
+    """Reads the frozen process's memory."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __call__(self, address: int, length: int) -> bytes:
+        """`length` bytes at `address`. Raises OSError when they are not there."""
+        return tracee.read_memory(self.pid, address, length)
+
+
+def describe_call(
+    number: int, arguments: tuple[int, ...], read_memory: Reader, already_slept: int
+) -> InterruptedCall | None:
+    """What is left of a sleep, a futex wait or a poll; None when making the call again as it was is right."""
+    if number in (numbers.SYS_nanosleep, numbers.SYS_clock_nanosleep):
+        request, left = arguments[:2] if number == numbers.SYS_nanosleep else arguments[2:4]
+        size = int(ffi.sizeof("lm_timespec"))
+        if left:
+            remaining = _nanoseconds(read_memory(left, size))
+        else:
+            remaining = max(0, _nanoseconds(read_memory(request, size)) - already_slept)
+        return InterruptedCall(
+            number=number, arguments=arguments, remaining=remaining, touched=((left, size),) if left else ()
+        )
+    if number == numbers.SYS_futex and arguments[1] & FUTEX_COMMAND == lib.FUTEX_WAIT:
+        size = int(ffi.sizeof("lm_timespec"))
+        remaining = max(0, _nanoseconds(read_memory(arguments[3], size)) - already_slept)
+        return InterruptedCall(
+            number=int(numbers.SYS_futex), arguments=arguments, remaining=remaining, touched=((arguments[0], 4),)
+        )
+    if number == numbers.SYS_poll:
+        timeout = arguments[2] & MAXIMUM_TIMEOUT
+        entries = min(arguments[1], MAXIMUM_POLL_ENTRIES)
+        return InterruptedCall(
+            number=int(numbers.SYS_poll),
+            arguments=arguments,
+            remaining=max(0, timeout * MILLISECOND - already_slept),
+            touched=((arguments[0], entries * int(ffi.sizeof("lm_poll_entry"))),),
+        )
+    return None
+
+
+def _nanoseconds(raw: bytes) -> int:
+    value = ffi.cast("lm_timespec *", ffi.from_buffer(raw))
+    return int(value.tv_sec) * NANOSECONDS + int(value.tv_nsec)
+
+
+def continue_call(tid: int, area: ProgramArea, call: InterruptedCall, source: Registers, elapsed: int = 0) -> Registers:
+    """Make `call` in the stopped thread `tid` of the husk, interrupt it at once, and return its final
+    registers.
+
+    `area` is memory of programs that no thread uses now; `source` are the registers from the source;
+    `elapsed` are the
+    nanoseconds that have passed since the description. The places in `call.touched` must be present.
+    A call that ends at once, because what it waits for has come, has its result in the registers returned.
+    """
+    remaining = max(1, call.remaining - elapsed)
+    setting = ffi.new("lm_timespec *")
+    setting.tv_sec, setting.tv_nsec = divmod(remaining, NANOSECONDS)
+    place = area.table + TIME_OFFSET
+    tracee.write_memory(tid, area.table, SYSCALL_INSTRUCTION.ljust(TIME_OFFSET, b"\0") + bytes(ffi.buffer(setting)))
+    arguments = list(call.arguments)
+    if call.number == numbers.SYS_poll:
+        arguments[2] = min(-(-remaining // MILLISECOND), MAXIMUM_TIMEOUT)
+    else:
+        arguments[TIME_ARGUMENT[call.number]] = place
+    tracee.set_signal_mask(tid, ALL_SIGNALS)
+    before = tracee.get_registers(tid)
+    tracee.set_registers(tid, before.at_call(area.table, call.number, *arguments))
+    _enter_and_interrupt(tid)
+    result = tracee.get_registers(tid).result
+    if result == RESTART_WITH_BLOCK:
+        return source
+    return source.replaced(result=result, syscall_number=-1)
+
+
+def _enter_and_interrupt(tid: int) -> None:
+    """Let a stopped thread make the call it is about to make, with an interruption already waiting.
+
+    Requires PTRACE_O_TRACESYSGOOD. The interruption is asked for at the entry, so the call sleeps for no
+    moment.
+    """
+    tracee.resume_to_syscall(tid)
+    stop = tracee.wait(tid)
+    while stop.kind is not tracee.StopKind.SYSCALL:
+        tracee.resume_to_syscall(tid)
+        stop = tracee.wait(tid)
+    tracee.interrupt(tid)
+    tracee.resume(tid)
+    while tracee.wait(tid).kind is not tracee.StopKind.INTERRUPT:
+        tracee.resume(tid)

@@ -1,0 +1,44 @@
+"""The lines of /proc/PID/status, and which of them stay the same while a process does nothing about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from linux.errors import ProcessGone
+
+# Counters and momentary states: their change says nothing about what the process is (proc_pid_status(5)).
+CHANGING = frozenset(
+    {
+        b"State", b"TracerPid", b"FDSize", b"Threads", b"SigQ", b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt",
+        b"voluntary_ctxt_switches", b"nonvoluntary_ctxt_switches", b"Mems_allowed", b"Mems_allowed_list",
+        b"HugetlbPages", b"THP_enabled", b"CoreDumping", b"untag_mask",
+    }
+)  # fmt: skip
+
+
+def read_status(pid: int, tid: int | None = None) -> bytes:
+    """The raw status of a process, or of one of its threads. Raises ProcessGone."""
+    path = Path(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(tid or pid) from None
+
+
+def parse_status(raw: bytes) -> dict[str, str]:
+    """Its lines by name, without the surrounding space."""
+    lines = {}
+    for line in raw.splitlines():
+        name, separator, value = line.partition(b":")
+        if separator:
+            lines[name.decode()] = value.strip().decode("utf-8", "surrogateescape")
+    return lines
+
+
+def proof(raw: bytes) -> bytes:
+    """The part of a status that stays as it is unless the process's identity, rights or settings change."""
+    return b"\n".join(
+        line
+        for line in raw.splitlines()
+        if line.partition(b":")[0] not in CHANGING and not line.startswith((b"Vm", b"Rss"))
+    )

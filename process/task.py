@@ -1,0 +1,356 @@
+"""A process without its memory and descriptors: the one place where the rest of this folder's parts meet.
+
+On the source:
+
+    live     look_task(pid)                                    everything /proc tells; the sleeps under way
+    frozen   look_stopped_task(pid, stops, live)               what ptrace and /proc tell of the stopped threads
+             ask_process, ask_thread(program)                  rows run in the leader, and in each thread
+             look_pending_signals(stopped)                     after the timers were asked
+             complete_task(stopped, pending, answers...)       the description that travels
+
+The destination's side is process/task_rebuild.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from _lm import ffi
+
+from linux import tracee
+from linux.arch_x86_64 import Registers
+from linux.errors import ProcessGone
+from linux.program import Data, Outcome, Program
+from process import attributes, credentials, family, interrupted, limits, signals, threads, timers
+from process.attributes import Attributes, MemoryPlan
+from process.clocks import Clocks, look_clocks
+from process.credentials import Credentials
+from process.limits import Limits
+from process.signals import Signals
+from process.status import parse_status, proof, read_status
+from process.threads import StoppedThread, Thread, ThreadOutside
+from process.timers import PosixTimer, Timers
+from wire.obstacles import Obstacle
+
+
+class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """A process's threads and attributes. `pid` is its id as it sees itself, `host_pid` as the source host
+    does.
+
+    The first of `threads` is the leader. In a live description they lack what only a stopped thread tells.
+    """
+
+    pid: int
+    host_pid: int
+    clocks: Clocks
+    threads: tuple[Thread, ...]
+    credentials: Credentials
+    limits: Limits
+    attributes: Attributes
+    memory_plan: MemoryPlan
+    signals: Signals = Signals()
+    timers: Timers = Timers()
+
+
+@dataclass(frozen=True)
+class LiveTask:
+    """The look at the running process, with what makes the frozen look short."""
+
+    description: TaskDescription
+    outside: dict[int, ThreadOutside]
+    proof: bytes
+    sleeps: dict[int, interrupted.Sleep]
+
+
+@dataclass(frozen=True)
+class StoppedTask:
+    """The frozen process before anything is run in it; `asleep` are nanoseconds slept, by host thread id."""
+
+    pid: int
+    threads: tuple[StoppedThread, ...]
+    stopped: bool
+    clocks: Clocks
+    outside: dict[int, ThreadOutside]
+    description: TaskDescription
+    asleep: dict[int, int]
+
+
+@dataclass(frozen=True)
+class PendingSignals:
+    """The signals that wait, looked at after the timers were asked; `monotonic` is when, by the process's
+    clock.
+    """
+
+    shared: tuple[bytes, ...]
+    of_threads: dict[int, tuple[bytes, ...]]
+    monotonic: int
+
+
+@dataclass(frozen=True)
+class ProcessQuestion:
+    """Where the answers of `ask_process` stand."""
+
+    answers: Data
+    timers: Data
+    posix_timers: tuple[PosixTimer, ...]
+
+
+@dataclass(frozen=True)
+class ProcessAnswers:
+    """What the leader has told: raw structures, and when."""
+
+    answers: bytes
+    timers: bytes
+    posix_timers: tuple[PosixTimer, ...]
+
+
+def look_task(pid: int) -> LiveTask:
+    """Read a running process from outside. Raises ProcessGone, PermissionError without the right to trace it."""
+    raw = read_status(pid)
+    status = parse_status(raw)
+    outside = _look_outside(pid)
+    held = credentials.look_credentials(status)
+    description = TaskDescription(
+        pid=outside[pid].tid,
+        host_pid=pid,
+        clocks=look_clocks(pid),
+        threads=tuple(
+            Thread(
+                tid=thread.tid,
+                host_tid=thread.host_tid,
+                name=thread.name,
+                scheduling=thread.scheduling,
+                credentials=held,
+                robust_list=thread.robust_list,
+                robust_list_length=thread.robust_list_length,
+            )
+            for thread in outside.values()
+        ),
+        credentials=held,
+        limits=limits.look_limits(pid, status),
+        attributes=attributes.look_attributes(pid, status),
+        memory_plan=attributes.look_memory_plan(pid),
+        signals=Signals(stopped=status["State"].startswith("T")),
+        timers=Timers(posix_timers=timers.look_timers(pid)),
+    )
+    sleeps = {tid: sleep for tid in outside if (sleep := interrupted.look_sleep(tid)) is not None}
+    return LiveTask(description, outside, proof(raw), sleeps)
+
+
+def _look_outside(pid: int) -> dict[int, ThreadOutside]:
+    """All threads, the leader first. Raises ProcessGone when the leader has ended."""
+    found = {pid: threads.look_thread_outside(pid, pid)}
+    for tid in family.thread_ids(pid):
+        if tid == pid:
+            continue
+        try:
+            found[tid] = threads.look_thread_outside(pid, tid)
+        except ProcessGone:
+            continue
+    return found
+
+
+def task_obstacles(live: LiveTask, own_tracer: int = 0) -> list[Obstacle]:
+    """Everything that stands in the way of moving the running process, seen from the source. Slow: looks at
+    all processes.
+    """
+    description = live.description
+    pid = description.host_pid
+    status = parse_status(read_status(pid))
+    others = []
+    for thread in description.threads[1:]:
+        try:
+            lines = parse_status(read_status(pid, thread.host_tid))
+        except ProcessGone:
+            continue
+        others.append((thread.tid, credentials.look_credentials(lines)))
+    return [
+        *family.process_obstacles(pid, status, own_tracer),
+        *family.sharing_obstacles(pid),
+        *credentials.namespace_obstacles(pid),
+        *credentials.thread_obstacles(description.credentials, others),
+        *limits.limits_obstacles(description.limits),
+        *timers.timer_obstacles(description.timers, description.pid, [one.tid for one in description.threads]),
+    ]
+
+
+def look_stopped_task(pid: int, stops: Sequence[tracee.Stop], live: LiveTask) -> StoppedTask:
+    """Read the frozen process, the leader's stop first, before any program runs in it.
+
+    It is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
+    """
+    description, outside = live.description, live.outside
+    clocks = look_clocks(pid)
+    raw = read_status(pid)
+    if proof(raw) != live.proof:
+        status = parse_status(raw)
+        description = msgspec.structs.replace(
+            description,
+            credentials=credentials.look_credentials(status),
+            attributes=attributes.look_attributes(pid, status),
+        )
+    tids = [stop.tid for stop in stops]
+    if any(tid not in outside for tid in tids):
+        outside = {**_look_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
+    looked = tuple(threads.look_stopped_thread(tid) for tid in tids)
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    return StoppedTask(
+        pid=pid,
+        threads=looked,
+        stopped=any(stop.kind is tracee.StopKind.GROUP for stop in stops),
+        clocks=clocks,
+        outside=outside,
+        description=msgspec.structs.replace(description, limits=limits.look_again(pid, raw, description.limits)),
+        asleep={
+            thread.host_tid: interrupted.slept(
+                live.sleeps.get(thread.host_tid), interrupted.look_sleep(thread.host_tid), now
+            )
+            for thread in looked
+            if interrupted.needs_time(Registers(thread.registers))
+        },
+    )
+
+
+def look_pending_signals(stopped: StoppedTask) -> PendingSignals:
+    """The pending signals of the frozen process, after `ask_process` has run.
+
+    In this order a timer that runs out meanwhile is seen in both places, and can be told
+    (`timers.expired_by`).
+    """
+    tids = [thread.host_tid for thread in stopped.threads]
+    return PendingSignals(
+        shared=signals.look_pending(tids[0], shared=True),
+        of_threads={tid: signals.look_pending(tid, shared=False) for tid in tids},
+        monotonic=look_clocks(stopped.pid).monotonic,
+    )
+
+
+def look_late_signals(stopped: StoppedTask, described: PendingSignals) -> list[tuple[int | None, int]]:
+    """(thread id as the process sees it, or None, signal) for all that came since: to be sent at the
+    destination.
+    """
+    now = look_pending_signals(stopped)
+    queues = [(None, now.shared, described.shared)]
+    found: list[tuple[int | None, int]] = []
+    for tid, queue in now.of_threads.items():
+        late = signals.late_signals(queue, described.of_threads.get(tid, ()))
+        found += [(stopped.outside[tid].tid, signals.signal_number(information)) for information in late]
+    for _, queue, known in queues:
+        found += [(None, signals.signal_number(information)) for information in signals.late_signals(queue, known)]
+    return found
+
+
+def ask_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuestion:
+    """Rows for the frozen leader: actions of signals, limits, prctl settings, timers. They change nothing.
+
+    `posix_timers` are those of `timers.look_timers`, read again when frozen: it is one small file.
+    """
+    answers = program.reserve(int(ffi.sizeof("lm_process_answers")))
+    signals.ask_actions(program, answers + int(ffi.offsetof("lm_process_answers", "actions")))
+    limits.ask_limits(program, answers + int(ffi.offsetof("lm_process_answers", "limits")))
+    attributes.ask_attributes(program, answers)
+    return ProcessQuestion(answers, timers.ask_timers(program, posix_timers), tuple(posix_timers))
+
+
+def answer_process(outcome: Outcome, question: ProcessQuestion) -> ProcessAnswers:
+    """What the leader told."""
+    return ProcessAnswers(outcome.read(question.answers), outcome.read(question.timers), question.posix_timers)
+
+
+def complete_task(
+    stopped: StoppedTask,
+    pending: PendingSignals,
+    answers: ProcessAnswers,
+    thread_answers: Mapping[int, bytes],
+) -> TaskDescription:
+    """The whole description; `thread_answers` are by host thread id (`threads.answer_thread`).
+
+    Raises OSError when the time of an interrupted call cannot be read from the process's memory.
+    """
+    held = stopped.description.credentials
+    raw = answers.answers
+    told_timers = timers.answer_timers(answers.timers, answers.posix_timers)
+    alarm, expired = timers.expired_by(told_timers, pending.monotonic - stopped.clocks.monotonic)
+    actions_offset = int(ffi.offsetof("lm_process_answers", "actions"))
+    actions_size = signals.SIGNALS * int(ffi.sizeof("lm_kernel_sigaction"))
+    limits_offset = int(ffi.offsetof("lm_process_answers", "limits"))
+    shared = signals.without_expired(pending.shared, alarm, expired)
+    whole = []
+    for thread in stopped.threads:
+        own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
+        registers, call = _decide(stopped, thread, signals.takes_any(thread.signal_mask, (*own, *shared)))
+        whole.append(
+            threads.complete_thread(
+                stopped.outside[thread.host_tid],
+                thread,
+                registers,
+                own,
+                thread_answers[thread.host_tid],
+                held,
+                call,
+            )
+        )
+    told = ffi.cast("lm_process_answers *", ffi.from_buffer(raw))
+    description = stopped.description
+    return msgspec.structs.replace(
+        description,
+        # From before the asking: what was left of a timer was told then or a little later, so it is never too
+        # short.
+        clocks=stopped.clocks,
+        threads=tuple(whole),
+        credentials=whole[0].credentials,
+        limits=msgspec.structs.replace(
+            description.limits,
+            limits=limits.answer_limits(raw[limits_offset : limits_offset + 16 * len(limits.LIMITS)]),
+            personality=max(0, told.personality),
+        ),
+        attributes=attributes.answer_attributes(raw, description.attributes),
+        memory_plan=msgspec.structs.replace(description.memory_plan, program_break=attributes.answer_break(raw)),
+        signals=Signals(
+            actions=signals.answer_actions(raw[actions_offset : actions_offset + actions_size]),
+            pending=shared,
+            stopped=stopped.stopped,
+        ),
+        timers=told_timers,
+    )
+
+
+def _decide(
+    stopped: StoppedTask, thread: StoppedThread, takes_signal: bool
+) -> tuple[Registers, interrupted.InterruptedCall | None]:
+    registers = Registers(thread.registers)
+    code = b""
+    reader = interrupted.Reader(stopped.pid)
+    if interrupted.needs_time(registers):
+        length = interrupted.CALL_CODE_LENGTH
+        try:
+            code = reader(registers.instruction_pointer - length, length)
+        except OSError:
+            code = b""
+    return interrupted.decide(registers, takes_signal, code, reader, stopped.asleep.get(thread.host_tid, 0))
+
+
+def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Obstacle]:
+    """What only the frozen process could tell: other credentials in a thread, keyrings, 32-bit code, new
+    children.
+    """
+    found = credentials.thread_obstacles(
+        task.threads[0].credentials, [(thread.tid, thread.credentials) for thread in task.threads[1:]]
+    )
+    for thread in task.threads:
+        if not Registers(thread.registers).is_64_bit:
+            found.append(Obstacle(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
+        if threads.keyring_of(thread_answers[thread.host_tid]):
+            found.append(
+                Obstacle(
+                    object=f"keyring of thread {thread.tid}",
+                    cause="a thread or process keyring (keyrings(7)) belongs to the kernel it was made in",
+                    remedy="keep the keys in a session keyring, or revoke them",
+                )
+            )
+    found += timers.timer_obstacles(task.timers, task.pid, [thread.tid for thread in task.threads])
+    found += family.child_obstacles(task.host_pid)
+    return found

@@ -1,0 +1,44 @@
+#include "process/task_facts.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int lm_thread_outside(int tid, struct lm_thread_outside *out) {
+    struct sched_attr scheduling = {0};
+    void *head = NULL;
+    size_t length = 0;
+    long answer = 0;
+
+    memset(out, 0, sizeof *out);
+    if (syscall(SYS_get_robust_list, tid, &head, &length) != 0)
+        return -errno;
+    out->robust_list = (uint64_t)(uintptr_t)head;
+    out->robust_list_length = length;
+    if (syscall(SYS_sched_getattr, tid, &scheduling, sizeof scheduling, 0) != 0)
+        return -errno;
+    out->policy = (int32_t)scheduling.sched_policy;
+    out->nice = scheduling.sched_nice;
+    out->priority = (int32_t)scheduling.sched_priority;
+    answer = syscall(SYS_sched_getaffinity, tid, sizeof out->affinity, out->affinity);
+    if (answer < 0)
+        return -errno;
+    out->affinity_length = (int32_t)answer;
+    answer = syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid);
+    out->io_priority = answer < 0 ? -errno : (int32_t)answer;
+    return 0;
+}
+
+int lm_own_secure_bits(void) {
+    int bits = prctl(PR_GET_SECUREBITS);
+
+    return bits < 0 ? -errno : bits;
+}
+
+int lm_timer_ids_restorable(void) {
+    enum { OFF = 0, QUERY = 2 };
+
+    return prctl(PR_TIMER_CREATE_RESTORE_IDS, QUERY, 0, 0, 0) >= OFF;
+}
