@@ -1,0 +1,31 @@
+"""lm-serve: the command line of the source."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from wire.command_line import run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run lm-serve; its exit status (wire/exit_codes.py)."""
+    return run_command("lm-serve", arguments, lambda: _serve(arguments))
+
+
+def _serve(arguments: Sequence[str] | None) -> int:
+    from source_server.options import parse_options
+
+    options = parse_options(arguments)
+    # Late, so that --help and a wrong option answer at once, and without the C side.
+    from wire.events import make_events
+
+    serve = importlib.import_module("source_server.serve").serve
+
+    with make_events("lm-serve", json=options.json, verbose=options.verbose) as events:
+        return int(serve(options, events))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

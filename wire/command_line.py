@@ -1,0 +1,134 @@
+"""What the command lines of lm-serve and lm-restore have in common: amounts, addresses, tickets, and
+their end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from wire.addresses import split_address
+from wire.errors import LocalError, MigrationError
+from wire.events import make_events
+from wire.exit_codes import ExitCode
+from wire.ticket import SCHEME, Ticket, blank_in_arguments, read_ticket, read_ticket_file
+
+LOOPBACK = "127.0.0.1"
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class OneSentenceParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence, without the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second: `50M`, `1.5G`, `800000`, with K, M, G and T as powers of 1024. Not 0."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?(?:/s)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 800K, 50M or 1.5G (bytes per second)")
+    rate = int(float(match[1]) * UNITS[match[2].upper()])
+    if rate < 1:
+        raise argparse.ArgumentTypeError("a rate of 0 would never move anything; leave the option out for no limit")
+    return rate
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds: `5`, `0.5`, `5s`, `500ms`. Not 0."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|ms)?", text.strip(), re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 5, 0.5 or 500ms")
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError("a limit of 0 leaves no time at all; give a longer one")
+    if seconds > 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than a day")
+    return seconds
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """HOST:PORT to listen on; without a host it is 127.0.0.1. Port 0 picks a free one."""
+    try:
+        host, port = split_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return host or LOOPBACK, port
+
+
+def parse_number(lowest: int, highest: int, what: str) -> Callable[[str], int]:
+    """A parser of whole numbers between two limits, both included."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII) or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} ({lowest} to {highest})")
+        return int(text)
+
+    return parse
+
+
+def usage_error(option: str, cause: str, remedy: str) -> LocalError:
+    """Options that cannot be."""
+    return LocalError(step="the options", object=option, cause=cause, remedy=remedy, code=ExitCode.USAGE)
+
+
+def take_ticket(argument: str) -> Ticket:
+    """The ticket given as text, @FILE or -; its text leaves the process list at once."""
+    if argument.startswith(SCHEME):
+        blank_in_arguments(argument)
+    return read_ticket(argument)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where DMTCP's way round has the destination wait: LM_DEST_IP, LM_DEST_PORT, LM_TICKET_FILE."""
+
+    host: str
+    port: int
+    ticket_file: str | None
+
+    def ticket(self) -> Ticket:
+        """For the side that connects: the secret out of the ticket file, or none."""
+        secret = read_ticket_file(self.ticket_file).secret if self.ticket_file else b""
+        return Ticket(self.host or LOOPBACK, self.port, secret)
+
+
+def destination_of(environment: Mapping[str, str]) -> Destination | None:
+    """What the environment says about the destination, or None if it says nothing. LocalError (USAGE)."""
+    host, port = environment.get("LM_DEST_IP", ""), environment.get("LM_DEST_PORT", "")
+    if not port:
+        if host:
+            raise usage_error("LM_DEST_IP", "it is set without LM_DEST_PORT", "set both")
+        return None
+    try:
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        split_host, number = split_address(f"{shown}:{port}")
+    except ValueError as error:
+        raise usage_error("LM_DEST_IP and LM_DEST_PORT", str(error), "give an address and a port") from None
+    return Destination(split_host, number, environment.get("LM_TICKET_FILE") or None)
+
+
+def run_command(name: str, arguments: Sequence[str] | None, work: Callable[[], int]) -> int:
+    """Run a command to its exit status.
+
+    Errors become one sentence on standard error and a code of the table in wire/exit_codes.py.
+    """
+    events = make_events(name, json="--json" in (sys.argv[1:] if arguments is None else arguments))
+    try:
+        return int(work())
+    except MigrationError as error:
+        events.failed(error)
+        return int(error.code)
+    except KeyboardInterrupt:
+        events.note("interrupted", level=0)
+        return int(ExitCode.INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        events.note("this is an error of the command itself; please report it with the lines above", level=0)
+        return int(ExitCode.BUG)
