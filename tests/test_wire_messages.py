@@ -228,6 +228,14 @@ def test_what_was_not_expected(pair: Pair) -> None:
         here.send(Freezing())
 
 
+def test_an_orderly_end_is_told_from_a_broken_one(pair: Pair) -> None:
+    _, there, first, _ = pair
+    first.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionLost, match="it was closed;") as caught:
+        there.receive(10)
+    assert caught.value.closed
+
+
 def test_a_peer_that_does_not_read(pair: Pair) -> None:
     with pytest.raises(LocalError, match=r"it took no bytes for 0\.1 s"):
         pair[0].send_bytes(bytes(8 << 20), timeout=0.1)

@@ -137,7 +137,7 @@ class ControlChannel:
                 raise _lost(error.strerror or str(error)) from None
             if not data:
                 whole = self._reader.is_empty()
-                raise _lost("it was closed" if whole else "it was closed in the middle of a message")
+                raise _lost("it was closed" if whole else "it was closed in the middle of a message", whole)
             message = self._reader.receive(data)
             if message is not None:
                 return message
@@ -154,12 +154,13 @@ class ControlChannel:
                 return True
 
 
-def _lost(cause: str) -> ConnectionLost:
+def _lost(cause: str, closed: bool = False) -> ConnectionLost:
     return ConnectionLost(
         step="the control connection",
         object="the connection to the other side",
         cause=cause[:1].lower() + cause[1:],
         remedy="look at what the other side says, and at the network between",
+        closed=closed,
     )
 
 

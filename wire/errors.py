@@ -82,11 +82,21 @@ class Refused(MigrationError):
 
 
 class ConnectionLost(MigrationError):
-    """The connection to the peer ended without a word. What that means depends on whether COMMIT was
-    sent.
+    """The connection to the peer ended without a word. What it means depends on whether COMMIT was sent.
+
+    `closed`: the peer ended it in order, by a FIN between two messages. Else it broke, and nobody
+    knows what the peer still sent.
     """
 
     def __init__(
-        self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.LOST_BEFORE
+        self,
+        *,
+        step: str,
+        object: str,
+        cause: str,
+        remedy: str,
+        code: ExitCode = ExitCode.LOST_BEFORE,
+        closed: bool = False,
     ) -> None:
         super().__init__(step=step, object=object, cause=cause, remedy=remedy, code=code)
+        self.closed = closed
