@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from wire.command_line import run_command
+from wire.errors import MigrationError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +25,11 @@ def _serve(arguments: Sequence[str] | None) -> int:
     serve = importlib.import_module("source_server.serve").serve
 
     with make_events("lm-serve", json=options.json, verbose=options.verbose) as events:
-        return int(serve(options, events))
+        try:
+            return int(serve(options, events))
+        except MigrationError as error:
+            events.failed(error, options.pid)
+            return int(error.code)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from wire.addresses import address_to_print
+from wire.addresses import address_to_print, is_loopback
 from wire.connection import Listener, Roles, accept_roles, connect_roles
 from wire.errors import MigrationError
-from wire.events import Events
 from wire.handshake import Side
 from wire.ticket import Ticket, make_ticket, write_ticket_file
 
@@ -30,13 +30,25 @@ class Meeting:
     ticket_file: str | None = None
 
 
+class Announcer(Protocol):
+    """Who is told of the ticket, and of strangers that were turned away: wire.events.Events, or a line
+    to it.
+    """
+
+    def ticket(self, ticket: Ticket, command: str, pid: int = 0) -> None: ...
+
+    def note(self, text: str, level: int = 1) -> None: ...
+
+
 def command_for(side: str, ticket: Ticket) -> str:
     """What to run on the other side, when `side` ("source" or "destination") has made this ticket."""
     text = shlex.quote(str(ticket))
+    if not ticket.secret and not is_loopback(ticket.host):
+        text += " --insecure"
     return f"lm-restore --post-copy {text}" if side == "source" else f"lm-serve PID --to {text}"
 
 
-def meet(meeting: Meeting, side: str, events: Events, *, pid: int = 0, watch: Sequence[int] = ()) -> Roles | None:
+def meet(meeting: Meeting, side: str, announcer: Announcer, *, pid: int = 0, watch: Sequence[int] = ()) -> Roles | None:
     """Connect, or listen and wait as long as it takes; the three authenticated connections of `side`.
 
     None when a descriptor of `watch` became readable while waiting. Who was turned away is told, and
@@ -44,25 +56,17 @@ def meet(meeting: Meeting, side: str, events: Events, *, pid: int = 0, watch: Se
     """
     own = Side[side.upper()]
     if meeting.ticket is not None:
-        roles: Roles | None = connect_roles(meeting.ticket, own)
-    else:
-        roles = _wait_for_peer(meeting, own, events, pid, watch)
-    if roles is not None:
-        events.emit("connected", pid)
-    return roles
-
-
-def _wait_for_peer(meeting: Meeting, own: Side, events: Events, pid: int, watch: Sequence[int]) -> Roles | None:
+        return connect_roles(meeting.ticket, own)
     host, port = meeting.listen or ("127.0.0.1", 0)
     listener = Listener(host, port)
     try:
         ticket = make_ticket(address_to_print(host), listener.port, with_secret=meeting.with_secret)
         if meeting.ticket_file:
             write_ticket_file(meeting.ticket_file, ticket)
-        events.ticket(ticket, command_for(own.name.lower(), ticket), pid)
+        announcer.ticket(ticket, command_for(side, ticket), pid)
 
         def turned_away(error: MigrationError) -> None:
-            events.note(str(error), 0)
+            announcer.note(str(error), 0)
 
         return accept_roles(listener, ticket.secret, own, watch=watch, on_refused=turned_away)
     finally:
