@@ -20,6 +20,10 @@ int lm_pidfd_send_signal(int pidfd, int signal) {
     return result_or_errno(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
 }
 
+int lm_send_to_thread(int pid, int tid, int signal) {
+    return result_or_errno(syscall(SYS_tgkill, pid, tid, signal));
+}
+
 int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index) {
     return result_or_errno(syscall(SYS_kcmp, first, second, type, first_index, second_index));
 }

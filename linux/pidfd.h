@@ -9,6 +9,8 @@
 int lm_pidfd_open(int pid, unsigned int flags);
 int lm_pidfd_getfd(int pidfd, int number);
 int lm_pidfd_send_signal(int pidfd, int signal);
+/* tgkill(2): to one thread. */
+int lm_send_to_thread(int pid, int tid, int signal);
 /* kcmp(2): 0 the same, 1 less, 2 greater, 3 different without an order. */
 int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index);
 /* KCMP_EPOLL_TFD: is descriptor `number` of process `first` the file that epoll instance `epoll` of process

@@ -32,3 +32,8 @@ def fetch_descriptor(pidfd: int, number: int) -> int:
 def send_signal(pidfd: int, signal: int) -> None:
     """Send `signal` to the process behind `pidfd`, which cannot be another one with a reused id."""
     _result(lib.lm_pidfd_send_signal(pidfd, signal), f"signal {signal}")
+
+
+def send_to_thread(pid: int, tid: int, signal: int) -> None:
+    """Send `signal` to one thread of a process (tgkill(2))."""
+    _result(lib.lm_send_to_thread(pid, tid, signal), f"signal {signal}")

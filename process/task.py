@@ -228,19 +228,18 @@ def look_pending_signals(stopped: StoppedTask) -> PendingSignals:
     )
 
 
-def look_late_signals(stopped: StoppedTask, described: PendingSignals) -> list[tuple[int | None, int]]:
-    """(thread id as the process sees it, or None, signal) for all that came since: to be sent at the
+def late_signals(
+    stopped: StoppedTask, described: PendingSignals, now: PendingSignals
+) -> list[tuple[int | None, int]]:
+    """(thread id as the process sees it, or None, signal) for all that has come between two looks: to be sent at the
     destination.
     """
-    now = look_pending_signals(stopped)
-    queues = [(None, now.shared, described.shared)]
     found: list[tuple[int | None, int]] = []
     for tid, queue in now.of_threads.items():
         late = signals.late_signals(queue, described.of_threads.get(tid, ()))
         found += [(stopped.outside[tid].tid, signals.signal_number(information)) for information in late]
-    for _, queue, known in queues:
-        found += [(None, signals.signal_number(information)) for information in signals.late_signals(queue, known)]
-    return found
+    late = signals.late_signals(now.shared, described.shared)
+    return found + [(None, signals.signal_number(information)) for information in late]
 
 
 def ask_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuestion:

@@ -19,6 +19,9 @@ from process import credentials
 from process.signals import queue_signals
 from process.threads import NAME_SIZE, SPECULATION_CONTROLS, Scheduling, Thread
 
+# sizeof(struct robust_list_head) on 64-bit machines
+ROBUST_LIST_LENGTH = 24
+
 
 def create_threads(program: Program, tids: Sequence[int]) -> None:
     """Rows, for the husk's only thread, that make one more thread for each id, stopped before its first
@@ -162,3 +165,11 @@ def final_state(tid: int, thread: Thread) -> None:
     tracee.set_xstate(tid, thread.xstate)
     tracee.set_signal_mask(tid, thread.signal_mask)
     tracee.set_registers(tid, Registers(thread.registers))
+
+
+def retire_rows(program: Program) -> None:
+    """Rows for a thread of a source that never runs again: when it ends, the kernel touches no memory for it.
+
+    Robust lists and clear-child-tid words may lie in memory shared with others (set_robust_list(2))."""
+    program.call("set_robust_list", numbers.SYS_set_robust_list, 0, ROBUST_LIST_LENGTH, check=False)
+    program.call("set_tid_address", numbers.SYS_set_tid_address, 0, check=False)

@@ -54,9 +54,7 @@ def install_rows(program: Program, pidfd: int, taken: set[int], wanted: Iterable
             arrives = lowest_free(taken)
             program.call(label, SYS_pidfd_getfd, pidfd, entry.worker_descriptor, 0)
             if arrives == entry.number:
-                program.call(
-                    label, SYS_fcntl, arrives, fcntl.F_SETFD, fcntl.FD_CLOEXEC if entry.close_on_exec else 0
-                )
+                program.call(label, SYS_fcntl, arrives, fcntl.F_SETFD, fcntl.FD_CLOEXEC if entry.close_on_exec else 0)
             else:
                 program.call(label, SYS_dup3, arrives, entry.number, flags)
                 program.call(label, SYS_close, arrives)

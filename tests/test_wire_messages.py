@@ -60,7 +60,7 @@ EVERY: list[Message] = [
     Ready(),
     Commit(frozen_ns=1, round_trip_ns=2),
     Resumed(pid=7, resume_ns=3),
-    Signal(thread=0, info=b"\1" * 128),
+    Signal(thread=0, number=15),
     Progress(pages=1, pages_total=2, faults=3),
     Finished(),
     Goodbye(),

@@ -109,12 +109,12 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signal"):
-    """Source: a signal that arrived after the freeze. `info` is its siginfo; `thread` 0: the whole
+    """Source: a signal that arrived after the freeze, by its number; `thread` 0: for the whole
     process.
     """
 
     thread: int
-    info: bytes
+    number: int
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):
