@@ -21,7 +21,10 @@ taken from the moment the sleep was first seen, else it is the whole: too long, 
 from __future__ import annotations
 
 import errno
+import os
+import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,52 +93,78 @@ class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Sleep:
-    """A running look at a sleeping thread: since when, by its processor's clock, and by which count of
-    switches.
+    """A look at a sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, and its count of context switches then.
+
+    `began` may be somewhat late, never early.
     """
 
     switches: int
-    processor: int
     began: int
-    seen: int
 
 
-def look_sleep(tid: int) -> Sleep | None:
-    """When a thread that now waits in the kernel was last running; None when the kernel does not tell.
+def look_sleeps(tids: Iterable[int]) -> dict[int, Sleep]:
+    """When each of these threads was last running; without those that run now or of which the kernel does not tell.
 
-    `began` is nanoseconds of the processor's own clock, `seen` those of CLOCK_MONOTONIC now.
+    The kernel tells it by the clock of the processor that the thread was on, which lags behind by the time that
+    interrupts and a hypervisor took. So this thread goes to each of those processors for a moment, to read its clock.
     """
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    looked = {tid: found for tid in tids if (found := _scheduled(tid)) is not None and found[2] == "S"}
+    clocks = _processor_clocks({processor for _, _, _, processor in looked.values()})
+    return {
+        # Without the processor's clock: it has slept at least since now.
+        tid: Sleep(switches, min(began + clocks[processor], now) if processor in clocks else now)
+        for tid, (switches, began, _, processor) in looked.items()
+    }
+
+
+def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
+    """Context switches, time when last running (nanoseconds of its processor's clock), state, processor of a thread."""
     try:
         text = Path(f"/proc/{tid}/sched").read_text()
-        status = Path(f"/proc/{tid}/stat").read_text()
+        fields = Path(f"/proc/{tid}/stat").read_text(errors="surrogateescape").rpartition(")")[2].split()
     except OSError:
         return None
-    values = {}
+    began = switches = None
     for line in text.splitlines():
-        name, separator, value = line.partition(":")
-        if separator:
-            values[name.strip()] = value.strip()
-    try:
-        began = round(float(values["se.exec_start"]) * MILLISECOND)
-        switches = int(values["nr_switches"])
-        processor = int(status.rpartition(")")[2].split()[36])
-    except (KeyError, ValueError, IndexError):
+        if line.startswith("se.exec_start"):
+            began = round(float(line.rpartition(":")[2]) * MILLISECOND)
+        elif line.startswith("nr_switches"):
+            switches = int(line.rpartition(":")[2])
+    if began is None or switches is None:
         return None
-    return Sleep(switches, processor, began, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+    return switches, began, fields[0], int(fields[36])
 
 
-def slept(before: Sleep | None, after: Sleep | None, frozen_at: int) -> int:
+def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
+    """What to add to each processor's clock to have CLOCK_MONOTONIC; without those where this thread may not go."""
+    allowed = os.sched_getaffinity(0)
+    found = {}
+    try:
+        for processor in processors:
+            try:
+                os.sched_setaffinity(0, {processor})
+            except OSError:
+                continue
+            # Giving way brings this thread's own last-running time up to now.
+            os.sched_yield()
+            own = _scheduled(threading.get_native_id())
+            if own is not None:
+                found[processor] = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - own[1]
+    finally:
+        os.sched_setaffinity(0, allowed)
+    return found
+
+
+def slept(before: Sleep | None, tid: int, frozen_at: int) -> int:
     """Nanoseconds that the sleep interrupted by the freeze had lasted at `frozen_at` (CLOCK_MONOTONIC), at least.
 
-    `before` was seen while it slept, `after` once it had been stopped: one switch more means that nothing
-    else came between.
-    The two beginnings are of the same clock only on the same processor.
+    One context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
     """
-    if before is None or after is None or after.switches != before.switches + 1:
+    now = _scheduled(tid) if before is not None else None
+    if before is None or now is None or now[0] != before.switches + 1:
         return 0
-    if after.processor == before.processor:
-        return max(0, min(after.began - before.began, frozen_at))
-    return max(0, frozen_at - before.seen)
+    return max(0, frozen_at - before.began)
 
 
 def call_made(state: Registers, code: bytes) -> int:

@@ -136,8 +136,7 @@ def look_task(pid: int) -> LiveTask:
         signals=Signals(stopped=status["State"].startswith("T")),
         timers=Timers(posix_timers=timers.look_timers(pid)),
     )
-    sleeps = {tid: sleep for tid in outside if (sleep := interrupted.look_sleep(tid)) is not None}
-    return LiveTask(description, outside, proof(raw), sleeps)
+    return LiveTask(description, outside, proof(raw), interrupted.look_sleeps(outside))
 
 
 def _look_outside(pid: int) -> dict[int, ThreadOutside]:
@@ -205,9 +204,7 @@ def look_stopped_task(pid: int, stops: Sequence[tracee.Stop], live: LiveTask) ->
         outside=outside,
         description=msgspec.structs.replace(description, limits=limits.look_again(pid, raw, description.limits)),
         asleep={
-            thread.host_tid: interrupted.slept(
-                live.sleeps.get(thread.host_tid), interrupted.look_sleep(thread.host_tid), now
-            )
+            thread.host_tid: interrupted.slept(live.sleeps.get(thread.host_tid), thread.host_tid, now)
             for thread in looked
             if interrupted.needs_time(Registers(thread.registers))
         },

@@ -101,6 +101,7 @@ def husk() -> Iterator[int]:
     finally:
         tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
         os.kill(pid, 9)
-        for tid in sorted(tids, reverse=True):
+        # A leader can be reaped only after its threads.
+        for tid in sorted(tids, key=lambda one: one == pid):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(tid, 0x40000000)
