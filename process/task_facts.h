@@ -11,7 +11,10 @@
 #include <linux/keyctl.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
+/* The kernel's header defines struct sched_param a second time, beside the C library's. */
+#define sched_param lm_kernel_sched_param
 #include <linux/sched/types.h>
+#undef sched_param
 #include <linux/securebits.h>
 #include <poll.h>
 #include <signal.h>
