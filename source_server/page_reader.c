@@ -1,0 +1,169 @@
+#define _GNU_SOURCE
+#include "source_server/page_reader.h"
+
+#include "wire/page_stream.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+int lm_page_reader_init_process(struct lm_page_reader *reader, uint32_t space, int pid) {
+    char path[64];
+    *reader = (struct lm_page_reader){.space = space, .pid = pid, .memory = -1, .pagemap = -1};
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    reader->memory = open(path, O_RDONLY | O_CLOEXEC);
+    if (reader->memory < 0)
+        return -errno;
+    snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+    reader->pagemap = open(path, O_RDONLY | O_CLOEXEC);
+    if (reader->pagemap < 0) {
+        int error = errno;
+        lm_page_reader_deinit(reader);
+        return -error;
+    }
+    return 0;
+}
+
+int lm_page_reader_init_object(struct lm_page_reader *reader, uint32_t space, int fd) {
+    *reader = (struct lm_page_reader){.space = space, .pagemap = -1};
+    reader->memory = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return reader->memory < 0 ? -errno : 0;
+}
+
+void lm_page_reader_deinit(struct lm_page_reader *reader) {
+    if (reader->memory >= 0)
+        close(reader->memory);
+    if (reader->pagemap >= 0)
+        close(reader->pagemap);
+    reader->memory = reader->pagemap = -1;
+}
+
+/* By the descriptor, which also reads pages that the process itself may not (PROT_NONE). The end of a
+ * process's memory means that the process has none any more; past the end of an object there are zeros. */
+static int read_by_descriptor(const struct lm_page_reader *reader, uint64_t address, size_t size,
+                              void *buffer) {
+    char *at = buffer;
+    while (size) {
+        ssize_t count = pread(reader->memory, at, size, (off_t)address);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0)
+            return -errno;
+        if (count == 0) {
+            if (reader->pid)
+                return -ESRCH;
+            memset(at, 0, size);
+            return 0;
+        }
+        at += count;
+        address += (uint64_t)count;
+        size -= (size_t)count;
+    }
+    return 0;
+}
+
+int lm_page_reader_read(const struct lm_page_reader *reader, uint64_t address, uint32_t pages, void *buffer) {
+    size_t size = (size_t)pages * LM_PAGE_SIZE;
+    if (reader->pid) {
+        struct iovec local = {.iov_base = buffer, .iov_len = size};
+        struct iovec remote = {.iov_base = (void *)address, .iov_len = size};
+        ssize_t count = process_vm_readv(reader->pid, &local, 1, &remote, 1, 0);
+        if (count == (ssize_t)size)
+            return 0;
+    }
+    return read_by_descriptor(reader, address, size, buffer);
+}
+
+int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
+                             const bool *wanted, void *buffer) {
+    struct iovec local[LM_RUN_PAGES], remote[LM_RUN_PAGES];
+    int runs = 0;
+    ssize_t size = 0;
+    for (uint32_t i = 0; i < pages;) {
+        uint32_t begin = i;
+        while (i < pages && wanted[i] == wanted[begin])
+            i++;
+        if (!wanted[begin])
+            continue;
+        size_t offset = (size_t)begin * LM_PAGE_SIZE, length = (size_t)(i - begin) * LM_PAGE_SIZE;
+        local[runs] = (struct iovec){.iov_base = (char *)buffer + offset, .iov_len = length};
+        remote[runs++] = (struct iovec){.iov_base = (void *)(address + offset), .iov_len = length};
+        size += (ssize_t)length;
+    }
+    if (reader->pid &&
+        process_vm_readv(reader->pid, local, (unsigned long)runs, remote, (unsigned long)runs, 0) == size)
+        return 0;
+    for (int i = 0; i < runs; i++) {
+        uint64_t offset = (uint64_t)((char *)local[i].iov_base - (char *)buffer);
+        int error = read_by_descriptor(reader, address + offset, local[i].iov_len, local[i].iov_base);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* One bit each of an entry of /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst. */
+#define PRESENT_OR_SWAPPED (3ull << 62)
+
+static int read_pagemap(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
+                        uint64_t *entries) {
+    ssize_t size = (ssize_t)(pages * sizeof *entries);
+    ssize_t count =
+        pread(reader->pagemap, entries, (size_t)size, (off_t)(address / LM_PAGE_SIZE * sizeof *entries));
+    if (count < 0)
+        return -errno;
+    if (count == 0)
+        return -ESRCH;
+    /* Beyond the highest address a process can have the file ends. */
+    memset((char *)entries + count, 0, (size_t)(size - count));
+    return 0;
+}
+
+int lm_page_reader_present(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
+                           bool *present) {
+    if (!reader->pid) {
+        for (uint32_t i = 0; i < pages; i++)
+            present[i] = true;
+        return 0;
+    }
+    uint64_t entries[LM_RUN_PAGES];
+    int error = read_pagemap(reader, address, pages, entries);
+    for (uint32_t i = 0; !error && i < pages; i++)
+        present[i] = entries[i] & PRESENT_OR_SWAPPED;
+    return error;
+}
+
+int lm_page_reader_next(const struct lm_page_reader *reader, uint64_t address, uint64_t end, uint64_t *next) {
+    if (!reader->pid) {
+        off_t data = lseek(reader->memory, (off_t)address, SEEK_DATA);
+        if (data < 0 && errno != ENXIO)
+            return -errno;
+        *next = data < 0 || (uint64_t)data > end ? end : (uint64_t)data / LM_PAGE_SIZE * LM_PAGE_SIZE;
+        return 0;
+    }
+    while (address < end) {
+        uint64_t entries[4096], left = (end - address) / LM_PAGE_SIZE;
+        uint32_t pages = left < 4096 ? (uint32_t)left : 4096;
+        int error = read_pagemap(reader, address, pages, entries);
+        if (error)
+            return error;
+        for (uint32_t i = 0; i < pages; i++)
+            if (entries[i] & PRESENT_OR_SWAPPED) {
+                *next = address + (uint64_t)i * LM_PAGE_SIZE;
+                return 0;
+            }
+        address += (uint64_t)pages * LM_PAGE_SIZE;
+    }
+    *next = end;
+    return 0;
+}
+
+bool lm_page_is_zero(const void *page) {
+    /* A page equals itself shifted by a word if it holds one word over and over; memcmp is vectorized. */
+    const uint64_t *words = page;
+    return !words[0] && !words[LM_PAGE_SIZE / 16] && !memcmp(page, words + 1, LM_PAGE_SIZE - sizeof *words);
+}

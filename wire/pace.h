@@ -1,0 +1,65 @@
+/*
+ * Pace: how fast bulk data may go (a limit somebody set), how fast the link takes it (measured), and from
+ * that whether compressing pays.
+ *
+ * Compressing pays when the pages then travel faster than raw: with a link of L bytes/s, a compressor of C
+ * bytes/s (input) that shrinks to 1/r, raw pages go at L and compressed ones at min(C, L * r). L is only
+ * known while writers wait for room; a link that never makes anybody wait is not the limit.
+ */
+#ifndef LM_WIRE_PACE_H
+#define LM_WIRE_PACE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* cffi: begin */
+#define LM_COMPRESS_AUTO -1
+#define LM_COMPRESS_NONE 0
+/* cffi: end */
+
+uint64_t lm_now_ns(void);
+
+/* A token bucket: at most `rate` bytes per second on average, with bursts of a twentieth of a second. */
+struct lm_bucket {
+    _Atomic uint64_t rate; /* bytes per second, 0 for no limit; may be changed by any thread */
+    uint64_t free_at_ns;   /* when what was taken so far will have been paid for */
+};
+
+/* Take `bytes` and return how many nanoseconds to wait before they may go. */
+uint64_t lm_bucket_take(struct lm_bucket *bucket, uint64_t bytes);
+
+/* How much to send in one go so that a fault never waits long behind it: between `least` and `most`. */
+uint32_t lm_bucket_portion(struct lm_bucket *bucket, uint32_t least, uint32_t most);
+
+struct lm_pace {
+    _Atomic int
+        policy; /* LM_COMPRESS_AUTO, LM_COMPRESS_NONE or a level of zstd; may be changed by any thread */
+    _Atomic uint64_t
+        link; /* bytes per second that the link took when it was the limit; 0 as long as it never was */
+    double compressor;        /* bytes of input per second; 0 while unknown */
+    double ratio;             /* input over output */
+    bool compressing;         /* what the automatic policy has chosen */
+    uint32_t unhindered;      /* compressed batches in a row after which nobody had to wait */
+    uint32_t until_sample;    /* raw batches until the next one is compressed to learn the ratio */
+    uint32_t sample_interval; /* and how many after that */
+    uint32_t raw_trial;       /* batches that go raw to find out whether the link is still the limit */
+    uint64_t since_ns;        /* end of the last write */
+    bool waited_before;       /* somebody waited in the last write */
+};
+
+void lm_pace_init(struct lm_pace *pace);
+
+/* The level for the next batch of the bulk stream, 0 for raw; `*sample` says that it is a trial, for which a
+ * part of the batch is enough. */
+int lm_pace_level(struct lm_pace *pace, bool *sample);
+
+/* The level for a page that somebody waits for: only a slow link is worth the time. May be called by another
+ * thread. */
+int lm_pace_level_urgent(const struct lm_pace *pace);
+
+/* Tell what compressing cost and brought, and what a write cost. */
+void lm_pace_compressed(struct lm_pace *pace, uint64_t input, uint64_t output, uint64_t ns);
+void lm_pace_written(struct lm_pace *pace, uint64_t bytes, uint64_t waited_ns);
+
+#endif
