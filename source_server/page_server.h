@@ -58,12 +58,14 @@ int lm_page_server_connect(struct lm_page_server *server, int fault_fd, int bulk
 
 /* Bytes per second for the bulk stream, 0 for no limit. Faults are never held back. */
 void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_second);
+/* How long, after a fault was answered, the next one is looked for without sleeping; 0: never. */
+void lm_page_server_spin(struct lm_page_server *server, uint32_t microseconds);
 /* LM_COMPRESS_AUTO, LM_COMPRESS_NONE or a level of zstd. */
 void lm_page_server_compress(struct lm_page_server *server, int level);
 
 /* Send the runs on the bulk channel and END with `id` (not 0) after them; returns when all is written.
  * LM_PUSH_REMEMBER: keep a digest of every page sent. LM_PUSH_CHANGED: leave out pages whose digest is the
- * remembered one, and say of a page that was sent and is gone that it is absent. Returns 0 or -errno: -ESRCH
+ * remembered one; what was sent and is gone is sent as it reads now. Returns 0 or -errno: -ESRCH
  * when the process is gone, -EPIPE when the peer is, -ENOENT for an unknown space. */
 int lm_page_server_push(struct lm_page_server *server, uint32_t id, const struct lm_push_run *runs,
                         size_t count, uint32_t flags);

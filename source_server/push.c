@@ -21,26 +21,17 @@ static void skip_unchanged(struct lm_page_server *server, const struct lm_page_r
     }
 }
 
-/* Send the wanted pages; of those that are not there but were sent earlier, say so. */
-static int send_stretches(struct lm_page_server *server, const struct lm_page_reader *reader, uint64_t at,
-                          uint32_t pages, const bool *wanted, const bool *present, uint32_t flags) {
+static int send_stretches(struct lm_page_server *server, uint64_t at, uint32_t pages, const bool *wanted) {
     int error = 0;
     for (uint32_t i = 0; !error && i < pages;) {
         uint32_t begin = i;
-        uint64_t from = at + (uint64_t)begin * LM_PAGE_SIZE;
         while (i < pages && wanted[i] == wanted[begin])
             i++;
-        if (wanted[begin]) {
-            error = lm_page_sender_pages(&server->bulk_sender, from, i - begin,
-                                         server->push_buffer + (size_t)begin * LM_PAGE_SIZE);
-            count(&server->statistics->pushed_pages, i - begin);
+        if (!wanted[begin])
             continue;
-        }
-        for (uint32_t j = begin; !error && j < i && flags & LM_PUSH_CHANGED; j++) {
-            uint64_t page = at + (uint64_t)j * LM_PAGE_SIZE;
-            if (!present[j] && lm_push_memory_knows(&server->memory, reader->space, page))
-                error = lm_page_sender_empty(&server->bulk_sender, LM_FRAME_ABSENT, page, 1);
-        }
+        error = lm_page_sender_pages(&server->bulk_sender, at + (uint64_t)begin * LM_PAGE_SIZE, i - begin,
+                                     server->push_buffer + (size_t)begin * LM_PAGE_SIZE);
+        count(&server->statistics->pushed_pages, i - begin);
     }
     return error;
 }
@@ -48,12 +39,14 @@ static int send_stretches(struct lm_page_server *server, const struct lm_page_re
 /* At most LM_RUN_PAGES pages. */
 static int push_some(struct lm_page_server *server, const struct lm_page_reader *reader, uint64_t at,
                      uint32_t pages, uint32_t run_flags, uint32_t flags) {
-    bool present[LM_RUN_PAGES], wanted[LM_RUN_PAGES];
+    bool wanted[LM_RUN_PAGES];
     int error = 0;
-    memset(present, true, sizeof present);
+    memset(wanted, true, sizeof wanted);
     if (run_flags & LM_PUSH_PRESENT)
-        error = lm_page_reader_present(reader, at, pages, present);
-    memcpy(wanted, present, sizeof wanted);
+        error = lm_page_reader_present(reader, at, pages, wanted);
+    /* A page that was sent and has gone since is sent as it reads now: zeros, or what the file holds. */
+    for (uint32_t i = 0; i < pages && flags & LM_PUSH_CHANGED; i++)
+        wanted[i] |= lm_push_memory_knows(&server->memory, reader->space, at + (uint64_t)i * LM_PAGE_SIZE);
     if (!error)
         error = lm_page_reader_read_some(reader, at, pages, wanted, server->push_buffer);
     if (error)
@@ -64,7 +57,7 @@ static int push_some(struct lm_page_server *server, const struct lm_page_reader 
         if (wanted[i])
             lm_push_memory_keep(&server->memory, reader->space, at + (uint64_t)i * LM_PAGE_SIZE,
                                 server->push_buffer + (size_t)i * LM_PAGE_SIZE);
-    error = send_stretches(server, reader, at, pages, wanted, present, flags);
+    error = send_stretches(server, at, pages, wanted);
     return error ? error : lm_page_sender_flush(&server->bulk_sender, false);
 }
 

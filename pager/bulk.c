@@ -1,0 +1,254 @@
+/* The bulk stream: asks for runs, a few under way at a time, and places what comes. */
+#define _GNU_SOURCE
+#include "pager/paging.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RUN_LEAST = 16 };
+
+/* An event has to be read by the fault loop first: out of its way for a moment. */
+static void step_aside(void) {
+    struct timespec moment = {0, 30000};
+    nanosleep(&moment, NULL);
+}
+
+static int place(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
+                 const void *payload) {
+    const void *data;
+    uint32_t placed = 0;
+    int error = lm_unpack(frame, payload, pager->bulk_decompressor, pager->bulk_unpacked, &data);
+    while (!error && (error = lm_place_frame(pager, purpose, frame, data, &placed)) == -EAGAIN) {
+        if (atomic_load(&pager->stop))
+            return -ECANCELED;
+        step_aside();
+        error = 0;
+        continue;
+    }
+    return error;
+}
+
+/* The next frame of the bulk channel, waited for. */
+static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void **payload) {
+    for (;;) {
+        int error = lm_inbox_next(&pager->bulk_inbox, frame, payload);
+        if (error != -EAGAIN) {
+            if (!error)
+                lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(frame));
+            return error;
+        }
+        size_t size;
+        void *room = lm_inbox_room(&pager->bulk_inbox, &size);
+        ssize_t got = lm_channel_read(&pager->bulk, room, size, true);
+        if (got < 0)
+            return (int)got;
+        lm_inbox_filled(&pager->bulk_inbox, (size_t)got);
+    }
+}
+
+/* Everything whose id is the push's up to its END. */
+static int receive(struct lm_pager *pager, uint32_t id) {
+    for (;;) {
+        struct lm_frame frame;
+        const void *payload;
+        int error = next_frame(pager, &frame, &payload);
+        if (error)
+            return error;
+        if (frame.kind == LM_FRAME_FAILED)
+            return -EREMOTEIO;
+        if (frame.id != id)
+            return -EPROTO;
+        lm_count(&pager->statistics->eager_bytes, LM_HEADER_SIZE + lm_frame_payload(&frame));
+        if (frame.kind == LM_FRAME_END)
+            return 0;
+        if (frame.kind == LM_FRAME_ZERO)
+            lm_count(&pager->statistics->zero_pages, frame.pages);
+        error = place(pager, LM_FOR_PUSH, &frame, payload);
+        if (error)
+            return error;
+    }
+}
+
+int lm_pager_receive_push(struct lm_pager *pager, uint32_t id) {
+    if (pager->bulk_running)
+        return -EBUSY;
+    if (lm_channel_descriptor(&pager->bulk) < 0)
+        return -ENOTCONN;
+    int error = receive(pager, id);
+    if (error)
+        lm_pager_lost(pager, "bulk", error);
+    return error;
+}
+
+static struct lm_flight *free_flight(struct lm_pager *pager) {
+    for (int i = 0; i < LM_FLIGHTS; i++)
+        if (!pager->flights[i].id)
+            return &pager->flights[i];
+    return NULL;
+}
+
+static bool in_flight(const struct lm_pager *pager) {
+    for (int i = 0; i < LM_FLIGHTS; i++)
+        if (pager->flights[i].id)
+            return true;
+    return false;
+}
+
+/* Hold back as the limit wants it, in short sleeps so that an end is not slept through. */
+static void wait_for_bucket(struct lm_pager *pager, uint64_t bytes) {
+    uint64_t wait = lm_bucket_take(&pager->bucket, bytes);
+    while (wait && !atomic_load(&pager->stop)) {
+        struct timespec step = {0, wait < 20000000 ? (long)wait : 20000000};
+        nanosleep(&step, NULL);
+        wait -= (uint64_t)step.tv_nsec;
+    }
+}
+
+/* Fill the free flights. Under a limit one request at a time, so that what was asked for and is still to come
+ * stays small. */
+static int ask(struct lm_pager *pager) {
+    struct lm_request requests[LM_FLIGHTS];
+    struct lm_flight *flight;
+    int count = 0;
+    bool limited = atomic_load_explicit(&pager->bucket.rate, memory_order_relaxed) != 0;
+    uint64_t bytes = 0;
+    lm_pager_lock_patient(pager);
+    if (limited)
+        pager->prefetch.run_pages =
+            lm_bucket_portion(&pager->bucket, RUN_LEAST * LM_PAGE_SIZE, LM_RUN_PAGES * LM_PAGE_SIZE) /
+            LM_PAGE_SIZE;
+    while ((flight = free_flight(pager)) && !(limited && count)) {
+        struct lm_run run;
+        if (!lm_prefetch_next(pager, &run))
+            break;
+        if (++pager->next_run_id == 0)
+            pager->next_run_id = 1;
+        uint64_t end = run.address + (uint64_t)run.pages * LM_PAGE_SIZE;
+        *flight = (struct lm_flight){.id = pager->next_run_id,
+                                     .sent_ns = lm_now_ns(),
+                                     .source_space = run.source_space,
+                                     .next = run.address,
+                                     .end = end,
+                                     .reach_end = end + (uint64_t)run.reach * LM_PAGE_SIZE};
+        requests[count] = (struct lm_request){.kind = LM_REQUEST_RUN,
+                                              .flags = (uint8_t)run.flags,
+                                              .space = run.source_space,
+                                              .address = run.address,
+                                              .pages = run.pages,
+                                              .reach = run.reach,
+                                              .id = flight->id};
+        lm_request_seal(&requests[count++]);
+        bytes += (uint64_t)run.pages * LM_PAGE_SIZE;
+    }
+    lm_pager_unlock(pager);
+    if (!count)
+        return 0;
+    wait_for_bucket(pager, bytes);
+    return lm_channel_write(&pager->bulk, requests, (size_t)count * sizeof requests[0]);
+}
+
+/* The frame has to go on where the answer to its request has got to. */
+static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, struct lm_flight **found) {
+    *found = NULL;
+    for (int i = 0; i < LM_FLIGHTS; i++)
+        if (frame->id && pager->flights[i].id == frame->id)
+            *found = &pager->flights[i];
+    struct lm_flight *flight = *found;
+    if (!flight || frame->space != flight->source_space || frame->address != flight->next)
+        return -EPROTO;
+    uint64_t end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE;
+    uint64_t most = frame->kind == LM_FRAME_ABSENT ? flight->reach_end : flight->end;
+    bool last = frame->flags & LM_FRAME_LAST;
+    if (frame->kind < LM_FRAME_RAW || frame->kind > LM_FRAME_ABSENT || end > most ||
+        last != (end >= flight->end))
+        return -EPROTO;
+    flight->next = end;
+    return 0;
+}
+
+/* An answer took so long. Requests grow as long as the link's queue stays short, and shrink when it does not,
+ * so that what the next fault makes urgent is never stuck behind more than some tens of milliseconds. */
+static void adapt(struct lm_pager *pager, uint64_t took_ns) {
+    const uint64_t short_ns = 20000000, long_ns = 40000000;
+    uint64_t base = pager->base_ns && pager->base_ns < took_ns ? pager->base_ns : took_ns;
+    lm_pager_lock_patient(pager);
+    uint32_t pages = pager->prefetch.run_pages;
+    if (took_ns > base + long_ns && pages > RUN_LEAST)
+        pages = pages * 3 / 4 > RUN_LEAST ? pages * 3 / 4 : RUN_LEAST;
+    else if (took_ns < base + short_ns && pages < LM_RUN_PAGES)
+        pages = pages + RUN_LEAST < LM_RUN_PAGES ? pages + RUN_LEAST : LM_RUN_PAGES;
+    pager->prefetch.run_pages = pages;
+    lm_pager_unlock(pager);
+    pager->base_ns = base + base / 1024; /* forgotten slowly: the way may have become longer */
+}
+
+static int take_answer(struct lm_pager *pager) {
+    struct lm_frame frame;
+    const void *payload;
+    struct lm_flight *flight;
+    int error = next_frame(pager, &frame, &payload);
+    if (error)
+        return error;
+    if (frame.kind == LM_FRAME_FAILED) {
+        lm_pager_set_state(pager, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
+                           strerror((int)frame.length));
+        return -EREMOTEIO;
+    }
+    error = check_answer(pager, &frame, &flight);
+    if (error)
+        return error;
+    if (frame.kind == LM_FRAME_ZERO)
+        lm_count(&pager->statistics->zero_pages, frame.pages);
+    if (frame.kind == LM_FRAME_ABSENT)
+        lm_count(&pager->statistics->absent_pages, frame.pages);
+    error = place(pager, LM_FOR_BULK, &frame, payload);
+    if (frame.flags & LM_FRAME_LAST) {
+        flight->id = 0;
+        adapt(pager, lm_now_ns() - flight->sent_ns);
+    }
+    return error;
+}
+
+/* Sleep until there may be something to ask for. */
+static void rest(struct lm_pager *pager) {
+    pthread_mutex_lock(&pager->lock);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += 1;
+    if (!atomic_load(&pager->stop))
+        pthread_cond_timedwait(&pager->work, &pager->lock, &until);
+    pthread_mutex_unlock(&pager->lock);
+}
+
+static void measure(struct lm_pager *pager, uint64_t *since_ns, uint64_t *since_bytes) {
+    uint64_t now = lm_now_ns(), bytes = __atomic_load_n(&pager->statistics->bytes, __ATOMIC_RELAXED);
+    if (now - *since_ns < 50000000)
+        return;
+    uint64_t rate = (uint64_t)((double)(bytes - *since_bytes) * 1e9 / (double)(now - *since_ns));
+    __atomic_store_n(&pager->statistics->bulk_rate, rate, __ATOMIC_RELAXED);
+    *since_ns = now;
+    *since_bytes = bytes;
+}
+
+void *lm_bulk_main(void *argument) {
+    struct lm_pager *pager = argument;
+    uint64_t since_ns = lm_now_ns(),
+             since_bytes = __atomic_load_n(&pager->statistics->bytes, __ATOMIC_RELAXED);
+    int error = 0;
+    while (!error && !atomic_load(&pager->stop)) {
+        error = ask(pager);
+        if (error)
+            break;
+        lm_pager_note_progress(pager);
+        if (in_flight(pager))
+            error = take_answer(pager);
+        else
+            rest(pager);
+        measure(pager, &since_ns, &since_bytes);
+    }
+    if (error && !atomic_load(&pager->stop))
+        lm_pager_lost(pager, "bulk", error);
+    return NULL;
+}

@@ -1,0 +1,382 @@
+/*
+ * The fault loop: one thread that reads every message of every userfaultfd and every answer to a fault, and
+ * never waits for anything else.
+ *
+ * Its rules, each with the kernel's behaviour behind it:
+ *
+ * 1. Messages are read only with the pager's lock held, and pages are placed only with it held.
+ * madvise(MADV_DONTNEED), munmap, mremap and fork go on as soon as their event has been read; a copy that
+ * began before, and ends after, would put an old page where the process has been promised a new one. The
+ * state of a page is therefore looked at after the lock is taken, and placing in bulk gives the lock up every
+ * few pages.
+ * 2. While an event is unread UFFDIO_COPY and UFFDIO_ZEROPAGE answer EAGAIN, and for a moment afterwards.
+ * Whoever places then gives the lock up, lets the event be read here, and begins again with the state of the
+ * page.
+ * 3. A fault message can be older than the placing of its page. So a fault on a page that is there is
+ * answered by UFFDIO_ZEROPAGE: EEXIST means wake, anything else means that the process has given the page
+ * back (MADV_FREE has no event).
+ * 4. A page under way in bulk is asked for again, on the fault connection: the first copy to arrive is
+ * placed, the other dropped.
+ * 5. A child's pages are the parent's at the moment of the event: its table is copied before the next page is
+ * placed.
+ * 6. Waiters sleep by address. When a range moves or goes, they are woken, and fault again where it is right.
+ * 7. A fault that was read is not reported again. It is remembered until its page is placed, also over the
+ * loss of a connection.
+ */
+#define _GNU_SOURCE
+#include "pager/paging.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { REQUESTS = 64, FIXED_POLLS = 2 };
+
+struct loop {
+    struct lm_pager *pager;
+    struct pollfd *polls; /* the wake-up, the fault connection, then a place per space */
+    size_t poll_capacity;
+    struct lm_request requests[REQUESTS];
+    int request_count;
+    struct lm_frame frame; /* the answer that is being placed */
+    const void *data;
+    uint32_t placed;
+    bool placing;
+    bool lost;    /* there is no connection to read from */
+    bool hurried; /* something waits for a moment to pass */
+    uint64_t spin_until_ns;
+};
+
+/* Ask for the page of a fault, and with it for those of its neighbours that nobody has asked for. Lock held.
+ */
+static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_range *range) {
+    struct lm_pager *pager = loop->pager;
+    uint64_t page = lm_range_page(range, pending->address);
+    uint64_t last = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1, more = 0;
+    uint32_t most = atomic_load_explicit(&pager->fault_pages, memory_order_relaxed);
+    if (loop->request_count == REQUESTS || !pager->connected)
+        return; /* it stays unasked and is asked for on the next round */
+    if (++pager->next_id == 0)
+        pager->next_id = 1;
+    pending->id = pager->next_id;
+    struct lm_neighbours *neighbours = &pager->neighbours[pending->id % 64];
+    if (most > 1 && page + 1 < last && !neighbours->id) {
+        uint64_t end = last - page > most ? page + most : last;
+        if (lm_page_table_find(range->table, page + 1, end, LM_STATES(LM_PAGE_MISSING), most, &more) !=
+                page + 1 ||
+            lm_page_table_set(range->table, page + 1, more, ~0u, LM_PAGE_ASKED))
+            more = 0;
+    }
+    uint64_t source = range->source + (pending->address - range->start);
+    if (more)
+        *neighbours = (struct lm_neighbours){.id = pending->id,
+                                             .source_space = range->source_space,
+                                             .address = source + LM_PAGE_SIZE,
+                                             .pages = (uint32_t)more};
+    struct lm_request *request = &loop->requests[loop->request_count++];
+    *request = (struct lm_request){.kind = LM_REQUEST_FAULT,
+                                   .space = range->source_space,
+                                   .address = source,
+                                   .pages = 1 + (uint32_t)more,
+                                   .id = pending->id};
+    lm_request_seal(request);
+    lm_count(&pager->statistics->remote_faults, 1);
+    lm_prefetch_note(pager, pending->space, pending->address, pending->address + (1 + more) * LM_PAGE_SIZE);
+}
+
+/* Lock held. */
+static void on_fault(struct loop *loop, struct lm_space *space, uint64_t address, uint64_t now) {
+    struct lm_pager *pager = loop->pager;
+    lm_count(&pager->statistics->faults, 1);
+    struct lm_range *range = lm_space_at(space, address);
+    bool wanted =
+        range && range->table &&
+        LM_STATES(lm_page_table_get(range->table, lm_range_page(range, address))) & LM_STATES_WANTED;
+    if (!wanted && lm_place_zero(pager, space, address) == 0) {
+        lm_histogram_add(&pager->statistics->latency, lm_now_ns() - now);
+        return;
+    }
+    if (space->gone || lm_pending_find(pager, space, address))
+        return;
+    struct lm_pending *pending = lm_pending_add(pager, space, address, now);
+    if (!pending) {
+        lm_pager_set_state(pager, LM_PAGER_FAILED, "%s", "no memory to remember a fault");
+        return;
+    }
+    pending->local = !wanted;
+    if (wanted)
+        ask(loop, pending, range);
+}
+
+/* What could not be done at once: zero pages that the kernel would not take, faults without a connection.
+ * Lock held. */
+static void retry(struct loop *loop) {
+    struct lm_pager *pager = loop->pager;
+    loop->hurried = false;
+    for (size_t i = pager->pending_count; i-- > 0;) {
+        /* Settling one fault may settle others. */
+        if (i >= pager->pending_count)
+            continue;
+        struct lm_pending *pending = &pager->pending[i];
+        if (pending->id && !pending->local)
+            continue;
+        struct lm_space *space = pending->space;
+        struct lm_range *range = lm_space_at(space, pending->address);
+        bool wanted = range && range->table &&
+                      LM_STATES(lm_page_table_get(range->table, lm_range_page(range, pending->address))) &
+                          LM_STATES_WANTED;
+        if (wanted) {
+            pending->local = false;
+            ask(loop, pending, range);
+            continue;
+        }
+        pending->local = true;
+        uint64_t address = pending->address, since = pending->since_ns;
+        if (lm_place_zero(pager, space, address)) {
+            loop->hurried = true;
+        } else if (!space->gone) {
+            lm_histogram_add(&pager->statistics->latency, lm_now_ns() - since);
+            pager->pending[i] = pager->pending[--pager->pending_count];
+        }
+    }
+}
+
+/* Read the messages of all spaces that have some, then do what they ask for. */
+static void serve_spaces(struct loop *loop, size_t spaces) {
+    struct lm_pager *pager = loop->pager;
+    uint64_t faults[LM_MESSAGES];
+    int count;
+    lm_pager_lock_urgent(pager);
+    for (size_t i = 0; i < spaces; i++) {
+        if (!(loop->polls[FIXED_POLLS + i].revents & (POLLIN | POLLERR)))
+            continue;
+        struct lm_space *space = pager->spaces[i];
+        if (space->gone || lm_events_read(pager, space, faults, &count))
+            continue;
+        uint64_t now = lm_now_ns();
+        for (int j = 0; j < count && !space->gone; j++)
+            on_fault(loop, space, faults[j], now);
+    }
+    if (pager->pending_count)
+        retry(loop);
+    lm_pager_unlock(pager);
+    lm_pager_note_progress(pager);
+}
+
+static void lose(struct loop *loop, int error) {
+    struct lm_pager *pager = loop->pager;
+    lm_pager_lock_urgent(pager);
+    pager->connected = false;
+    for (size_t i = 0; i < pager->pending_count; i++)
+        pager->pending[i].id = 0;
+    memset(pager->neighbours, 0, sizeof pager->neighbours);
+    lm_pager_unlock(pager);
+    loop->lost = true;
+    loop->placing = false;
+    loop->request_count = 0;
+    lm_pager_lost(pager, "fault", error);
+}
+
+static void send_requests(struct loop *loop) {
+    if (!loop->request_count || loop->lost)
+        return;
+    int error = lm_channel_write(&loop->pager->fault, loop->requests,
+                                 (size_t)loop->request_count * sizeof loop->requests[0]);
+    bool more = loop->request_count == REQUESTS;
+    loop->request_count = 0;
+    if (error)
+        lose(loop, error);
+    loop->hurried |= more;
+}
+
+/* The answer with this id is over: neighbours that did not come can be asked for in bulk. */
+static int end_answer(struct lm_pager *pager, uint32_t id) {
+    struct lm_neighbours *neighbours = &pager->neighbours[id % 64];
+    int error = 0;
+    lm_pager_lock_urgent(pager);
+    if (id && neighbours->id == id) {
+        uint64_t end = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
+        for (size_t i = 0; i < pager->space_count && !error; i++) {
+            struct lm_range *range =
+                lm_space_by_source(pager->spaces[i], neighbours->source_space, neighbours->address, end);
+            if (!range || !range->table || range->source > neighbours->address)
+                continue;
+            uint64_t offset = neighbours->address - range->source,
+                     length = range->end - range->start - offset;
+            uint64_t pages =
+                length / LM_PAGE_SIZE < neighbours->pages ? length / LM_PAGE_SIZE : neighbours->pages;
+            error = lm_page_table_set(range->table, range->first + offset / LM_PAGE_SIZE, pages,
+                                      LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
+        }
+        neighbours->id = 0;
+    }
+    lm_pager_unlock(pager);
+    return error;
+}
+
+/* Place the frame at hand and those that follow. Returns 0 when there is no whole frame any more, -EAGAIN
+ * when an event has to be read first, or what ends the connection. */
+static int place_answers(struct loop *loop) {
+    struct lm_pager *pager = loop->pager;
+    for (;;) {
+        int error = 0;
+        if (!loop->placing) {
+            const void *payload;
+            error = lm_inbox_next(&pager->fault_inbox, &loop->frame, &payload);
+            if (error)
+                return error == -EAGAIN ? 0 : error;
+            lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
+            if (loop->frame.kind == LM_FRAME_FAILED)
+                return -(int)loop->frame.length;
+            error = lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked,
+                              &loop->data);
+            if (error)
+                return error;
+            loop->placed = 0;
+            loop->placing = true;
+        }
+        if (loop->frame.kind != LM_FRAME_END)
+            error = lm_place_frame(pager, LM_FOR_FAULT, &loop->frame, loop->data, &loop->placed);
+        if (error)
+            return error;
+        loop->placing = false;
+        if (loop->frame.flags & LM_FRAME_LAST)
+            error = end_answer(pager, loop->frame.id);
+        if (error)
+            return error;
+    }
+}
+
+static void serve_answers(struct loop *loop, bool readable) {
+    struct lm_pager *pager = loop->pager;
+    int error = place_answers(loop);
+    while (!error && readable) {
+        size_t size;
+        void *room = lm_inbox_room(&pager->fault_inbox, &size);
+        ssize_t got = lm_channel_read(&pager->fault, room, size, false);
+        if (got == -EAGAIN)
+            break;
+        if (got < 0) {
+            error = (int)got;
+            break;
+        }
+        lm_inbox_filled(&pager->fault_inbox, (size_t)got);
+        error = place_answers(loop);
+        readable = (size_t)got == size || lm_channel_pending(&pager->fault);
+    }
+    lm_pager_note_progress(pager);
+    if (error == -EAGAIN)
+        loop->hurried = true;
+    else if (error && loop->frame.kind == LM_FRAME_FAILED)
+        lm_pager_set_state(pager, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
+                           strerror(-error));
+    else if (error)
+        lose(loop, error);
+}
+
+/* Go over to a new connection, if there is one. */
+static void adopt(struct loop *loop) {
+    struct lm_pager *pager = loop->pager;
+    uint64_t woken;
+    if (read(pager->wake, &woken, sizeof woken) < 0)
+        woken = 0; /* nothing to read is as good */
+    lm_pager_lock_urgent(pager);
+    int fd = pager->next_fault_fd;
+    pager->next_fault_fd = -1;
+    if (fd >= 0) {
+        lm_channel_deinit(&pager->fault);
+        int error = lm_channel_init(&pager->fault, fd, LM_ROLE_FAULT, pager->session, pager->next_attempt);
+        close(fd);
+        pager->fault_inbox.begin = pager->fault_inbox.end = 0;
+        pager->connected = !error;
+        loop->lost = error != 0;
+        loop->placing = false;
+        loop->request_count = 0;
+        if (!error)
+            retry(loop);
+    }
+    lm_pager_unlock(pager);
+    send_requests(loop);
+}
+
+/* Everything to wait for, as far as it has something to say. Returns the number of spaces among it, or
+ * -ENOMEM. */
+static ssize_t prepare(struct loop *loop) {
+    struct lm_pager *pager = loop->pager;
+    /* Only this thread adds spaces once it runs, and only before that others do. */
+    size_t spaces = __atomic_load_n(&pager->space_count, __ATOMIC_ACQUIRE);
+    if (spaces + FIXED_POLLS > loop->poll_capacity) {
+        size_t capacity = 2 * (spaces + FIXED_POLLS);
+        struct pollfd *polls = realloc(loop->polls, capacity * sizeof *polls);
+        if (!polls)
+            return -ENOMEM;
+        loop->polls = polls;
+        loop->poll_capacity = capacity;
+    }
+    loop->polls[0] = (struct pollfd){.fd = pager->wake, .events = POLLIN};
+    loop->polls[1] = (struct pollfd){
+        .fd = loop->lost || loop->placing ? -1 : lm_channel_descriptor(&pager->fault), .events = POLLIN};
+    for (size_t i = 0; i < spaces; i++)
+        loop->polls[FIXED_POLLS + i] = (struct pollfd){
+            .fd =
+                __atomic_load_n(&pager->spaces[i]->gone, __ATOMIC_RELAXED) ? -1 : pager->spaces[i]->userfault,
+            .events = POLLIN};
+    return (ssize_t)spaces;
+}
+
+/* Wait, a short while without sleeping when faults have been coming, at most 50 us when something is to be
+ * tried again. */
+static int wait_for_work(struct loop *loop, size_t polls) {
+    static const struct timespec at_once = {0, 0}, soon = {0, 50000};
+    if (loop->hurried)
+        return ppoll(loop->polls, polls, &soon, NULL);
+    while (loop->spin_until_ns && lm_now_ns() < loop->spin_until_ns) {
+        int ready = ppoll(loop->polls, polls, &at_once, NULL);
+        if (ready)
+            return ready;
+    }
+    loop->spin_until_ns = 0;
+    return ppoll(loop->polls, polls, NULL, NULL);
+}
+
+void *lm_fault_main(void *argument) {
+    struct lm_pager *pager = argument;
+    struct loop loop = {.pager = pager, .lost = true};
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -10);
+    adopt(&loop);
+    while (!atomic_load(&pager->stop)) {
+        ssize_t spaces = prepare(&loop);
+        if (spaces < 0) {
+            lm_pager_set_state(pager, LM_PAGER_FAILED, "%s", "no memory to wait for a new process");
+            break;
+        }
+        int ready = wait_for_work(&loop, (size_t)spaces + FIXED_POLLS);
+        if (ready < 0 && errno != EINTR) {
+            lm_pager_set_state(pager, LM_PAGER_FAILED, "waiting for faults: %s", strerror(errno));
+            break;
+        }
+        if (ready < 0)
+            continue;
+        bool answered = loop.polls[1].revents || loop.placing, hurried = loop.hurried, faulted = false;
+        loop.hurried = false;
+        if (loop.polls[0].revents)
+            adopt(&loop);
+        for (ssize_t i = 0; i < spaces; i++)
+            faulted |= loop.polls[FIXED_POLLS + i].revents != 0;
+        if (faulted || hurried)
+            serve_spaces(&loop, (size_t)spaces);
+        send_requests(&loop);
+        if (answered && !loop.lost)
+            serve_answers(&loop, loop.polls[1].revents != 0);
+        uint32_t spin = atomic_load_explicit(&pager->spin_us, memory_order_relaxed);
+        if (spin && (faulted || answered))
+            loop.spin_until_ns = lm_now_ns() + spin * 1000ull;
+    }
+    free(loop.polls);
+    return NULL;
+}

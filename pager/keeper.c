@@ -1,0 +1,131 @@
+#define _GNU_SOURCE
+#include "pager/keeper.h"
+
+#include "linux/kernel.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+bool lm_keeper_is_alive(int userfaultfd) {
+    /* A copy that can never succeed, from nowhere to the lowest page anybody may map: without the memory it
+     * says ESRCH. */
+    struct uffdio_copy copy = {.dst = 0x10000, .src = 0, .len = 4096};
+    return ioctl(userfaultfd, UFFDIO_COPY, &copy) == 0 || errno != ESRCH;
+}
+
+/* What the kernel gives (getdents64(2)). */
+struct entry {
+    uint64_t inode;
+    int64_t offset;
+    uint16_t length;
+    uint8_t type;
+    char name[];
+};
+
+/* The keeper is a copy of a process with threads: it may call nothing that could wait for a lock of theirs,
+ * so no opendir. Looks at every descriptor: closes those that are no userfaultfd if `close_others`, and
+ * returns how many userfaultfds still have a process; -1 when /proc cannot be read. */
+static int look_at_descriptors(bool close_others) {
+    int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), alive = 0;
+    if (directory < 0)
+        return -1;
+    char buffer[4096];
+    long size;
+    while ((size = syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0) {
+        for (long at = 0; at < size;) {
+            struct entry entry;
+            memcpy(&entry, buffer + at, sizeof entry);
+            const char *name = buffer + at + offsetof(struct entry, name);
+            char target[64];
+            int fd = 0;
+            for (const char *digit = name; *digit >= '0' && *digit <= '9'; digit++)
+                fd = fd * 10 + (*digit - '0');
+            ssize_t length = name[0] == '.' ? 0 : readlinkat(directory, name, target, sizeof target);
+            at += entry.length;
+            if (length <= 0 || fd == directory)
+                continue;
+            const char wanted[] = "anon_inode:[userfaultfd]";
+            if (length == sizeof wanted - 1 && !memcmp(target, wanted, sizeof wanted - 1))
+                alive += lm_keeper_is_alive(fd);
+            else if (close_others)
+                close(fd);
+        }
+    }
+    close(directory);
+    return alive;
+}
+
+/* The pager is dead. */
+static void hold_on(void) {
+    int alive = look_at_descriptors(true);
+    while (alive) {
+        poll(NULL, 0, 1000);
+        alive = look_at_descriptors(false);
+    }
+}
+
+__attribute__((noreturn)) static void keep(const struct lm_keeper *keeper) {
+    prctl(PR_SET_NAME, "lm-keeper");
+    setsid();
+    struct pollfd events[2] = {{.fd = keeper->finished, .events = POLLIN},
+                               {.fd = keeper->pager, .events = POLLIN}};
+    for (;;) {
+        int ready = poll(events, 2, -1);
+        if (ready > 0 && events[0].revents & POLLIN)
+            _exit(0);
+        if (ready > 0 && events[1].revents & POLLIN)
+            break;
+    }
+    hold_on();
+    _exit(0);
+}
+
+int lm_keeper_start(struct lm_keeper *keeper) {
+    sigset_t all, before;
+    keeper->finished = eventfd(0, EFD_CLOEXEC);
+    keeper->pager = (int)syscall(SYS_pidfd_open, getpid(), 0);
+    int error = keeper->finished < 0 || keeper->pager < 0 ? -errno : 0;
+    if (!error) {
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        /* No exit signal: whoever waits for children of its own does not meet this one. */
+        long pid = syscall(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
+        if (pid == 0)
+            keep(keeper);
+        error = pid < 0 ? -errno : 0;
+        keeper->pid = pid < 0 ? 0 : (int)pid;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    if (error)
+        lm_keeper_leave(keeper);
+    return error;
+}
+
+void lm_keeper_finish(struct lm_keeper *keeper) {
+    uint64_t one = 1;
+    if (keeper->pid && write(keeper->finished, &one, sizeof one) == sizeof one)
+        while (waitpid(keeper->pid, NULL, __WALL) < 0 && errno == EINTR)
+            ;
+    if (keeper->finished >= 0)
+        close(keeper->finished);
+    if (keeper->pager >= 0)
+        close(keeper->pager);
+    *keeper = (struct lm_keeper){.finished = -1, .pager = -1};
+}
+
+void lm_keeper_leave(struct lm_keeper *keeper) {
+    /* The descriptors stay: the table is the keeper's too. */
+    *keeper = (struct lm_keeper){.finished = -1, .pager = -1};
+}

@@ -1,0 +1,31 @@
+/*
+ * The keeper: a process whose only work is to hold the descriptors.
+ *
+ * When the last descriptor of a userfaultfd closes, every thread that waits for a page wakes and reads zeros.
+ * So a second process shares the pager's descriptor table (clone(2) with CLONE_FILES and without CLONE_VM),
+ * in which descriptors born of fork events appear without anybody passing them on. When the pager dies it
+ * closes everything else, so that the source learns of it, and holds the userfaultfds until no process needs
+ * them any more.
+ */
+#ifndef LM_PAGER_KEEPER_H
+#define LM_PAGER_KEEPER_H
+
+#include <stdbool.h>
+
+struct lm_keeper {
+    int pid;      /* 0: there is none */
+    int finished; /* an eventfd: the keeper may go */
+    int pager;    /* a pidfd of the pager's process, which the keeper watches */
+};
+
+/* Start the keeper. Returns 0 or -errno. */
+int lm_keeper_start(struct lm_keeper *keeper);
+/* Let it go and wait until it has gone. */
+void lm_keeper_finish(struct lm_keeper *keeper);
+/* Forget it: it stays. */
+void lm_keeper_leave(struct lm_keeper *keeper);
+
+/* Whether the address space behind the userfaultfd still exists. */
+bool lm_keeper_is_alive(int userfaultfd);
+
+#endif

@@ -1,0 +1,127 @@
+/*
+ * The pager: fills the memory of a process that already runs, or is about to.
+ *
+ * The order of calls, all of which may come from any thread and none of which needs the interpreter's lock:
+ *
+ *     create -> add_space, add_object -> connect -> set_ranges -> start       faults and events are answered
+ * from here on
+ *            -> receive_push, place ... -> set_ranges again (final)           while the process is being
+ * rebuilt
+ *            -> prefetch_start -> wait until LM_PAGER_COMPLETE -> finish -> destroy
+ *
+ * A process with registered ranges sleeps in fork, mremap, munmap and madvise until its event has been read:
+ * start before anything of the kind can happen in it. When a connection is lost the state is
+ * LM_PAGER_STALLED, faults wait, nothing exits and nothing is forgotten; connect goes on with two new
+ * connections.
+ *
+ * From start on a second process, the keeper, shares the descriptor table, so that whatever becomes of this
+ * process no userfaultfd closes before its memory is complete. Only finish lets go, and destroy when the
+ * memory is no more.
+ */
+#ifndef LM_PAGER_PAGER_H
+#define LM_PAGER_PAGER_H
+
+#include "pager/statistics.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+#define LM_PAGER_STAGED 0
+#define LM_PAGER_RUNNING 1
+#define LM_PAGER_COMPLETE 2
+#define LM_PAGER_STALLED 3
+#define LM_PAGER_FAILED 4
+#define LM_PAGER_FINISHED 5
+
+#define LM_RANGE_ANONYMOUS 1
+#define LM_RANGE_SHARED 2
+#define LM_RANGE_WRITTEN 3
+
+struct lm_pager;
+
+/* Destination addresses [start, end) hold the pages from `source` on of the source's space. ANONYMOUS and
+ * SHARED (shared anonymous memory that is mapped once) are paged on demand; WRITTEN is only written to by
+ * pushes. */
+struct lm_range_description {
+    uint64_t start;
+    uint64_t end;
+    uint64_t source;
+    uint32_t source_space;
+    uint32_t kind;
+};
+
+/* What to fetch before all else, by source address. */
+struct lm_hot_run {
+    uint64_t start;
+    uint64_t end;
+    uint32_t source_space;
+    uint32_t reserved;
+};
+
+/* `statistics` may be NULL, else it must outlive the pager. Returns NULL when there is no memory. */
+struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics);
+
+/* An address space, known by the number under which the source serves it. `userfaultfd` was made in the
+ * process and its handshake is done (UFFD_FEATURE_EVENT_FORK, REMAP, REMOVE, UNMAP); the pager takes it over
+ * and closes it. Returns 0 or -errno. */
+int lm_pager_add_space(struct lm_pager *pager, uint32_t number, int userfaultfd, int pid);
+/* An object that pushes write to through a duplicate of `fd`: `size` bytes. */
+int lm_pager_add_object(struct lm_pager *pager, uint32_t number, int fd, uint64_t size);
+
+/* Two connected sockets, which are duplicated; `session` is 16 bytes. Also after a loss. */
+int lm_pager_connect(struct lm_pager *pager, int fault_fd, int bulk_fd, const uint8_t *session,
+                     uint32_t attempt);
+
+/* The whole list of a space's ranges, in the order of their addresses, instead of the one before. Ranges that
+ * are paged on demand are registered here (again is harmless). What was placed stays placed where destination
+ * and source address are as they were. Returns 0 or -errno, with the place of the range at fault in
+ * `*failed`. */
+int lm_pager_set_ranges(struct lm_pager *pager, uint32_t space, const struct lm_range_description *ranges,
+                        size_t count, size_t *failed);
+
+/* Begin to answer faults and events, and start the keeper. */
+int lm_pager_start(struct lm_pager *pager);
+
+/* Receive pushed pages up to END `id` into the process; not while prefetching. Returns 0 or -errno: -EPROTO
+ * for a peer that breaks the rules (an address that is not in a range, for one), -EPIPE when it is gone. */
+int lm_pager_receive_push(struct lm_pager *pager, uint32_t id);
+/* Write pages that came by another way: `length` bytes for source address `address`, both multiples of the
+ * page size. */
+int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t address, const void *data,
+                   size_t length);
+/* Pages that were placed, and have been dropped in the process since, are to be fetched again. By source
+ * address. */
+int lm_pager_forget(struct lm_pager *pager, uint32_t source_space, uint64_t start, uint64_t end);
+
+/* Begin to fetch everything. */
+int lm_pager_prefetch_start(struct lm_pager *pager);
+/* Runs to fetch first, in this order; instead of those given before. */
+int lm_pager_prefetch_first(struct lm_pager *pager, const struct lm_hot_run *runs, size_t count);
+/* Bytes per second to ask for in bulk, 0 for no limit. */
+void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second);
+/* How many pages a fault asks for, 1 to LM_FAULT_PAGES: the one and those after it. */
+void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
+/* How long, after a fault was answered, the next one is looked for without sleeping; 0: never. */
+void lm_pager_spin(struct lm_pager *pager, uint32_t microseconds);
+
+/* LM_PAGER_... */
+int lm_pager_state(struct lm_pager *pager);
+/* Wait until the state is another than `state`, at most `timeout_ms` (-1: for ever). Returns the state. */
+int lm_pager_wait(struct lm_pager *pager, int state, int timeout_ms);
+/* An eventfd, the pager's own, that becomes readable when the state changes; read it to arm it again. */
+int lm_pager_event(struct lm_pager *pager);
+/* Why the pager is stalled or failed, as a sentence's end; "" otherwise. Returns the length. */
+int lm_pager_cause(struct lm_pager *pager, char *buffer, size_t size);
+/* The keeper's process id, 0 before start. */
+int lm_pager_keeper(struct lm_pager *pager);
+
+/* Every page is in: end the threads, close every userfaultfd and every connection, end the keeper. -EBUSY
+ * when pages are missing. */
+int lm_pager_finish(struct lm_pager *pager);
+/* End the threads and free the memory. As long as pages are missing in a living process its userfaultfd stays
+ * open and the keeper stays, so that it waits instead of reading zeros. */
+void lm_pager_destroy(struct lm_pager *pager);
+/* cffi: end */
+
+#endif

@@ -1,0 +1,242 @@
+"""The pager: fills the memory of a process that already runs, or is about to.
+
+A thin cover of pager.h, where the order of calls is explained; its threads are C and never take the interpreter's lock.
+Addresses and lengths are in bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from _lm import ffi, lib
+
+FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
+STATISTICS_SIZE: int = ffi.sizeof("struct lm_pager_statistics")
+COUNTERS = tuple(name for name, _ in ffi.typeof("struct lm_pager_statistics").fields if name != "latency")
+
+
+class PagerState(enum.IntEnum):
+    """STALLED: a connection is lost, faults wait; FAILED: beyond repair, faults wait for ever; COMPLETE: every page is
+    here, finish may be called; FINISHED: nothing of the pager is left in the process."""
+
+    STAGED = lib.LM_PAGER_STAGED
+    RUNNING = lib.LM_PAGER_RUNNING
+    COMPLETE = lib.LM_PAGER_COMPLETE
+    STALLED = lib.LM_PAGER_STALLED
+    FAILED = lib.LM_PAGER_FAILED
+    FINISHED = lib.LM_PAGER_FINISHED
+
+
+class RangeKind(enum.IntEnum):
+    """ANONYMOUS and SHARED (shared anonymous memory that is mapped once) are paged on demand, WRITTEN is only
+    written to by pushes."""
+
+    ANONYMOUS = lib.LM_RANGE_ANONYMOUS
+    SHARED = lib.LM_RANGE_SHARED
+    WRITTEN = lib.LM_RANGE_WRITTEN
+
+
+@dataclass(frozen=True)
+class PagedRange:
+    """[start, end) in the destination holds the source's pages from `source` on (None: from `start` on)."""
+
+    start: int
+    end: int
+    kind: RangeKind = RangeKind.ANONYMOUS
+    source: int | None = None
+    source_space: int = 0
+
+
+@dataclass(frozen=True)
+class HotRun:
+    """What to fetch before all else, by source address."""
+
+    start: int
+    end: int
+    source_space: int = 0
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Of faults, from the message being read to the page being placed, in microseconds."""
+
+    count: int
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    max_us: float
+
+
+class RangeRefused(Exception):
+    """A range cannot be paged: `paged_range` and the errno."""
+
+    def __init__(self, paged_range: PagedRange | None, error: int) -> None:
+        self.paged_range = paged_range
+        self.errno = error
+        place = f"{paged_range.start:#x}-{paged_range.end:#x}" if paged_range else "the space"
+        super().__init__(f"{place} cannot be paged on demand: {os.strerror(error)}")
+
+
+def check(result: int) -> int:
+    """Raise OSError for a negative errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def counters(memory: Any) -> dict[str, int]:
+    """The counters in a piece of memory of STATISTICS_SIZE bytes."""
+    statistics = ffi.from_buffer("struct lm_pager_statistics *", memory)
+    return {name: getattr(statistics, name) for name in COUNTERS}
+
+
+def latencies(memory: Any) -> Latencies:
+    """The fault latencies in a piece of memory of STATISTICS_SIZE bytes."""
+    statistics = ffi.from_buffer("struct lm_pager_statistics *", memory)
+    histogram = ffi.addressof(statistics, "latency")
+
+    def quantile(share: float) -> float:
+        return float(lib.lm_histogram_quantile(histogram, share)) / 1000
+
+    return Latencies(
+        histogram.count, quantile(0.5), quantile(0.9), quantile(0.99), float(histogram.maximum) / 1000
+    )
+
+
+class Pager:
+    """The pager of one migration.
+
+    `memory`, when given, is writable memory of STATISTICS_SIZE bytes (a shared mmap) that takes the counters."""
+
+    def __init__(self, memory: Any = None) -> None:
+        self.memory = memory if memory is not None else bytearray(STATISTICS_SIZE)
+        self._statistics = ffi.from_buffer("struct lm_pager_statistics *", self.memory, require_writable=True)
+        self._pager = lib.lm_pager_create(self._statistics)
+        if not self._pager:
+            raise MemoryError("no memory for the pager")
+
+    def __enter__(self) -> Pager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads. As long as pages are missing in a living process the keeper stays, and it waits."""
+        if self._pager:
+            lib.lm_pager_destroy(self._pager)
+            self._pager = None
+
+    def add_space(self, number: int, userfaultfd: int, pid: int) -> None:
+        """A process, by the number under which the source serves it. Takes the userfaultfd over. Raises OSError."""
+        check(lib.lm_pager_add_space(self._pager, number, userfaultfd, pid))
+
+    def add_object(self, number: int, descriptor: int, size: int) -> None:
+        """An object of `size` bytes that pushes write to through a duplicate of the descriptor. Raises OSError."""
+        check(lib.lm_pager_add_object(self._pager, number, descriptor, size))
+
+    def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
+        """Two connected sockets, which are duplicated and made blocking; also after a loss. Raises OSError."""
+        if len(session) != 16:
+            raise ValueError(f"a session's name has 16 bytes, not {len(session)}")
+        check(lib.lm_pager_connect(self._pager, fault.fileno(), bulk.fileno(), session, attempt))
+
+    def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:
+        """The whole list of a space's ranges, instead of the one before; those paged on demand are registered.
+
+        What was placed stays placed where the addresses are as they were. Raises RangeRefused."""
+        ordered = sorted(ranges, key=lambda one: one.start)
+        listed = [
+            (one.start, one.end, one.start if one.source is None else one.source, one.source_space, one.kind)
+            for one in ordered
+        ]
+        array = ffi.new("struct lm_range_description[]", listed)
+        failed = ffi.new("size_t *")
+        error = lib.lm_pager_set_ranges(self._pager, space, array, len(listed), failed)
+        if error:
+            raise RangeRefused(ordered[failed[0]] if failed[0] < len(ordered) else None, -error)
+
+    def start(self) -> None:
+        """Begin to answer faults and events, and start the keeper. Raises OSError."""
+        check(lib.lm_pager_start(self._pager))
+
+    def receive_push(self, identifier: int) -> None:
+        """Receive pushed pages up to END `identifier` into the process. Raises OSError."""
+        check(lib.lm_pager_receive_push(self._pager, identifier))
+
+    def place(self, address: int, data: bytes | bytearray | memoryview, source_space: int = 0) -> None:
+        """Write whole pages that came by another way, by source address. Raises OSError."""
+        view = ffi.from_buffer(data)
+        check(lib.lm_pager_place(self._pager, source_space, address, view, len(data)))
+
+    def forget(self, start: int, end: int, source_space: int = 0) -> None:
+        """Pages that were placed, and dropped in the process since, are to be fetched again. Raises OSError."""
+        check(lib.lm_pager_forget(self._pager, source_space, start, end))
+
+    def prefetch_start(self) -> None:
+        """Begin to fetch everything. Raises OSError."""
+        check(lib.lm_pager_prefetch_start(self._pager))
+
+    def prefetch_first(self, runs: Iterable[HotRun]) -> None:
+        """Runs to fetch first, in this order. Raises OSError."""
+        listed = [(run.start, run.end, run.source_space, 0) for run in runs]
+        array = ffi.new("struct lm_hot_run[]", listed)
+        check(lib.lm_pager_prefetch_first(self._pager, array, len(listed)))
+
+    def limit(self, bytes_per_second: int) -> None:
+        """Ask for no more in bulk; 0: no limit."""
+        lib.lm_pager_limit(self._pager, bytes_per_second)
+
+    def fault_pages(self, pages: int) -> None:
+        """How many pages a fault asks for: its own and those after it."""
+        lib.lm_pager_fault_pages(self._pager, pages)
+
+    def spin(self, microseconds: int) -> None:
+        """How long, after a fault, the next one is looked for without sleeping."""
+        lib.lm_pager_spin(self._pager, microseconds)
+
+    @property
+    def state(self) -> PagerState:
+        """The state now."""
+        return PagerState(lib.lm_pager_state(self._pager))
+
+    def wait(self, state: PagerState, timeout: float | None = None) -> PagerState:
+        """Wait until the state is another than `state`, at most `timeout` seconds; the state then."""
+        milliseconds = -1 if timeout is None else int(timeout * 1000)
+        return PagerState(lib.lm_pager_wait(self._pager, state, milliseconds))
+
+    @property
+    def event(self) -> int:
+        """An eventfd, the pager's own, that is readable after a change of state until it is read."""
+        return int(lib.lm_pager_event(self._pager))
+
+    @property
+    def cause(self) -> str:
+        """Why the pager is stalled or failed, "" otherwise."""
+        buffer = ffi.new("char[256]")
+        lib.lm_pager_cause(self._pager, buffer, 256)
+        return bytes(ffi.string(buffer)).decode(errors="replace")
+
+    @property
+    def keeper(self) -> int:
+        """The keeper's process id, 0 before start."""
+        return int(lib.lm_pager_keeper(self._pager))
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was placed, by the names of struct lm_pager_statistics."""
+        return counters(self.memory)
+
+    @property
+    def latencies(self) -> Latencies:
+        """Of the faults so far."""
+        return latencies(self.memory)
+
+    def finish(self) -> None:
+        """Every page is in: end the threads, close every userfaultfd, end the keeper. Raises OSError (EBUSY)."""
+        check(lib.lm_pager_finish(self._pager))

@@ -1,0 +1,268 @@
+/*
+ * Placing pages. Every address that came from the peer is looked up in the ranges first, so that a page can
+ * only land where it was described and only where it is still wanted.
+ */
+#define _GNU_SOURCE
+#include "linux/memory.h"
+#include "pager/paging.h"
+#include "pager/userfault.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+static const unsigned char zeros[LM_PAGE_SIZE];
+
+int lm_unpack(const struct lm_frame *frame, const void *payload, ZSTD_DCtx *decompressor,
+              unsigned char *buffer, const void **data) {
+    *data = frame->kind == LM_FRAME_RAW ? payload : NULL;
+    if (frame->kind != LM_FRAME_ZSTD)
+        return 0;
+    size_t size = (size_t)frame->pages * LM_PAGE_SIZE;
+    if (ZSTD_decompressDCtx(decompressor, buffer, size, payload, frame->length) != size)
+        return -EPROTO;
+    *data = buffer;
+    return 0;
+}
+
+static uint64_t counted(struct lm_pager *pager, enum lm_purpose purpose, uint64_t pages) {
+    lm_count(&pager->statistics->total_pages, pages);
+    lm_count(&pager->statistics->bytes, pages * LM_PAGE_SIZE);
+    if (purpose == LM_FOR_BULK)
+        lm_count(&pager->statistics->prefetched_pages, pages);
+    if (purpose == LM_FOR_PUSH)
+        lm_count(&pager->statistics->pushed_pages, pages);
+    return pages;
+}
+
+/* By the kernel's copy into a process's memory, without a fault: an ordinary write first would wait for a
+ * page that is missing, maybe for ourselves. Where the process's protections forbid it, and for mappings that
+ * are not registered, the other way helps. */
+static int write_pages(const struct lm_space *space, bool registered, uint64_t address, const void *data,
+                       uint64_t pages) {
+    for (uint64_t i = 0; i < pages; i++) {
+        const void *page = data ? (const char *)data + i * LM_PAGE_SIZE : (const char *)zeros;
+        uint64_t at = address + i * LM_PAGE_SIZE;
+        int error = lm_memory_write_forced(space->memory, at, page, LM_PAGE_SIZE);
+        if (error && !registered)
+            error = lm_memory_write(space->pid, at, page, LM_PAGE_SIZE);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+static int note(struct lm_range *range, uint64_t page, uint64_t pages, enum lm_page_state state) {
+    return lm_page_table_set(range->table, page, pages, ~0u, state);
+}
+
+/* Copy pages that are not there yet. `*done` of them are dealt with, also when an error is returned. */
+static int copy_pages(struct lm_pager *pager, enum lm_purpose purpose, struct lm_space *space,
+                      struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
+                      uint64_t *done) {
+    uint64_t first = lm_range_page(range, address), step = pages;
+    int error = 0;
+    for (*done = 0; !error && *done < pages;) {
+        uint64_t at = address + *done * LM_PAGE_SIZE, count = step < pages - *done ? step : pages - *done;
+        struct lm_placed placed =
+            lm_userfault_copy(space->userfault, at, data + *done * LM_PAGE_SIZE, count * LM_PAGE_SIZE);
+        uint64_t whole = placed.bytes / LM_PAGE_SIZE;
+        switch (placed.answer) {
+        case LM_ANSWER_PLACED:
+        case LM_ANSWER_SHORT:
+            error = note(range, first + *done, whole, LM_PAGE_PLACED);
+            lm_pending_settle(pager, space, at, at + placed.bytes);
+            *done += counted(pager, purpose, whole);
+            break;
+        case LM_ANSWER_PRESENT:
+            if (purpose == LM_FOR_PUSH)
+                error = write_pages(space, true, at, data + *done * LM_PAGE_SIZE, 1);
+            if (!error)
+                error = note(range, first + *done, 1, LM_PAGE_PLACED);
+            lm_pending_settle(pager, space, at, at + LM_PAGE_SIZE);
+            lm_userfault_wake(space->userfault, at, LM_PAGE_SIZE);
+            *done += 1;
+            break;
+        case LM_ANSWER_NOWHERE:
+            /* Two mappings side by side, which one copy must not span; or, for a single page, none. */
+            if (count > 1) {
+                step = 1;
+                break;
+            }
+            error = note(range, first + *done, 1, LM_PAGE_DISCARDED);
+            lm_pending_drop(pager, space, at, at + LM_PAGE_SIZE);
+            *done += 1;
+            break;
+        case LM_ANSWER_RETRY:
+            return -EAGAIN;
+        case LM_ANSWER_GONE:
+            return -ESRCH;
+        case LM_ANSWER_FAILED:
+            return placed.error;
+        }
+    }
+    return error;
+}
+
+/* A stretch of pages in one state. */
+static int place_stretch(struct lm_pager *pager, enum lm_purpose purpose, struct lm_space *space,
+                         struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
+                         enum lm_page_state state) {
+    uint64_t first = lm_range_page(range, address), done = 0;
+    bool wanted = LM_STATES(state) & LM_STATES_WANTED;
+    if (!wanted && purpose != LM_FOR_PUSH) {
+        lm_count(&pager->statistics->late_pages, pages);
+        return 0;
+    }
+    if (!data && state != LM_PAGE_PLACED) {
+        int error = note(range, first, pages, LM_PAGE_ZERO);
+        if (!error)
+            lm_pending_zero(pager, space, address, address + pages * LM_PAGE_SIZE);
+        return error;
+    }
+    if (state == LM_PAGE_PLACED) {
+        int error = write_pages(space, true, address, data, pages);
+        if (error != -EIO && error != -EFAULT)
+            return error ? error : (counted(pager, purpose, pages), 0);
+        /* Given back by the process since: it is missing in the kernel's eyes. */
+        error = note(range, first, pages, data ? LM_PAGE_MISSING : LM_PAGE_ZERO);
+        if (error || !data)
+            return error;
+    }
+    return copy_pages(pager, purpose, space, range, address, data, pages, &done);
+}
+
+/* The part of a range that the pages fall into. */
+static int place_in_range(struct lm_pager *pager, enum lm_purpose purpose, struct lm_space *space,
+                          struct lm_range *range, uint64_t address, const char *data, uint64_t pages) {
+    if (!range->table) {
+        if (purpose != LM_FOR_PUSH)
+            return -EPROTO;
+        counted(pager, purpose, pages);
+        return write_pages(space, false, address, data, pages);
+    }
+    uint64_t page = lm_range_page(range, address), end = page + pages;
+    int error = 0;
+    while (!error && page < end) {
+        enum lm_page_state state = lm_page_table_get(range->table, page);
+        uint64_t count;
+        lm_page_table_find(range->table, page, end, LM_STATES(state), end - page, &count);
+        error = place_stretch(pager, purpose, space, range, address, data, count, state);
+        address += count * LM_PAGE_SIZE;
+        page += count;
+        if (data)
+            data += count * LM_PAGE_SIZE;
+    }
+    return error;
+}
+
+static int write_object(struct lm_pager *pager, const struct lm_object *object, uint64_t address,
+                        uint32_t pages, const char *data) {
+    uint64_t end = (object->size + LM_PAGE_SIZE - 1) / LM_PAGE_SIZE * LM_PAGE_SIZE;
+    if (address >= end || (uint64_t)pages * LM_PAGE_SIZE > end - address)
+        return -EPROTO;
+    uint64_t length = (uint64_t)pages * LM_PAGE_SIZE;
+    if (length > object->size - address)
+        length = object->size - address;
+    if (!data)
+        return fallocate(object->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)address,
+                         (off_t)length)
+                   ? -errno
+                   : 0;
+    counted(pager, LM_FOR_PUSH, pages);
+    while (length) {
+        ssize_t done = pwrite(object->fd, data, length, (off_t)address);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return done ? -errno : -EIO;
+        data += done;
+        address += (uint64_t)done;
+        length -= (uint64_t)done;
+    }
+    return 0;
+}
+
+int lm_place(struct lm_pager *pager, enum lm_purpose purpose, uint32_t source_space, uint64_t address,
+             uint32_t pages, const void *data) {
+    if (source_space >= LM_FIRST_OBJECT) {
+        for (size_t i = 0; i < pager->object_count; i++)
+            if (purpose == LM_FOR_PUSH && pager->objects[i].number == source_space)
+                return write_object(pager, &pager->objects[i], address, pages, data);
+        return -EPROTO;
+    }
+    uint64_t end = address + (uint64_t)pages * LM_PAGE_SIZE, covered = 0;
+    for (size_t i = 0; i < pager->space_count; i++) {
+        struct lm_space *space = pager->spaces[i];
+        for (uint64_t at = address; at < end && !space->gone;) {
+            struct lm_range *range = lm_space_by_source(space, source_space, at, end);
+            if (!range)
+                break;
+            uint64_t low = at > range->source ? at : range->source;
+            uint64_t range_end = range->source + (range->end - range->start);
+            uint64_t high = end < range_end ? end : range_end;
+            const char *from = data ? (const char *)data + (low - address) : NULL;
+            uint64_t destination = range->start + (low - range->source);
+            int error =
+                place_in_range(pager, purpose, space, range, destination, from, (high - low) / LM_PAGE_SIZE);
+            if (error == -ESRCH)
+                lm_pager_space_gone(pager, space);
+            else if (error)
+                return error;
+            covered += high - low;
+            at = high;
+        }
+    }
+    return purpose == LM_FOR_PUSH && covered < end - address ? -EPROTO : 0;
+}
+
+int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
+                   const void *data, uint32_t *placed) {
+    int error = 0;
+    while (!error && *placed < frame->pages) {
+        uint32_t step = frame->pages - *placed;
+        uint64_t offset = (uint64_t)*placed * LM_PAGE_SIZE;
+        if (data && step > LM_PLACE_PAGES)
+            step = LM_PLACE_PAGES;
+        if (purpose == LM_FOR_FAULT)
+            lm_pager_lock_urgent(pager);
+        else
+            lm_pager_lock_patient(pager);
+        error = lm_place(pager, purpose, frame->space, frame->address + offset, step,
+                         data ? (const char *)data + offset : NULL);
+        lm_pager_unlock(pager);
+        if (!error)
+            *placed += step;
+    }
+    return error;
+}
+
+int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t address) {
+    struct lm_range *range = lm_space_at(space, address);
+    struct lm_placed placed = lm_userfault_zero(space->userfault, address, LM_PAGE_SIZE);
+    switch (placed.answer) {
+    case LM_ANSWER_PLACED:
+    case LM_ANSWER_SHORT:
+        lm_count(&pager->statistics->local_faults, 1);
+        if (range && range->table)
+            return note(range, lm_range_page(range, address), 1, LM_PAGE_PLACED);
+        return 0;
+    case LM_ANSWER_PRESENT:
+    case LM_ANSWER_NOWHERE:
+        /* It was placed between the fault and its message, or its mapping has gone: the thread shall see for
+         * itself. */
+        lm_userfault_wake(space->userfault, address, LM_PAGE_SIZE);
+        return 0;
+    case LM_ANSWER_GONE:
+        lm_pager_space_gone(pager, space);
+        return 0;
+    case LM_ANSWER_RETRY:
+        return -EAGAIN;
+    case LM_ANSWER_FAILED:
+        break;
+    }
+    lm_pager_set_state(pager, LM_PAGER_FAILED, "a zero page at %#llx cannot be placed: %s",
+                       (unsigned long long)address, strerror(-placed.error));
+    return -EAGAIN;
+}

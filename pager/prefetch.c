@@ -1,0 +1,125 @@
+/*
+ * What to fetch next: around the recent faults, newest first and further outward each time; then what was
+ * said to be hot; then everything in the order of its addresses.
+ */
+#include "pager/paging.h"
+
+enum { AROUND_FIRST = 32, AROUND_MOST = 512 };
+
+void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high) {
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    /* A fault next to what has been asked for already means that the process is walking: the old entry grows.
+     */
+    for (unsigned i = 0; i < LM_RECENT_FAULTS; i++) {
+        struct lm_recent *recent = &prefetch->recent[i];
+        if (recent->space == space && low >= recent->low && low <= recent->high)
+            return;
+    }
+    prefetch->newest = (prefetch->newest + 1) % LM_RECENT_FAULTS;
+    prefetch->recent[prefetch->newest] =
+        (struct lm_recent){.space = space, .low = low, .high = high, .pages = AROUND_FIRST};
+}
+
+/* The first MISSING stretch of [start, end) in the space. */
+static bool take(struct lm_pager *pager, struct lm_space *space, uint64_t start, uint64_t end, uint64_t most,
+                 struct lm_run *run, uint64_t *after) {
+    for (size_t i = lm_space_find(space, start); i < space->count && space->ranges[i].start < end; i++) {
+        struct lm_range *range = &space->ranges[i];
+        if (!range->table)
+            continue;
+        uint64_t low = range->start > start ? range->start : start,
+                 high = range->end < end ? range->end : end;
+        uint64_t last = lm_range_page(range, high - LM_PAGE_SIZE) + 1, count;
+        uint64_t page = lm_page_table_find(range->table, lm_range_page(range, low), last,
+                                           LM_STATES(LM_PAGE_MISSING), most, &count);
+        if (!count || lm_page_table_set(range->table, page, count, ~0u, LM_PAGE_ASKED))
+            continue;
+        uint64_t offset = (page - range->first) * LM_PAGE_SIZE;
+        uint64_t reach = (range->end - range->start - offset) / LM_PAGE_SIZE - count;
+        *run = (struct lm_run){.source_space = range->source_space,
+                               .flags = range->kind == LM_RANGE_SHARED ? LM_REQUEST_SHARED : 0,
+                               .address = range->source + offset,
+                               .pages = (uint32_t)count,
+                               .reach = reach < 0x7fffffff ? (uint32_t)reach : 0x7fffffff};
+        *after = range->start + offset + count * LM_PAGE_SIZE;
+        return true;
+    }
+    return false;
+}
+
+static bool around_faults(struct lm_pager *pager, struct lm_run *run) {
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    for (unsigned i = 0; i < LM_RECENT_FAULTS; i++) {
+        struct lm_recent *recent =
+            &prefetch->recent[(prefetch->newest + LM_RECENT_FAULTS - i) % LM_RECENT_FAULTS];
+        while (recent->space && recent->pages <= AROUND_MOST) {
+            uint64_t step = (uint64_t)recent->pages * LM_PAGE_SIZE, after;
+            uint64_t high = recent->high, low = recent->low;
+            if (take(pager, recent->space, high, high + step, prefetch->run_pages, run, &after)) {
+                recent->high = after;
+                return true;
+            }
+            recent->high = high + step;
+            uint64_t down = low > step ? low - step : 0;
+            if (take(pager, recent->space, down, low, prefetch->run_pages, run, &after))
+                return true; /* the rest of it next time */
+            recent->low = down;
+            recent->pages *= 2;
+        }
+        recent->space = NULL;
+    }
+    return false;
+}
+
+static bool hot_first(struct lm_pager *pager, struct lm_run *run) {
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    while (prefetch->hot_at < prefetch->hot_count) {
+        const struct lm_hot_run *hot = &prefetch->hot[prefetch->hot_at];
+        for (size_t i = 0; i < pager->space_count; i++) {
+            struct lm_space *space = pager->spaces[i];
+            for (uint64_t at = hot->start; at < hot->end;) {
+                struct lm_range *range = lm_space_by_source(space, hot->source_space, at, hot->end);
+                if (!range)
+                    break;
+                uint64_t low = at > range->source ? at - range->source : 0;
+                uint64_t length = range->end - range->start, after;
+                uint64_t high = hot->end - range->source < length ? hot->end - range->source : length;
+                if (take(pager, space, range->start + low, range->start + high, prefetch->run_pages, run,
+                         &after))
+                    return true;
+                at = range->source + high;
+            }
+        }
+        prefetch->hot_at++;
+    }
+    return false;
+}
+
+static bool in_order(struct lm_pager *pager, struct lm_run *run) {
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    for (;;) {
+        for (; prefetch->space_at < pager->space_count; prefetch->space_at++, prefetch->address = 0)
+            if (take(pager, pager->spaces[prefetch->space_at], prefetch->address, UINT64_MAX,
+                     prefetch->run_pages, run, &prefetch->address)) {
+                prefetch->restarted = false;
+                return true;
+            }
+        /* Ranges that moved or were born behind the cursor are found by another pass, if there can be any. */
+        if (prefetch->restarted || !pager->wanted)
+            return false;
+        prefetch->restarted = true;
+        prefetch->space_at = 0;
+        prefetch->address = 0;
+    }
+}
+
+bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run) {
+    if (!pager->wanted)
+        return false;
+    if (around_faults(pager, run) || hot_first(pager, run))
+        return true;
+    bool found = in_order(pager, run);
+    if (!found)
+        pager->prefetch.restarted = false;
+    return found;
+}

@@ -1,0 +1,56 @@
+#include "pager/userfault.h"
+
+#include "linux/kernel.h"
+
+#include <errno.h>
+#include <sys/ioctl.h>
+
+static struct lm_placed decide(int result, int error, int64_t done, uint64_t length) {
+    if (result == 0)
+        return (struct lm_placed){.answer = LM_ANSWER_PLACED, .bytes = length};
+    /* A short copy is EAGAIN with the number of bytes; an unread event is EAGAIN with -EAGAIN in its place.
+     */
+    if (done > 0)
+        return (struct lm_placed){.answer = LM_ANSWER_SHORT, .bytes = (uint64_t)done};
+    struct lm_placed placed = {.error = -error};
+    switch (error) {
+    case EEXIST:
+        placed.answer = LM_ANSWER_PRESENT;
+        break;
+    case EAGAIN:
+        placed.answer = LM_ANSWER_RETRY;
+        break;
+    case ENOENT:
+        placed.answer = LM_ANSWER_NOWHERE;
+        break;
+    case ESRCH:
+        placed.answer = LM_ANSWER_GONE;
+        break;
+    default:
+        placed.answer = LM_ANSWER_FAILED;
+    }
+    return placed;
+}
+
+struct lm_placed lm_userfault_copy(int fd, uint64_t address, const void *data, uint64_t length) {
+    struct uffdio_copy copy = {.dst = address, .src = (uint64_t)(uintptr_t)data, .len = length};
+    int result = ioctl(fd, UFFDIO_COPY, &copy);
+    return decide(result, errno, copy.copy, length);
+}
+
+struct lm_placed lm_userfault_zero(int fd, uint64_t address, uint64_t length) {
+    struct uffdio_zeropage zero = {.range = {.start = address, .len = length}};
+    int result = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
+    return decide(result, errno, zero.zeropage, length);
+}
+
+void lm_userfault_wake(int fd, uint64_t address, uint64_t length) {
+    struct uffdio_range range = {.start = address, .len = length};
+    ioctl(fd, UFFDIO_WAKE, &range);
+}
+
+int lm_userfault_register(int fd, uint64_t start, uint64_t end) {
+    struct uffdio_register range = {.range = {.start = start, .len = end - start},
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+    return ioctl(fd, UFFDIO_REGISTER, &range) ? -errno : 0;
+}
