@@ -65,7 +65,8 @@ def declarations() -> str:
 def make_ffi() -> cffi.FFI:
     """The builder of the extension module `_lm`."""
     sanitize = os.environ.get("LM_SANITIZE", "")
-    flags = ["-std=gnu11", "-O2", "-g", *WARNINGS]
+    # -iquote, since <linux/...> has to stay the kernel's.
+    flags = ["-std=gnu11", "-O2", "-g", "-iquote", str(ROOT), *WARNINGS]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
     ffi = cffi.FFI()
@@ -74,7 +75,6 @@ def make_ffi() -> cffi.FFI:
         "_lm",
         "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
         sources=sources(),
-        include_dirs=[str(ROOT)],
         libraries=["zstd", "pthread"],
         extra_compile_args=flags,
         extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
@@ -97,7 +97,7 @@ def build_static_programs() -> None:
         if output.exists() and output.stat().st_mtime > (ROOT / source).stat().st_mtime:
             continue
         subprocess.run(
-            [compiler, "-std=gnu11", *WARNINGS, *STATIC_FLAGS, "-I", str(ROOT), str(ROOT / source), "-o", str(output)],
+            [compiler, "-std=gnu11", *WARNINGS, *STATIC_FLAGS, "-iquote", str(ROOT), str(ROOT / source), "-o", str(output)],
             check=True,
         )
 

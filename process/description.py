@@ -1,0 +1,49 @@
+"""A whole process in the form that travels: what the source sees, live first and frozen in the end."""
+
+from __future__ import annotations
+
+import msgspec
+
+from process.descriptor_table import Table
+from process.mapped_files import MappedFile
+from process.mappings import AddressSpace
+from process.task import TaskDescription
+
+
+class Runs(msgspec.Struct, frozen=True, array_like=True):
+    """Pages from `address` on, `pages` of them."""
+
+    address: int
+    pages: int
+
+
+class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """One process. `space` is the number of its memory in the page stream, `executable` the path of its program.
+
+    `changed` are the pages of private file mappings that differ from the file; `pushed` numbers the push on the
+    bulk connection that carries them, with the pages that the process touches first."""
+
+    space: int
+    executable: str
+    memory: AddressSpace
+    task: TaskDescription
+    descriptors: Table
+    files: list[MappedFile] = []
+    changed: list[Runs] = []
+    pushed: int = 0
+
+
+class MigrationDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a migration moves: a list of processes, today always of one."""
+
+    processes: list[ProcessDescription]
+
+
+def encode(description: MigrationDescription) -> bytes:
+    """The payload of a DESCRIPTION or FINAL message."""
+    return msgspec.msgpack.encode(description)
+
+
+def decode(payload: bytes) -> MigrationDescription:
+    """Raises msgspec.ValidationError or msgspec.DecodeError for what is not a description."""
+    return msgspec.msgpack.decode(payload, type=MigrationDescription)

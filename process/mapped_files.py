@@ -1,0 +1,97 @@
+"""The files behind mappings: what they were on the source, and whether the destination has the same ones.
+
+Program text, libraries and data that a process maps are not sent: the destination maps its own copies, so these
+have to be the same, byte for byte, which is judged by size and modification time (--files says how strictly).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import msgspec
+
+from process.descriptor_options import DescriptorOptions
+from process.files import File, names, preflight_file
+from process.mappings import Kind, Mapping
+from wire.obstacles import Obstacle
+
+FILE_KINDS = (Kind.PRIVATE_FILE, Kind.SHARED_FILE)
+
+
+class MappedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is mapped; `written`: through a shared mapping that may write to it."""
+
+    file: File
+    written: bool
+
+
+def is_written(mapping: Mapping) -> bool:
+    """Whether stores into the mapping reach the file."""
+    return mapping.kind is Kind.SHARED_FILE and "mw" in mapping.flags
+
+
+def look_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]:
+    """The files behind the mappings of `pid`, each once. Raises OSError when they may not be looked at."""
+    found: dict[tuple[str, int], MappedFile] = {}
+    for mapping in mappings:
+        if mapping.kind not in FILE_KINDS:
+            continue
+        known = found.get((mapping.path, mapping.inode))
+        if known is not None and (known.written or not is_written(mapping)):
+            continue
+        status = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+        path = mapping.path.removesuffix(" (deleted)")
+        found[mapping.path, mapping.inode] = MappedFile(
+            file=File(
+                path=path,
+                device=status.st_dev,
+                inode=status.st_ino,
+                size=status.st_size,
+                modified=status.st_mtime_ns,
+                mode=status.st_mode,
+                uid=status.st_uid,
+                gid=status.st_gid,
+                linked=names(pid, path, status),
+                links=status.st_nlink,
+            ),
+            written=is_written(mapping),
+        )
+    return list(found.values())
+
+
+def mapped_file_obstacles(files: Iterable[MappedFile]) -> list[Obstacle]:
+    """Mapped files that no path leads to any more."""
+    return [
+        Obstacle(
+            f"mapped file {mapped.file.path}",
+            "has been deleted or replaced since it was mapped",
+            "restart the program so that it maps the file as it is now",
+        )
+        for mapped in files
+        if not mapped.file.linked
+    ]
+
+
+def preflight_mapped_files(files: Iterable[MappedFile], options: DescriptorOptions) -> list[Obstacle]:
+    """On the destination: every mapped file is there and, unless it is written to, the same."""
+    return [
+        obstacle
+        for mapped in files
+        for obstacle in preflight_file(
+            mapped.file,
+            os.O_RDWR if mapped.written else os.O_RDONLY,
+            f"mapped file {mapped.file.path}",
+            options,
+        )
+    ]
+
+
+def compare_written_mappings(files: Iterable[MappedFile], options: DescriptorOptions) -> list[Obstacle]:
+    """Before COMMIT, after the source has flushed them: are the files that are mapped to be written the same here?"""
+    return [
+        obstacle
+        for mapped in files
+        if mapped.written
+        for obstacle in preflight_file(mapped.file, os.O_RDONLY, f"mapped file {mapped.file.path}", options)
+    ]

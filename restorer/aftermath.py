@@ -1,0 +1,193 @@
+"""After the resume: the memory follows, signals are forwarded, and in the end both sides say goodbye."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import time
+
+import msgspec
+from pager.pager import Pager, PagerState
+
+from linux import pidfd
+from restorer.husk_process import husk_ended
+from restorer.run import Run, write
+from wire import messages
+from wire.errors import MigrationError
+from wire.exit_codes import ExitCode
+
+TICK_MS = 100
+GOODBYE_SECONDS = 30.0
+
+
+def follow(run: Run) -> int:
+    """Fetch everything, say goodbye, and unless --detach was given stay until the process ends.
+
+    Nothing in here may fail the process: what goes wrong is said, and everything is kept."""
+    assert run.pager is not None
+    assert run.husk is not None
+    pager = run.pager
+    if run.options.strategy.resume_at_once:
+        pager.prefetch_start()
+    watch = select.poll()
+    watch.register(run.control.fileno(), select.POLLIN)
+    watch.register(run.line.fileno(), select.POLLIN)
+    watch.register(run.husk.pidfd, select.POLLIN)
+    watch.register(pager.event, select.POLLIN)
+    shown = 0.0
+    stalled = False
+    while True:
+        ready = frozenset(number for number, _ in watch.poll(TICK_MS))
+        if run.line.fileno() in ready and not _orders(run):
+            watch.unregister(run.line.fileno())
+        if run.control.fileno() in ready and not _hear(run):
+            watch.unregister(run.control.fileno())
+        state = take_state(pager)
+        gone = run.husk.pidfd in ready
+        if state is PagerState.COMPLETE or gone:
+            break
+        if state in (PagerState.STALLED, PagerState.FAILED) and not stalled:
+            stalled = True
+            _stall(run)
+        if time.monotonic() - shown > 0.1:
+            shown = time.monotonic()
+            show_progress(run)
+    _finish(run)
+    if run.options.detach:
+        run.line.send("exit", status=int(ExitCode.OK))
+        return int(ExitCode.OK)
+    return _stay(run)
+
+
+def take_state(pager: Pager) -> PagerState:
+    """The pager's state, with its event armed again."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(pager.event, 8)
+    return pager.state
+
+
+def show_progress(run: Run) -> None:
+    """Tell the front how far the pages are."""
+    assert run.pager is not None
+    counted = run.pager.counters
+    run.line.send(
+        "progress",
+        pages=counted["total_pages"] + counted["zero_pages"],
+        total=counted["total_pages"] + counted["zero_pages"] + counted["wanted_pages"],
+        faults=counted["faults"],
+    )
+
+
+def _orders(run: Run) -> bool:
+    """Pass the front's signals on to the process; False when the front is gone."""
+    assert run.husk is not None
+    run.line.hear()
+    for order, number in run.line.orders:
+        if order in ("signal", "stop"):
+            with contextlib.suppress(OSError):
+                pidfd.send_signal(run.husk.pidfd, number)
+    run.line.orders.clear()
+    return not run.line.front_is_gone
+
+
+def _hear(run: Run) -> bool:
+    """Take one message of the source; False when the connection is gone."""
+    assert run.husk is not None
+    try:
+        message = run.control.receive(GOODBYE_SECONDS)
+    except MigrationError:
+        return False
+    if isinstance(message, messages.Signal):
+        with contextlib.suppress(OSError):
+            _deliver(run, message.thread, message.number)
+    return True
+
+
+def _deliver(run: Run, thread: int, number: int) -> None:
+    """Send a forwarded signal to the process, or to the thread it was meant for."""
+    assert run.husk is not None
+    host_tid = run.building.threads.get(thread, 0) if run.building is not None else 0
+    if host_tid:
+        pidfd.send_to_thread(run.husk.pid, host_tid, number)
+    else:
+        pidfd.send_signal(run.husk.pidfd, number)
+
+
+def _stall(run: Run) -> None:
+    assert run.pager is not None
+    assert run.husk is not None
+    cause = run.pager.cause
+    run.report.outcome = "stalled"
+    run.line.send("stalled", pid=run.husk.pid, cause=cause)
+    run.line.send(
+        "note",
+        text=f"the memory's connection is lost ({cause}); process {run.husk.pid} goes on until it needs a page that is "
+        "missing, and waits there; nothing is lost while lm-serve and this host live",
+        level=0,
+    )
+
+
+def _finish(run: Run) -> None:
+    """Every page is in, or nobody needs them any more: let go of the memory and tell the source."""
+    assert run.pager is not None
+    assert run.husk is not None
+    run.mark("complete")
+    fill(run)
+    run.pager.finish()
+    with contextlib.suppress(MigrationError):
+        run.control.send(messages.Finished())
+        run.control.expect(messages.Goodbye, GOODBYE_SECONDS)
+    run.report.outcome = "complete"
+    _phases(run)
+    write(run)
+    run.line.send("complete", pid=run.husk.pid)
+    run.line.send("result", report=msgspec.to_builtins(run.report))
+    run.roles.close()
+
+
+def fill(run: Run) -> None:
+    """The pager's counters and latencies, as the report has them."""
+    assert run.pager is not None
+    counted, latencies = run.pager.counters, run.pager.latencies
+    report = run.report
+    report.pages.total = counted["total_pages"] + counted["zero_pages"] + counted["absent_pages"]
+    report.pages.zero = counted["zero_pages"] + counted["absent_pages"]
+    report.pages.faulted = counted["faulted_pages"]
+    report.pages.prefetched = counted["prefetched_pages"]
+    report.bytes.memory = counted["bytes"]
+    report.bytes.wire = counted["wire_bytes"]
+    report.bytes.eager = counted["eager_bytes"]
+    report.faults.count = counted["remote_faults"]
+    report.faults.p50_us = latencies.p50_us
+    report.faults.p90_us = latencies.p90_us
+    report.faults.p99_us = latencies.p99_us
+    report.faults.max_us = latencies.max_us
+
+
+def _phases(run: Run) -> None:
+    names = list(run.moments)
+    for first, second in itertools.pairwise(names):
+        run.report.phases_ms[first] = (run.moments[second] - run.moments[first]) / 1e6
+    run.report.total_ms = (run.moments[names[-1]] - run.moments[names[0]]) / 1e6
+
+
+def _stay(run: Run) -> int:
+    """Wait until the process has ended; its status as a shell would say it."""
+    assert run.husk is not None
+    watch = select.poll()
+    watch.register(run.husk.pidfd, select.POLLIN)
+    watch.register(run.line.fileno(), select.POLLIN)
+    while True:
+        ready = frozenset(number for number, _ in watch.poll())
+        if run.line.fileno() in ready and not _orders(run):
+            watch.unregister(run.line.fileno())
+        if run.husk.pidfd in ready:
+            break
+    status = husk_ended(run.husk)
+    run.report.exit_status = status
+    write(run)
+    run.line.send("ended", pid=run.husk.pid, status=status)
+    run.line.send("exit", status=status)
+    return status

@@ -1,0 +1,298 @@
+"""Filling the husk: first from the live description, with all the time in the world, then the difference, frozen.
+
+What is slow or can fail is done while staging. The final part changes only what differs, and ends with nothing left
+but letting the threads go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from process.descriptor_options import DescriptorOptions
+from process.descriptor_table import Table
+from process.open_descriptors import (
+    OpenedDescriptors,
+    descriptor_changes,
+    open_descriptors,
+    update_descriptors,
+)
+
+from linux import tracee
+from linux.arch_x86_64 import Registers
+from linux.errors import ProcessGone
+from linux.pidfd import send_to_thread
+from linux.program import Program
+from linux.syscall_numbers import (
+    SYS_close,
+    SYS_exit,
+    SYS_fcntl,
+    SYS_madvise,
+    SYS_openat,
+    SYS_setsid,
+)
+from linux.userfaultfd import take_userfaultfd
+from process import attributes, clocks, interrupted, limits, task_rebuild, thread_rebuild, timers
+from process.credentials import Credentials
+from process.description import ProcessDescription
+from process.mappings import AT_FDCWD, AddressSpace, difference, lock_rows
+from process.signals import sent_after_resume
+from process.threads import Thread
+from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, remove_rows
+from restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
+
+DONTNEED = 4
+PAGE = os.sysconf("SC_PAGESIZE")
+NOTHING = AddressSpace(mappings=[])
+
+
+@dataclass
+class Construction:
+    """A husk and what has been put into it. `threads`: id inside the process -> id for this host."""
+
+    husk: Husk
+    options: DescriptorOptions
+    staged: ProcessDescription
+    opened: OpenedDescriptors
+    offsets: clocks.Offsets | None
+    present: Credentials
+    threads: dict[int, int] = field(default_factory=dict)
+    userfaultfd: int = -1
+
+
+def stage(
+    pid: int,
+    pidfd_number: int,
+    description: ProcessDescription,
+    options: DescriptorOptions,
+    offsets: clocks.Offsets | None,
+) -> Construction:
+    """Fill the freshly started, stopped husk `pid`, which holds a pidfd of this process at `pidfd_number` and no other
+    descriptor. Raises SyscallFailed, OSError, ProcessGone."""
+    area = make_area(pid, [description.memory])
+    husk = Husk(pid, area, pidfd_number)
+    opened = open_descriptors(description.descriptors, options)
+    building = Construction(husk, options, description, opened, offsets, task_rebuild.present_credentials())
+    _empty(building)
+    _install(building, None, description.descriptors)
+    _lay_out(building, NOTHING, description.memory)
+    _plan(building, description, with_executable=True)
+    limits.rebuild_outside(pid, description.task.limits)
+    building.userfaultfd = take_userfaultfd(pid)
+    building.threads = {description.task.pid: pid}
+    _create_threads(building, [thread.tid for thread in description.task.threads[1:]])
+    return building
+
+
+def _empty(building: Construction) -> None:
+    program = Program("emptying the husk")
+    program.call("setsid", SYS_setsid, check=False)
+    empty_rows(program, building.husk.pid, building.husk.area, building.staged.memory)
+    run(building.husk, program)
+
+
+def _installed(building: Construction, table: Table, numbers: Iterable[int]) -> list[Installed]:
+    wanted = frozenset(numbers)
+    return [
+        Installed(entry.number, building.opened.numbers[entry.description], entry.close_on_exec)
+        for entry in table.descriptors
+        if entry.number in wanted
+    ]
+
+
+def _install(building: Construction, staged: Table | None, final: Table) -> None:
+    """Bring the husk's descriptors to those of `final`."""
+    husk = building.husk
+    changes = descriptor_changes(staged, final)
+    if staged is not None and not (changes.close or changes.install or changes.close_on_exec):
+        return
+    program = Program("installing descriptors")
+    remove_rows(program, husk.numbers, changes.close)
+    highest = max((entry.number for entry in final.descriptors), default=0)
+    if staged is None or highest >= husk.pidfd_of_worker:
+        husk.numbers.discard(husk.pidfd_of_worker)
+        husk.pidfd_of_worker = keep_pidfd_rows(program, husk.pidfd_of_worker, highest)
+        husk.numbers.add(husk.pidfd_of_worker)
+    install_rows(
+        program,
+        husk.pidfd_of_worker,
+        husk.numbers,
+        _installed(building, final, (entry.number for entry in changes.install)),
+    )
+    for entry in changes.close_on_exec:
+        flag = fcntl.FD_CLOEXEC if entry.close_on_exec else 0
+        program.call(f"descriptor {entry.number}", SYS_fcntl, entry.number, fcntl.F_SETFD, flag)
+    run(husk, program)
+
+
+def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace) -> None:
+    """Bring the husk's layout from one to the other."""
+    change = difference(before, after)
+    if not (change.unmap or change.make or change.protect):
+        return
+    program = Program("laying out the memory")
+    layout_rows(program, change, after, building.options.map_path, lambda inode: _memfd(building, inode))
+    run(building.husk, program)
+
+
+def _memfd(building: Construction, inode: int) -> int:
+    """The number, in the husk, of a descriptor of the memfd with that inode on the source."""
+    table = building.staged.descriptors
+    for one in table.descriptions:
+        if one.link.startswith("/memfd:") and getattr(one.kind, "inode", None) == inode:
+            return one.number
+    raise OSError(f"no descriptor for the memfd with inode {inode}")
+
+
+def _plan(building: Construction, description: ProcessDescription, with_executable: bool) -> None:
+    program = Program("placing code, heap and arguments")
+    number = None
+    if with_executable:
+        path = building.options.map_path(description.executable)
+        number = next(n for n in range(1 << 20) if n not in building.husk.numbers)
+        program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), os.O_RDONLY | os.O_CLOEXEC, 0)
+    attributes.rebuild_memory_plan(program, description.task.memory_plan, number)
+    if number is not None:
+        program.call("close the executable", SYS_close, number)
+    run(building.husk, program)
+
+
+def _create_threads(building: Construction, tids: list[int]) -> None:
+    """Make threads with these ids, and learn how this host calls them."""
+    if not tids:
+        return
+    program = Program("making threads")
+    thread_rebuild.create_threads(program, tids)
+    run(building.husk, program)
+    pid = building.husk.pid
+    known = frozenset(building.threads.values())
+    for name in os.listdir(f"/proc/{pid}/task"):
+        host_tid = int(name)
+        if host_tid not in known:
+            tracee.wait(host_tid)
+            building.threads[_inner_id(pid, host_tid)] = host_tid
+
+
+def _inner_id(pid: int, host_tid: int) -> int:
+    """A thread's id in its innermost PID namespace (NSpid, proc_pid_status(5))."""
+    with open(f"/proc/{pid}/task/{host_tid}/status") as status:
+        for line in status:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    raise ProcessGone(host_tid)
+
+
+def apply_layout(building: Construction, final: ProcessDescription) -> None:
+    """The first part of the final step: memory and descriptors as they are at the source now.
+
+    Raises SyscallFailed, OSError."""
+    staged = building.staged
+    update_descriptors(building.opened, final.descriptors)
+    _install(building, staged.descriptors, final.descriptors)
+    _lay_out(building, staged.memory, final.memory)
+    _drop_unchanged(building, final)
+    if final.task.memory_plan != staged.task.memory_plan:
+        _plan(building, final, with_executable=False)
+
+
+def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
+    """Pages of files that were changed when they were pushed and are the file's again: drop the copy."""
+    still = {page for run_ in final.changed for page in range(run_.address, run_.address + run_.pages * PAGE, PAGE)}
+    program = Program("dropping pages")
+    for run_ in building.staged.changed:
+        for page in range(run_.address, run_.address + run_.pages * PAGE, PAGE):
+            if page not in still:
+                program.call(f"drop {page:x}", SYS_madvise, page, PAGE, DONTNEED, check=False)
+    if len(program):
+        run(building.husk, program)
+
+
+def apply_threads(building: Construction, final: ProcessDescription) -> None:
+    """The second part, when hot and eager pages are in place: threads, signals, timers, credentials, registers.
+
+    Afterwards every thread is stopped in its final state and the programs' memory is gone."""
+    task = final.task
+    _match_threads(building, task.threads)
+    locks = Program("locking memory")
+    for mapping in final.memory.mappings:
+        lock_rows(locks, mapping)
+    if len(locks):
+        run(building.husk, locks)
+    leader, *others = task.threads
+    for thread in others:
+        _rebuild_thread(building, thread, task.pid)
+    program = Program(f"rebuilding process {task.pid}")
+    map_path = _bytes_map(building.options)
+    task_rebuild.rebuild_process(program, task, map_path, timers.ids_can_be_chosen())
+    program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
+    thread_rebuild.rebuild_thread(program, leader, task.pid, building.present)
+    present = limits.present_limits(building.husk.pid)
+    reachable = limits.reachable(task.limits.limits, present, _may_raise())
+    elapsed = clocks.elapsed_since(task.clocks, building.offsets, clocks.read_offsets())
+    task_rebuild.finish_process(program, task, reachable, present, elapsed)
+    run(building.husk, program)
+    final_registers = [(thread, _final_registers(building, thread, elapsed)) for thread in task.threads]
+    drop_area(building.husk)
+    for thread, registers in final_registers:
+        tid = building.threads[thread.tid]
+        tracee.set_xstate(tid, thread.xstate)
+        tracee.set_signal_mask(tid, thread.signal_mask)
+        tracee.set_registers(tid, registers)
+
+
+def _may_raise() -> bool:
+    return bool(task_rebuild.present_credentials().effective >> 24 & 1)  # CAP_SYS_RESOURCE
+
+
+def _bytes_map(options: DescriptorOptions) -> Callable[[bytes], bytes]:
+    def mapped(path: bytes) -> bytes:
+        return os.fsencode(options.map_path(os.fsdecode(path)))
+
+    return mapped
+
+
+def _match_threads(building: Construction, wanted: tuple[Thread, ...]) -> None:
+    """End the threads that the source has not any more, make those that are new."""
+    tids = [thread.tid for thread in wanted]
+    for tid in set(building.threads) - set(tids):
+        program = Program(f"ending thread {tid}")
+        program.call("exit", SYS_exit, 0)
+        with contextlib.suppress(ProcessGone):
+            run(building.husk, program, building.threads[tid])
+        del building.threads[tid]
+    _create_threads(building, [tid for tid in tids if tid not in building.threads])
+
+
+def _rebuild_thread(building: Construction, thread: Thread, pid: int) -> None:
+    program = Program(f"rebuilding thread {thread.tid}")
+    thread_rebuild.rebuild_thread(program, thread, pid, building.present)
+    run(building.husk, program, building.threads[thread.tid])
+
+
+def _final_registers(building: Construction, thread: Thread, elapsed: int) -> Registers:
+    registers = Registers(thread.registers)
+    if thread.call is None:
+        return registers
+    tid = building.threads[thread.tid]
+    return interrupted.continue_call(tid, building.husk.area, thread.call, registers, elapsed)
+
+
+def let_go(building: Construction, final: ProcessDescription) -> None:
+    """After COMMIT: every thread runs, and is not traced any more."""
+    queues = [(thread.tid, thread.pending) for thread in final.task.threads]
+    for thread, number in sent_after_resume(final.task.signals, queues):
+        with contextlib.suppress(OSError, ProcessGone):
+            if thread is None:
+                os.kill(building.husk.pid, number)
+            else:
+                send_to_thread(building.husk.pid, building.threads[thread], number)
+    # Our death kills the process as long as any thread has EXITKILL, so all lose it before the first one runs.
+    for tid in building.threads.values():
+        with contextlib.suppress(OSError, ProcessGone):
+            tracee.set_options(tid, 0)
+    for tid in building.threads.values():
+        with contextlib.suppress(OSError, ProcessGone):
+            tracee.detach(tid)

@@ -1,0 +1,117 @@
+"""The front of lm-restore: what the user sees, the exit status, and signals.
+
+The work is done by a worker, forked here at the start, in a session of its own: it traces the husk, speaks with the
+source and runs the pager. Ctrl-C, a traceback or SIGKILL of the front does not take the pager along. Until the
+destination has said READY the worker gives up when the front dies; after that it carries on alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from restorer.options import RestoreOptions
+from restorer.worker import Worker, start_worker
+from wire.events import Events, make_events
+from wire.exit_codes import ExitCode
+from wire.report import Report
+from wire.ticket import parse_ticket
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SIGNAL_STATUS = 128
+
+
+@dataclass
+class Front:
+    """What the front knows so far. `status` is the exit status, once it is known."""
+
+    options: RestoreOptions
+    events: Events
+    worker: Worker
+    pid: int = 0
+    resumed: bool = False
+    status: int | None = None
+
+
+def run(options: RestoreOptions) -> int:
+    """Take the process over; the exit status of lm-restore."""
+    # Before the fork, so that what it imports is there in both.
+    worker = start_worker(options)
+    with make_events("lm-restore", json=options.json, verbose=options.verbose) as events:
+        front = Front(options, events, worker)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in FORWARDED:
+            signal.signal(number, lambda *_: None)
+        while front.status is None:
+            ready, _, _ = select.select([worker.news.fileno(), wake_read], [], [])
+            if wake_read in ready:
+                for arrived in os.read(wake_read, 64):
+                    _signal(front, arrived)
+            if worker.news.fileno() in ready and not _hear(front):
+                break
+    if front.status is None:
+        return _worker_is_gone(front)
+    worker.reap()
+    return front.status
+
+
+def _signal(front: Front, number: int) -> None:
+    """A signal for lm-restore: before the resume it ends the migration, afterwards it is for the process."""
+    if number not in FORWARDED:
+        return
+    if front.resumed:
+        front.worker.tell("signal", number)
+    elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        front.worker.tell("stop", number)
+
+
+def _hear(front: Front) -> bool:
+    """Take the worker's news; False when there will be none any more."""
+    for line in front.worker.read():
+        _show(front, line)
+        if front.status is not None:
+            return True
+    return not front.worker.ended
+
+
+def _show(front: Front, news: dict[str, Any]) -> None:
+    kind = news.pop("event")
+    pid = news.pop("pid", front.pid)
+    if kind == "ticket":
+        front.events.ticket(parse_ticket(news["ticket"]), news["command"])
+    elif kind == "note":
+        front.events.note(news["text"], news["level"])
+    elif kind == "progress":
+        front.events.progress(news["pages"], news["total"], news["faults"])
+    elif kind == "result":
+        front.events.result(msgspec.convert(news["report"], Report))
+    elif kind == "exit":
+        front.status = int(news["status"])
+    elif kind == "failed":
+        front.events.failed_as_told(news["text"], news["code"], pid, news["obstacles"])
+        front.status = int(news["code"])
+    else:
+        front.pid = pid
+        front.resumed = front.resumed or kind == "resumed"
+        front.events.emit(kind, pid, **news)
+
+
+def _worker_is_gone(front: Front) -> int:
+    """The worker ended without a word: it was killed, or there is a bug in it."""
+    status = front.worker.reap()
+    if front.resumed:
+        print(
+            f"lm-restore: the pager's process ended ({status}); process {front.pid} waits for its pages, "
+            "and reads no zeros",
+            file=sys.stderr,
+        )
+        return int(ExitCode.LOST_AFTER)
+    print(f"lm-restore: its worker ended ({status}); the process runs on at the source", file=sys.stderr)
+    return int(ExitCode.BUG)

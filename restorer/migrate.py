@@ -1,0 +1,279 @@
+"""lm-restore's worker: the order of events on the destination. It reads like the picture in docs/design.md.
+
+    connect -> preflight -> stage the husk -> STAGED -> eager pages -> FINAL -> apply -> READY -> COMMIT -> resume
+        -> faults and prefetch -> FINISHED -> goodbye
+
+Before READY every way out destroys the husk, and the source runs on. Between READY and COMMIT only the source decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import select
+import signal
+import time
+from typing import NoReturn
+
+from pager.pager import PagedRange, Pager, PagerState, RangeKind
+from process.descriptor_obstacles import compare_written_files
+from process.descriptor_options import DescriptorOptions
+
+import msgspec
+
+from linux import cpu
+from linux.errors import ProcessGone, SyscallFailed
+from linux.program import ProgramTooLarge
+from process import clocks
+from process.description import MigrationDescription, ProcessDescription
+from process.mapped_files import compare_written_mappings
+from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
+from restorer import build
+from restorer.aftermath import follow
+from restorer.husk_process import end_husk, start_husk
+from restorer.options import RestoreOptions
+from restorer.preflight import Peer, preflight
+from restorer.run import Run, tell, write
+from restorer.voice import Voice
+from restorer.worker import Line
+from wire import messages
+from wire.control import ControlChannel
+from wire.errors import ConnectionLost, LocalError, MigrationError, Refused, RemoteError
+from wire.exit_codes import ExitCode
+from wire.host import look_at_host
+from wire.meeting import meet
+from wire.report import Report
+
+GREETING_SECONDS = 30.0
+FINAL_SECONDS = 3600.0
+TICK_MS = 100
+STAGING_PUSH = 1
+IN_DOUBT = (
+    "the connection broke after READY ({cause}), and nobody here can know whether the source has handed over: process "
+    "{pid} is kept, stopped; if process and lm-serve still run at the source, end this lm-restore's worker, else call for help"
+)
+
+
+def migrate(options: RestoreOptions, line: Line) -> int:
+    """Take the process over; the exit status of the worker. Raises MigrationError before the handover."""
+    report = Report(side="destination", outcome="failed", strategy=options.strategy.name, pid=0, started=time.time())
+    voice = Voice(line)
+    roles = meet(options.meeting, "destination", voice, watch=[line.fileno()])
+    if roles is None:
+        line.hear()
+        raise stopped_by_user()
+    words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
+    described = msgspec.convert(words, DescriptorOptions)
+    run = Run(options, described, line, roles, ControlChannel(roles.control), report)
+    try:
+        hand_over(run)
+        commit = await_commit(run)
+    except MigrationError as error:
+        report.error = str(error)
+        destroy(run)
+        tell(run.control, error)
+        write(run)
+        raise
+    resume(run, commit, time.monotonic_ns())
+    return follow(run)
+
+
+def hand_over(run: Run) -> None:
+    """Everything up to READY. Raises MigrationError, after which the husk has to be destroyed."""
+    try:
+        run.mark("preflight")
+        described = prepare(run)
+        run.mark("staging")
+        stage(run, described)
+        run.mark("staged")
+        apply_final(run)
+    except SyscallFailed as error:
+        raise cannot_build(str(error)) from error
+    except (OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
+        raise cannot_build(str(error)) from error
+
+
+def prepare(run: Run) -> ProcessDescription:
+    """Greet, take the description and find every obstacle."""
+    asked = clocks.look_clocks()
+    greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
+    here = look_at_host(cpu.describe())
+    run.control.send(messages.Greeting(host=here, wishes={"strategy": run.options.strategy.name}))
+    payload = run.control.expect(messages.Description, GREETING_SECONDS).payload
+    described = messages.unpack(payload, MigrationDescription)
+    process = only_process(described)
+    obstacles = preflight(process, Peer(greeting.host, here), run.options, run.descriptor_options)
+    if obstacles:
+        raise Refused(obstacles, object=f"process {process.task.pid}")
+    offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
+    run.husk = start_husk(process.task, run.options.pid, offsets)
+    return process
+
+
+def only_process(described: MigrationDescription) -> ProcessDescription:
+    """The process of a migration that moves one."""
+    if len(described.processes) != 1:
+        raise messages.broken(f"it describes {len(described.processes)} processes")
+    return described.processes[0]
+
+
+def stage(run: Run, description: ProcessDescription) -> None:
+    """Fill the husk while the source runs, and take in what cannot be paged on demand."""
+    assert run.husk is not None
+    husk = run.husk
+    run.building = build.stage(husk.pid, husk.pidfd_number, description, run.descriptor_options, husk.offsets)
+    run.pager = Pager()
+    run.pager.add_space(description.space, run.building.userfaultfd, husk.pid)
+    run.pager.connect(run.roles.fault, run.roles.bulk, run.roles.session, run.roles.attempt)
+    run.pager.set_ranges(memory_ranges(description.memory), description.space)
+    run.pager.start()
+    run.control.send(messages.Staged(pid=husk.pid))
+    run.line.send("staged", pid=husk.pid)
+    run.pager.receive_push(STAGING_PUSH)
+    run.control.send(messages.Pushed(push=STAGING_PUSH))
+
+
+def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
+    """All of the memory that pages may be sent for, in the order of addresses, and how they arrive."""
+    ranges = [
+        PagedRange(m.start, m.end, RangeKind.SHARED if m.kind is Kind.SHARED_ANONYMOUS else RangeKind.ANONYMOUS)
+        for m in paged_on_demand(memory)
+    ]
+    ranges += [PagedRange(m.start, m.end, RangeKind.WRITTEN) for m in eager_mappings(memory)]
+    return sorted(ranges, key=lambda one: one.start)
+
+
+def wait_for_final(run: Run) -> ProcessDescription:
+    """Wait for the freeze. The front may still stop everything."""
+    poll = select.poll()
+    poll.register(run.control.fileno(), select.POLLIN)
+    poll.register(run.line.fileno(), select.POLLIN)
+    while True:
+        for number, _ in poll.poll():
+            if number == run.line.fileno():
+                run.line.hear()
+                if run.line.front_is_gone or run.line.orders:
+                    raise stopped_by_user()
+            else:
+                run.control.expect(messages.Freezing, FINAL_SECONDS)
+                gc.disable()
+                final = run.control.expect(messages.Final, FINAL_SECONDS)
+                return only_process(messages.unpack(final.payload, MigrationDescription))
+
+
+def apply_final(run: Run) -> None:
+    """Apply what has changed since staging, and for a strategy that resumes when complete, fetch every page."""
+    assert run.building is not None
+    assert run.pager is not None
+    final = wait_for_final(run)
+    run.final = final
+    run.line.send("frozen", pid=run.building.husk.pid)
+    build.apply_layout(run.building, final)
+    run.pager.set_ranges(memory_ranges(final.memory), final.space)
+    run.pager.receive_push(final.pushed)
+    build.apply_threads(run.building, final)
+    obstacles = [
+        *compare_written_files(final.descriptors, run.descriptor_options),
+        *compare_written_mappings(final.files, run.descriptor_options),
+    ]
+    if obstacles:
+        raise Refused(obstacles, step="comparing written files", code=ExitCode.FILES)
+    run.building.opened.close()
+    if not run.options.strategy.resume_at_once:
+        run.pager.prefetch_start()
+        wait_until_complete(run)
+
+
+def wait_until_complete(run: Run) -> None:
+    """Wait for the last page while the source is frozen."""
+    assert run.pager is not None
+    while (state := run.pager.wait(PagerState.RUNNING, TICK_MS / 1000)) is PagerState.RUNNING:
+        run.line.hear()
+        if run.line.front_is_gone or run.line.orders:
+            raise stopped_by_user()
+    if state is not PagerState.COMPLETE:
+        raise lost_pages(run.pager.cause)
+
+
+def await_commit(run: Run) -> messages.Commit:
+    """READY, and the source's decision. Raises MigrationError when it decided not to hand over.
+
+    Only COMMIT, an orderly end of the connection or words to that effect tell what the source decided. Anything else
+    leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
+    run.control.send(messages.Ready())
+    try:
+        return run.control.expect(messages.Commit)
+    except (RemoteError, Refused):
+        raise
+    except MigrationError as error:
+        if isinstance(error, ConnectionLost) and error.closed:
+            raise
+        wait_in_doubt(run, str(error))
+
+
+def wait_in_doubt(run: Run, cause: str) -> NoReturn:
+    """Nobody here can know whether the source has handed over: keep everything, say so, and wait."""
+    pid = run.building.husk.pid if run.building is not None else 0
+    run.report.outcome = "stalled"
+    write(run)
+    run.line.send("stalled", pid=pid, cause=cause)
+    run.line.send("note", text=IN_DOUBT.format(pid=pid, cause=cause), level=0)
+    while True:
+        signal.pause()
+
+
+def resume(run: Run, commit: messages.Commit, received: int) -> None:
+    """Let the process run. It is the only copy now: whatever fails here is said, and nothing is taken back."""
+    assert run.building is not None
+    assert run.final is not None
+    pid = run.building.husk.pid
+    build.let_go(run.building, run.final)
+    resume_ns = time.monotonic_ns() - received
+    run.mark("resumed")
+    run.report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
+    run.report.pid = pid
+    with contextlib.suppress(MigrationError):
+        run.control.send(messages.Resumed(pid=pid, resume_ns=resume_ns))
+    run.line.send("resumed", pid=pid, downtime_ms=run.report.downtime_ms)
+
+
+def destroy(run: Run) -> None:
+    """Before COMMIT: nothing of the husk is left."""
+    if run.husk is not None:
+        end_husk(run.husk)
+    if run.pager is not None:
+        run.pager.close()
+    if run.building is not None:
+        run.building.opened.close()
+
+
+def cannot_build(cause: str) -> LocalError:
+    """A step of rebuilding failed."""
+    return LocalError(
+        step="rebuilding the process",
+        object="the husk",
+        cause=cause,
+        remedy="the process runs on at the source; look at the cause and try again",
+    )
+
+
+def lost_pages(cause: str) -> LocalError:
+    """The page connections failed before the resume."""
+    return LocalError(
+        step="fetching the memory",
+        object="the page connections",
+        cause=cause,
+        remedy="the process runs on at the source; try again",
+        code=ExitCode.LOST_BEFORE,
+    )
+
+
+def stopped_by_user() -> LocalError:
+    """SIGINT, SIGTERM, or the front is gone, before READY."""
+    return LocalError(
+        step="waiting",
+        object="lm-restore",
+        cause="it was told to stop",
+        remedy="the process runs on at the source",
+        code=ExitCode.INTERRUPTED,
+    )

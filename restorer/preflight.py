@@ -1,0 +1,120 @@
+"""Every obstacle to rebuilding the process here, all at once, before anything is frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
+from process.descriptor_options import DescriptorOptions
+
+from linux import cpu
+from linux.maps import maps
+from process import task_rebuild, timers
+from process.description import ProcessDescription
+from process.mapped_files import preflight_mapped_files
+from process.mappings import Kind, mapping_of
+from restorer.options import RestoreOptions
+from wire.host import HostFacts
+from wire.obstacles import Obstacle
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The two hosts."""
+
+    there: HostFacts
+    here: HostFacts
+
+
+def preflight(
+    process: ProcessDescription, hosts: Peer, options: RestoreOptions, described: DescriptorOptions
+) -> list[Obstacle]:
+    """What stands in the way of rebuilding `process` on this host. Raises OSError."""
+
+    def map_path(path: bytes) -> bytes:
+        return os.fsencode(described.map_path(os.fsdecode(path)))
+
+    return [
+        *_host_obstacles(hosts, options),
+        *_kernel_mapping_obstacles(process),
+        *_executable_obstacles(process, described),
+        *preflight_mapped_files(process.files, described),
+        *descriptor_obstacles(process.descriptors, described),
+        *preflight_descriptors(process.descriptors, described),
+        *task_rebuild.preflight_task(
+            process.task, task_rebuild.present_credentials(), map_path, timers.ids_can_be_chosen()
+        ),
+        *_id_obstacles(process, options),
+    ]
+
+
+def _host_obstacles(hosts: Peer, options: RestoreOptions) -> list[Obstacle]:
+    found = []
+    for what, there, here in (
+        ("architecture", hosts.there.machine, hosts.here.machine),
+        ("page size", hosts.there.page_size, hosts.here.page_size),
+    ):
+        if there != here:
+            found.append(Obstacle(f"this host's {what}", f"is {here}, the source's is {there}", "choose another host"))
+    if options.cpu == "strict":
+        for lack in cpu.lacking(hosts.there.cpu, hosts.here.cpu):
+            found.append(
+                Obstacle(
+                    "this host's processor",
+                    f"lacks {lack}, which the source's has",
+                    "choose another host, or --cpu trust if the program does not use it",
+                )
+            )
+    return found
+
+
+def _kernel_mapping_obstacles(process: ProcessDescription) -> list[Obstacle]:
+    """The code that the kernel gives every process has to be the same here, since it stays at its address."""
+    here = {}
+    digest = b""
+    for entry in maps(os.getpid()):
+        mapping = mapping_of(entry)
+        if mapping.kind is Kind.KERNEL:
+            here[mapping.path] = mapping.length
+            if mapping.path == "[vdso]":
+                with open("/proc/self/mem", "rb", buffering=0) as memory:
+                    digest = hashlib.sha256(os.pread(memory.fileno(), mapping.length, mapping.start)).digest()
+    wanted = {mapping.name: mapping.length for mapping in process.memory.kernel_mappings()}
+    if wanted.items() <= here.items() and process.memory.vdso_digest in (b"", digest):
+        return []
+    return [
+        Obstacle(
+            "this host's kernel",
+            "maps another vdso into processes than the source's kernel",
+            "run the same kernel on both hosts",
+        )
+    ]
+
+
+def _executable_obstacles(process: ProcessDescription, described: DescriptorOptions) -> list[Obstacle]:
+    path = described.map_path(process.executable)
+    if os.access(path, os.R_OK | os.X_OK):
+        return []
+    return [
+        Obstacle(
+            f"executable {process.executable}",
+            f"{path} is not here or may not be executed",
+            "install it here or point to it with --map-path OLD=NEW",
+        )
+    ]
+
+
+def taken_ids(process: ProcessDescription) -> list[int]:
+    """The thread ids of the process that somebody else has on this host."""
+    return [thread.tid for thread in process.task.threads if os.path.exists(f"/proc/{thread.tid}")]
+
+
+def _id_obstacles(process: ProcessDescription, options: RestoreOptions) -> list[Obstacle]:
+    if options.pid != "keep":
+        return []
+    return [
+        Obstacle(f"id {tid}", "is taken on this host", "use --pid namespace, or end the process that has it")
+        for tid in taken_ids(process)
+    ]

@@ -1,0 +1,58 @@
+"""One migration as the destination has it: its parts, its phases, and its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+from pager.pager import Pager
+from process.descriptor_options import DescriptorOptions
+
+from process.description import ProcessDescription
+from restorer import build
+from restorer.husk_process import HuskProcess
+from restorer.options import RestoreOptions
+from restorer.worker import Line
+from wire import messages
+from wire.connection import Roles
+from wire.control import ControlChannel
+from wire.errors import ConnectionLost, MigrationError, Refused
+from wire.report import Report, write_report
+
+
+@dataclass
+class Run:
+    """One migration, as the destination has it."""
+
+    options: RestoreOptions
+    descriptor_options: DescriptorOptions
+    line: Line
+    roles: Roles
+    control: ControlChannel
+    report: Report
+    moments: dict[str, int] = field(default_factory=dict)
+    husk: HuskProcess | None = None
+    building: build.Construction | None = None
+    pager: Pager | None = None
+    final: ProcessDescription | None = None
+    exit_status: int | None = None
+
+    def mark(self, name: str) -> None:
+        """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""
+        self.moments[name] = time.monotonic_ns()
+
+
+def tell(control: ControlChannel, error: MigrationError) -> None:
+    """Tell the source why it ends here, if it can still hear."""
+    with contextlib.suppress(MigrationError, OSError):
+        if isinstance(error, Refused):
+            control.send(messages.Obstacles(found=list(error.obstacles)), 2.0)
+        elif not isinstance(error, ConnectionLost):
+            control.send(messages.abort_of(error), 2.0)
+
+
+def write(run: Run) -> None:
+    """Write the report, if one was asked for."""
+    if run.options.report:
+        write_report(run.options.report, run.report)

@@ -1,0 +1,154 @@
+"""The freeze and the handover: what happens to the source's threads, with nothing left to chance.
+
+Everything here runs in the tracing thread. `frozen` thaws on every way out unless COMMIT was sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from linux import source_threads as sources
+from linux import tracee
+from linux.errors import ProcessGone, SyscallFailed
+from linux.program import Program
+from linux.syscall_numbers import SYS_exit_group
+from process import task as tasks
+from process.thread_rebuild import retire_rows
+from source_server import custody as custodies
+from source_server.look import FrozenSource, SourceLook, freeze_and_describe
+from wire import messages
+from wire.control import ControlChannel
+from wire.errors import ConnectionLost, LocalError
+from wire.exit_codes import ExitCode
+
+LEAVING_SECONDS = 10.0
+
+
+@dataclass
+class Frozen:
+    """A stopped process and what has been done to it so far."""
+
+    seen: SourceLook
+    stops: list[tracee.Stop]
+    source: FrozenSource | None = None
+    committed: bool = False
+
+
+@dataclass
+class Committed:
+    """The source after COMMIT: inert. `frozen_ns` is from the freeze until COMMIT was sent."""
+
+    source: FrozenSource
+    frozen_ns: int
+
+
+@contextlib.contextmanager
+def frozen(seen: SourceLook) -> Iterator[Frozen]:
+    """Stop all threads; let them go on exactly as they were unless `commit` succeeded within.
+
+    Raises LocalError when the process cannot be stopped or has ended."""
+    try:
+        state = Frozen(seen, tracee.freeze(seen.pid))
+    except (ProcessGone, OSError, TimeoutError) as error:
+        raise _cannot_freeze(seen.pid, error) from None
+    try:
+        yield state
+    except (ProcessGone, OSError, SyscallFailed) as error:
+        raise _cannot_freeze(seen.pid, error) from error
+    finally:
+        if not state.committed:
+            thaw(state)
+
+
+def _cannot_freeze(pid: int, error: Exception) -> LocalError:
+    gone = isinstance(error, ProcessGone)
+    return LocalError(
+        step="the freeze",
+        object=f"process {pid}",
+        cause=str(error),
+        remedy="nothing is left to move" if gone else "it runs on here; try again",
+        code=ExitCode.NO_PROCESS if gone else ExitCode.SYSTEM,
+    )
+
+
+def thaw(state: Frozen) -> None:
+    """Put everything back and let the threads go."""
+    source = state.source
+    with contextlib.suppress(ProcessGone, OSError):
+        if source is not None:
+            sources.bring_home(source.threads)
+            sources.unmap_stub(source.threads, state.seen.gadgets, source.frame)
+    with contextlib.suppress(ProcessGone, OSError):
+        tracee.thaw(state.stops, True)
+
+
+def describe(state: Frozen) -> FrozenSource:
+    """Describe the stopped process; programs run in it."""
+    state.source = freeze_and_describe(state.seen, state.stops)
+    return state.source
+
+
+def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, began_ns: int) -> Committed:
+    """Park the threads and send COMMIT: the one step that cannot be taken back.
+
+    COMMIT is sent in the moment in which a byte of it enters the socket. Raises ConnectionLost if none did."""
+    source = state.source
+    assert source is not None
+    threads = source.threads
+    custody.parked(state.seen.pid, threads.flag_address)
+    sources.park(threads)
+    frozen_ns = time.monotonic_ns() - began_ns
+    message = messages.encode(messages.Commit(frozen_ns=frozen_ns, round_trip_ns=control.round_trip_ns))
+    try:
+        control.send_bytes(message)
+    except (ConnectionLost, LocalError):
+        if not custody.commit_was_sent():
+            custody.at_home()
+            raise
+    state.committed = True
+    custodies.decide(state.seen.pid, threads.flag_address, stay=True)
+    custody.decided()
+    settle(state)
+    return Committed(source, frozen_ns)
+
+
+def settle(state: Frozen) -> None:
+    """After COMMIT: no way leads home any more, and no thread leaves a trace in shared memory when it ends.
+
+    Nothing may fail the migration from here on: what cannot be done is left."""
+    source = state.source
+    assert source is not None
+    with contextlib.suppress(ProcessGone, OSError, SyscallFailed):
+        sources.settle(source.threads)
+        programs = {}
+        for tid in source.threads.tids:
+            programs[tid] = Program("retiring")
+            retire_rows(programs[tid])
+        sources.run_in_source(source.threads, programs)
+
+
+def forward_signals(committed: Committed, control: ControlChannel) -> None:
+    """Send on the signals that have reached the inert source since it was described."""
+    source = committed.source
+    with contextlib.suppress(ProcessGone, OSError):
+        now = tasks.look_pending_signals(source.stopped)
+        late = tasks.late_signals(source.stopped, source.pending, now)
+        source.pending = now
+        for thread, number in late:
+            control.send(messages.Signal(thread=thread or 0, number=number))
+
+
+def leave(committed: Committed, status: int) -> None:
+    """Let the source's copy end by its own exit_group(status)."""
+    threads = committed.source.threads
+    # The others first: a leader is not reaped before all its threads are, and a traced one waits for its tracer.
+    for tid in threads.tids[1:]:
+        with contextlib.suppress(ProcessGone, OSError):
+            tracee.detach(tid)
+    program = Program("leaving")
+    program.call("exit_group", SYS_exit_group, status, check=False)
+    with contextlib.suppress(ProcessGone, OSError, SyscallFailed):
+        sources.run_in_source(threads, {threads.pid: program})

@@ -1,0 +1,285 @@
+"""The source's look at the process: live, everything that is slow; then frozen, only what can have changed.
+
+Nothing here changes the process but `describe_frozen`, which runs programs in its stopped threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from process.descriptor_obstacles import descriptor_obstacles
+from process.descriptor_options import DescriptorOptions
+from process.look_descriptors import Look, look_descriptors
+
+from linux import pagemap, tracee
+from linux.address_gap import free_range
+from linux.errors import ProcessGone
+from linux.maps import maps, maps_text
+from linux.program import Program
+from linux.source_threads import (
+    SourceThreads,
+    choose_end_signal,
+    look_threads,
+    map_stub,
+    room_needed,
+    run_in_source,
+)
+from linux.walk_home import Gadgets, find_gadgets, frame_address
+from process import task as tasks
+from process import threads as thread_parts
+from process.description import ProcessDescription, Runs
+from process.family import process_obstacles
+from process.mapped_files import MappedFile, look_mapped_files, mapped_file_obstacles
+from process.mappings import (
+    AddressSpace,
+    Kind,
+    eager_mappings,
+    look_address_space,
+    look_again,
+    mapping_obstacles,
+    paged_on_demand,
+)
+from process.status import parse_status, read_status
+from process.timers import look_timers
+from wire.errors import LocalError, Refused
+from wire.exit_codes import ExitCode
+from wire.obstacles import Obstacle
+
+SPACE = 0
+STAGING_PUSH = 1
+FINAL_PUSH = 2
+PAGE = os.sysconf("SC_PAGESIZE")
+FRAME_ROOM = 12288
+STEP = "looking at the process"
+
+
+@dataclass(frozen=True)
+class SourceLook:
+    """What is known of the running process."""
+
+    pid: int
+    task: tasks.LiveTask
+    descriptors: Look
+    memory: AddressSpace
+    layout: bytes
+    executable: str
+    files: list[MappedFile]
+    gadgets: Gadgets
+    end_signal: int
+
+    def description(self) -> ProcessDescription:
+        """What the destination needs to stage the husk."""
+        return ProcessDescription(
+            space=SPACE,
+            executable=self.executable,
+            memory=self.memory,
+            task=self.task.description,
+            descriptors=self.descriptors.table,
+            files=self.files,
+        )
+
+
+@dataclass
+class FrozenSource:
+    """The stopped process: its threads with the mapping that programs use in it, and the whole description."""
+
+    stops: list[tracee.Stop]
+    threads: SourceThreads
+    frame: int
+    stopped: tasks.StoppedTask
+    pending: tasks.PendingSignals
+    descriptors: Look
+    description: ProcessDescription
+    obstacles: list[Obstacle]
+    hot: list[Runs]
+
+
+def look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
+    """Look at the running process; what stands in the way as far as the source can tell, all of it.
+
+    Raises Refused when it is no process that can be looked at, LocalError when there is none or no permission."""
+    try:
+        return _look(pid)
+    except (ProcessGone, FileNotFoundError, ProcessLookupError):
+        raise LocalError(
+            step=STEP,
+            object=f"process {pid}",
+            cause="there is no such process",
+            remedy="name the id of a running process, as this PID namespace sees it",
+            code=ExitCode.NO_PROCESS,
+        ) from None
+    except PermissionError as error:
+        raise _not_permitted(pid, error) from None
+
+
+def _not_permitted(pid: int, error: OSError) -> LocalError:
+    return LocalError(
+        step=STEP,
+        object=f"process {pid}",
+        cause=f"it may not be traced ({os.strerror(error.errno or errno.EPERM)})",
+        remedy="run lm-serve as root or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE",
+        code=ExitCode.NO_PERMISSION,
+    )
+
+
+def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
+    status = parse_status(read_status(pid))
+    first = process_obstacles(pid, status)
+    memory_is_there = "VmSize" in status
+    if not memory_is_there:
+        raise Refused(first or [Obstacle(f"process {pid}", "has no memory of its own", "name another process")])
+    live = tasks.look_task(pid)
+    layout = maps_text(pid)
+    memory = look_address_space(pid)
+    files = look_mapped_files(pid, memory.mappings)
+    descriptors = look_descriptors(pid)
+    entries = maps(pid)
+    gadgets = find_gadgets(pid, entries)
+    end_signal = choose_end_signal(int(status["SigCgt"], 16))
+    found = [
+        *tasks.task_obstacles(live),
+        *mapping_obstacles(memory, memfd_inodes(descriptors)),
+        *mapped_file_obstacles(files),
+        *_way_home_obstacles(pid, gadgets, end_signal),
+    ]
+    return (
+        SourceLook(
+            pid,
+            live,
+            descriptors,
+            memory,
+            layout,
+            os.readlink(f"/proc/{pid}/exe"),
+            files,
+            gadgets or Gadgets(0, 0),
+            end_signal or 0,
+        ),
+        found,
+    )
+
+
+def check_obstacles(seen: SourceLook) -> list[Obstacle]:
+    """For --check: the descriptors' obstacles too, which otherwise the destination finds with its own options."""
+    return descriptor_obstacles(seen.descriptors.table, DescriptorOptions())
+
+
+def memfd_inodes(descriptors: Look) -> list[int]:
+    """The memfds that the process has a descriptor of."""
+    return [
+        one.kind.inode
+        for one in descriptors.table.descriptions
+        if one.link.startswith("/memfd:") and hasattr(one.kind, "inode")
+    ]
+
+
+def _way_home_obstacles(pid: int, gadgets: Gadgets | None, end_signal: int | None) -> list[Obstacle]:
+    found = []
+    if gadgets is None:
+        found.append(
+            Obstacle(
+                f"program text of process {pid}",
+                "has no `syscall; ret` or no rt_sigreturn code, by which a thread gets home without a tracer",
+                "link the program with a C library",
+            )
+        )
+    if end_signal is None:
+        found.append(
+            Obstacle(
+                f"signal handlers of process {pid}",
+                "SIGURG, SIGWINCH and SIGCHLD all have one, so that no signal is left to tell the end of a program",
+                "leave one of the three at its default action",
+            )
+        )
+    return found
+
+
+def changed_file_pages(pid: int, memory: AddressSpace) -> list[Runs]:
+    """The pages of private file mappings that differ from the file. Raises ProcessGone, OSError."""
+    eager = eager_mappings(memory)
+    found = pagemap.changed_runs(pid, [(m.start, m.end) for m in eager if m.kind is Kind.PRIVATE_FILE])
+    found += pagemap.present_runs(pid, [(m.start, m.end) for m in eager if m.kind is not Kind.PRIVATE_FILE])
+    return [Runs(start, (end - start) // PAGE) for start, end in found]
+
+
+def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSource:
+    """Describe the stopped process, with one program in each of its threads.
+
+    Raises ProcessGone, OSError, SyscallFailed; the caller thaws."""
+    pid = look.pid
+    tids = [stop.tid for stop in stops]
+    stopped = tasks.look_stopped_task(pid, stops, look.task)
+    threads = look_threads(pid, tids, look.end_signal)
+    leader = Program("asking the process")
+    question = tasks.ask_process(leader, look_timers(pid))
+    places = {pid: thread_parts.ask_thread(leader)}
+    programs = {pid: leader}
+    for tid in tids[1:]:
+        programs[tid] = Program("asking a thread")
+        places[tid] = thread_parts.ask_thread(programs[tid])
+    layout = maps_text(pid)
+    memory = look.memory if layout == look.layout else look_again(pid, look.memory)
+    frame = place_frame(pid, look, memory)
+    taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
+    length = room_needed(threads, programs)
+    map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
+    outcomes = run_in_source(threads, programs)
+    pending = tasks.look_pending_signals(stopped)
+    answers = {tid: thread_parts.answer_thread(outcomes[tid], places[tid]) for tid in tids}
+    task = tasks.complete_task(stopped, pending, tasks.answer_process(outcomes[pid], question), answers)
+    descriptors = look_descriptors(pid, look.descriptors, frozen=True)
+    description = ProcessDescription(
+        space=SPACE,
+        executable=look.executable,
+        memory=memory,
+        task=task,
+        descriptors=descriptors.table,
+        files=look.files if memory is look.memory else look_mapped_files(pid, memory.mappings),
+        changed=changed_file_pages(pid, memory),
+        pushed=FINAL_PUSH,
+    )
+    obstacles = tasks.frozen_obstacles(task, answers)
+    if memory is not look.memory:
+        obstacles += mapping_obstacles(memory, memfd_inodes(descriptors))
+    return FrozenSource(
+        stops,
+        threads,
+        frame,
+        stopped,
+        pending,
+        descriptors,
+        description,
+        obstacles,
+        hot_runs(description),
+    )
+
+
+def place_frame(pid: int, look: SourceLook, memory: AddressSpace) -> int:
+    """Where the leader's frame may stand during its lone calls. Raises LocalError."""
+    for mapping in memory.mappings:
+        if mapping.path == "[stack]":
+            bottom = (mapping.start, mapping.start + FRAME_ROOM)
+            untouched = not pagemap.present_runs(pid, [bottom])
+            pointer = tracee.get_registers(pid).stack_pointer
+            place = frame_address(pointer, (mapping.start, mapping.end), FRAME_ROOM, untouched)
+            if place is not None:
+                return place
+    raise LocalError(
+        step="freezing",
+        object=f"process {pid}",
+        cause="its first thread runs on a stack of its own, and the one it was started with has no untouched page",
+        remedy="try again",
+    )
+
+
+def hot_runs(description: ProcessDescription) -> list[Runs]:
+    """The pages, in memory that is paged on demand, which the threads and the kernel for them touch first."""
+    pages = {
+        page
+        for thread in description.task.threads
+        for address, length in thread_parts.hot_addresses(thread)
+        for page in range(address // PAGE, (address + length - 1) // PAGE + 1)
+    }
+    ranges = [(mapping.start // PAGE, mapping.end // PAGE) for mapping in paged_on_demand(description.memory)]
+    return [Runs(page * PAGE, 1) for page in sorted(pages) if any(start <= page < end for start, end in ranges)]

@@ -1,0 +1,306 @@
+"""lm-serve: the order of events on the source. It reads like the picture in docs/design.md.
+
+    look -> connect -> describe -> (staged) -> push -> freeze -> describe -> (ready) -> park, COMMIT
+        -> serve pages -> leave
+
+Before COMMIT every way out, an exception or a signal, thaws the process as it was; after COMMIT none does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from linux import cpu, pidfd
+from process.description import MigrationDescription, Runs
+from process.open_descriptors import flush_written_files
+from source_server import custody as custodies
+from source_server import handover
+from source_server.look import (
+    FINAL_PUSH,
+    PAGE,
+    SPACE,
+    STAGING_PUSH,
+    FrozenSource,
+    SourceLook,
+    changed_file_pages,
+    check_obstacles,
+    look,
+)
+from source_server.options import ServeOptions
+from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun, ServerState
+from wire import messages
+from wire.connection import Roles
+from wire.control import ControlChannel
+from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from wire.events import Events
+from wire.exit_codes import ExitCode
+from wire.host import look_at_host
+from wire.meeting import meet
+from wire.report import Report, write_report
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GREETING_SECONDS = 30.0
+STAGING_SECONDS = 600.0
+TICK_MS = 200
+KEPT = (
+    "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
+    "it never runs here again"
+)
+
+
+@dataclass
+class Run:
+    """One migration, as the source has it: its parts and what becomes of them."""
+
+    options: ServeOptions
+    events: Events
+    seen: SourceLook
+    control: ControlChannel
+    server: PageServer
+    custody: custodies.Custody
+    report: Report
+    moments: dict[str, int] = field(default_factory=dict)
+
+    def mark(self, name: str) -> None:
+        """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""
+        self.moments[name] = time.monotonic_ns()
+
+
+def serve(options: ServeOptions, events: Events) -> int:
+    """Move the process away; the exit status. Raises MigrationError with the process untouched."""
+    started = time.time()
+    seen, obstacles = look(options.pid)
+    if options.check:
+        return int(events.checked(options.pid, [*obstacles, *check_obstacles(seen)]))
+    if obstacles:
+        raise Refused(obstacles, object=f"process {options.pid}")
+    report = Report(side="source", outcome="failed", strategy="", pid=options.pid, started=started)
+    watch = pidfd.open_pidfd(options.pid)
+    roles = meet(options.meeting, "source", events, pid=options.pid, watch=[watch])
+    os.close(watch)
+    if roles is None:
+        raise _ended(options.pid)
+    custody = custodies.start_custody(roles.control.fileno())
+    with contextlib.ExitStack() as stack:
+        stack.callback(custody.end)
+        stack.callback(roles.close)
+        control = ControlChannel(roles.control)
+        try:
+            server = stack.enter_context(make_server(options, roles))
+            run = Run(options, events, seen, control, server, custody, report)
+            _migrate(run)
+        except MigrationError as error:
+            report.error = str(error)
+            tell(control, error)
+            raise
+        finally:
+            if options.report:
+                write_report(options.report, report)
+    events.result(report)
+    return int(ExitCode.OK)
+
+
+def make_server(options: ServeOptions, roles: Roles) -> PageServer:
+    """The page server, connected; it answers when asked, and nobody asks before the freeze."""
+    server = PageServer()
+    levels = {"auto": COMPRESS_AUTO, "none": COMPRESS_NONE}
+    server.compress(levels[options.compress] if isinstance(options.compress, str) else options.compress)
+    server.limit(options.bandwidth_limit or 0)
+    server.add_process(SPACE, options.pid)
+    server.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
+    return server
+
+
+def _migrate(run: Run) -> None:
+    run.mark("staging")
+    stage(run)
+    run.mark("freezing")
+    committed = freeze_and_commit(run)
+    run.mark("committed")
+    run.events.emit("resumed", run.options.pid)
+    try:
+        serve_until_finished(run, committed)
+    finally:
+        run.mark("complete")
+        fill_report(run)
+
+
+def stage(run: Run) -> None:
+    """Greet, describe, wait until the husk stands, and push what cannot be paged on demand. The process runs."""
+    run.control.send(messages.Greeting(host=look_at_host(cpu.describe())))
+    greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
+    run.report.strategy = str(greeting.wishes.get("strategy", ""))
+    whole = MigrationDescription(processes=[run.seen.description()])
+    run.control.send(messages.Description(payload=messages.pack(whole)))
+    run.control.expect(messages.Staged, STAGING_SECONDS)
+    run.events.emit("staged", run.options.pid)
+    run.server.push(STAGING_PUSH, push_runs(changed_file_pages(run.seen.pid, run.seen.memory)), remember=True)
+    run.control.expect(messages.Pushed, STAGING_SECONDS)
+    run.control.measure_round_trip()
+
+
+def freeze_and_commit(run: Run) -> handover.Committed:
+    """From the freeze to COMMIT. On every way out but the last the process runs on as before."""
+    deadline = time.monotonic() + run.options.max_freeze
+    gc.disable()
+    run.control.send(messages.Freezing())
+    began = time.monotonic_ns()
+    with signals_held(), handover.frozen(run.seen) as state:
+        source = handover.describe(state)
+        if source.obstacles:
+            raise Refused(source.obstacles, object=f"process {run.options.pid}", step="the frozen process")
+        flush_written_files(source.description.descriptors, source.descriptors.duplicates)
+        whole = MigrationDescription(processes=[source.description])
+        run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
+        pusher = threading.Thread(target=push_quietly, args=(run.server, source), daemon=True)
+        pusher.start()
+        run.events.emit("frozen", run.options.pid)
+        try:
+            with signals_let_through():
+                run.control.expect(messages.Ready, left(deadline))
+        except LocalError as error:
+            raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
+        pusher.join(left(deadline))
+        return handover.commit(state, run.control, run.custody, began)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Keep SIGINT and SIGTERM waiting: nothing may come between a freeze and its thaw."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def signals_let_through() -> Iterator[None]:
+    """Within `signals_held`: here a signal may end the wait, by its handler's exception."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+
+def push_runs(runs: Iterable[Runs]) -> list[PushRun]:
+    """Pages to push, as the page server wants them."""
+    return [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
+
+
+def push_quietly(server: PageServer, source: FrozenSource) -> None:
+    """Push what is hot and what has changed. A lost connection shows on the control channel as well."""
+    with contextlib.suppress(OSError):
+        server.push(FINAL_PUSH, push_runs([*source.hot, *source.description.changed]), changed=True)
+
+
+def left(deadline: float) -> float:
+    """Seconds until the deadline, never none."""
+    return max(0.001, deadline - time.monotonic())
+
+
+def too_long(run: Run) -> LocalError:
+    """The freeze took longer than it may."""
+    return LocalError(
+        step="the freeze",
+        object=f"process {run.options.pid}",
+        cause=f"it was not over after {run.options.max_freeze:g} s, and the process runs on here",
+        remedy="choose post-copy, a faster link, or a higher --max-freeze",
+        code=ExitCode.TIMEOUT,
+    )
+
+
+def serve_until_finished(run: Run, committed: handover.Committed) -> None:
+    """Serve pages and forward signals until the destination has everything; then let the source leave.
+
+    From here on no signal ends lm-serve: the memory is needed. A lost connection is a pause."""
+    for number in STOPPING:
+        signal.signal(number, lambda *_: run.events.note(KEPT.format(pid=run.options.pid), 0))
+    poll = select.poll()
+    poll.register(run.control.fileno(), select.POLLIN)
+    poll.register(run.server.event, select.POLLIN)
+    while True:
+        ready = [number for number, _ in poll.poll(TICK_MS)]
+        try:
+            handover.forward_signals(committed, run.control)
+            if run.control.fileno() in ready and hear(run, committed):
+                return
+            if run.server.event in ready and take_state(run.server) is not ServerState.CONNECTED:
+                poll.unregister(run.server.event)
+                run.events.note(f"the page connections ended: {run.server.cause}", 1)
+        except MigrationError as error:
+            stalled(run, str(error))
+
+
+def take_state(server: PageServer) -> ServerState:
+    """The server's state, with its event armed again."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(server.event, 8)
+    return server.state
+
+
+def hear(run: Run, committed: handover.Committed) -> bool:
+    """Take one message; whether the migration is over."""
+    message = run.control.receive(GREETING_SECONDS)
+    if isinstance(message, messages.Resumed):
+        frozen = committed.frozen_ns + run.control.round_trip_ns // 2 + message.resume_ns
+        run.report.downtime_ms = frozen / 1e6
+    elif isinstance(message, messages.Progress):
+        run.events.progress(message.pages, message.pages_total, message.faults)
+    elif isinstance(message, messages.Finished):
+        handover.leave(committed, run.options.exit_status)
+        run.control.send(messages.Goodbye())
+        run.report.outcome = "complete"
+        run.events.emit("complete", run.options.pid)
+        return True
+    return False
+
+
+def stalled(run: Run, cause: str) -> None:
+    """The connection is gone after COMMIT: keep the memory, say so, and wait for SIGKILL."""
+    run.report.outcome = "stalled"
+    run.events.emit("stalled", run.options.pid, cause=cause)
+    run.events.note(f"the connection is lost ({cause}); " + KEPT.format(pid=run.options.pid), 0)
+    if run.options.report:
+        write_report(run.options.report, run.report)
+    while True:
+        signal.pause()
+
+
+def fill_report(run: Run) -> None:
+    """Counters and phases."""
+    names = list(run.moments)
+    for first, second in itertools.pairwise(names):
+        run.report.phases_ms[first] = (run.moments[second] - run.moments[first]) / 1e6
+    run.report.total_ms = (run.moments[names[-1]] - run.moments[names[0]]) / 1e6
+    counted = run.server.counters
+    run.report.bytes.wire = counted.get("wire_bytes", 0)
+
+
+def tell(control: ControlChannel, error: MigrationError) -> None:
+    """Tell the other side why it ends here, if it can still hear."""
+    with contextlib.suppress(MigrationError, OSError):
+        if isinstance(error, Refused):
+            control.send(messages.Obstacles(found=list(error.obstacles)), 2.0)
+        elif not isinstance(error, ConnectionLost):
+            control.send(messages.abort_of(error), 2.0)
+
+
+def _ended(pid: int) -> LocalError:
+    return LocalError(
+        step="waiting for the destination",
+        object=f"process {pid}",
+        cause="it has ended",
+        remedy="nothing is left to move",
+        code=ExitCode.NO_PROCESS,
+    )
