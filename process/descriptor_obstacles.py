@@ -1,0 +1,122 @@
+"""Every obstacle that a process's descriptors put in the way, on the source and on the destination."""
+
+from __future__ import annotations
+
+import os
+
+from process.descriptor_options import DescriptorOptions
+from process.descriptor_table import Description, Refused, Table
+from process.files import (
+    Device,
+    Directory,
+    File,
+    device_obstacles,
+    difference,
+    directory_obstacles,
+    file_obstacles,
+    is_writable,
+    preflight_device,
+    preflight_directory,
+    preflight_file,
+)
+from process.open_files import Holder
+from process.pipes import Pipe, preflight_pipe
+from process.stdio import Terminal, terminal_obstacles
+from wire.obstacles import Obstacle
+
+
+def descriptor_obstacles(table: Table, options: DescriptorOptions) -> list[Obstacle]:
+    """What the source can tell to be in the way, all of it."""
+    return [obstacle for one in table.descriptions for obstacle in obstacles_of(one, options)]
+
+
+def obstacles_of(one: Description, options: DescriptorOptions) -> list[Obstacle]:
+    """What is in the way of one description."""
+    if one.standard is not None:
+        return []
+    found: list[Obstacle] = []
+    if is_held_outside(one):
+        found.append(
+            Obstacle(
+                one.name,
+                f"{holders_text(one.holders)} holds it too and stays",
+                "end that process, or let one of the two close it before the move",
+            )
+        )
+    kind = one.kind
+    if isinstance(kind, File):
+        found += file_obstacles(kind, one.flags, one.name)
+    elif isinstance(kind, Directory):
+        found += directory_obstacles(kind, one.name)
+    elif isinstance(kind, Device):
+        found += device_obstacles(kind, one.name)
+    elif isinstance(kind, Terminal):
+        found += terminal_obstacles(kind, one.name)
+    elif isinstance(kind, Refused):
+        found.append(Obstacle(one.name, kind.cause, kind.remedy))
+    return found
+
+
+def is_held_outside(one: Description) -> bool:
+    """Is it held by a process that stays, in a way that matters?
+
+    A device without state may be. So may a file at 0 to 2, inherited from a shell that waits: it is opened
+    by its path on the destination, and only its offset is no longer shared.
+    """
+    if not one.holders or isinstance(one.kind, Device | Directory | Refused):
+        return False
+    return not (isinstance(one.kind, File) and one.number <= 2 and one.kind.linked)
+
+
+def holders_text(holders: list[Holder]) -> str:
+    """The holders in words; at most three by name."""
+    named = [str(holder) for holder in holders[:3]]
+    if len(holders) > 3:
+        named.append(f"{len(holders) - 3} more")
+    return " and ".join(named)
+
+
+def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obstacle]:
+    """What the destination can tell to be in the way: files missing or different, no permission, ports
+    taken.
+    """
+    found: list[Obstacle] = []
+    bodies = table.pipe_bodies()
+    for one in table.descriptions:
+        if one.standard is not None:
+            continue
+        kind = one.kind
+        if isinstance(kind, File):
+            found += preflight_file(kind, one.flags, one.name, options)
+        elif isinstance(kind, Directory):
+            found += preflight_directory(kind, one.name, options)
+        elif isinstance(kind, Device):
+            found += preflight_device(kind, one.name, options)
+        elif isinstance(kind, Pipe) and kind.pipe in bodies:
+            body = bodies.pop(kind.pipe)
+            found += preflight_pipe(body, one.name, options.map_path(body.path) if body.path else None)
+    return found
+
+
+def compare_written_files(table: Table, options: DescriptorOptions) -> list[Obstacle]:
+    """How files open for writing differ here from what the frozen source says; the source has flushed them
+    before.
+    """
+    found = []
+    for one in table.descriptions:
+        if not isinstance(one.kind, File) or not one.kind.linked or not is_writable(one.flags):
+            continue
+        path = options.map_path(one.kind.path)
+        try:
+            wrong = difference(one.kind, os.stat(path), options.files)
+        except OSError as error:
+            wrong = str(error.strerror)
+        if wrong is not None:
+            found.append(
+                Obstacle(
+                    one.name,
+                    f"{path}, open for writing: {wrong}",
+                    "keep it on storage that both hosts see, or relax --files",
+                )
+            )
+    return found

@@ -1,0 +1,285 @@
+"""The source's look at the descriptors of a process, live or frozen, from outside.
+
+Live, every duplicate is closed again at once: a duplicate of a socket or pipe kept for seconds would hide
+from its peer that the process has closed it, and keep entries in epoll instances (epoll(7), question 6).
+Frozen, they are kept until the migration is over: flushing files, reading contents and retiring sockets is
+done through them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from linux.kcmp import order_of_descriptions
+from linux.pidfd import fetch_descriptor, open_pidfd
+from process.descriptor_table import Description, Descriptor, Kind, Place, Refused, Table
+from process.files import look_device, look_directory, look_file
+from process.open_files import Seen, close_all, owner_of, read_information
+from process.outsiders import find_holders, is_shared_object
+from process.pipes import Pipe, PipeBody, look_pipe, look_pipe_body
+from process.stdio import STANDARD, Terminal, is_terminal, look_terminal
+
+CLOSE_BEFORE = "let the process close it before the move"
+
+
+@dataclass
+class Look:
+    """A look at the descriptors: the table, and for a frozen process a duplicate of each description by
+    identity.
+    """
+
+    pid: int
+    table: Table
+    duplicates: dict[int, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close the duplicates."""
+        close_all(self.duplicates.values())
+        self.duplicates.clear()
+
+
+def look_descriptors(
+    pid: int, previous: Look | None = None, *, frozen: bool = False, ignore: Collection[int] = ()
+) -> Look:
+    """Describe all descriptors of process `pid`.
+
+    Descriptions that `previous` had already keep their identity. Other processes are searched for holders
+    of the same objects unless the look is a frozen one that finds nothing new; this process and those in
+    `ignore` do not count. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be looked at
+    (EPERM, EACCES).
+    """
+    pidfd = open_pidfd(pid)
+    seen: list[Seen] = []
+    try:
+        seen = see_descriptions(pid, pidfd, frozen)
+        look = describe(pid, seen, previous, frozen)
+        if not frozen or previous is None or is_anything_new(look.table, previous.table):
+            look.table = with_outsiders(look.table, pid, {os.getpid(), *ignore}, previous)
+    except BaseException:
+        close_all(each.duplicate for each in seen)
+        raise
+    finally:
+        os.close(pidfd)
+    if not frozen:
+        look.close()
+    return look
+
+
+def see_descriptions(pid: int, pidfd: int, frozen: bool) -> list[Seen]:
+    """Every open file description once, with all the numbers that stand for it.
+
+    A descriptor that is closed meanwhile, by a live process, is left out.
+    """
+    groups: dict[tuple[str, int, int], list[Seen]] = {}
+    try:
+        for number in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
+            try:
+                link = os.readlink(f"/proc/{pid}/fd/{number}")
+                information = read_information(pid, number)
+                duplicate = fetch_descriptor(pidfd, number)
+            except OSError as error:
+                if isinstance(error, PermissionError) or frozen:
+                    raise
+                continue
+            status = os.fstat(duplicate)
+            one = Seen(pid, (number,), duplicate, link, status, information, frozen)
+            groups.setdefault((link, status.st_dev, status.st_ino), []).append(one)
+        return [each for group in groups.values() for each in merge_shared(pid, group)]
+    except BaseException:
+        close_all(each.duplicate for group in groups.values() for each in group)
+        raise
+
+
+def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
+    """One entry for each description among descriptors of the same file, told apart by kcmp(2)."""
+    if len(group) == 1:
+        return group
+    own = os.getpid()
+
+    def compare(first: Seen, second: Seen) -> int:
+        return order_of_descriptions(own, first.duplicate, own, second.duplicate)
+
+    merged: list[Seen] = []
+    for one in sorted(group, key=functools.cmp_to_key(compare)):
+        if merged and compare(merged[-1], one) == 0:
+            close_all([one.duplicate])
+            last = merged[-1]
+            numbers = tuple(sorted((*last.numbers, *one.numbers)))
+            information = last.information if numbers[0] == last.number else one.information
+            merged[-1] = Seen(pid, numbers, last.duplicate, last.link, last.status, information, last.frozen)
+        else:
+            merged.append(one)
+    return merged
+
+
+def describe(pid: int, seen: list[Seen], previous: Look | None, frozen: bool) -> Look:
+    """The table of what was seen, identities carried over from the previous one."""
+    known = {d.number: d.description for d in previous.table.descriptors} if previous else {}
+    before = previous.table.by_identity() if previous else {}
+    next_identity = max(before, default=0) + 1
+    descriptors: list[Descriptor] = []
+    descriptions: list[Description] = []
+    duplicates: dict[int, int] = {}
+    for one in sorted(seen, key=lambda each: each.number):
+        identity, old = next_identity, None
+        for number in one.numbers:
+            candidate = before.get(known.get(number, -1))
+            if candidate is not None and candidate.identity not in duplicates and is_same(candidate, one):
+                identity, old = candidate.identity, candidate
+                break
+        next_identity = max(next_identity, identity + 1)
+        duplicates[identity] = one.duplicate
+        descriptions.append(describe_one(one, identity, old))
+        for number in one.numbers:
+            # Close-on-exec belongs to the number; only its own fdinfo tells it.
+            text = one.information if number == one.number else read_information(pid, number)
+            descriptors.append(
+                Descriptor(number=number, description=identity, close_on_exec=is_close_on_exec(text))
+            )
+    table = Table(
+        place=look_place(pid) if previous is None else previous.table.place,
+        descriptors=sorted(descriptors, key=lambda each: each.number),
+        descriptions=descriptions,
+        pipes=look_bodies(seen),
+        frozen=frozen,
+    )
+    return Look(pid, table, duplicates)
+
+
+def is_same(old: Description, seen: Seen) -> bool:
+    """Could the description seen be the one described earlier, so that what differs can be brought up to
+    date?
+    """
+    if old.link != seen.link or (old.flags ^ seen.flags) & os.O_ACCMODE:
+        return False
+    kind = kind_of(seen)
+    return kind is not None and type(kind(seen)) is type(old.kind)
+
+
+def describe_one(seen: Seen, identity: int, old: Description | None) -> Description:
+    """Describe one open file description."""
+    kind = kind_of(seen)
+    return Description(
+        identity=identity,
+        number=seen.number,
+        link=seen.link,
+        flags=seen.flags,
+        offset=int(seen.field("pos")),
+        kind=kind(seen) if kind is not None else refuse(seen),
+        owner=owner_of(seen.duplicate),
+        holders=old.holders if old else [],
+        standard=old.standard if old else None,
+    )
+
+
+def kind_of(seen: Seen) -> Callable[[Seen], Kind] | None:
+    """The function that describes this kind of object, or None for one that cannot be moved."""
+    mode = seen.status.st_mode
+    if seen.link.startswith("anon_inode:"):
+        return None
+    if stat.S_ISREG(mode):
+        return look_file
+    if stat.S_ISDIR(mode):
+        return look_directory
+    if stat.S_ISFIFO(mode):
+        return look_pipe
+    if stat.S_ISCHR(mode):
+        return look_terminal if is_terminal(seen) else look_device
+    return None
+
+
+def refuse(seen: Seen) -> Refused:
+    """The words for a kind of object that cannot be moved."""
+    return Refused(cause="an object of this kind cannot be moved", remedy=CLOSE_BEFORE)
+
+
+def look_bodies(seen: list[Seen]) -> list[PipeBody]:
+    """What the ends of each pipe share, read through an end that can be read from where there is one."""
+    bodies: dict[int, PipeBody] = {}
+    for one in sorted(seen, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
+        if kind_of(one) is look_pipe and one.status.st_ino not in bodies and not one.flags & os.O_PATH:
+            bodies[one.status.st_ino] = look_pipe_body(one)
+    return list(bodies.values())
+
+
+def is_close_on_exec(information: str) -> bool:
+    """Close-on-exec of the number whose /proc/PID/fdinfo this is (proc(5))."""
+    for line in information.splitlines():
+        if line.startswith("flags:"):
+            return bool(int(line.split()[1], 8) & os.O_CLOEXEC)
+    return False
+
+
+def look_place(pid: int) -> Place:
+    """Where process `pid` runs."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Place(
+        boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        pid=pid,
+        start_time=int(after_name[19]),
+        pid_namespace=os.stat("/proc/self/ns/pid").st_ino,
+        network_namespace=os.stat(f"/proc/{pid}/ns/net").st_ino,
+    )
+
+
+def is_anything_new(table: Table, previous: Table) -> bool:
+    """Has the process descriptions that the previous table did not have?"""
+    return not table.by_identity().keys() <= previous.by_identity().keys()
+
+
+def with_outsiders(table: Table, pid: int, ignore: set[int], previous: Look | None) -> Table:
+    """The table with the other processes that hold the same objects, and what is to be replaced at 0 to 2."""
+    objects: set[str] = set()
+    by_link: dict[str, list[int]] = {}
+    for one in table.descriptions:
+        if is_shared_object(one.link) or isinstance(one.kind, Pipe):
+            objects.add(one.link)
+        elif not isinstance(one.kind, Terminal):
+            by_link.setdefault(one.link, []).append(one.number)
+    by_object, by_number = find_holders(pid, objects, by_link, ignore)
+    known = previous.table.by_identity() if previous and table.frozen else {}
+    descriptions = []
+    for one in table.descriptions:
+        holders = by_object.get(one.link, []) + by_number.get(one.number, [])
+        if one.identity in known:
+            # A destination on this machine may hold what it was given while staging.
+            holders = known[one.identity].holders
+        descriptions.append(replace(one, holders=holders))
+    return replace(table, descriptions=with_standard(table, descriptions))
+
+
+def with_standard(table: Table, descriptions: list[Description]) -> list[Description]:
+    """Mark what leads outside with the standard descriptor of the same object, if there is one."""
+    outside = {each.identity: each for each in descriptions if leads_outside(each)}
+    own: dict[int, int] = {}
+    by_object: dict[str, int] = {}
+    for descriptor in reversed(table.descriptors):
+        found = outside.get(descriptor.description)
+        if found is not None and descriptor.number in STANDARD:
+            own[found.identity] = descriptor.number
+            by_object[object_name(found)] = descriptor.number
+    return [
+        replace(each, standard=own.get(each.identity, by_object.get(object_name(each))))
+        if each.identity in outside
+        else replace(each, standard=None)
+        for each in descriptions
+    ]
+
+
+def object_name(description: Description) -> str:
+    """What tells which descriptions are of the same object: every terminal counts as the same one."""
+    return "terminal" if isinstance(description.kind, Terminal) else description.link
+
+
+def leads_outside(description: Description) -> bool:
+    """Does a process that stays, or a user, have the other end?"""
+    if isinstance(description.kind, Terminal):
+        return True
+    return isinstance(description.kind, Pipe) and bool(description.holders)
