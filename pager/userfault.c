@@ -3,6 +3,7 @@
 #include "linux/kernel.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <sys/ioctl.h>
 
 static struct lm_placed decide(int result, int error, int64_t done, uint64_t length) {
@@ -32,16 +33,35 @@ static struct lm_placed decide(int result, int error, int64_t done, uint64_t len
     return placed;
 }
 
+/* Since Linux 6.9 the mapping is looked up before the kernel checks whether mappings are changing, so that a
+ * copy that meets an mremap or munmap half way finds no mapping (mm/userfaultfd.c, uffd_mfill_lock). Asked
+ * again it says EAGAIN until the event has been read; only when it does not is there really none. */
+static bool ask_again(struct lm_placed placed, bool *asked) {
+    bool again = placed.answer == LM_ANSWER_NOWHERE && !*asked;
+    *asked = true;
+    return again;
+}
+
 struct lm_placed lm_userfault_copy(int fd, uint64_t address, const void *data, uint64_t length) {
-    struct uffdio_copy copy = {.dst = address, .src = (uint64_t)(uintptr_t)data, .len = length};
-    int result = ioctl(fd, UFFDIO_COPY, &copy);
-    return decide(result, errno, copy.copy, length);
+    struct lm_placed placed;
+    bool asked = false;
+    do {
+        struct uffdio_copy copy = {.dst = address, .src = (uint64_t)(uintptr_t)data, .len = length};
+        int result = ioctl(fd, UFFDIO_COPY, &copy);
+        placed = decide(result, errno, copy.copy, length);
+    } while (ask_again(placed, &asked));
+    return placed;
 }
 
 struct lm_placed lm_userfault_zero(int fd, uint64_t address, uint64_t length) {
-    struct uffdio_zeropage zero = {.range = {.start = address, .len = length}};
-    int result = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
-    return decide(result, errno, zero.zeropage, length);
+    struct lm_placed placed;
+    bool asked = false;
+    do {
+        struct uffdio_zeropage zero = {.range = {.start = address, .len = length}};
+        int result = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
+        placed = decide(result, errno, zero.zeropage, length);
+    } while (ask_again(placed, &asked));
+    return placed;
 }
 
 void lm_userfault_wake(int fd, uint64_t address, uint64_t length) {

@@ -43,3 +43,166 @@ def test_random_faults_of_threads_beside_bulk(program: Path) -> None:
         move.complete()
         assert move.destination.answer() == 0
         assert move.destination.ask("check", 0, 40000) == 0
+
+
+def test_the_kernel_may_fault(program: Path) -> None:
+    with moving(program, 400) as move:
+        assert move.destination.ask("pipe", 0, 200) == 0
+        assert move.destination.ask("into", 200, 200) == 0
+        move.complete()
+
+
+@pytest.mark.parametrize("fault_pages", [2, 16, 64])
+def test_neighbours_come_with_a_fault(program: Path, fault_pages: int) -> None:
+    with moving(program, 4000) as move:
+        move.pager.fault_pages(fault_pages)
+        assert move.destination.ask("check", 0, 2000) == 0
+        assert move.pager.counters["remote_faults"] <= 2000 // fault_pages + 2000 / 8
+        move.destination.send("threads", 4000, 4, 2000)
+        move.complete()
+        assert move.destination.answer() == 0
+        assert move.destination.ask("check", 0, 4000) == 0
+
+
+@pytest.mark.parametrize("verb", ["fork", "fork-twice"])
+def test_children_get_their_missing_pages(program: Path, verb: str) -> None:
+    with moving(program, 3000) as move:
+        assert move.destination.ask("check", 0, 500) == 0
+        assert move.destination.ask(verb, 0, 1500) == 0
+        move.destination.send(verb, 1500, 1500)
+        move.complete()
+        assert move.destination.answer() == 0
+        assert move.pager.counters["forks"] == (4 if verb == "fork-twice" else 2)
+
+
+def test_shared_memory_stays_shared_with_children(program: Path) -> None:
+    with moving(program, 2000, "shared") as move:
+        move.destination.send("fork", 0, 0)
+        assert move.destination.answer() == 0
+        move.destination.send("threads", 2000, 2, 3000)
+        move.complete()
+        assert move.destination.answer() == 0
+        assert move.destination.ask("check", 0, 2000) == 0
+
+
+def test_discarded_pages_are_zero(program: Path) -> None:
+    with moving(program, 1000) as move:
+        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.ask("dontneed", 50, 100) == 0
+        assert move.destination.ask("check-zero", 50, 100) == 0
+        move.complete()
+        assert move.destination.ask("check-zero", 50, 100) == 0
+        assert move.destination.ask("check", 0, 50) == 0
+        assert move.destination.ask("check", 150, 850) == 0
+        assert move.pager.counters["discarded_pages"] == 50
+
+
+def test_shared_memory_keeps_what_is_not_needed_now(program: Path) -> None:
+    with moving(program, 500, "shared") as move:
+        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.ask("dontneed", 50, 100) == 0
+        assert move.destination.ask("check", 0, 500) == 0
+        move.complete()
+
+
+def test_freed_pages_are_zero_or_as_they_were(program: Path) -> None:
+    with moving(program, 200) as move:
+        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.ask("free", 0, 100) == 0
+        move.destination.ask("pageout", 0, 100)
+        assert move.destination.ask("get", 20, 0) in (0, (20 * 0x9E3779B97F4A7C15) & 0xFF)
+        move.complete()
+        assert move.destination.ask("check", 100, 100) == 0
+
+
+def test_unmapped_pages_are_forgotten(program: Path) -> None:
+    with moving(program, 1000) as move:
+        assert move.destination.ask("unmap", 100, 300) == 0
+        assert move.destination.ask("map", 150, 100) == 0
+        assert move.destination.ask("check-zero", 150, 100) == 0
+        assert move.pager.counters["wanted_pages"] == 700
+        move.complete()
+        assert move.destination.ask("check-zero", 150, 100) == 0
+        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.ask("check", 400, 600) == 0
+
+
+@pytest.mark.parametrize("verb", ["move", "move-keep"])
+def test_moved_pages_come_to_their_new_place(program: Path, verb: str) -> None:
+    with moving(program, 2000) as move:
+        assert move.destination.ask("check", 300, 50) == 0
+        assert move.destination.ask(verb, 250, 500, 0) == 0
+        assert move.destination.ask("check-moved", 250, 250, 0) == 0
+        if verb == "move-keep":
+            assert move.destination.ask("check-zero", 250, 500) == 0
+            # Unmapping what the move has left behind must not touch what was moved.
+            assert move.destination.ask("unmap", 250, 500) == 0
+        assert move.destination.ask("move", 1000, 100, 200) == 0  # onto a part of what was moved
+        assert move.destination.ask("check-moved", 1000, 100, 200) == 0
+        move.complete()
+        assert move.destination.ask("check-moved", 250, 200, 0) == 0
+        assert move.destination.ask("check-moved", 550, 200, 300) == 0
+        assert move.destination.ask("check", 0, 250) == 0
+
+
+def test_moving_there_and_back_while_bulk_runs(program: Path) -> None:
+    with moving(program, 30000) as move:
+        move.pager.prefetch_start()
+        for _ in range(200):
+            assert move.destination.ask("move", 5000, 20000, 0) == 0
+            assert move.destination.ask("move-back", 5000, 20000, 0) == 0
+        move.complete()
+        assert move.destination.ask("check", 0, 30000) == 0
+
+
+def test_a_mapping_in_pieces(program: Path) -> None:
+    with moving(program, 5000) as move:
+        for first in range(0, 5000, 50):
+            assert move.destination.ask("protect", first, 13) == 0
+        move.complete()
+        assert move.destination.ask("check", 0, 5000) == 0
+
+
+@pytest.mark.parametrize("verb", ["lock", "lock-onfault"])
+def test_locking_fetches_or_waits(program: Path, verb: str) -> None:
+    with moving(program, 1000) as move:
+        assert move.destination.ask(verb, 100, 300) == 0
+        assert move.destination.ask("check", 0, 500) == 0
+        move.complete()
+        assert move.destination.ask("check", 0, 1000) == 0
+
+
+def test_changes_while_bulk_runs_leave_nothing_old(program: Path) -> None:
+    with moving(program, 60000) as move:
+        move.pager.prefetch_start()
+        for first in range(0, 60000, 600):
+            assert move.destination.ask("dontneed", first, 300) == 0
+        for first in range(0, 60000, 600):
+            assert move.destination.ask("check-zero", first, 300) == 0
+            assert move.destination.ask("check", first + 300, 300) == 0
+        move.complete()
+
+
+def test_the_end_of_the_program_completes(program: Path) -> None:
+    with moving(program, 5000) as move:
+        assert move.destination.ask("check", 0, 10) == 0
+        move.destination.close()
+        move.complete()
+
+
+def test_another_program_needs_no_pages(program: Path) -> None:
+    with moving(program, 5000) as move:
+        move.destination.send("exec")
+        assert move.destination.process.wait(10) == 0
+        move.complete()
+
+
+def test_nothing_stays_in_the_process(program: Path) -> None:
+    with moving(program, 500) as move:
+        keeper = move.pager.keeper
+        assert Path(f"/proc/{keeper}/comm").read_text() == "lm-keeper\n"
+        move.complete()
+        assert not Path(f"/proc/{keeper}").exists()
+        assert " um" not in Path(f"/proc/{move.destination.pid}/smaps").read_text()
+        descriptors = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        assert not [target for target in descriptors if "userfaultfd" in str(target)]
