@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.paging import moving
+from tests.paging import eventually, moving
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_another_program_needs_no_pages(program: Path) -> None:
 def test_nothing_stays_in_the_process(program: Path) -> None:
     with moving(program, 500) as move:
         keeper = move.pager.keeper
-        assert Path(f"/proc/{keeper}/comm").read_text() == "lm-keeper\n"
+        eventually(lambda: Path(f"/proc/{keeper}/comm").read_text() == "lm-keeper\n")
         move.complete()
         assert not Path(f"/proc/{keeper}").exists()
         assert " um" not in Path(f"/proc/{move.destination.pid}/smaps").read_text()
