@@ -96,10 +96,8 @@ def build_static_programs() -> None:
         output.parent.mkdir(exist_ok=True)
         if output.exists() and output.stat().st_mtime > (ROOT / source).stat().st_mtime:
             continue
-        subprocess.run(
-            [compiler, "-std=gnu11", *WARNINGS, *STATIC_FLAGS, "-iquote", str(ROOT), str(ROOT / source), "-o", str(output)],
-            check=True,
-        )
+        flags = ["-std=gnu11", "-iquote", str(ROOT), *WARNINGS, *STATIC_FLAGS]
+        subprocess.run([compiler, *flags, str(ROOT / source), "-o", str(output)], check=True)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import build_native  # noqa: E402
+import build_native
 
 build_native.build_static_programs()
 setup(cffi_modules=["build_native.py:ffibuilder"])

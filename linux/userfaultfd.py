@@ -1,4 +1,4 @@
-"""A userfaultfd of a process of ours: made by the process itself, since it belongs to the address space it was made in."""
+"""A userfaultfd of a process of ours, made by the process itself: it belongs to the address space it was made in."""
 
 from __future__ import annotations
 

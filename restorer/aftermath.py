@@ -9,9 +9,9 @@ import select
 import time
 
 import msgspec
-from pager.pager import Pager, PagerState
 
 from linux import pidfd
+from pager.pager import Pager, PagerState
 from restorer.husk_process import husk_ended
 from restorer.run import Run, write
 from wire import messages

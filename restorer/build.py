@@ -12,15 +12,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from process.descriptor_options import DescriptorOptions
-from process.descriptor_table import Table
-from process.open_descriptors import (
-    OpenedDescriptors,
-    descriptor_changes,
-    open_descriptors,
-    update_descriptors,
-)
-
 from linux import tracee
 from linux.arch_x86_64 import Registers
 from linux.errors import ProcessGone
@@ -38,7 +29,15 @@ from linux.userfaultfd import take_userfaultfd
 from process import attributes, clocks, interrupted, limits, task_rebuild, thread_rebuild, timers
 from process.credentials import Credentials
 from process.description import ProcessDescription
+from process.descriptor_options import DescriptorOptions
+from process.descriptor_table import Table
 from process.mappings import AT_FDCWD, AddressSpace, difference, lock_rows
+from process.open_descriptors import (
+    OpenedDescriptors,
+    descriptor_changes,
+    open_descriptors,
+    update_descriptors,
+)
 from process.signals import sent_after_resume
 from process.threads import Thread
 from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, remove_rows

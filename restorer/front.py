@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from restorer.line import Worker
 from restorer.options import RestoreOptions
-from restorer.worker import Worker, start_worker
+from restorer.worker import start_worker
 from wire.events import Events, make_events
 from wire.exit_codes import ExitCode
 from wire.report import Report

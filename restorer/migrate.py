@@ -15,27 +15,26 @@ import signal
 import time
 from typing import NoReturn
 
-from pager.pager import PagedRange, Pager, PagerState, RangeKind
-from process.descriptor_obstacles import compare_written_files
-from process.descriptor_options import DescriptorOptions
-
 import msgspec
 
 from linux import cpu
 from linux.errors import ProcessGone, SyscallFailed
 from linux.program import ProgramTooLarge
+from pager.pager import PagedRange, Pager, PagerState, RangeKind
 from process import clocks
 from process.description import MigrationDescription, ProcessDescription
+from process.descriptor_obstacles import compare_written_files
+from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
 from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from restorer import build
 from restorer.aftermath import follow
 from restorer.husk_process import end_husk, start_husk
+from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
 from restorer.run import Run, tell, write
 from restorer.voice import Voice
-from restorer.worker import Line
 from wire import messages
 from wire.control import ControlChannel
 from wire.errors import ConnectionLost, LocalError, MigrationError, Refused, RemoteError
@@ -50,7 +49,7 @@ TICK_MS = 100
 STAGING_PUSH = 1
 IN_DOUBT = (
     "the connection broke after READY ({cause}), and nobody here can know whether the source has handed over: process "
-    "{pid} is kept, stopped; if process and lm-serve still run at the source, end this lm-restore's worker, else call for help"
+    "{pid} is kept, stopped; if process and lm-serve still run at the source, end this worker, else call for help"
 )
 
 

@@ -7,13 +7,12 @@ import time
 from dataclasses import dataclass, field
 
 from pager.pager import Pager
-from process.descriptor_options import DescriptorOptions
-
 from process.description import ProcessDescription
+from process.descriptor_options import DescriptorOptions
 from restorer import build
 from restorer.husk_process import HuskProcess
+from restorer.line import Line
 from restorer.options import RestoreOptions
-from restorer.worker import Line
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel

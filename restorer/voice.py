@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from restorer.worker import Line
+from restorer.line import Line
 from wire.ticket import Ticket
 
 

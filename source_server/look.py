@@ -9,10 +9,6 @@ import errno
 import os
 from dataclasses import dataclass
 
-from process.descriptor_obstacles import descriptor_obstacles
-from process.descriptor_options import DescriptorOptions
-from process.look_descriptors import Look, look_descriptors
-
 from linux import pagemap, tracee
 from linux.address_gap import free_range
 from linux.errors import ProcessGone
@@ -30,7 +26,10 @@ from linux.walk_home import Gadgets, find_gadgets, frame_address
 from process import task as tasks
 from process import threads as thread_parts
 from process.description import ProcessDescription, Runs
+from process.descriptor_obstacles import descriptor_obstacles
+from process.descriptor_options import DescriptorOptions
 from process.family import process_obstacles
+from process.look_descriptors import Look, look_descriptors
 from process.mapped_files import MappedFile, look_mapped_files, mapped_file_obstacles
 from process.mappings import (
     AddressSpace,

@@ -107,9 +107,7 @@ class PageServer:
         """COMPRESS_AUTO, COMPRESS_NONE or a level of zstd."""
         lib.lm_page_server_compress(self._server, policy)
 
-    def push(
-        self, identifier: int, runs: Iterable[PushRun], *, remember: bool = False, changed: bool = False
-    ) -> None:
+    def push(self, identifier: int, runs: Iterable[PushRun], *, remember: bool = False, changed: bool = False) -> None:
         """Send runs on the bulk channel, and END with `identifier` (not 0) behind them.
 
         `remember`: keep a digest of every page; `changed`: leave out pages whose digest is the remembered one.

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from linux_husks import stopped_husk
 
 from linux import tracee
 from linux.errors import ProcessGone, SyscallFailed
@@ -31,7 +32,6 @@ from linux.syscall_numbers import (
     SYS_write,
     syscall_name,
 )
-from tests.linux_husks import stopped_husk
 
 pytestmark = pytest.mark.timeout(60)
 

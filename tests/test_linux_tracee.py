@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from linux_husks import kill_and_reap, stopped_husk, wait_until
 
 from linux import tracee
 from linux.errors import ProcessGone
 from linux.program import Program, call_in_husk, make_program_area, run_in_husk
 from linux.syscall_numbers import SYS_epoll_wait, SYS_getpid, SYS_mprotect
-from tests.linux_husks import kill_and_reap, stopped_husk, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

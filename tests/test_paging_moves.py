@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from tests.paging import eventually, moving
+from paging import eventually, moving
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from paging import BASE, PAGE, Move, moving
 
 from pager.pager import PagedRange, RangeKind
 from source_server.page_server import FIRST_OBJECT, PushRun
-from tests.paging import BASE, PAGE, Move, moving
 
 
 @pytest.fixture(scope="module")
