@@ -225,9 +225,7 @@ def look_pending_signals(stopped: StoppedTask) -> PendingSignals:
     )
 
 
-def late_signals(
-    stopped: StoppedTask, described: PendingSignals, now: PendingSignals
-) -> list[tuple[int | None, int]]:
+def late_signals(stopped: StoppedTask, described: PendingSignals, now: PendingSignals) -> list[tuple[int | None, int]]:
     """(thread id as the process sees it, or None, signal) for all that has come between two looks: to be sent at the
     destination.
     """
@@ -274,6 +272,7 @@ def complete_task(
     actions_size = signals.SIGNALS * int(ffi.sizeof("lm_kernel_sigaction"))
     limits_offset = int(ffi.offsetof("lm_process_answers", "limits"))
     shared = signals.without_expired(pending.shared, alarm, expired)
+    usual = threads.usual_slice()
     whole = []
     for thread in stopped.threads:
         own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
@@ -287,6 +286,7 @@ def complete_task(
                 thread_answers[thread.host_tid],
                 held,
                 call,
+                usual,
             )
         )
     told = ffi.cast("lm_process_answers *", ffi.from_buffer(raw))

@@ -19,6 +19,7 @@ int lm_thread_outside(int tid, struct lm_thread_outside *out) {
     out->robust_list_length = length;
     if (syscall(SYS_sched_getattr, tid, &scheduling, sizeof scheduling, 0) != 0)
         return -errno;
+    out->runtime = scheduling.sched_runtime;
     out->policy = (int32_t)scheduling.sched_policy;
     out->nice = scheduling.sched_nice;
     out->priority = (int32_t)scheduling.sched_priority;

@@ -275,7 +275,7 @@ typedef struct { uint64_t value; int32_t signal, notify, thread; ...; } lm_signa
 /* cffi: begin */
 /* What can be read of a thread from outside, with the rights of ptrace; io_priority is -errno where it was not told. */
 struct lm_thread_outside {
-    uint64_t robust_list, robust_list_length;
+    uint64_t robust_list, robust_list_length, runtime;
     int32_t policy, nice, priority, io_priority;
     int32_t affinity_length;
     unsigned char affinity[1024];

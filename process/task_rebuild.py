@@ -12,27 +12,48 @@ sent_after_resume                                      signals that no row can q
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 
 import msgspec
 from _lm import lib
 
 from linux.program import Program
-from process import attributes, credentials, limits, signals, timers
+from process import attributes, credentials, limits, signals, thread_rebuild, threads, timers
 from process.credentials import Credentials
 from process.status import parse_status, read_status
 from process.task import TaskDescription
 from wire.obstacles import Obstacle
 
+CAP_SYS_NICE = 23
+
 
 def preflight_task(
-    task: TaskDescription, present: Credentials, map_path: Callable[[bytes], bytes], restore_ids: bool
+    task: TaskDescription, map_path: Callable[[bytes], bytes], restore_ids: bool, present: Credentials | None = None
 ) -> list[Obstacle]:
-    """On the destination: what of a live description the worker, with its credentials, cannot give."""
+    """On the destination: what of a live description this worker cannot give. `present` are its credentials."""
+    held = present or present_credentials()
+    own = threads.look_thread_outside(os.getpid(), threading.get_native_id()).scheduling
+    may_schedule = bool(held.effective >> CAP_SYS_NICE & 1)
     return [
-        *credentials.preflight_credentials(task.credentials, present),
+        *credentials.preflight_credentials(task.credentials, held),
         *limits.preflight_limits(task.limits, map_path),
         *timers.ids_within_reach(task.timers, restore_ids),
+        *(
+            obstacle
+            for thread in task.threads
+            for obstacle in thread_rebuild.preflight_scheduling(thread, own, may_schedule)
+        ),
+    ]
+
+
+def shortfalls(task: TaskDescription, present: Credentials, given_limits: tuple[tuple[int, int], ...]) -> list[str]:
+    """Sentences on what the moved process will have less of, none of which keeps it from going on."""
+    allowed = os.sched_getaffinity(0)
+    return [
+        *credentials.credential_shortfalls(task.credentials, present),
+        *limits.limit_shortfalls(task.limits.limits, given_limits),
+        *(text for thread in task.threads for text in thread_rebuild.scheduling_shortfalls(thread, allowed)),
     ]
 
 
@@ -42,20 +63,20 @@ def rebuild_process(
     map_path: Callable[[bytes], bytes],
     restore_ids: bool,
     staged: TaskDescription | None = None,
+    final: bool = True,
 ) -> None:
     """Rows for the husk's first thread, when all threads exist: directories, actions of signals, timers (unarmed).
 
-    `staged` is the description that such rows have run for already: then only what differs. Signals that wait
-    are queued at
-    the end (`finish_process`).
+    Not `final` is a staging: without the directories, since a change of the root could not be taken back, and without
+    timers whose ids can only be counted up to. `staged` is the description that was staged: then only what differs.
     """
-    if staged is None or staged.limits != task.limits:
+    if final:
         limits.rebuild_directories(program, task.limits, map_path)
     signals.rebuild_actions(program, task.signals, staged.signals if staged else None)
-    known = timers.identities(staged.timers) if staged else None
-    if known is None:
-        timers.create_timers(program, task.timers.posix_timers, restore_ids)
-    elif known != timers.identities(task.timers):
+    if not restore_ids:
+        if final:
+            timers.create_timers(program, task.timers.posix_timers, restore_ids)
+    elif staged is None or timers.identities(staged.timers) != timers.identities(task.timers):
         timers.delete_timers(program, staged.timers.posix_timers if staged else ())
         timers.create_timers(program, task.timers.posix_timers, restore_ids)
 
@@ -68,13 +89,12 @@ def finish_process(
     elapsed: int,
 ) -> None:
     """The last rows for the first thread, after its own `rebuild_thread`: settings that its credentials reset, limits,
-    personality, the process's pending signals, and timers, armed with what is left after `elapsed`
-    nanoseconds.
+    personality, the process's pending signals, and timers, armed with what is left after `elapsed` nanoseconds.
     """
     attributes.rebuild_attributes(program, task.attributes)
+    signals.queue_signals(program, task.signals.pending, task.pid)
     limits.rebuild_personality(program, task.limits)
     limits.rebuild_limits(program, reachable_limits, present_limits)
-    signals.queue_signals(program, task.signals.pending, task.pid)
     timers.arm_timers(program, task.timers, elapsed)
 
 

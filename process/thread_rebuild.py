@@ -17,10 +17,38 @@ from linux.arch_x86_64 import Registers
 from linux.program import Program
 from process import credentials
 from process.signals import queue_signals
-from process.threads import NAME_SIZE, SPECULATION_CONTROLS, Scheduling, Thread
+from process.threads import NAME_SIZE, ORDINARY_POLICIES, SPECULATION_CONTROLS, Scheduling, Thread
+from wire.obstacles import Obstacle
 
 # sizeof(struct robust_list_head) on 64-bit machines
 ROBUST_LIST_LENGTH = 24
+
+
+def preflight_scheduling(thread: Thread, present: Scheduling, may_schedule: bool) -> list[Obstacle]:
+    """What of a thread's scheduling a worker that is scheduled as `present` cannot give without CAP_SYS_NICE."""
+    wanted = thread.scheduling
+    name = f"scheduling of thread {thread.tid}"
+    if may_schedule:
+        return []
+    if wanted.policy not in ORDINARY_POLICIES:
+        cause, remedy = f"it has policy {wanted.policy} with priority {wanted.priority}", "run it with CAP_SYS_NICE"
+    elif wanted.nice < present.nice:
+        cause, remedy = f"its nice value is {wanted.nice}", f"run it with nice {wanted.nice} or with CAP_SYS_NICE"
+    else:
+        return []
+    return [Obstacle(object=name, cause=f"{cause}, which lm-restore may not set", remedy=remedy)]
+
+
+def scheduling_shortfalls(thread: Thread, allowed: set[int]) -> list[str]:
+    """A sentence when this host, or what lm-restore may use of it, lacks processors that the thread was bound to."""
+    mask = int.from_bytes(thread.scheduling.affinity, "little")
+    bound = {number for number in range(mask.bit_length()) if mask >> number & 1}
+    missing = sorted(bound - allowed)
+    # Bound to as many as the source had is no choice of the program's.
+    if not missing or not bound or bound == set(range(len(bound))):
+        return []
+    text = ", ".join(str(number) for number in missing)
+    return [f"affinity of thread {thread.tid}: processors {text} are not to be had here"]
 
 
 def create_threads(program: Program, tids: Sequence[int]) -> None:
@@ -55,31 +83,24 @@ def rebuild_thread(
     process_id: int,
     present: credentials.Credentials,
     staged: Thread | None = None,
+    final: bool = True,
 ) -> None:
-    """Rows, run in the thread itself, that make it what it was: only those that differ from `staged`, if
-    given.
+    """Rows, run in the thread itself, that make it what it was: only those that differ from `staged`, if given.
 
-    `present` are the credentials that the thread has now. Its own credentials come late, since what follows
-    from
-    them (setting a priority, a timestamp mode) may need those of the worker, but before the parent-death
-    signal, which they clear.
+    Not `final` is a staging: without pending signals, and without the credentials, which come last, since what else is
+    done (setting a priority, changing the root) may need those that the husk has now, `present`. The parent-death
+    signal follows them, because their change clears it. The rows of the process (`rebuild_process`) go before.
     """
     _rebuild_addresses(program, thread, staged)
     _rebuild_scheduling(program, thread, staged)
     _rebuild_modes(program, thread, staged)
+    if not final:
+        return
     queue_signals(program, thread.pending, process_id, thread.tid)
-    if staged is None or staged.credentials != thread.credentials:
-        credentials.rebuild_credentials(program, thread.credentials, staged.credentials if staged else present)
+    credentials.rebuild_credentials(program, thread.credentials, present)
     if thread.parent_death_signal:
-        program.call(
-            "PR_SET_PDEATHSIG",
-            numbers.SYS_prctl,
-            int(lib.PR_SET_PDEATHSIG),
-            thread.parent_death_signal,
-            0,
-            0,
-            0,
-        )
+        signal_number = thread.parent_death_signal
+        program.call("PR_SET_PDEATHSIG", numbers.SYS_prctl, int(lib.PR_SET_PDEATHSIG), signal_number, 0, 0, 0)
 
 
 def _rebuild_addresses(program: Program, thread: Thread, staged: Thread | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from process import credentials
 from process.interrupted import InterruptedCall
 
 PAGE = 4096
+ORDINARY_POLICIES = frozenset({0, 3, 5})  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE (sched(7))
 RED_ZONE = 128
 NAME_SIZE = 16
 CAPABILITY_VERSION_3 = 0x20080522  # capget(2): _LINUX_CAPABILITY_VERSION_3
@@ -126,6 +128,20 @@ def affinity_bytes(mask: bytes) -> bytes:
     return mask.rstrip(b"\0")
 
 
+def usual_slice() -> int:
+    """The time slice (nanoseconds) of a thread that never chose one, such as this one; 0 on kernels without slices.
+
+    sched_getattr(2) tells it as the runtime of every ordinary thread since Linux 6.12.
+    """
+    own = ffi.new("struct lm_thread_outside *")
+    return 0 if lib.lm_thread_outside(threading.get_native_id(), own) else int(own.runtime)
+
+
+def chosen_runtime(policy: int, runtime: int, usual: int) -> int:
+    """What of a runtime was chosen: 0 stands for the destination's own usual slice."""
+    return 0 if policy in ORDINARY_POLICIES and runtime == usual else runtime
+
+
 def look_thread_outside(pid: int, tid: int) -> ThreadOutside:
     """Read a running thread from outside. Raises ProcessGone when it has ended, PermissionError without the
     right.
@@ -151,6 +167,7 @@ def look_thread_outside(pid: int, tid: int) -> ThreadOutside:
         name=name,
         scheduling=Scheduling(
             policy=outside.policy,
+            runtime=chosen_runtime(outside.policy, outside.runtime, usual_slice()),
             nice=outside.nice,
             priority=outside.priority,
             affinity=affinity_bytes(bytes(ffi.buffer(outside.affinity, outside.affinity_length))),
@@ -275,12 +292,13 @@ def complete_thread(
     answers: bytes,
     of_process: credentials.Credentials,
     call: InterruptedCall | None = None,
+    usual: int = 0,
 ) -> Thread:
     """Put together what was seen of a thread from outside, by ptrace and from within.
 
-    `final` are the registers to go on with. Supplementary groups, bounding and ambient capabilities are taken
-    from the
-    credentials in the process's status. Raises ValueError when `answers` is not one lm_thread_answers.
+    `final` are the registers to go on with, `usual` is `usual_slice`. Supplementary groups, bounding and ambient
+    capabilities are taken from the credentials in the process's status, `of_process`. Raises ValueError when `answers`
+    is not one lm_thread_answers.
     """
     if len(answers) != int(ffi.sizeof("lm_thread_answers")):
         raise ValueError(f"answers of thread {outside.host_tid} are {len(answers)} bytes long")
@@ -297,7 +315,7 @@ def complete_thread(
             flags=attributes.sched_flags,
             nice=attributes.sched_nice,
             priority=attributes.sched_priority,
-            runtime=attributes.sched_runtime,
+            runtime=chosen_runtime(attributes.sched_policy, attributes.sched_runtime, usual),
             deadline=attributes.sched_deadline,
             period=attributes.sched_period,
             affinity=affinity_bytes(bytes(ffi.buffer(told.affinity, max(0, told.affinity_length)))),

@@ -28,6 +28,8 @@ ALARM_TIMER = 0  # ITIMER_REAL
 HIGHEST_COUNTED_ID = 20_000
 MAXIMUM_TIMER_NUMBER = 0x7FFFFFFF
 KNOWN_CLOCKS = frozenset({0, 1, 2, 3, 7, 8, 9, 11})  # clock_gettime(2)
+# How the kernel shows a timer on the processor time of the thread that created it (include/linux/posix-timers_types.h).
+OWN_THREAD_CLOCK = -2
 PROCESSOR_CLOCKS = frozenset({2, 3})
 NOTIFICATIONS = {"signal": "SIGEV_SIGNAL", "none": "SIGEV_NONE", "thread": "SIGEV_THREAD"}
 ENTRY = re.compile(
@@ -145,6 +147,14 @@ def timer_obstacles(timers: Timers, process_id: int, thread_ids: Sequence[int]) 
                     remedy="delete the timer before the move",
                 )
             )
+        elif timer.clock == OWN_THREAD_CLOCK and not timer.thread and len(thread_ids) > 1:
+            obstacles.append(
+                Obstacle(
+                    object=name,
+                    cause="it counts the processor time of one of several threads, and the kernel does not tell which",
+                    remedy="create it with SIGEV_THREAD_ID, or on the clock that pthread_getcpuclockid(3) names",
+                )
+            )
         elif timer.clock >= 0 and timer.clock not in KNOWN_CLOCKS:
             obstacles.append(
                 Obstacle(
@@ -167,6 +177,13 @@ def timer_obstacles(timers: Timers, process_id: int, thread_ids: Sequence[int]) 
 def clock_owner(clock: int) -> int | None:
     """The process or thread id in a CPU-time clock's number (clock_getcpuclockid(3)), None for other clocks."""
     return ~(clock >> 3) if clock < 0 else None
+
+
+def _clock_to_create(timer: PosixTimer) -> int:
+    """The clock's number as the first thread has to name it: another thread's processor time by that one's id."""
+    if timer.clock == OWN_THREAD_CLOCK and timer.thread:
+        return ~timer.thread << 3 | 6
+    return timer.clock
 
 
 def create_timers(program: Program, posix_timers: Sequence[PosixTimer], restore_ids: bool) -> None:
@@ -201,7 +218,7 @@ def create_timers(program: Program, posix_timers: Sequence[PosixTimer], restore_
         wanted = program.data(timer.identifier.to_bytes(8, "little"))
         place = program.data(bytes(ffi.buffer(event)))
         label = f"timer_create of timer {timer.identifier}"
-        program.call(label, numbers.SYS_timer_create, timer.clock, place, wanted)
+        program.call(label, numbers.SYS_timer_create, _clock_to_create(timer), place, wanted)
     if restore_ids:
         switch(0)
 
