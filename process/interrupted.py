@@ -64,6 +64,7 @@ NEVER_RESTARTED = frozenset(
         numbers.SYS_connect,
     }
 )
+EPOLL_WAITS = frozenset({numbers.SYS_epoll_wait, numbers.SYS_epoll_pwait})
 NANOSECONDS = 1_000_000_000
 MILLISECOND = 1_000_000
 FUTEX_COMMAND = ~(int(lib.FUTEX_PRIVATE_FLAG) | int(lib.FUTEX_CLOCK_REALTIME))
@@ -187,24 +188,46 @@ def call_made(state: Registers, code: bytes) -> int:
 
 
 def needs_time(state: Registers) -> bool:
-    """Whether the thread was caught in a call that goes on from the kernel's own state."""
-    return state.syscall_number >= 0 and state.result == RESTART_WITH_BLOCK
+    """Whether the thread was caught in a call of which it matters how long it has lasted."""
+    if state.syscall_number < 0:
+        return False
+    if state.result == RESTART_WITH_BLOCK:
+        return True
+    interrupted = state.result == -errno.EINTR and state.syscall_number in EPOLL_WAITS
+    return interrupted and 0 < state.arguments[3] <= MAXIMUM_TIMEOUT
+
+
+def wound_back(state: Registers, already_slept: int, in_library: bool) -> Registers:
+    """Before a call that has no restart; epoll_wait(2) with what is left of its timeout.
+
+    The timeout is an argument in a register, which a call leaves as it was. It may only be changed where the code is
+    known not to look at it again: in a C library's function, which returns after the call.
+    """
+    if not in_library or not needs_time(state):
+        return state.rewound()
+    left = max(0, state.arguments[3] * MILLISECOND - already_slept)
+    shorter = (*state.arguments[:3], -(-left // MILLISECOND))
+    return state.replaced(arguments=shorter).rewound()
 
 
 def decide(
-    state: Registers, unblocked_signal: bool, code: bytes, read_memory: Reader, already_slept: int
+    state: Registers,
+    unblocked_signal: bool,
+    code: bytes,
+    read_memory: Reader,
+    already_slept: int,
+    in_library: bool = False,
 ) -> tuple[Registers, InterruptedCall | None]:
     """The registers with which a frozen thread is to go on, and the call to be made anew if there is one.
 
-    `unblocked_signal`: a signal waits that the thread will take when it runs; it then gets the EINTR that a
-    handler's
-    author expects. `code` are the bytes before the instruction pointer. Raises OSError when the time of a
-    call cannot be read.
+    `unblocked_signal`: a signal waits that the thread will take when it runs; it then gets the EINTR that a handler's
+    author expects. `code` are the bytes before the instruction pointer, `in_library` whether they are a C library's.
+    Raises OSError when the time of a call cannot be read.
     """
     if state.syscall_number < 0:
         return state, None
     if state.result == -errno.EINTR and state.syscall_number in NEVER_RESTARTED and not unblocked_signal:
-        return state.rewound(), None
+        return wound_back(state, already_slept, in_library), None
     if state.result != RESTART_WITH_BLOCK:
         return state, None
     number = call_made(state, code)
@@ -212,6 +235,12 @@ def decide(
     call = describe_call(number, state.arguments, read_memory, already_slept)
     # Without a description the timeout is absolute, or the call is none of those: made again as it was.
     return (state.rewound(), None) if call is None else (state, call)
+
+
+def is_c_library(path: str) -> bool:
+    """Whether a mapping's path is that of a C library, whose calls stand in functions of their own."""
+    name = path.rpartition("/")[2]
+    return name.startswith(("libc.so", "libc-", "libpthread", "ld-musl", "libc.musl"))
 
 
 class Reader:

@@ -14,7 +14,7 @@ The destination's side is process/task_rebuild.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -176,9 +176,12 @@ def task_obstacles(live: LiveTask, own_tracer: int = 0) -> list[Obstacle]:
     ]
 
 
-def look_stopped_task(pid: int, stops: Sequence[tracee.Stop], live: LiveTask) -> StoppedTask:
+def look_stopped_task(
+    pid: int, stops: Sequence[tracee.Stop], live: LiveTask, looked: Sequence[StoppedThread] = ()
+) -> StoppedTask:
     """Read the frozen process, the leader's stop first, before any program runs in it.
 
+    `looked` are the threads where the caller has read them already (`threads.stopped_thread`), in the order of `stops`.
     It is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
     """
     description, outside = live.description, live.outside
@@ -194,18 +197,18 @@ def look_stopped_task(pid: int, stops: Sequence[tracee.Stop], live: LiveTask) ->
     tids = [stop.tid for stop in stops]
     if any(tid not in outside for tid in tids):
         outside = {**_look_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
-    looked = tuple(threads.look_stopped_thread(tid) for tid in tids)
+    states = tuple(looked) or tuple(threads.look_stopped_thread(tid) for tid in tids)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     return StoppedTask(
         pid=pid,
-        threads=looked,
+        threads=states,
         stopped=any(stop.kind is tracee.StopKind.GROUP for stop in stops),
         clocks=clocks,
         outside=outside,
         description=msgspec.structs.replace(description, limits=limits.look_again(pid, raw, description.limits)),
         asleep={
             thread.host_tid: interrupted.slept(live.sleeps.get(thread.host_tid), thread.host_tid, now)
-            for thread in looked
+            for thread in states
             if interrupted.needs_time(Registers(thread.registers))
         },
     )
@@ -259,8 +262,11 @@ def complete_task(
     pending: PendingSignals,
     answers: ProcessAnswers,
     thread_answers: Mapping[int, bytes],
+    path_at: Callable[[int], str] = lambda address: "",
 ) -> TaskDescription:
     """The whole description; `thread_answers` are by host thread id (`threads.answer_thread`).
+
+    `path_at` tells of which file the code at an address is; without it some timeouts begin again.
 
     Raises OSError when the time of an interrupted call cannot be read from the process's memory.
     """
@@ -276,7 +282,7 @@ def complete_task(
     whole = []
     for thread in stopped.threads:
         own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
-        registers, call = _decide(stopped, thread, signals.takes_any(thread.signal_mask, (*own, *shared)))
+        registers, call = _decide(stopped, thread, signals.takes_any(thread.signal_mask, (*own, *shared)), path_at)
         whole.append(
             threads.complete_thread(
                 stopped.outside[thread.host_tid],
@@ -315,7 +321,7 @@ def complete_task(
 
 
 def _decide(
-    stopped: StoppedTask, thread: StoppedThread, takes_signal: bool
+    stopped: StoppedTask, thread: StoppedThread, takes_signal: bool, path_at: Callable[[int], str]
 ) -> tuple[Registers, interrupted.InterruptedCall | None]:
     registers = Registers(thread.registers)
     code = b""
@@ -326,7 +332,9 @@ def _decide(
             code = reader(registers.instruction_pointer - length, length)
         except OSError:
             code = b""
-    return interrupted.decide(registers, takes_signal, code, reader, stopped.asleep.get(thread.host_tid, 0))
+    in_library = interrupted.is_c_library(path_at(registers.instruction_pointer)) if code else False
+    asleep = stopped.asleep.get(thread.host_tid, 0)
+    return interrupted.decide(registers, takes_signal, code, reader, asleep, in_library)
 
 
 def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Obstacle]:

@@ -17,7 +17,7 @@ from linux.arch_x86_64 import Registers
 from linux.program import Program
 from process import credentials
 from process.signals import queue_signals
-from process.threads import NAME_SIZE, ORDINARY_POLICIES, SPECULATION_CONTROLS, Scheduling, Thread
+from process.threads import NAME_SIZE, ORDINARY_POLICIES, SPECULATION_CONTROLS, Scheduling, Thread, whole_xstate
 from wire.obstacles import Obstacle
 
 # sizeof(struct robust_list_head) on 64-bit machines
@@ -183,7 +183,7 @@ def _rebuild_modes(program: Program, thread: Thread, staged: Thread | None) -> N
 
 def final_state(tid: int, thread: Thread) -> None:
     """Give the stopped thread `tid` of the husk its last state by ptrace: vector state, mask, registers."""
-    tracee.set_xstate(tid, thread.xstate)
+    tracee.set_xstate(tid, whole_xstate(thread))
     tracee.set_signal_mask(tid, thread.signal_mask)
     tracee.set_registers(tid, Registers(thread.registers))
 

@@ -30,6 +30,7 @@ PAGE = 4096
 ORDINARY_POLICIES = frozenset({0, 3, 5})  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE (sched(7))
 RED_ZONE = 128
 NAME_SIZE = 16
+XSTATE_LIMIT = 1 << 16
 CAPABILITY_VERSION_3 = 0x20080522  # capget(2): _LINUX_CAPABILITY_VERSION_3
 KEEP_FILE_ID = 0xFFFFFFFF  # setfsuid(-1) changes nothing and tells the present one (setfsuid(2))
 SPECULATION_CONTROLS = {"store_bypass": "PR_SPEC_STORE_BYPASS", "indirect_branch": "PR_SPEC_INDIRECT_BRANCH"}
@@ -107,6 +108,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
     rseq: Rseq | None = None
     registers: bytes = b""
     xstate: bytes = b""
+    xstate_size: int = 0
     signal_mask: int = 0
     pending: tuple[bytes, ...] = ()
     call: InterruptedCall | None = None
@@ -188,21 +190,17 @@ def _line(path: Path, key: bytes) -> bytes:
 
 def look_stopped_thread(tid: int) -> StoppedThread:
     """Read by ptrace what a stopped tracee holds: registers, vector state, mask, rseq."""
-    configuration = tracee.rseq_configuration(tid)
-    return StoppedThread(
-        host_tid=tid,
-        registers=tracee.get_registers(tid).raw,
-        xstate=tracee.get_xstate(tid),
-        signal_mask=tracee.get_signal_mask(tid),
-        rseq=None
-        if configuration.address == 0
-        else Rseq(
-            address=configuration.address,
-            length=configuration.size,
-            signature=configuration.signature,
-            flags=configuration.flags,
-        ),
-    )
+    registers, xstate = tracee.get_registers(tid).raw, tracee.get_xstate(tid)
+    return stopped_thread(tid, registers, xstate, tracee.get_signal_mask(tid))
+
+
+def stopped_thread(tid: int, registers: bytes, xstate: bytes, signal_mask: int) -> StoppedThread:
+    """A stopped tracee of which all but the rseq registration has been read."""
+    told = tracee.rseq_configuration(tid)
+    rseq = None
+    if told.address:
+        rseq = Rseq(address=told.address, length=told.size, signature=told.signature, flags=told.flags)
+    return StoppedThread(tid, registers, xstate, signal_mask, rseq)
 
 
 def _field(answers: Data, name: str) -> Data:
@@ -349,11 +347,19 @@ def complete_thread(
         indirect_branch=max(0, told.indirect_branch),
         rseq=stopped.rseq,
         registers=final.raw,
-        xstate=stopped.xstate,
+        xstate=stopped.xstate.rstrip(b"\0"),
+        xstate_size=len(stopped.xstate),
         signal_mask=stopped.signal_mask,
         pending=pending,
         call=call,
     )
+
+
+def whole_xstate(thread: Thread) -> bytes:
+    """The vector state with the zeros at its end. Raises ValueError when it cannot be any processor's."""
+    if not len(thread.xstate) <= thread.xstate_size <= XSTATE_LIMIT:
+        raise ValueError(f"vector state of {thread.xstate_size} bytes in thread {thread.tid}")
+    return thread.xstate.ljust(thread.xstate_size, b"\0")
 
 
 def keyring_of(answers: bytes) -> bool:
