@@ -29,14 +29,13 @@ CAP_SYS_NICE = 23
 
 
 def preflight_task(
-    task: TaskDescription, map_path: Callable[[bytes], bytes], restore_ids: bool, present: Credentials | None = None
+    task: TaskDescription, present: Credentials, map_path: Callable[[bytes], bytes], restore_ids: bool
 ) -> list[Obstacle]:
     """On the destination: what of a live description this worker cannot give. `present` are its credentials."""
-    held = present or present_credentials()
     own = threads.look_thread_outside(os.getpid(), threading.get_native_id()).scheduling
-    may_schedule = bool(held.effective >> CAP_SYS_NICE & 1)
+    may_schedule = bool(present.effective >> CAP_SYS_NICE & 1)
     return [
-        *credentials.preflight_credentials(task.credentials, held),
+        *credentials.preflight_credentials(task.credentials, present),
         *limits.preflight_limits(task.limits, map_path),
         *timers.ids_within_reach(task.timers, restore_ids),
         *(
@@ -81,20 +80,27 @@ def rebuild_process(
         timers.create_timers(program, task.timers.posix_timers, restore_ids)
 
 
-def finish_process(
+def limit_process(
     program: Program,
     task: TaskDescription,
     reachable_limits: tuple[tuple[int, int], ...],
     present_limits: tuple[tuple[int, int], ...],
-    elapsed: int,
 ) -> None:
-    """The last rows for the first thread, after its own `rebuild_thread`: settings that its credentials reset, limits,
-    personality, the process's pending signals, and timers, armed with what is left after `elapsed` nanoseconds.
+    """Rows for the first thread, after `rebuild_process` and before its own `rebuild_thread`: the process's pending
+    signals, its personality, and its limits, which credentials may be needed to raise.
+
+    All that is limited (descriptors, mappings, threads, queued signals of other threads) must be there by then.
     """
-    attributes.rebuild_attributes(program, task.attributes)
     signals.queue_signals(program, task.signals.pending, task.pid)
     limits.rebuild_personality(program, task.limits)
     limits.rebuild_limits(program, reachable_limits, present_limits)
+
+
+def finish_process(program: Program, task: TaskDescription, elapsed: int) -> None:
+    """The last rows for the first thread, after its own `rebuild_thread`: settings that a change of credentials resets,
+    and timers, armed with what is left after `elapsed` nanoseconds.
+    """
+    attributes.rebuild_attributes(program, task.attributes)
     timers.arm_timers(program, task.timers, elapsed)
 
 

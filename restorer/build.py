@@ -39,7 +39,7 @@ from process.open_descriptors import (
     update_descriptors,
 )
 from process.signals import sent_after_resume
-from process.threads import Thread
+from process.threads import Thread, whole_xstate
 from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, remove_rows
 from restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
 
@@ -227,17 +227,18 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     map_path = _bytes_map(building.options)
     task_rebuild.rebuild_process(program, task, map_path, timers.ids_can_be_chosen())
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
-    thread_rebuild.rebuild_thread(program, leader, task.pid, building.present)
     present = limits.present_limits(building.husk.pid)
     reachable = limits.reachable(task.limits.limits, present, _may_raise())
+    task_rebuild.limit_process(program, task, reachable, present)
+    thread_rebuild.rebuild_thread(program, leader, task.pid, building.present)
     elapsed = clocks.elapsed_since(task.clocks, building.offsets, clocks.read_offsets())
-    task_rebuild.finish_process(program, task, reachable, present, elapsed)
+    task_rebuild.finish_process(program, task, elapsed)
     run(building.husk, program)
     final_registers = [(thread, _final_registers(building, thread, elapsed)) for thread in task.threads]
     drop_area(building.husk)
     for thread, registers in final_registers:
         tid = building.threads[thread.tid]
-        tracee.set_xstate(tid, thread.xstate)
+        tracee.set_xstate(tid, whole_xstate(thread))
         tracee.set_signal_mask(tid, thread.signal_mask)
         tracee.set_registers(tid, registers)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from linux import pagemap, tracee
@@ -226,7 +227,8 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     outcomes = run_in_source(threads, programs)
     pending = tasks.look_pending_signals(stopped)
     answers = {tid: thread_parts.answer_thread(outcomes[tid], places[tid]) for tid in tids}
-    task = tasks.complete_task(stopped, pending, tasks.answer_process(outcomes[pid], question), answers)
+    told = tasks.answer_process(outcomes[pid], question)
+    task = tasks.complete_task(stopped, pending, told, answers, _paths(memory))
     descriptors = look_descriptors(pid, look.descriptors, frozen=True)
     description = ProcessDescription(
         space=SPACE,
@@ -252,6 +254,15 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
         obstacles,
         hot_runs(description),
     )
+
+
+def _paths(memory: AddressSpace) -> Callable[[int], str]:
+    """What tells, for an address, the path of the file that is mapped there, "" for none."""
+
+    def path_at(address: int) -> str:
+        return next((one.path for one in memory.mappings if one.start <= address < one.end), "")
+
+    return path_at
 
 
 def place_frame(pid: int, look: SourceLook, memory: AddressSpace) -> int:

@@ -168,7 +168,8 @@ def test_a_husk_becomes_the_process(described: tuple[TaskDescription, dict[int, 
             program = Program("finish the process")
             has = limits.present_limits(pid)
             wanted = limits.reachable(own.limits.limits, has, may_raise=False)
-            task_rebuild.finish_process(program, own, wanted, has, elapsed=0)
+            task_rebuild.limit_process(program, own, wanted, has)
+            task_rebuild.finish_process(program, own, elapsed=0)
             helpers.run(pid, area, program)
         for thread in own.threads:
             thread_rebuild.final_state(thread.tid, thread)
