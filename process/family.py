@@ -21,6 +21,7 @@ ELF_MAGIC = b"\x7fELF"
 ELF_CLASS_OFFSET = 4
 ELF_CLASS_64 = 2
 SHADOW_STACK = "shstk"
+ALL_ADDRESS_BITS = (1 << 64) - 1
 
 
 def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> list[Obstacle]:
@@ -138,7 +139,31 @@ def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
                 remedy="start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
             )
         )
-    return found
+    if int(status.get("untag_mask", hex(ALL_ADDRESS_BITS)), 16) != ALL_ADDRESS_BITS:
+        found.append(
+            Obstacle(
+                object="address tagging",
+                cause="the process uses pointers with tags in them (LAM), which a moved one would lose",
+                remedy="start it without (GLIBC_TUNABLES, or the sanitizer that asked for it)",
+            )
+        )
+    return found + _protection_keys(pid)
+
+
+def _protection_keys(pid: int) -> list[Obstacle]:
+    if b" ospke " not in Path("/proc/cpuinfo").read_bytes().partition(b"\n\n")[0].replace(b"\n", b" \n"):
+        return []
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for line in file:
+            if line.startswith(b"ProtectionKey:") and line.split()[1] != b"0":
+                return [
+                    Obstacle(
+                        object="protection keys",
+                        cause="memory of the process stands under protection keys (pkeys(7))",
+                        remedy="run the program without them",
+                    )
+                ]
+    return []
 
 
 def _namespaces(pid: int) -> list[Obstacle]:

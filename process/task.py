@@ -24,7 +24,7 @@ from linux import tracee
 from linux.arch_x86_64 import Registers
 from linux.errors import ProcessGone
 from linux.program import Data, Outcome, Program
-from process import attributes, credentials, family, interrupted, limits, signals, threads, timers
+from process import attributes, credentials, family, interrupted, limits, scheduling, signals, threads, timers
 from process.attributes import Attributes, MemoryPlan
 from process.clocks import Clocks, look_clocks
 from process.credentials import Credentials
@@ -278,7 +278,7 @@ def complete_task(
     actions_size = signals.SIGNALS * int(ffi.sizeof("lm_kernel_sigaction"))
     limits_offset = int(ffi.offsetof("lm_process_answers", "limits"))
     shared = signals.without_expired(pending.shared, alarm, expired)
-    usual = threads.usual_slice()
+    usual = scheduling.usual_slice()
     whole = []
     for thread in stopped.threads:
         own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
@@ -347,6 +347,14 @@ def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes])
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Obstacle(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
+        if threads.dispatches_calls(thread.host_tid):
+            found.append(
+                Obstacle(
+                    object=f"thread {thread.tid}",
+                    cause="its system calls are handed back to it (PR_SET_SYSCALL_USER_DISPATCH)",
+                    remedy="programs that emulate another system (Wine) cannot be moved",
+                )
+            )
         if threads.keyring_of(thread_answers[thread.host_tid]):
             found.append(
                 Obstacle(

@@ -3,8 +3,12 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* linux/ptrace.h, since Linux 6.4 */
+enum { GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211 };
 
 int lm_thread_outside(int tid, struct lm_thread_outside *out) {
     struct sched_attr scheduling = {0};
@@ -30,6 +34,16 @@ int lm_thread_outside(int tid, struct lm_thread_outside *out) {
     answer = syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid);
     out->io_priority = answer < 0 ? -errno : (int32_t)answer;
     return 0;
+}
+
+int lm_thread_dispatches_calls(int tid) {
+    /* struct ptrace_sud_config of linux/ptrace.h, since Linux 6.4; before that there is no way to see it. */
+    uint64_t configuration[4] = {0};
+
+    if (ptrace((enum __ptrace_request)GET_SYSCALL_USER_DISPATCH_CONFIG, tid, sizeof configuration,
+               configuration) != 0)
+        return 0;
+    return configuration[0] != 0 /* PR_SYS_DISPATCH_OFF */;
 }
 
 int lm_own_secure_bits(void) {

@@ -91,6 +91,8 @@ typedef struct {
     int64_t thread_keyring;
     int64_t process_keyring;
     int64_t affinity_length;
+    uint64_t memory_policy;
+    uint64_t memory_nodes[16];
     unsigned char affinity[1024];
 } lm_thread_answers;
 
@@ -167,6 +169,7 @@ typedef struct {
     int64_t file_user_id, file_group_id, group_count, secure_bits, no_new_privileges, timer_slack, io_priority,
         machine_check_policy, io_flusher, cpuid_enabled, store_bypass, indirect_branch, thread_keyring,
         process_keyring, affinity_length;
+    uint64_t memory_policy, memory_nodes[16];
     unsigned char affinity[1024];
     ...;
 } lm_thread_answers;
@@ -282,6 +285,8 @@ struct lm_thread_outside {
 };
 /* Fill `out` for thread `tid`. -ESRCH when it is gone, -EPERM without the right. */
 int lm_thread_outside(int tid, struct lm_thread_outside *out);
+/* 1 when stopped thread `tid` has its system calls handed back to itself (PR_SET_SYSCALL_USER_DISPATCH), else 0. */
+int lm_thread_dispatches_calls(int tid);
 /* The securebits of the calling thread (capabilities(7)). */
 int lm_own_secure_bits(void);
 /* Whether timers can be created with an id of one's choice (PR_TIMER_CREATE_RESTORE_IDS). */

@@ -19,7 +19,7 @@ import msgspec
 from _lm import lib
 
 from linux.program import Program
-from process import attributes, credentials, limits, signals, thread_rebuild, threads, timers
+from process import attributes, credentials, limits, scheduling, signals, threads, timers
 from process.credentials import Credentials
 from process.status import parse_status, read_status
 from process.task import TaskDescription
@@ -41,7 +41,7 @@ def preflight_task(
         *(
             obstacle
             for thread in task.threads
-            for obstacle in thread_rebuild.preflight_scheduling(thread, own, may_schedule)
+            for obstacle in scheduling.preflight_scheduling(thread.tid, thread.scheduling, own, may_schedule)
         ),
     ]
 
@@ -52,7 +52,11 @@ def shortfalls(task: TaskDescription, present: Credentials, given_limits: tuple[
     return [
         *credentials.credential_shortfalls(task.credentials, present),
         *limits.limit_shortfalls(task.limits.limits, given_limits),
-        *(text for thread in task.threads for text in thread_rebuild.scheduling_shortfalls(thread, allowed)),
+        *(
+            text
+            for thread in task.threads
+            for text in scheduling.scheduling_shortfalls(thread.tid, thread.scheduling, allowed)
+        ),
     ]
 
 

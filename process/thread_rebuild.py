@@ -16,39 +16,12 @@ from linux import tracee
 from linux.arch_x86_64 import Registers
 from linux.program import Program
 from process import credentials
+from process.scheduling import rebuild_scheduling
 from process.signals import queue_signals
-from process.threads import NAME_SIZE, ORDINARY_POLICIES, SPECULATION_CONTROLS, Scheduling, Thread, whole_xstate
-from wire.obstacles import Obstacle
+from process.threads import NAME_SIZE, SPECULATION_CONTROLS, Thread, whole_xstate
 
 # sizeof(struct robust_list_head) on 64-bit machines
 ROBUST_LIST_LENGTH = 24
-
-
-def preflight_scheduling(thread: Thread, present: Scheduling, may_schedule: bool) -> list[Obstacle]:
-    """What of a thread's scheduling a worker that is scheduled as `present` cannot give without CAP_SYS_NICE."""
-    wanted = thread.scheduling
-    name = f"scheduling of thread {thread.tid}"
-    if may_schedule:
-        return []
-    if wanted.policy not in ORDINARY_POLICIES:
-        cause, remedy = f"it has policy {wanted.policy} with priority {wanted.priority}", "run it with CAP_SYS_NICE"
-    elif wanted.nice < present.nice:
-        cause, remedy = f"its nice value is {wanted.nice}", f"run it with nice {wanted.nice} or with CAP_SYS_NICE"
-    else:
-        return []
-    return [Obstacle(object=name, cause=f"{cause}, which lm-restore may not set", remedy=remedy)]
-
-
-def scheduling_shortfalls(thread: Thread, allowed: set[int]) -> list[str]:
-    """A sentence when this host, or what lm-restore may use of it, lacks processors that the thread was bound to."""
-    mask = int.from_bytes(thread.scheduling.affinity, "little")
-    bound = {number for number in range(mask.bit_length()) if mask >> number & 1}
-    missing = sorted(bound - allowed)
-    # Bound to as many as the source had is no choice of the program's.
-    if not missing or not bound or bound == set(range(len(bound))):
-        return []
-    text = ", ".join(str(number) for number in missing)
-    return [f"affinity of thread {thread.tid}: processors {text} are not to be had here"]
 
 
 def create_threads(program: Program, tids: Sequence[int]) -> None:
@@ -92,7 +65,10 @@ def rebuild_thread(
     signal follows them, because their change clears it. The rows of the process (`rebuild_process`) go before.
     """
     _rebuild_addresses(program, thread, staged)
-    _rebuild_scheduling(program, thread, staged)
+    if staged is None or staged.name != thread.name:
+        name = program.data(thread.name[: NAME_SIZE - 1] + b"\0")
+        program.call("PR_SET_NAME", numbers.SYS_prctl, int(lib.PR_SET_NAME), name, 0, 0, 0)
+    rebuild_scheduling(program, thread.scheduling, staged.scheduling if staged else None)
     _rebuild_modes(program, thread, staged)
     if not final:
         return
@@ -121,41 +97,6 @@ def _rebuild_addresses(program: Program, thread: Thread, staged: Thread | None) 
         wanted.ss_flags = stack.flags & ~int(lib.SS_ONSTACK)
         wanted.ss_size = stack.size
         program.call("sigaltstack", numbers.SYS_sigaltstack, program.data(bytes(ffi.buffer(wanted))), 0)
-
-
-def _rebuild_scheduling(program: Program, thread: Thread, staged: Thread | None) -> None:
-    wanted = thread.scheduling
-    known = staged.scheduling if staged is not None else Scheduling(io_priority=-1, timer_slack=0)
-    if staged is None or staged.name != thread.name:
-        name = program.data(thread.name[: NAME_SIZE - 1] + b"\0")
-        program.call("PR_SET_NAME", numbers.SYS_prctl, int(lib.PR_SET_NAME), name, 0, 0, 0)
-    if wanted.timer_slack != known.timer_slack and wanted.timer_slack > 0:
-        slack = int(lib.PR_SET_TIMERSLACK)
-        program.call("PR_SET_TIMERSLACK", numbers.SYS_prctl, slack, wanted.timer_slack, 0, 0, 0)
-    if wanted.affinity != known.affinity and wanted.affinity:
-        mask = wanted.affinity + b"\0" * (-len(wanted.affinity) % 8)
-        # A mask without any processor of this host fails; preflight has said so, and all processors are kept.
-        program.call("sched_setaffinity", numbers.SYS_sched_setaffinity, 0, len(mask), program.data(mask), check=False)
-    if wanted.io_priority != known.io_priority:
-        program.call(
-            "ioprio_set",
-            numbers.SYS_ioprio_set,
-            int(lib.IOPRIO_WHO_PROCESS),
-            0,
-            wanted.io_priority,
-            check=wanted.io_priority != 0,
-        )
-    attributes = ffi.new("lm_scheduling *")
-    attributes.size = ffi.sizeof("lm_scheduling")
-    attributes.sched_policy = wanted.policy
-    attributes.sched_flags = wanted.flags
-    attributes.sched_nice = wanted.nice
-    attributes.sched_priority = wanted.priority
-    attributes.sched_runtime = wanted.runtime
-    attributes.sched_deadline = wanted.deadline
-    attributes.sched_period = wanted.period
-    place = program.data(bytes(ffi.buffer(attributes)))
-    program.call("sched_setattr", numbers.SYS_sched_setattr, 0, place, 0)
 
 
 def _rebuild_modes(program: Program, thread: Thread, staged: Thread | None) -> None:

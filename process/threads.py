@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +24,9 @@ from linux.errors import ProcessGone
 from linux.program import Data, Outcome, Program
 from process import credentials
 from process.interrupted import InterruptedCall
+from process.scheduling import NODES, Scheduling, affinity_bytes, chosen_runtime, usual_slice
 
 PAGE = 4096
-ORDINARY_POLICIES = frozenset({0, 3, 5})  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE (sched(7))
 RED_ZONE = 128
 NAME_SIZE = 16
 XSTATE_LIMIT = 1 << 16
@@ -51,24 +50,6 @@ class AlternateStack(msgspec.Struct, frozen=True, kw_only=True):
     address: int = 0
     size: int = 0
     flags: int = 2  # SS_DISABLE
-
-
-class Scheduling(msgspec.Struct, frozen=True, kw_only=True):
-    """How the kernel schedules a thread (sched_setattr(2)); `affinity` is the mask of processors, lowest first.
-
-    runtime, deadline and period are in nanoseconds.
-    """
-
-    policy: int = 0
-    flags: int = 0
-    nice: int = 0
-    priority: int = 0
-    runtime: int = 0
-    deadline: int = 0
-    period: int = 0
-    affinity: bytes = b""
-    io_priority: int = 0
-    timer_slack: int = 50_000
 
 
 class ThreadOutside(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,25 +104,6 @@ class StoppedThread:
     xstate: bytes
     signal_mask: int
     rseq: Rseq | None
-
-
-def affinity_bytes(mask: bytes) -> bytes:
-    """A processor mask without its trailing zeros, so that equal masks are equal on hosts of any size."""
-    return mask.rstrip(b"\0")
-
-
-def usual_slice() -> int:
-    """The time slice (nanoseconds) of a thread that never chose one, such as this one; 0 on kernels without slices.
-
-    sched_getattr(2) tells it as the runtime of every ordinary thread since Linux 6.12.
-    """
-    own = ffi.new("struct lm_thread_outside *")
-    return 0 if lib.lm_thread_outside(threading.get_native_id(), own) else int(own.runtime)
-
-
-def chosen_runtime(policy: int, runtime: int, usual: int) -> int:
-    """What of a runtime was chosen: 0 stands for the destination's own usual slice."""
-    return 0 if policy in ORDINARY_POLICIES and runtime == usual else runtime
 
 
 def look_thread_outside(pid: int, tid: int) -> ThreadOutside:
@@ -272,6 +234,8 @@ def ask_thread(program: Program) -> Data:
         ("process_keyring", int(lib.KEY_SPEC_PROCESS_KEYRING)),
     ):
         told(name, "keyctl", numbers.SYS_keyctl, int(lib.KEYCTL_GET_KEYRING_ID), keyring & 0xFFFFFFFF, 0)
+    policy, nodes = _field(answers, "memory_policy"), _field(answers, "memory_nodes")
+    program.call("get_mempolicy", numbers.SYS_get_mempolicy, policy, nodes, NODES, 0, 0, check=False)
     place = _field(answers, "affinity")
     told("affinity_length", "sched_getaffinity", numbers.SYS_sched_getaffinity, 0, 1024, place)
     return answers
@@ -319,6 +283,8 @@ def complete_thread(
             affinity=affinity_bytes(bytes(ffi.buffer(told.affinity, max(0, told.affinity_length)))),
             io_priority=max(0, told.io_priority),
             timer_slack=told.timer_slack,
+            memory_policy=told.memory_policy,
+            memory_nodes=affinity_bytes(bytes(ffi.buffer(told.memory_nodes))),
         ),
         credentials=credentials.Credentials(
             user_ids=(*told.user_ids, told.file_user_id & 0xFFFFFFFF),
@@ -366,6 +332,11 @@ def keyring_of(answers: bytes) -> bool:
     """Whether the thread has a keyring of its own or its process has one (keyrings(7)): neither can be moved."""
     told = ffi.cast("lm_thread_answers *", ffi.from_buffer(answers))
     return bool(told.thread_keyring > 0 or told.process_keyring > 0)
+
+
+def dispatches_calls(tid: int) -> bool:
+    """Whether a stopped tracee gets its own system calls as signals (prctl(2), PR_SET_SYSCALL_USER_DISPATCH)."""
+    return bool(lib.lm_thread_dispatches_calls(tid))
 
 
 def hot_addresses(thread: Thread) -> list[tuple[int, int]]:
