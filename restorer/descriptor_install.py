@@ -34,8 +34,10 @@ def lowest_free(taken: set[int]) -> int:
 
 
 def keep_pidfd_rows(program: Program, pidfd: int, above: int) -> int:
-    """Move the pidfd out of the way: it is at `above` + 1 or the next free number there afterwards, which is
-    returned; nothing else may be open at or above it."""
+    """Move the pidfd out of the way, unless it is above all others already: it is at the returned number afterwards.
+    Nothing else may be open at or above `above` + 1."""
+    if pidfd > above:
+        return pidfd
     program.call("move pidfd", SYS_fcntl, pidfd, fcntl.F_DUPFD_CLOEXEC, above + 1)
     program.call("close pidfd", SYS_close, pidfd)
     return above + 1
