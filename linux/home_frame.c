@@ -17,14 +17,16 @@ enum {
     FRAME_SIZE = (sizeof(struct frame) + 63) & ~63,
     XSTATE_BV_OFFSET = 512,
     XSAVE_HEADER_END = 576,
-    FIRST_DYNAMIC_FEATURE = 17, /* AMX: a thread may lack the permission, and then a frame must not have room for it */
+    FIRST_DYNAMIC_FEATURE =
+        17, /* AMX: a thread may lack the permission, and then a frame must not have room for it */
     ERESTARTSYS_ = 512,
     ERESTARTNOINTR_ = 513,
     ERESTARTNOHAND_ = 514,
     ERESTART_RESTARTBLOCK_ = 516,
 };
 
-/* do_sigaltstack answers EINVAL to unknown flags, and rt_sigreturn goes on without it: the alternate stack stays. */
+/* do_sigaltstack answers EINVAL to unknown flags, and rt_sigreturn goes on without it: the alternate stack
+ * stays. */
 static const int LEAVE_ALTERNATE_STACK = 0x3fffffff;
 
 size_t lm_home_frame_room(void) {
@@ -73,7 +75,8 @@ static int place_xstate(struct frame *frame, char *out, size_t room, uint64_t ad
     software.magic1 = FP_XSTATE_MAGIC1;
     software.extended_size = size + (uint32_t)sizeof magic2;
     /* PTRACE_GETREGSET leaves the features that this kernel enables in the first of the software bytes. */
-    memcpy(&software.xfeatures, xstate + offsetof(struct _fpstate_64, sw_reserved), sizeof software.xfeatures);
+    memcpy(&software.xfeatures, xstate + offsetof(struct _fpstate_64, sw_reserved),
+           sizeof software.xfeatures);
     software.xstate_size = size;
     memcpy(out + FRAME_SIZE + offsetof(struct _fpstate_64, sw_reserved), &software, sizeof software);
     memcpy(out + FRAME_SIZE + size, &magic2, sizeof magic2);
@@ -82,8 +85,8 @@ static int place_xstate(struct frame *frame, char *out, size_t room, uint64_t ad
     return 0;
 }
 
-int lm_home_frame(void *out, size_t room, uint64_t address, const struct user_regs_struct *registers, uint64_t mask,
-                  const void *xstate, size_t xstate_size, uint64_t return_code) {
+int lm_home_frame(void *out, size_t room, uint64_t address, const struct user_regs_struct *registers,
+                  uint64_t mask, const void *xstate, size_t xstate_size, uint64_t return_code) {
     struct frame frame = {.return_code = return_code};
     struct sigcontext *home = &frame.context.uc_mcontext;
     int error = 0;

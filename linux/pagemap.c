@@ -15,8 +15,8 @@ static const uint64_t ENTRY_PRESENT = UINT64_C(1) << 63;
 static const uint64_t ENTRY_SWAPPED = UINT64_C(1) << 62;
 static const uint64_t ENTRY_FILE = UINT64_C(1) << 61;
 
-static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs, size_t capacity,
-                size_t *count, uint64_t *looked) {
+static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
+                size_t capacity, size_t *count, uint64_t *looked) {
     struct lm_page_region regions[BATCH];
     struct lm_pagemap_scan request = {
         .size = sizeof request,
@@ -54,7 +54,8 @@ static int read_entries(int pagemap, uint64_t start, uint64_t end, int which, st
     uint64_t entries[BATCH];
     uint64_t pages = (end - start) / PAGE;
     size_t wanted = pages < BATCH ? (size_t)pages : BATCH;
-    ssize_t length = pread(pagemap, entries, wanted * sizeof *entries, (off_t)(start / PAGE * sizeof *entries));
+    ssize_t length =
+        pread(pagemap, entries, wanted * sizeof *entries, (off_t)(start / PAGE * sizeof *entries));
 
     if (length < 0)
         return -errno;
@@ -77,8 +78,8 @@ static int read_entries(int pagemap, uint64_t start, uint64_t end, int which, st
     return 0;
 }
 
-int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs, size_t capacity,
-                    size_t *count, uint64_t *looked) {
+int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
+                    size_t capacity, size_t *count, uint64_t *looked) {
     int error = 0;
 
     *count = 0;

@@ -1,6 +1,6 @@
 /*
- * /proc/PID/pagemap: which pages of a range exist, found by PAGEMAP_SCAN where the kernel has it (Linux 6.7), else by
- * reading an entry for each page. Documentation/admin-guide/mm/pagemap.rst.
+ * /proc/PID/pagemap: which pages of a range exist, found by PAGEMAP_SCAN where the kernel has it (Linux 6.7),
+ * else by reading an entry for each page. Documentation/admin-guide/mm/pagemap.rst.
  */
 #ifndef LM_LINUX_PAGEMAP_H
 #define LM_LINUX_PAGEMAP_H
@@ -20,10 +20,11 @@ struct lm_page_run {
     uint64_t end;
 };
 
-/* The runs of such pages in [start, end), at most `capacity` of them, with the address up to which the range was looked
- * through in `*looked`: go on from there until it is `end`. `pagemap` is an open /proc/PID/pagemap. 0 or -errno. */
-int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs, size_t capacity,
-                    size_t *count, uint64_t *looked);
+/* The runs of such pages in [start, end), at most `capacity` of them, with the address up to which the range
+ * was looked through in `*looked`: go on from there until it is `end`. `pagemap` is an open
+ * /proc/PID/pagemap. 0 or -errno. */
+int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
+                    size_t capacity, size_t *count, uint64_t *looked);
 /* cffi: end */
 
 #endif

@@ -73,7 +73,8 @@ int lm_source_threads_init(const int *tids, size_t count, struct lm_source_threa
         if (threads->threads[i].xstate_size > threads->frame_size)
             threads->frame_size = threads->threads[i].xstate_size;
     }
-    threads->frame_size = (threads->frame_size + FRAME_HEAD + FRAME_ALIGNMENT) & ~(size_t)(FRAME_ALIGNMENT - 1);
+    threads->frame_size =
+        (threads->frame_size + FRAME_HEAD + FRAME_ALIGNMENT) & ~(size_t)(FRAME_ALIGNMENT - 1);
     if (error != 0) {
         lm_source_threads_deinit(threads);
         return error;
@@ -125,7 +126,8 @@ const void *lm_source_xstate(const struct lm_source_threads *threads, size_t ind
     return threads->threads[index].xstate;
 }
 
-/* Registers first: should the tracer die before the mask is set, the thread walks home with the mask it had. */
+/* Registers first: should the tracer die before the mask is set, the thread walks home with the mask it had.
+ */
 static int leave_home(struct thread *thread, struct user_regs_struct *registers, uint64_t mask) {
     int error = trace(PTRACE_SETREGS, thread->tid, NULL, registers);
 
@@ -139,7 +141,8 @@ static int go_home(struct thread *thread) {
     return error != 0 ? error : trace(PTRACE_SETREGS, thread->tid, NULL, &thread->registers);
 }
 
-static int start(struct thread *thread, const struct lm_source_program *program, uint64_t stub, int end_signal) {
+static int start(struct thread *thread, const struct lm_source_program *program, uint64_t stub,
+                 int end_signal) {
     struct user_regs_struct registers = thread->registers;
     int error = 0;
 
@@ -149,7 +152,8 @@ static int start(struct thread *thread, const struct lm_source_program *program,
     return error != 0 ? error : trace(PTRACE_CONT, thread->tid, NULL, NULL);
 }
 
-/* Wait for the end of a program. Only a SIGSTOP can come in between (all else is blocked): it is kept for later. */
+/* Wait for the end of a program. Only a SIGSTOP can come in between (all else is blocked): it is kept for
+ * later. */
 static int await(struct thread *thread, int end_signal, bool *stop_held) {
     for (int stops = 0; stops < STOPS_BOUND; stops++) {
         int status = 0;

@@ -1,10 +1,10 @@
 /*
- * The stopped threads of a source: their state as it was at the freeze, programs of system calls in all of them at once,
- * and the parking at the end.
+ * The stopped threads of a source: their state as it was at the freeze, programs of system calls in all of
+ * them at once, and the parking at the end.
  *
- * Every step leaves each thread, at every instant, in a state from which it gets home without its tracer: registers
- * are changed in one ptrace call, to something that ends in rt_sigreturn on a frame that is complete by then, and
- * on the way back the signal mask comes before the registers.
+ * Every step leaves each thread, at every instant, in a state from which it gets home without its tracer:
+ * registers are changed in one ptrace call, to something that ends in rt_sigreturn on a frame that is
+ * complete by then, and on the way back the signal mask comes before the registers.
  */
 #ifndef LM_LINUX_SOURCE_THREADS_H
 #define LM_LINUX_SOURCE_THREADS_H
@@ -37,17 +37,18 @@ size_t lm_source_registers_size(void);
 uint64_t lm_source_mask(const struct lm_source_threads *threads, size_t index);
 const void *lm_source_xstate(const struct lm_source_threads *threads, size_t index, size_t *length);
 
-/* Run a program in every thread at once. All frames and tables are in place. A program says that it is done by `end_signal`
- * to itself, which is swallowed; then the thread is stopped at home. 0, or -errno with the threads at home as far as
- * they exist. */
+/* Run a program in every thread at once. All frames and tables are in place. A program says that it is done
+ * by `end_signal` to itself, which is swallowed; then the thread is stopped at home. 0, or -errno with the
+ * threads at home as far as they exist. */
 int lm_source_run(struct lm_source_threads *threads, const struct lm_source_program *programs, uint64_t stub,
                   int end_signal);
 
-/* Set every thread on the stub's waiting loop with all signals blocked, still stopped: see custody. `flag` is the
- * address of the word that it waits for. */
+/* Set every thread on the stub's waiting loop with all signals blocked, still stopped: see custody. `flag` is
+ * the address of the word that it waits for. */
 int lm_source_park(struct lm_source_threads *threads, uint64_t stub, uint64_t flag);
 
-/* After COMMIT: from now on every thread's home is the waiting loop. Compose the frames anew before the next program. */
+/* After COMMIT: from now on every thread's home is the waiting loop. Compose the frames anew before the next
+ * program. */
 void lm_source_settle(struct lm_source_threads *threads, uint64_t stub, uint64_t flag);
 
 /* Put back every thread's mask and registers, still stopped. */

@@ -49,8 +49,8 @@ static int look_home(int tid, struct home *home) {
 static int transfer(int tid, void *local, uint64_t address, size_t length, int write) {
     struct iovec here = {local, length};
     struct iovec there = {(void *)(uintptr_t)address, length};
-    ssize_t done =
-        write ? process_vm_writev(tid, &here, 1, &there, 1, 0) : process_vm_readv(tid, &here, 1, &there, 1, 0);
+    ssize_t done = write ? process_vm_writev(tid, &here, 1, &there, 1, 0)
+                         : process_vm_readv(tid, &here, 1, &there, 1, 0);
 
     if (done < 0)
         return -errno;
@@ -79,7 +79,8 @@ static int resume_until(int tid, long request, int event, int signal, int *held)
     return -EBUSY;
 }
 
-int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments, int64_t *result) {
+int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments,
+                 int64_t *result) {
     struct home home;
     struct user_regs_struct registers;
     char saved[LM_HOME_FRAME_ROOM];
@@ -108,7 +109,8 @@ int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const 
     registers.r10 = arguments[3];
     registers.r8 = arguments[4];
     registers.r9 = arguments[5];
-    /* Registers first: from here to the end a dead tracer means a walk home, which brings the mask back too. */
+    /* Registers first: from here to the end a dead tracer means a walk home, which brings the mask back too.
+     */
     error = trace(PTRACE_SETREGS, tid, NULL, &registers);
     if (error != 0)
         return error;

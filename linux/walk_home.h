@@ -1,12 +1,12 @@
 /*
  * System calls in a process that is not ours: whatever happens to the tracer, the process gets home.
  *
- * One lone call needs nothing of ours in the process. The thread is set on a `syscall; ret` found in its own code,
- * with the stack pointer on a signal frame whose first word is the address of its own rt_sigreturn code. Should the
- * tracer die at any instant, the thread makes the call, returns into rt_sigreturn and is back where it was, with all its
- * registers and its mask. The tracer itself stops it at the entry of the call (with PTRACE_O_TRACESYSGOOD the death of the
- * tracer in a syscall-stop is harmless: 0x85 is no signal number), asks for an interrupt and lets go: the next stop is after the
- * call and before the `ret`.
+ * One lone call needs nothing of ours in the process. The thread is set on a `syscall; ret` found in its own
+ * code, with the stack pointer on a signal frame whose first word is the address of its own rt_sigreturn
+ * code. Should the tracer die at any instant, the thread makes the call, returns into rt_sigreturn and is
+ * back where it was, with all its registers and its mask. The tracer itself stops it at the entry of the call
+ * (with PTRACE_O_TRACESYSGOOD the death of the tracer in a syscall-stop is harmless: 0x85 is no signal
+ * number), asks for an interrupt and lets go: the next stop is after the call and before the `ret`.
  */
 #ifndef LM_LINUX_WALK_HOME_H
 #define LM_LINUX_WALK_HOME_H
@@ -22,9 +22,11 @@ struct lm_way_home {
     uint64_t frame;
 };
 
-/* Make one system call in the stopped tracee `tid` (seized with PTRACE_O_TRACESYSGOOD) and bring it home; it is
- * stopped as before afterwards. Returns 0 and the call's own result, or -errno: -ESRCH when the thread is gone. */
-int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments, int64_t *result);
+/* Make one system call in the stopped tracee `tid` (seized with PTRACE_O_TRACESYSGOOD) and bring it home; it
+ * is stopped as before afterwards. Returns 0 and the call's own result, or -errno: -ESRCH when the thread is
+ * gone. */
+int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments,
+                 int64_t *result);
 /* cffi: end */
 
 #endif

@@ -19,6 +19,7 @@ import msgspec
 from restorer.line import Worker
 from restorer.options import RestoreOptions
 from restorer.worker import start_worker
+from wire.edges import check_fault
 from wire.events import Events, make_events
 from wire.exit_codes import ExitCode
 from wire.report import Report
@@ -37,11 +38,13 @@ class Front:
     worker: Worker
     pid: int = 0
     resumed: bool = False
+    stopping: bool = False
     status: int | None = None
 
 
 def run(options: RestoreOptions) -> int:
     """Take the process over; the exit status of lm-restore."""
+    check_fault()
     # Before the fork, so that what it imports is there in both.
     worker = start_worker(options)
     with make_events("lm-restore", json=options.json, verbose=options.verbose) as events:
@@ -59,7 +62,8 @@ def run(options: RestoreOptions) -> int:
                 break
     if front.status is None:
         return _worker_is_gone(front)
-    worker.reap()
+    if not front.stopping:
+        worker.reap()
     return front.status
 
 
@@ -70,6 +74,10 @@ def _signal(front: Front, number: int) -> None:
     if front.resumed:
         front.worker.tell("signal", number)
     elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if front.stopping:
+            # A second one: leave at once. The worker notices, and does what is right for where it is.
+            front.status = int(ExitCode.INTERRUPTED)
+        front.stopping = True
         front.worker.tell("stop", number)
 
 

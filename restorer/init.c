@@ -1,11 +1,11 @@
 /*
- * Process 1 of a PID namespace made for one moved process: mounts the namespace's /proc, says that it is ready, reaps,
- * and ends when the moved process ends.
+ * Process 1 of a PID namespace made for one moved process: mounts the namespace's /proc, says that it is
+ * ready, reaps, and ends when the moved process ends.
  *
- * Arguments: the inner id of the moved process, and a connected socket. One byte is written there when /proc has been
- * mounted (1, or 0 when it could not be). The moved process is a child of whoever made it, outside: that one sends
- * its wait status (4 bytes, in the host's order) when it has reaped it, or closes the socket and so leaves it to us,
- * since an orphan falls to the process 1 of its own namespace (pid_namespaces(7)).
+ * Arguments: the inner id of the moved process, and a connected socket. One byte is written there when /proc
+ * has been mounted (1, or 0 when it could not be). The moved process is a child of whoever made it, outside:
+ * that one sends its wait status (4 bytes, in the host's order) when it has reaped it, or closes the socket
+ * and so leaves it to us, since an orphan falls to the process 1 of its own namespace (pid_namespaces(7)).
  * The exit status is the moved process's own, or 128 + the signal that ended it.
  */
 #include <poll.h>
@@ -49,7 +49,8 @@ static int parse(const char *text) {
 static int mount_proc(void) {
     if (call(SYS_mount, (long)"none", (long)"/", 0, MS_REC | MS_PRIVATE, 0) != 0)
         return 0;
-    return call(SYS_mount, (long)"proc", (long)"/proc", (long)"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0) == 0;
+    return call(SYS_mount, (long)"proc", (long)"/proc", (long)"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0) ==
+           0;
 }
 
 static void leave(int status) {

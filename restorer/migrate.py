@@ -37,6 +37,7 @@ from restorer.run import Run, tell, write
 from restorer.voice import Voice
 from wire import messages
 from wire.control import ControlChannel
+from wire.edges import edge
 from wire.errors import ConnectionLost, LocalError, MigrationError, Refused, RemoteError
 from wire.exit_codes import ExitCode
 from wire.host import look_at_host
@@ -94,6 +95,7 @@ def hand_over(run: Run) -> None:
 
 def prepare(run: Run) -> ProcessDescription:
     """Greet, take the description and find every obstacle."""
+    edge("destination-connected")
     asked = clocks.look_clocks()
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
     here = look_at_host(cpu.describe())
@@ -101,11 +103,13 @@ def prepare(run: Run) -> ProcessDescription:
     payload = run.control.expect(messages.Description, GREETING_SECONDS).payload
     described = messages.unpack(payload, MigrationDescription)
     process = only_process(described)
+    edge("destination-described")
     obstacles = preflight(process, Peer(greeting.host, here), run.options, run.descriptor_options)
     if obstacles:
         raise Refused(obstacles, object=f"process {process.task.pid}")
     offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
     run.husk = start_husk(process.task, run.options.pid, offsets)
+    edge("destination-husk")
     return process
 
 
@@ -126,9 +130,11 @@ def stage(run: Run, description: ProcessDescription) -> None:
     run.pager.connect(run.roles.fault, run.roles.bulk, run.roles.session, run.roles.attempt)
     run.pager.set_ranges(memory_ranges(description.memory), description.space)
     run.pager.start()
+    edge("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
     run.line.send("staged", pid=husk.pid)
     run.pager.receive_push(STAGING_PUSH)
+    edge("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))
 
 
@@ -166,11 +172,14 @@ def apply_final(run: Run) -> None:
     assert run.pager is not None
     final = wait_for_final(run)
     run.final = final
+    edge("destination-final")
     run.line.send("frozen", pid=run.building.husk.pid)
     build.apply_layout(run.building, final)
     run.pager.set_ranges(memory_ranges(final.memory), final.space)
     run.pager.receive_push(final.pushed)
+    edge("destination-laid-out")
     build.apply_threads(run.building, final)
+    edge("destination-built")
     obstacles = [
         *compare_written_files(final.descriptors, run.descriptor_options),
         *compare_written_mappings(final.files, run.descriptor_options),
@@ -199,6 +208,7 @@ def await_commit(run: Run) -> messages.Commit:
 
     Only COMMIT, an orderly end of the connection or words to that effect tell what the source decided. Anything else
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
+    edge("destination-ready")
     run.control.send(messages.Ready())
     try:
         return run.control.expect(messages.Commit)

@@ -5,13 +5,16 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { READS_BOUND = 100, DRAIN_CHUNK = 4096, POLL_US = 10000, DELIVERY_POLLS = 60000 };
+enum { READS_BOUND = 100, DRAIN_CHUNK = 4096, POLL_US = 10000, DELIVERY_POLLS = 60000, WATCH_MS = 200 };
 
 static int bytes_acknowledged(int socket, uint64_t *count) {
     struct tcp_info info = {0};
@@ -51,7 +54,8 @@ int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
     return process_vm_writev(pid, &here, 1, &there, 1, 0) == sizeof word ? 0 : -errno;
 }
 
-/* Tell the peer by a FIN, never by a reset: a socket closed with unread bytes resets, and a reset says nothing. */
+/* Tell the peer by a FIN, never by a reset: a socket closed with unread bytes resets, and a reset says
+ * nothing. */
 static void say_no(int socket) {
     char bytes[DRAIN_CHUNK];
 
@@ -60,7 +64,8 @@ static void say_no(int socket) {
         ;
 }
 
-/* Keep the socket until the peer has COMMIT: closed, it would be sent again only while the kernel cares to. */
+/* Keep the socket until the peer has COMMIT: closed, it would be sent again only while the kernel cares to.
+ */
 static void see_delivered(int socket) {
     int queued = 1;
 
@@ -72,15 +77,30 @@ static void see_delivered(int socket) {
     }
 }
 
+static uint64_t now_ns(void) {
+    struct timespec now = {0};
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* Wait for the end of lm-serve; when a freeze lasts beyond its deadline, bring that end about. */
+static void watch(const struct lm_custody *custody, int lifeline) {
+    struct pollfd end = {.fd = lifeline};
+
+    while (poll(&end, 1, WATCH_MS) <= 0) {
+        uint64_t deadline = __atomic_load_n(&custody->deadline_ns, __ATOMIC_SEQ_CST);
+
+        if (deadline != 0 && now_ns() > deadline)
+            kill(custody->serve, SIGKILL);
+    }
+}
+
 int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline) {
     uint64_t written = 0;
-    char byte = 0;
-    ssize_t length = 0;
     int error = 0;
 
-    do {
-        length = read(lifeline, &byte, 1);
-    } while (length > 0 || (length < 0 && errno == EINTR));
+    watch(custody, lifeline);
     if (__atomic_load_n(&custody->state, __ATOMIC_SEQ_CST) != LM_CUSTODY_PARKED)
         return 0;
     /* A socket that cannot be asked had a connection: what is not known to be unsent counts as sent. */

@@ -1,11 +1,14 @@
 /*
  * Custody of the source while nobody may know whether COMMIT was sent.
  *
- * Before the handover the threads are parked in a stub that waits for a word in its own memory: 1, stay for ever, or
- * 2, walk home. COMMIT is the moment in which its bytes enter the control socket, and the kernel counts those, whatever becomes
- * of lm-serve. The custodian, a process that does nothing else, holds a duplicate of that socket and outlives lm-serve:
- * when lm-serve dies while the threads are parked and undecided, it compares the count with the one taken before, and
- * writes the word.
+ * Before the handover the threads are parked in a stub that waits for a word in its own memory: 1, stay for
+ * ever, or 2, walk home. COMMIT is the moment in which its bytes enter the control socket, and the kernel
+ * counts those, whatever becomes of lm-serve. The custodian, a process that does nothing else, holds a
+ * duplicate of that socket and outlives lm-serve: when lm-serve dies while the threads are parked and
+ * undecided, it compares the count with the one taken before, and writes the word.
+ *
+ * It is also the last bound of a freeze: when lm-serve itself hangs, long after the time that the freeze may
+ * take, the custodian kills it, and the threads walk home.
  */
 #ifndef LM_SOURCE_SERVER_CUSTODY_H
 #define LM_SOURCE_SERVER_CUSTODY_H
@@ -21,21 +24,24 @@
 #define LM_PARK_STAY 1
 #define LM_PARK_GO_HOME 2
 
-/* Shared between lm-serve and its custodian. `state` is written last when threads are parked, and first when they are
- * not any more. */
+/* Shared between lm-serve and its custodian. `state` is written last when threads are parked, and first when
+ * they are not any more. */
 struct lm_custody {
     uint32_t state;
     int32_t pid;
+    int32_t serve; /* lm-serve's process id */
+    uint32_t reserved;
+    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 while nothing is frozen */
     uint64_t flag_address;
     uint64_t bytes_before_commit;
 };
 
-/* Bytes ever written into a TCP socket: acknowledged ones and those still queued (tcp(7): TCP_INFO tcpi_bytes_acked;
- * SIOCOUTQ). 0 or -errno. */
+/* Bytes ever written into a TCP socket: acknowledged ones and those still queued (tcp(7): TCP_INFO
+ * tcpi_bytes_acked; SIOCOUTQ). 0 or -errno. */
 int lm_bytes_written(int socket, uint64_t *count);
 
-/* The custodian's life: blocks until the other end of `lifeline` is closed, decides if that is needed, and returns 0, or
- * -errno when the word could not be written. */
+/* The custodian's life: blocks until the other end of `lifeline` is closed, decides if that is needed, and
+ * returns 0, or -errno when the word could not be written. */
 int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline);
 
 /* Write the word that the parked threads of `pid` wait for. */

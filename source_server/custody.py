@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from _lm import ffi, lib
 from linux.errors import check
 
 NAME = b"lm-custodian"
+GRACE_SECONDS = 2.0
 
 
 @dataclass
@@ -45,6 +47,15 @@ class Custody:
             return True
         return bool(count[0] > self.state.bytes_before_commit)
 
+    def freezing(self, seconds: float) -> None:
+        """A freeze begins that may take so long; far beyond it the custodian ends lm-serve, and so the freeze."""
+        self.state.serve = os.getpid()
+        self.state.deadline_ns = time.monotonic_ns() + int((2 * seconds + GRACE_SECONDS) * 1e9)
+
+    def thawed(self) -> None:
+        """The freeze is over."""
+        self.state.deadline_ns = 0
+
     def at_home(self) -> None:
         """The threads are back, or were never parked."""
         self.state.state = lib.LM_CUSTODY_AT_HOME
@@ -52,6 +63,7 @@ class Custody:
     def decided(self) -> None:
         """The word is written, so that nothing is left to decide."""
         self.state.state = lib.LM_CUSTODY_DECIDED
+        self.thawed()
 
     def end(self) -> None:
         """Let the custodian go and reap it."""

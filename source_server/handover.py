@@ -21,6 +21,7 @@ from source_server import custody as custodies
 from source_server.look import FrozenSource, SourceLook, freeze_and_describe
 from wire import messages
 from wire.control import ControlChannel
+from wire.edges import edge
 from wire.errors import ConnectionLost, LocalError
 from wire.exit_codes import ExitCode
 
@@ -100,6 +101,7 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     threads = source.threads
     custody.parked(state.seen.pid, threads.flag_address)
     sources.park(threads)
+    edge("source-parked")
     frozen_ns = time.monotonic_ns() - began_ns
     message = messages.encode(messages.Commit(frozen_ns=frozen_ns, round_trip_ns=control.round_trip_ns))
     try:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 
 from linux import cpu, pidfd
 from process.description import MigrationDescription, Runs
@@ -40,6 +41,7 @@ from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, 
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
+from wire.edges import check_fault, edge
 from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from wire.events import Events
 from wire.exit_codes import ExitCode
@@ -78,6 +80,8 @@ class Run:
 def serve(options: ServeOptions, events: Events) -> int:
     """Move the process away; the exit status. Raises MigrationError with the process untouched."""
     started = time.time()
+    check_fault()
+    stop_by_signal()
     seen, obstacles = look(options.pid)
     if options.check:
         return int(events.checked(options.pid, [*obstacles, *check_obstacles(seen)]))
@@ -136,16 +140,19 @@ def _migrate(run: Run) -> None:
 
 def stage(run: Run) -> None:
     """Greet, describe, wait until the husk stands, and push what cannot be paged on demand. The process runs."""
+    edge("source-connected")
     run.control.send(messages.Greeting(host=look_at_host(cpu.describe())))
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
     run.report.strategy = str(greeting.wishes.get("strategy", ""))
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
+    edge("source-described")
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.server.push(STAGING_PUSH, push_runs(changed_file_pages(run.seen.pid, run.seen.memory)), remember=True)
     run.control.expect(messages.Pushed, STAGING_SECONDS)
     run.control.measure_round_trip()
+    edge("source-staged")
 
 
 def freeze_and_commit(run: Run) -> handover.Committed:
@@ -154,13 +161,16 @@ def freeze_and_commit(run: Run) -> handover.Committed:
     gc.disable()
     run.control.send(messages.Freezing())
     began = time.monotonic_ns()
-    with signals_held(), handover.frozen(run.seen) as state:
+    with signals_held(), bounded(run), handover.frozen(run.seen) as state:
+        edge("source-frozen")
         source = handover.describe(state)
+        edge("source-asked")
         if source.obstacles:
             raise Refused(source.obstacles, object=f"process {run.options.pid}", step="the frozen process")
         flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         whole = MigrationDescription(processes=[source.description])
         run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
+        edge("source-final-sent")
         pusher = threading.Thread(target=push_quietly, args=(run.server, source), daemon=True)
         pusher.start()
         run.events.emit("frozen", run.options.pid)
@@ -169,8 +179,35 @@ def freeze_and_commit(run: Run) -> handover.Committed:
                 run.control.expect(messages.Ready, left(deadline))
         except LocalError as error:
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
+        edge("source-ready")
         pusher.join(left(deadline))
         return handover.commit(state, run.control, run.custody, began)
+
+
+def stop_by_signal() -> None:
+    """Until COMMIT SIGINT, SIGTERM and SIGHUP end lm-serve by an error of their own, and the process runs on."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise LocalError(
+            step="waiting",
+            object="lm-serve",
+            cause=f"{signal.Signals(number).name} came",
+            remedy="the process runs on here, untouched",
+            code=ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED,
+        )
+
+    for number in STOPPING:
+        signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def bounded(run: Run) -> Iterator[None]:
+    """Within, the custodian sees to it that even a hanging lm-serve freezes nobody for ever."""
+    run.custody.freezing(run.options.max_freeze)
+    try:
+        yield
+    finally:
+        run.custody.thawed()
 
 
 @contextlib.contextmanager
@@ -258,6 +295,7 @@ def hear(run: Run, committed: handover.Committed) -> bool:
     elif isinstance(message, messages.Progress):
         run.events.progress(message.pages, message.pages_total, message.faults)
     elif isinstance(message, messages.Finished):
+        edge("source-finished")
         handover.leave(committed, run.options.exit_status)
         run.control.send(messages.Goodbye())
         run.report.outcome = "complete"

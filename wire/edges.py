@@ -1,0 +1,84 @@
+"""Faults injected by name: every edge of the handover can be told to fail, so that tests see what the laws say of it.
+
+LM_FAULT=NAME:ACTION in the environment of lm-serve or lm-restore. ACTION is `fail` (an error is raised there), `kill`
+(the command's process dies by SIGKILL there) or `hang` (nothing happens there any more, until a limit or the peer
+ends it).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+
+from wire.errors import LocalError, MigrationError
+from wire.exit_codes import ExitCode
+
+VARIABLE = "LM_FAULT"
+HANG_SECONDS = 600.0
+SOURCE_EDGES = (
+    "source-connected",
+    "source-described",
+    "source-staged",
+    "source-frozen",
+    "source-asked",
+    "source-final-sent",
+    "source-ready",
+    "source-parked",
+    "source-committed",
+    "source-finished",
+)
+DESTINATION_EDGES = (
+    "destination-connected",
+    "destination-described",
+    "destination-husk",
+    "destination-staged",
+    "destination-pushed",
+    "destination-final",
+    "destination-laid-out",
+    "destination-built",
+    "destination-ready",
+    "destination-committed",
+    "destination-resumed",
+    "destination-complete",
+)
+EDGES = SOURCE_EDGES + DESTINATION_EDGES
+ACTIONS = ("fail", "kill", "hang")
+
+
+def check_fault(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a fault that no edge or action has. Raises LocalError (USAGE)."""
+    name, _, action = environment.get(VARIABLE, "").partition(":")
+    if not name or (name in EDGES and action in ACTIONS):
+        return
+    raise LocalError(
+        step="reading the environment",
+        object=f"{VARIABLE}={name}:{action}",
+        cause="there is no such edge or action",
+        remedy=f"use NAME:ACTION with one of {', '.join(EDGES)} and one of {', '.join(ACTIONS)}",
+        code=ExitCode.USAGE,
+    )
+
+
+def edge(name: str) -> None:
+    """The edge `name` is reached. Does nothing unless LM_FAULT says so."""
+    wanted, _, action = os.environ.get(VARIABLE, "").partition(":")
+    if wanted != name:
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "hang":
+        time.sleep(HANG_SECONDS)
+    raise injected(name)
+
+
+def injected(name: str) -> MigrationError:
+    """The error of an edge that was told to fail."""
+    return LocalError(
+        step="an injected fault",
+        object=name,
+        cause=f"{VARIABLE} asked for it",
+        remedy=f"unset {VARIABLE}",
+        code=ExitCode.SYSTEM,
+    )
