@@ -2,11 +2,13 @@
  * Process 1 of a PID namespace made for one moved process: mounts the namespace's /proc, says that it is
  * ready, reaps, and ends when the moved process ends.
  *
- * Arguments: the inner id of the moved process, and a connected socket. One byte is written there when /proc
- * has been mounted (1, or 0 when it could not be). The moved process is a child of whoever made it, outside:
- * that one sends its wait status (4 bytes, in the host's order) when it has reaped it, or closes the socket
- * and so leaves it to us, since an orphan falls to the process 1 of its own namespace (pid_namespaces(7)).
- * The exit status is the moved process's own, or 128 + the signal that ended it.
+ * Arguments: the inner id of the moved process, and a connected SOCK_SEQPACKET socket. One byte is written
+ * there when /proc has been mounted (1, or 0 when it could not be). The moved process is a child of whoever
+ * made it, outside, and as an orphan it falls to a reaper of its parent's namespace, never to us. So its
+ * maker says with one byte that it exists, and we watch it by a pidfd; when it has reaped it, it sends the
+ * wait status (4 bytes, in the host's order). A maker that closes the socket leaves the watching to us; if
+ * the moved process is not there then, nobody needs us. The exit status is the moved process's own, or 128 +
+ * the signal that ended it, or 0 if nobody has told us.
  */
 #include <poll.h>
 #include <stdint.h>
@@ -22,6 +24,7 @@ enum {
     STATUS_SHIFT = 8,
     SIGNAL_EXIT_BASE = 128,
     STATUS_SIZE = 4,
+    STATUS_WAIT_MS = 1000,
     SIGNAL_SET_SIZE = 8,
     SIGNAL_INFO_SIZE = 128,
 };
@@ -59,43 +62,57 @@ static void leave(int status) {
     call(SYS_exit_group, (status >> STATUS_SHIFT) & 0xff, 0, 0, 0, 0);
 }
 
-/* Reap whoever has died; leaves when it was the moved process. */
-static void reap(int moved) {
-    for (;;) {
-        int status = 0;
-        long pid = call(SYS_wait4, -1, (long)&status, NO_HANG | ALL_CHILDREN, 0, 0);
+/* Reap whoever has died. */
+static void reap(void) {
+    while (call(SYS_wait4, -1, 0, NO_HANG | ALL_CHILDREN, 0, 0) > 0)
+        continue;
+}
 
-        if (pid <= 0)
-            return;
-        if (pid == moved)
-            leave(status);
-    }
+/* Hear what the maker says: that the moved process exists, how it has ended, or nothing any more. */
+static void hear(int moved, struct pollfd *maker, struct pollfd *watched) {
+    int status = 0;
+    long length = call(SYS_read, maker->fd, (long)&status, STATUS_SIZE, 0, 0);
+
+    if (length == STATUS_SIZE)
+        leave(status);
+    if (length <= 0)
+        maker->fd = -1;
+    if (watched->fd < 0)
+        watched->fd = (int)call(SYS_pidfd_open, moved, 0, 0, 0, 0);
+    if (length <= 0 && watched->fd < 0)
+        leave(0);
 }
 
 __attribute__((used)) void run(const long *stack) {
     const char **arguments = (const char **)(stack + 1);
     int moved = parse(arguments[1]);
     uint64_t child_died = SIGCHLD_MASK;
-    struct pollfd sources[2] = {{.events = POLLIN}, {.events = POLLIN}};
+    struct pollfd sources[3] = {{.events = POLLIN}, {.fd = -1, .events = POLLIN}, {.events = POLLIN}};
+    struct pollfd *maker = &sources[0];
+    struct pollfd *watched = &sources[1];
+    struct pollfd *children = &sources[2];
     char ready = 0;
 
-    sources[0].fd = parse(arguments[2]);
+    maker->fd = parse(arguments[2]);
     call(SYS_rt_sigprocmask, 0, (long)&child_died, 0, SIGNAL_SET_SIZE, 0);
-    sources[1].fd = (int)call(SYS_signalfd4, -1, (long)&child_died, SIGNAL_SET_SIZE, 0, 0);
+    children->fd = (int)call(SYS_signalfd4, -1, (long)&child_died, SIGNAL_SET_SIZE, 0, 0);
     ready = (char)mount_proc();
-    call(SYS_write, sources[0].fd, (long)&ready, 1, 0, 0);
+    call(SYS_write, maker->fd, (long)&ready, 1, 0, 0);
     for (;;) {
         char information[SIGNAL_INFO_SIZE];
-        int status = 0;
 
-        reap(moved);
-        call(SYS_poll, (long)sources, 2, -1, 0, 0);
-        if (sources[1].revents)
-            call(SYS_read, sources[1].fd, (long)information, sizeof information, 0, 0);
-        if (sources[0].revents) {
-            if (call(SYS_read, sources[0].fd, (long)&status, STATUS_SIZE, 0, 0) == STATUS_SIZE)
-                leave(status);
-            sources[0].fd = -1;
+        call(SYS_poll, (long)sources, 3, -1, 0, 0);
+        if (children->revents) {
+            call(SYS_read, children->fd, (long)information, sizeof information, 0, 0);
+            reap();
+        }
+        if (maker->revents)
+            hear(moved, maker, watched);
+        else if (watched->revents) {
+            /* The maker may be gone while somebody still holds its socket, so it is not waited for long. */
+            if (call(SYS_poll, (long)maker, 1, STATUS_WAIT_MS, 0, 0) == 1)
+                hear(moved, maker, watched);
+            leave(0);
         }
     }
 }
