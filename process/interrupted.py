@@ -94,7 +94,7 @@ class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Sleep:
-    """A look at a sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, and its count of context switches then.
+    """A look at a sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, and how often it had by then.
 
     `began` may be somewhat late, never early.
     """
@@ -120,7 +120,7 @@ def look_sleeps(tids: Iterable[int]) -> dict[int, Sleep]:
 
 
 def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
-    """Context switches, time when last running (nanoseconds of its processor's clock), state, processor of a thread."""
+    """Voluntary context switches, time of last running (nanoseconds of its processor's clock), state, processor."""
     try:
         text = Path(f"/proc/{tid}/sched").read_text()
         fields = Path(f"/proc/{tid}/stat").read_text(errors="surrogateescape").rpartition(")")[2].split()
@@ -130,7 +130,7 @@ def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
     for line in text.splitlines():
         if line.startswith("se.exec_start"):
             began = round(float(line.rpartition(":")[2]) * MILLISECOND)
-        elif line.startswith("nr_switches"):
+        elif line.startswith("nr_voluntary_switches"):
             switches = int(line.rpartition(":")[2])
     if began is None or switches is None:
         return None
@@ -160,7 +160,7 @@ def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
 def slept(before: Sleep | None, tid: int, frozen_at: int) -> int:
     """Nanoseconds that the sleep interrupted by the freeze had lasted at `frozen_at` (CLOCK_MONOTONIC), at least.
 
-    One context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
+    One voluntary context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
     """
     now = _scheduled(tid) if before is not None else None
     if before is None or now is None or now[0] != before.switches + 1:
@@ -205,7 +205,7 @@ def wound_back(state: Registers, already_slept: int, in_library: bool) -> Regist
     """
     if not in_library or not needs_time(state):
         return state.rewound()
-    left = max(0, state.arguments[3] * MILLISECOND - already_slept)
+    left = _remaining(state.arguments[3] * MILLISECOND, already_slept)
     shorter = (*state.arguments[:3], -(-left // MILLISECOND))
     return state.replaced(arguments=shorter).rewound()
 
@@ -264,13 +264,13 @@ def describe_call(
         if left:
             remaining = _nanoseconds(read_memory(left, size))
         else:
-            remaining = max(0, _nanoseconds(read_memory(request, size)) - already_slept)
+            remaining = _remaining(_nanoseconds(read_memory(request, size)), already_slept)
         return InterruptedCall(
             number=number, arguments=arguments, remaining=remaining, touched=((left, size),) if left else ()
         )
     if number == numbers.SYS_futex and arguments[1] & FUTEX_COMMAND == lib.FUTEX_WAIT:
         size = int(ffi.sizeof("lm_timespec"))
-        remaining = max(0, _nanoseconds(read_memory(arguments[3], size)) - already_slept)
+        remaining = _remaining(_nanoseconds(read_memory(arguments[3], size)), already_slept)
         return InterruptedCall(
             number=int(numbers.SYS_futex), arguments=arguments, remaining=remaining, touched=((arguments[0], 4),)
         )
@@ -280,10 +280,15 @@ def describe_call(
         return InterruptedCall(
             number=int(numbers.SYS_poll),
             arguments=arguments,
-            remaining=max(0, timeout * MILLISECOND - already_slept),
+            remaining=_remaining(timeout * MILLISECOND, already_slept),
             touched=((arguments[0], entries * int(ffi.sizeof("lm_poll_entry"))),),
         )
     return None
+
+
+def _remaining(whole: int, already_slept: int) -> int:
+    """What is left of a time. One that would be over is another's: the thread has woken and called again just then."""
+    return whole - already_slept if already_slept < whole else whole
 
 
 def _nanoseconds(raw: bytes) -> int:
