@@ -1,0 +1,29 @@
+/*
+ * feature: shared mappings of a file: what was written is in the file, and goes there after the move
+ * limits: the file must be the same on the destination, for example on shared storage
+ */
+#include "check.h"
+
+#define PAGES 32UL
+
+int main(int argc, char **argv) {
+    check_start(argc, argv);
+    int file = SYS(open(check_path("shared"), O_RDWR | O_CREAT, 0644));
+    SYS(ftruncate(file, PAGES * PAGE));
+    char *memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    char *second = mmap(NULL, PAGES * PAGE, PROT_READ, MAP_SHARED, file, 0);
+    CHECK(memory != MAP_FAILED && second != MAP_FAILED, "mmap: %s", strerror(errno));
+    close(file);
+    check_fill(memory, PAGES * PAGE, 1);
+    check_move();
+    check_filled("the mapping", memory, PAGES * PAGE, 1);
+    check_filled("the second mapping", second, PAGES * PAGE, 1);
+    check_fill(memory, PAGES / 2 * PAGE, 2);
+    check_filled("the second mapping", second, PAGES / 2 * PAGE, 2);
+    SYS(msync(memory, PAGES * PAGE, MS_SYNC));
+    file = SYS(open(check_path("shared"), O_RDONLY));
+    char *content = malloc(PAGES * PAGE);
+    CHECK(SYS(read(file, content, PAGES * PAGE)) == (ssize_t)(PAGES * PAGE), "a short read");
+    CHECK(memcmp(content, memory, PAGES * PAGE) == 0, "the file is not what the mapping shows");
+    return check_passed();
+}

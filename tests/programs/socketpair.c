@@ -1,0 +1,57 @@
+/*
+ * feature: unix socketpairs inside the process: stream, datagram, seqpacket; data on its way, half-closed
+ * ones limits: descriptors on their way (SCM_RIGHTS) are refused by name
+ */
+#include "check.h"
+#include <sys/socket.h>
+
+int main(int argc, char **argv) {
+    int stream[2], datagram[2], sequence[2], half[2], buffer_size = 100000, found = 0, on = 1;
+    socklen_t length = sizeof(found);
+    static char block[20000], got[20000];
+    char text[100];
+    check_start(argc, argv);
+    SYS(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, stream));
+    SYS(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, datagram));
+    SYS(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sequence));
+    SYS(socketpair(AF_UNIX, SOCK_STREAM, 0, half));
+    SYS(setsockopt(stream[0], SOL_SOCKET, SO_RCVBUF, &buffer_size, sizeof(buffer_size)));
+    SYS(setsockopt(datagram[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)));
+    SYS(getsockopt(stream[0], SOL_SOCKET, SO_RCVBUF, &buffer_size, &length));
+    for (size_t i = 0; i < sizeof(block); i++)
+        block[i] = (char)check_tag(i, 2);
+    check_write(stream[1], block, sizeof(block));
+    check_write(stream[0], "back", 4);
+    check_write(datagram[0], "first", 5);
+    check_write(datagram[0], "", 0);
+    check_write(datagram[0], "third", 5);
+    check_write(sequence[1], "packet", 6);
+    check_write(sequence[1], "another", 7);
+    check_write(half[0], "last words", 10);
+    SYS(shutdown(half[0], SHUT_WR));
+    check_move();
+    size_t used = 0;
+    for (ssize_t n; used < sizeof(got) && (n = read(stream[0], got + used, sizeof(got) - used)) > 0;)
+        used += (size_t)n;
+    CHECK(used == sizeof(block) && memcmp(got, block, used) == 0, "%zu bytes on their way changed", used);
+    check_expect(stream[1], "back", 4);
+    CHECK(read(stream[0], text, 1) == -1 && errno == EAGAIN, "there is more than was sent");
+    CHECK(SYS(recv(datagram[1], text, 100, 0)) == 5 && memcmp(text, "first", 5) == 0, "a datagram changed");
+    CHECK(SYS(recv(datagram[1], text, 100, 0)) == 0, "an empty datagram changed");
+    CHECK(SYS(recv(datagram[1], text, 100, 0)) == 5 && memcmp(text, "third", 5) == 0, "a datagram changed");
+    CHECK(SYS(recv(sequence[0], text, 100, 0)) == 6 && memcmp(text, "packet", 6) == 0, "a packet changed");
+    CHECK(SYS(recv(sequence[0], text, 100, 0)) == 7 && memcmp(text, "another", 7) == 0, "a packet changed");
+    check_expect(half[1], "last words", 10);
+    CHECK(SYS(read(half[1], text, 1)) == 0, "the shut-down direction is open");
+    check_write(half[1], "answer", 6);
+    check_expect(half[0], "answer", 6);
+    SYS(getsockopt(stream[0], SOL_SOCKET, SO_RCVBUF, &found, &length));
+    CHECK(found == buffer_size, "the receive buffer is %d, was %d", found, buffer_size);
+    SYS(getsockopt(datagram[1], SOL_SOCKET, SO_PASSCRED, &found, &length));
+    CHECK(found == 1, "SO_PASSCRED is off");
+    CHECK(SYS(fcntl(stream[1], F_GETFL)) & O_NONBLOCK && SYS(fcntl(datagram[0], F_GETFD)) == FD_CLOEXEC,
+          "flags changed");
+    close(sequence[1]);
+    CHECK(SYS(recv(sequence[0], text, 100, 0)) == 0, "somebody else holds the other end");
+    return check_passed();
+}
