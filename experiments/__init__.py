@@ -1,0 +1,1 @@
+"""Measurements, and what the demo and the tests share with them. Uses only the commands and their reports."""

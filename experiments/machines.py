@@ -1,0 +1,220 @@
+"""Two machines on one: network namespaces joined by a veth pair, and a process moved from one to the other.
+
+Needs root. Whatever is started here is ended again, also when something fails: this process makes itself the
+parent of every orphan, and at the end kills what descends from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A network namespace: its name, its end of the link and the address there."""
+
+    namespace: str
+    link: str
+    address: str
+
+    def command(self, *words: str) -> list[str]:
+        """The command line that runs words there; nsenter becomes the command, so the process id is its own."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *words]
+
+    def ip(self, *words: str) -> None:
+        """Run `ip` there. Raises RuntimeError with what ip said."""
+        run_ip("-n", self.namespace, *words)
+
+
+def run_ip(*words: str) -> None:
+    """Run iproute2's ip. Raises RuntimeError with what it said."""
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def two_machines(names: Sequence[str] = ("source", "destination")) -> Iterator[tuple[Machine, Machine]]:
+    """Two namespaces with unique names, joined by a veth pair; removed on every way out."""
+    unique = f"{os.getpid()}-{secrets.token_hex(2)}"
+    machines = [Machine(f"lm-{name}-{unique}", "veth0", f"10.99.0.{i}") for i, name in enumerate(names, 1)]
+    with contextlib.ExitStack() as stack:
+        for machine in machines:
+            run_ip("netns", "add", machine.namespace)
+            stack.callback(subprocess.run, ["ip", "netns", "delete", machine.namespace], capture_output=True)
+        first, second = machines
+        first.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", second.namespace)
+        for machine in machines:
+            machine.ip("address", "add", f"{machine.address}/24", "dev", machine.link)
+            machine.ip("link", "set", "lo", "up")
+            machine.ip("link", "set", machine.link, "up")
+        yield first, second
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose parent ends (PR_SET_CHILD_SUBREAPER)."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def parents() -> dict[int, int]:
+    """Every process's parent."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                found[int(name)] = int(Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that descend from one, nearest first."""
+    known = parents()
+    found, generation = [], [pid]
+    while generation:
+        generation = [child for child, parent in known.items() if parent in generation]
+        found += generation
+    return found
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process that descends from this one, those that are born meanwhile too."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.01)
+
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, look: Callable[[], T | None], seconds: float = SECONDS, pause: float = 0.005) -> T:
+    """Ask until there is an answer. Raises TimeoutError naming what was waited for."""
+    end = time.monotonic() + seconds
+    while (found := look()) is None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not come within {seconds:g} s")
+        time.sleep(pause)
+    return found
+
+
+@dataclass
+class Command:
+    """lm-serve or lm-restore while it runs, with its output in files."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events it has printed so far."""
+        lines = (self.folder / f"{self.name}.out").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def event(self, name: str, seconds: float = SECONDS) -> dict[str, Any]:
+        """Wait for an event. Raises TimeoutError, or RuntimeError when the command ends without it."""
+
+        def look() -> dict[str, Any] | None:
+            ended = self.process.poll() is not None
+            for event in self.events():
+                if event["event"] == name:
+                    return event
+            if ended:
+                raise RuntimeError(f"{self.name} ended with {self.process.returncode} before {name!r}")
+            return None
+
+        return wait_for(f"{name!r} of {self.name}", look, seconds)
+
+    def report(self) -> dict[str, Any]:
+        """Its report. Raises OSError where it has written none."""
+        report: dict[str, Any] = json.loads((self.folder / f"{self.name}.json").read_text())
+        return report
+
+    def said(self) -> str:
+        """Everything it printed, for a failure's message."""
+        parts = [f"--- {self.name}: exit status {self.process.poll()}"]
+        parts += [(self.folder / f"{self.name}.{kind}").read_text() for kind in ("out", "err")]
+        return "\n".join(parts)
+
+
+@dataclass
+class Move:
+    """A migration under way."""
+
+    serve: Command
+    restore: Command
+    started: float = field(default_factory=time.monotonic)
+
+    def resumed(self, seconds: float = SECONDS) -> int:
+        """Wait until the process runs at the destination; its id there as the host sees it."""
+        return int(self.restore.event("resumed", seconds)["pid"])
+
+    def complete(self, seconds: float = SECONDS) -> None:
+        """Wait until both sides have said goodbye. Raises RuntimeError if lm-serve failed."""
+        self.restore.event("complete", seconds)
+        if self.serve.process.wait(seconds):
+            raise RuntimeError(f"lm-serve ended with {self.serve.process.returncode}")
+
+    def said(self) -> str:
+        """What both sides printed."""
+        return f"{self.serve.said()}\n{self.restore.said()}"
+
+
+def start(machine: Machine | None, words: Sequence[str], folder: Path, name: str, **more: Any) -> Command:
+    """Start a command on a machine (None: here), its output in folder/name.out and .err."""
+    with (folder / f"{name}.out").open("wb") as out, (folder / f"{name}.err").open("wb") as err:
+        line = machine.command(*words) if machine else list(words)
+        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **more)
+    return Command(name, process, folder)
+
+
+def begin_move(
+    pid: int,
+    machines: tuple[Machine | None, Machine | None],
+    folder: Path,
+    *,
+    strategy: str = "post-copy",
+    serve: Sequence[str] = (),
+    restore: Sequence[str] = (),
+    number: int | None = None,
+) -> Move:
+    """Start lm-serve for a process and lm-restore with its ticket. Raises as Command.event and TimeoutError."""
+    suffix = "" if number is None else f"-{number}"
+    source, destination = machines
+    ticket = folder / f"ticket{suffix}"
+    listen = f"{source.address if source else '127.0.0.1'}:0"
+    words = [sys.executable, "-m", "source_server.main", str(pid), "--listen", listen, "--json"]
+    words += ["--ticket-file", str(ticket), "--report", str(folder / f"serve{suffix}.json"), *serve]
+    serving = start(source, words, folder, f"serve{suffix}")
+
+    def look() -> bool | None:
+        if serving.process.poll() is not None:
+            raise RuntimeError(f"lm-serve ended before there was a ticket\n{serving.said()}")
+        return ticket.exists() or None
+
+    wait_for("the ticket", look)
+    words = [sys.executable, "-m", "restorer.main", f"--{strategy}", f"@{ticket}", "--json"]
+    words += ["--report", str(folder / f"restore{suffix}.json"), *restore]
+    return Move(serving, start(destination, words, folder, f"restore{suffix}"))

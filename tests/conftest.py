@@ -1,0 +1,34 @@
+"""What the tests share: two machines, and the end of everything that a test started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from experiments.machines import Machine, adopt_orphans, kill_descendants, two_machines
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[tuple[Machine, Machine]]:
+    """Two network namespaces with a link between them."""
+    if os.geteuid() != 0:
+        skip("network namespaces need root")
+    with two_machines() as pair:
+        yield pair
+
+
+@pytest.fixture
+def orphans() -> Iterator[None]:
+    """Every process that the test leaves behind is ended after it."""
+    adopt_orphans()
+    yield
+    kill_descendants()
+
+
+def skip(reason: str) -> None:
+    """Skip a test, or fail it where LM_NO_SKIP=1 says that nothing may be skipped."""
+    if os.environ.get("LM_NO_SKIP") == "1":
+        pytest.fail(f"would be skipped: {reason}")
+    pytest.skip(reason)

@@ -1,0 +1,112 @@
+"""The programs of tests/programs: what their comments say, and how one is started."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments.machines import Machine, start, wait_for
+
+FOLDER = Path(__file__).resolve().parent / "programs"
+KEYS = ("feature", "limits", "serve", "restore", "stopped", "refused")
+
+
+@dataclass
+class Program:
+    """A program and the fields of its first comment (tests/programs/check.h says what they are)."""
+
+    name: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def serve(self) -> list[str]:
+        """More arguments for lm-serve."""
+        return shlex.split(self.fields.get("serve", ""))
+
+    @property
+    def restore(self) -> list[str]:
+        """More arguments for lm-restore."""
+        return shlex.split(self.fields.get("restore", ""))
+
+    @property
+    def stopped(self) -> bool:
+        """Moved in a group-stop, and continued by SIGCONT afterwards."""
+        return "stopped" in self.fields
+
+
+def read_program(path: Path) -> Program:
+    """A program from its source file. A line of the comment that begins with no key goes on with the last one."""
+    comment = re.match(r"/\*\n(.*?)\*/", path.read_text(), re.DOTALL)
+    assert comment, f"{path.name} does not begin with a comment"
+    program, key = Program(path.stem), ""
+    for line in comment[1].splitlines():
+        text = line.strip().removeprefix("*").strip()
+        begins = re.match(r"([a-z]+): *(.*)", text)
+        if begins and begins[1] in KEYS:
+            key, text = begins[1], begins[2]
+        program.fields[key] = f"{program.fields[key]} {text}" if key in program.fields else text
+    assert "feature" in program.fields, f"{path.name} does not name its feature"
+    return program
+
+
+def all_programs() -> list[Program]:
+    """Every program, by its name."""
+    return [read_program(path) for path in sorted(FOLDER.glob("*.c"))]
+
+
+def build() -> None:
+    """Build the programs that are older than their source (make programs)."""
+    subprocess.run(["make", "-s", "-C", str(FOLDER.parent.parent), "programs"], check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclass
+class Running:
+    """A program that was started in a folder."""
+
+    program: Program
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def wait_ready(self) -> None:
+        """Wait until it may be moved; in its group-stop, if it has one."""
+
+        def ready() -> bool | None:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.program.name} ended early: {self.verdict(0.1)}")
+            return (self.folder / "ready").exists() or None
+
+        wait_for(f"{self.program.name} being ready", ready, 30)
+        if self.program.stopped:
+            wait_for("the group-stop", lambda: self.state(self.process.pid) == "T" or None, 10)
+
+    def state(self, pid: int) -> str:
+        """A process's state, as /proc/PID/stat has it."""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def say_moved(self) -> None:
+        """Tell it to check."""
+        (self.folder / "moved").touch()
+
+    def verdict(self, seconds: float = 60) -> str:
+        """What it found; with its own output if it said nothing."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(FileNotFoundError):
+                return (self.folder / "result").read_text().strip()
+            time.sleep(0.01)
+        return "no verdict; it printed: " + "".join(
+            (self.folder / f"program.{kind}").read_text() for kind in ("out", "err")
+        )
+
+
+def run(program: Program, folder: Path, machine: Machine | None = None) -> Running:
+    """Start a program in a session of its own; its files are in the folder."""
+    folder.chmod(0o777)
+    words = [str(FOLDER / "bin" / program.name), str(folder)]
+    command = start(machine, words, folder, "program", start_new_session=True)
+    return Running(program, command.process, folder)

@@ -1,0 +1,76 @@
+"""One program per kernel feature: alone, and moved between two machines by every strategy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import programs_help
+import pytest
+from programs_help import Program
+
+from experiments.machines import Machine, begin_move
+
+PROGRAMS = programs_help.all_programs()
+MOVED = [program for program in PROGRAMS if "refused" not in program.fields]
+STRATEGIES = ("post-copy", "stop-and-copy")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    programs_help.build()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that every user may reach: programs drop their rights."""
+    path = tmp_path.resolve()
+    for parent in (path, *path.parents):
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_unmoved(program: Program, folder: Path, orphans: None) -> None:
+    """The control run: the program passes where it is, so that a failure after a move is the move's."""
+    running = programs_help.run(program, folder)
+    running.wait_ready()
+    running.say_moved()
+    if program.stopped:
+        os.kill(running.process.pid, signal.SIGCONT)
+    assert running.verdict() == "passed"
+    assert running.process.wait(10) == 0
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("program", MOVED, ids=lambda program: program.name)
+def test_moved(
+    program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None
+) -> None:
+    running = programs_help.run(program, folder, machines[0])
+    running.wait_ready()
+    more = ["--pid", "namespace", *program.restore]
+    move = begin_move(running.process.pid, machines, folder, strategy=strategy, serve=program.serve, restore=more)
+    try:
+        pid = move.resumed()
+        if program.stopped:
+            assert running.state(pid) == "T", "it is no longer stopped"
+        running.say_moved()
+        if program.stopped:
+            os.kill(pid, signal.SIGCONT)
+        verdict = running.verdict()
+        assert verdict == "passed", verdict
+        assert move.restore.process.wait(30) == 0, "lm-restore's exit status"
+        assert move.serve.process.wait(30) == 0, "lm-serve's exit status"
+        assert move.restore.report()["strategy"] == strategy
+        assert move.restore.report()["outcome"] == "complete"
+    except BaseException:
+        print(move.said())
+        raise
