@@ -20,8 +20,9 @@ class Runs(msgspec.Struct, frozen=True, array_like=True):
 class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     """One process. `space` is the number of its memory in the page stream, `executable` the path of its program.
 
-    `changed` are the pages of private file mappings that differ from the file; `pushed` numbers the push on the
-    bulk connection that carries them, with the pages that the process touches first."""
+    `changed` are the pages of private file mappings that differ from the file, `dropped` those that did when they were
+    pushed first and do not any more; `pushed` numbers the push on the bulk connection that carries the changed ones,
+    with the pages that the process touches first."""
 
     space: int
     executable: str
@@ -30,6 +31,7 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: Table
     files: list[MappedFile] = []
     changed: list[Runs] = []
+    dropped: list[Runs] = []
     pushed: int = 0
 
 

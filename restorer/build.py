@@ -40,7 +40,7 @@ from process.open_descriptors import (
 )
 from process.signals import sent_after_resume
 from process.threads import Thread, whole_xstate
-from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, remove_rows
+from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, lowest_free, remove_rows
 from restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
 
 DONTNEED = 4
@@ -58,6 +58,7 @@ class Construction:
     opened: OpenedDescriptors
     offsets: clocks.Offsets | None
     present: Credentials
+    restore_ids: bool
     threads: dict[int, int] = field(default_factory=dict)
     userfaultfd: int = -1
 
@@ -74,16 +75,30 @@ def stage(
     area = make_area(pid, [description.memory])
     husk = Husk(pid, area, pidfd_number)
     opened = open_descriptors(description.descriptors, options)
-    building = Construction(husk, options, description, opened, offsets, task_rebuild.present_credentials())
+    present, restore_ids = task_rebuild.present_credentials(), timers.ids_can_be_chosen()
+    building = Construction(husk, options, description, opened, offsets, present, restore_ids)
     _empty(building)
     _install(building, None, description.descriptors)
     _lay_out(building, NOTHING, description.memory)
-    _plan(building, description, with_executable=True)
+    _plan(building)
     limits.rebuild_outside(pid, description.task.limits)
     building.userfaultfd = take_userfaultfd(pid)
     building.threads = {description.task.pid: pid}
     _create_threads(building, [thread.tid for thread in description.task.threads[1:]])
+    _stage_threads(building)
     return building
+
+
+def _stage_threads(building: Construction) -> None:
+    """Rows that the live description is enough for, so that little is left for the final step."""
+    task = building.staged.task
+    for thread in task.threads:
+        program = Program(f"staging thread {thread.tid}")
+        if thread is task.threads[0]:
+            map_path = _bytes_map(building.options)
+            task_rebuild.rebuild_process(program, task, map_path, building.restore_ids, final=False)
+        thread_rebuild.rebuild_thread(program, thread, task.pid, building.present, final=False)
+        run(building.husk, program, building.threads[thread.tid])
 
 
 def _empty(building: Construction) -> None:
@@ -146,16 +161,14 @@ def _memfd(building: Construction, inode: int) -> int:
     raise OSError(f"no descriptor for the memfd with inode {inode}")
 
 
-def _plan(building: Construction, description: ProcessDescription, with_executable: bool) -> None:
+def _plan(building: Construction) -> None:
+    """Tell the kernel where code, heap and arguments are, and what the executable is."""
     program = Program("placing code, heap and arguments")
-    number = None
-    if with_executable:
-        path = building.options.map_path(description.executable)
-        number = next(n for n in range(1 << 20) if n not in building.husk.numbers)
-        program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), os.O_RDONLY | os.O_CLOEXEC, 0)
-    attributes.rebuild_memory_plan(program, description.task.memory_plan, number)
-    if number is not None:
-        program.call("close the executable", SYS_close, number)
+    path = building.options.map_path(building.staged.executable)
+    number = lowest_free(building.husk.numbers)
+    program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), os.O_RDONLY | os.O_CLOEXEC, 0)
+    attributes.rebuild_memory_plan(program, building.staged.task.memory_plan, number)
+    program.call("close the executable", SYS_close, number)
     run(building.husk, program)
 
 
@@ -193,19 +206,16 @@ def apply_layout(building: Construction, final: ProcessDescription) -> None:
     _install(building, staged.descriptors, final.descriptors)
     _lay_out(building, staged.memory, final.memory)
     _drop_unchanged(building, final)
-    if final.task.memory_plan != staged.task.memory_plan:
-        _plan(building, final, with_executable=False)
 
 
 def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
     """Pages of files that were changed when they were pushed and are the file's again: drop the copy."""
-    still = {page for run_ in final.changed for page in range(run_.address, run_.address + run_.pages * PAGE, PAGE)}
-    program = Program("dropping pages")
-    for run_ in building.staged.changed:
-        for page in range(run_.address, run_.address + run_.pages * PAGE, PAGE):
-            if page not in still:
-                program.call(f"drop {page:x}", SYS_madvise, page, PAGE, DONTNEED, check=False)
-    if len(program):
+    if final.dropped:
+        program = Program("dropping pages")
+        for dropped in final.dropped:
+            program.call(
+                f"drop {dropped.address:x}", SYS_madvise, dropped.address, dropped.pages * PAGE, DONTNEED, check=False
+            )
         run(building.husk, program)
 
 
@@ -221,16 +231,21 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     if len(locks):
         run(building.husk, locks)
     leader, *others = task.threads
+    staged = {thread.tid: thread for thread in building.staged.task.threads}
     for thread in others:
-        _rebuild_thread(building, thread, task.pid)
+        program = Program(f"rebuilding thread {thread.tid}")
+        thread_rebuild.rebuild_thread(program, thread, task.pid, building.present, staged.get(thread.tid))
+        run(building.husk, program, building.threads[thread.tid])
     program = Program(f"rebuilding process {task.pid}")
+    if task.memory_plan != building.staged.task.memory_plan:
+        attributes.rebuild_memory_plan(program, task.memory_plan, None)
     map_path = _bytes_map(building.options)
-    task_rebuild.rebuild_process(program, task, map_path, timers.ids_can_be_chosen())
+    task_rebuild.rebuild_process(program, task, map_path, building.restore_ids, building.staged.task)
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
     present = limits.present_limits(building.husk.pid)
     reachable = limits.reachable(task.limits.limits, present, _may_raise())
     task_rebuild.limit_process(program, task, reachable, present)
-    thread_rebuild.rebuild_thread(program, leader, task.pid, building.present)
+    thread_rebuild.rebuild_thread(program, leader, task.pid, building.present, staged[leader.tid])
     elapsed = clocks.elapsed_since(task.clocks, building.offsets, clocks.read_offsets())
     task_rebuild.finish_process(program, task, elapsed)
     run(building.husk, program)
@@ -264,12 +279,6 @@ def _match_threads(building: Construction, wanted: tuple[Thread, ...]) -> None:
             run(building.husk, program, building.threads[tid])
         del building.threads[tid]
     _create_threads(building, [tid for tid in tids if tid not in building.threads])
-
-
-def _rebuild_thread(building: Construction, thread: Thread, pid: int) -> None:
-    program = Program(f"rebuilding thread {thread.tid}")
-    thread_rebuild.rebuild_thread(program, thread, pid, building.present)
-    run(building.husk, program, building.threads[thread.tid])
 
 
 def _final_registers(building: Construction, thread: Thread, elapsed: int) -> Registers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from linux import pagemap, tracee
 from linux.address_gap import free_range
@@ -68,6 +68,7 @@ class SourceLook:
     files: list[MappedFile]
     gadgets: Gadgets
     end_signal: int
+    pushed: list[Runs] = field(default_factory=list)
 
     def description(self) -> ProcessDescription:
         """What the destination needs to stage the husk."""
@@ -203,6 +204,17 @@ def changed_file_pages(pid: int, memory: AddressSpace) -> list[Runs]:
     return [Runs(start, (end - start) // PAGE) for start, end in found]
 
 
+def no_longer(before: list[Runs], now: list[Runs]) -> list[Runs]:
+    """The pages that are in `before` and not in `now`, one by one."""
+    still = {page for runs in now for page in range(runs.address, runs.address + runs.pages * PAGE, PAGE)}
+    return [
+        Runs(page, 1)
+        for runs in before
+        for page in range(runs.address, runs.address + runs.pages * PAGE, PAGE)
+        if page not in still
+    ]
+
+
 def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSource:
     """Describe the stopped process, with one program in each of its threads.
 
@@ -230,6 +242,7 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     told = tasks.answer_process(outcomes[pid], question)
     task = tasks.complete_task(stopped, pending, told, answers, _paths(memory))
     descriptors = look_descriptors(pid, look.descriptors, frozen=True)
+    changed = changed_file_pages(pid, memory)
     description = ProcessDescription(
         space=SPACE,
         executable=look.executable,
@@ -237,7 +250,8 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
         task=task,
         descriptors=descriptors.table,
         files=look.files if memory is look.memory else look_mapped_files(pid, memory.mappings),
-        changed=changed_file_pages(pid, memory),
+        changed=changed,
+        dropped=no_longer(look.pushed, changed),
         pushed=FINAL_PUSH,
     )
     obstacles = tasks.frozen_obstacles(task, answers)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from linux_husks import wait_until
 
 from linux import tracee
 from linux.program import Program, call_in_husk, make_program_area, run_in_husk
@@ -22,7 +23,6 @@ from process.clocks import Offsets
 from process.task import TaskDescription, look_task
 from process.threads import Thread
 from restorer.husk_process import HuskProcess, end_husk, husk_ended, start_husk, taken_ids
-from tests.linux_husks import wait_until
 from wire.errors import LocalError
 from wire.exit_codes import ExitCode
 
@@ -37,7 +37,7 @@ MAKER = """
 import os, signal, sys, time
 from linux import tracee
 from restorer.husk_process import start_husk
-from tests.test_husk_process import described
+from test_husk_process import described
 husk = start_husk(described(500), "namespace", None)
 print(husk.pid, husk.init, flush=True)
 if sys.argv[1] == "detach":
@@ -172,7 +172,7 @@ def test_without_the_capability_it_says_which() -> None:
     ask = (
         "import sys\n"
         "from restorer.husk_process import start_husk\n"
-        "from tests.test_husk_process import described, free_ids\n"
+        "from test_husk_process import described, free_ids\n"
         "start_husk(described(*free_ids(1)), sys.argv[1], None)\n"
     )
     for mode in ("keep", "auto"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from _lm import lib
+from linux_husks import HUSK, wait_until
 
 from linux import tracee
 from linux.errors import ProcessGone
@@ -19,7 +20,6 @@ from linux.pidfd import open_pidfd
 from linux.program import Program, call_in_husk, make_program_area, run_in_husk
 from linux.spawn import ADDR_NO_RANDOMIZE, SpawnFailed, Start, reap, start, start_traced
 from linux.syscall_numbers import SYS_clock_gettime, SYS_getpid, SYS_personality
-from tests.linux_husks import HUSK, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
