@@ -6,13 +6,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 
-from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
-from process.descriptor_options import DescriptorOptions
-
 from linux import cpu
 from linux.maps import maps
 from process import task_rebuild, timers
 from process.description import ProcessDescription
+from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
+from process.descriptor_options import DescriptorOptions
 from process.mapped_files import preflight_mapped_files
 from process.mappings import Kind, mapping_of
 from restorer.options import RestoreOptions
