@@ -6,6 +6,8 @@ import os
 
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_table import Description, Refused, Table
+from process.epoll import Epoll, epoll_obstacles
+from process.file_locks import is_same_file, lock_obstacles, preflight_locks
 from process.files import (
     Device,
     Directory,
@@ -19,18 +21,25 @@ from process.files import (
     preflight_directory,
     preflight_file,
 )
+from process.inet_sockets import InetSocket, inet_obstacles, preflight_inet
+from process.inotify import Inotify, inotify_obstacles, preflight_inotify
 from process.open_files import Holder
 from process.pipes import Pipe, preflight_pipe
+from process.reach import reach_of
 from process.stdio import Terminal, terminal_obstacles
+from process.unix_sockets import UnixSocket, is_outside, path_here, preflight_unix, unix_obstacles
 from wire.obstacles import Obstacle
 
 
 def descriptor_obstacles(table: Table, options: DescriptorOptions) -> list[Obstacle]:
     """What the source can tell to be in the way, all of it."""
-    return [obstacle for one in table.descriptions for obstacle in obstacles_of(one, options)]
+    own_sockets = table.unix_inodes()
+    return [
+        obstacle for one in table.descriptions for obstacle in obstacles_of(one, options, own_sockets, table.frozen)
+    ]
 
 
-def obstacles_of(one: Description, options: DescriptorOptions) -> list[Obstacle]:
+def obstacles_of(one: Description, options: DescriptorOptions, own_sockets: set[int], frozen: bool) -> list[Obstacle]:
     """What is in the way of one description."""
     if one.standard is not None:
         return []
@@ -52,9 +61,17 @@ def obstacles_of(one: Description, options: DescriptorOptions) -> list[Obstacle]
         found += device_obstacles(kind, one.name)
     elif isinstance(kind, Terminal):
         found += terminal_obstacles(kind, one.name)
+    elif isinstance(kind, UnixSocket):
+        found += unix_obstacles(kind, one.name, is_outside(kind, own_sockets))
+    elif isinstance(kind, InetSocket):
+        found += inet_obstacles(kind, one.name, options.tcp)
+    elif isinstance(kind, Epoll):
+        found += epoll_obstacles(kind, one.name)
+    elif isinstance(kind, Inotify):
+        found += inotify_obstacles(kind, one.name, frozen)
     elif isinstance(kind, Refused):
         found.append(Obstacle(one.name, kind.cause, kind.remedy))
-    return found
+    return found + lock_obstacles(one.locks, one.name)
 
 
 def is_held_outside(one: Description) -> bool:
@@ -82,12 +99,15 @@ def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obst
     """
     found: list[Obstacle] = []
     bodies = table.pipe_bodies()
+    reach = reach_of(table.place)
     for one in table.descriptions:
         if one.standard is not None:
             continue
         kind = one.kind
         if isinstance(kind, File):
             found += preflight_file(kind, one.flags, one.name, options)
+            here = reach.same_machine and is_same_file(options.map_path(kind.path), kind.device, kind.inode)
+            found += preflight_locks(one.locks, one.name, here, reach.source)
         elif isinstance(kind, Directory):
             found += preflight_directory(kind, one.name, options)
         elif isinstance(kind, Device):
@@ -95,6 +115,12 @@ def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obst
         elif isinstance(kind, Pipe) and kind.pipe in bodies:
             body = bodies.pop(kind.pipe)
             found += preflight_pipe(body, one.name, options.map_path(body.path) if body.path else None)
+        elif isinstance(kind, UnixSocket) and not (reach.source and kind.address):
+            found += preflight_unix(kind, one.name, path_here(kind, options.map_path))
+        elif isinstance(kind, InetSocket) and not (reach.source and reach.same_network):
+            found += preflight_inet(kind, one.name)
+        elif isinstance(kind, Inotify):
+            found += preflight_inotify(kind, one.name, options.map_path)
     return found
 
 

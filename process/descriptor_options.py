@@ -22,9 +22,7 @@ class DescriptorOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def map_path(self, path: str) -> str:
         """Where the source's `path` lies on the destination."""
-        matching = [
-            (old, new) for old, new in self.path_map if path == old or path.startswith(old.rstrip("/") + "/")
-        ]
+        matching = [(old, new) for old, new in self.path_map if path == old or path.startswith(old.rstrip("/") + "/")]
         if not matching:
             return path
         old, new = max(matching, key=lambda pair: len(pair[0]))

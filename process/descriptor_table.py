@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import msgspec
 
+from process.epoll import Epoll
+from process.eventfd import EventFd
+from process.file_locks import Lock
 from process.files import Device, Directory, File
+from process.inet_sockets import InetSocket
+from process.inotify import Inotify
+from process.memfd import MemFd
 from process.open_files import Holder, Owner
 from process.pipes import Pipe, PipeBody
+from process.signalfd import SignalFd
 from process.stdio import Terminal
+from process.timerfd import TimerFd
+from process.unix_sockets import UnixSocket
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="refused"):
     """A kind of object that cannot be moved, with the words for its obstacle."""
 
     cause: str
     remedy: str
 
 
-Kind = File | Directory | Device | Pipe | Terminal | Refused
+Kind = (
+    File | Directory | Device | MemFd | Pipe | UnixSocket | InetSocket | EventFd | TimerFd | SignalFd | Epoll
+    | Inotify | Terminal | Refused
+)  # fmt: skip
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +57,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     owner: Owner | None = None
     holders: list[Holder] = []
     standard: int | None = None
+    locks: list[Lock] = []
+    lease: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +87,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     descriptions: list[Description]
     pipes: list[PipeBody] = []
     frozen: bool = False
+
+    def unix_inodes(self) -> set[int]:
+        """The inodes of the process's own unix sockets."""
+        return {each.kind.inode for each in self.descriptions if isinstance(each.kind, UnixSocket)}
 
     def by_identity(self) -> dict[int, Description]:
         """The descriptions by their identity."""

@@ -22,7 +22,7 @@ DELETED = " (deleted)"
 STATELESS_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
+class File(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="file"):
     """A regular file. `linked`: its path still names it. Times in nanoseconds since the epoch."""
 
     path: str
@@ -37,14 +37,14 @@ class File(msgspec.Struct, frozen=True, kw_only=True, tag="file"):
     links: int
 
 
-class Directory(msgspec.Struct, frozen=True, kw_only=True, tag="directory"):
+class Directory(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="directory"):
     """A directory. Its offset is the position of getdents64(2)."""
 
     path: str
     linked: bool
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True, tag="device"):
+class Device(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="device"):
     """A character device that keeps no state for its descriptors, such as /dev/null."""
 
     path: str
@@ -99,11 +99,7 @@ def is_writable(flags: int) -> bool:
 def file_obstacles(file: File, flags: int, name: str) -> list[Obstacle]:
     """What keeps a regular file from being moved, as far as the source can tell."""
     if file.path.startswith("/proc/") and file.path.split("/")[2][:1].isdigit():
-        return [
-            Obstacle(
-                name, "it belongs to one process of the source", "let the process close it before the move"
-            )
-        ]
+        return [Obstacle(name, "it belongs to one process of the source", "let the process close it before the move")]
     if not file.linked and file.links > 0 and is_writable(flags):
         return [
             Obstacle(
@@ -164,9 +160,7 @@ def preflight_file(file: File, flags: int, name: str, options: DescriptorOptions
     try:
         found = os.stat(path)
     except OSError as error:
-        return [
-            Obstacle(name, f"{path}: {error.strerror}", "copy it here or point to it with --map-path OLD=NEW")
-        ]
+        return [Obstacle(name, f"{path}: {error.strerror}", "copy it here or point to it with --map-path OLD=NEW")]
     wrong = difference(file, found, "trust" if is_writable(flags) else options.files)
     if wrong is not None:
         return [Obstacle(name, f"{path}: {wrong}", "copy it here with its times, or relax --files")]
@@ -174,11 +168,7 @@ def preflight_file(file: File, flags: int, name: str, options: DescriptorOptions
         return []
     mode = os.R_OK if flags & os.O_ACCMODE != os.O_WRONLY else 0
     if not os.access(path, mode | (os.W_OK if is_writable(flags) else 0)):
-        return [
-            Obstacle(
-                name, f"{path}: no permission to open it", "change its permissions or run lm-restore as root"
-            )
-        ]
+        return [Obstacle(name, f"{path}: no permission to open it", "change its permissions or run lm-restore as root")]
     return []
 
 
@@ -187,9 +177,7 @@ def preflight_directory(directory: Directory, name: str, options: DescriptorOpti
     path = options.map_path(directory.path)
     if os.path.isdir(path):
         return []
-    return [
-        Obstacle(name, f"{path} is not a directory here", "create it or point to it with --map-path OLD=NEW")
-    ]
+    return [Obstacle(name, f"{path} is not a directory here", "create it or point to it with --map-path OLD=NEW")]
 
 
 def preflight_device(device: Device, name: str, options: DescriptorOptions) -> list[Obstacle]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-import stat
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +18,15 @@ from msgspec.structs import replace
 
 from linux.kcmp import order_of_descriptions
 from linux.pidfd import fetch_descriptor, open_pidfd
-from process.descriptor_table import Description, Descriptor, Kind, Place, Refused, Table
-from process.files import look_device, look_directory, look_file
+from process.descriptor_table import Description, Descriptor, Kind, Place, Table
+from process.file_locks import look_locks
+from process.inet_sockets import InetSocket
+from process.kinds import Kinds, is_pipe, same_object
 from process.open_files import Seen, close_all, owner_of, read_information
 from process.outsiders import find_holders, is_shared_object
-from process.pipes import Pipe, PipeBody, look_pipe, look_pipe_body
-from process.stdio import STANDARD, Terminal, is_terminal, look_terminal
-
-CLOSE_BEFORE = "let the process close it before the move"
+from process.pipes import Pipe, PipeBody, look_pipe_body
+from process.stdio import STANDARD, Terminal
+from process.unix_sockets import UnixSocket, is_outside
 
 
 @dataclass
@@ -123,26 +123,32 @@ def describe(pid: int, seen: list[Seen], previous: Look | None, frozen: bool) ->
     """The table of what was seen, identities carried over from the previous one."""
     known = {d.number: d.description for d in previous.table.descriptors} if previous else {}
     before = previous.table.by_identity() if previous else {}
+    kinds = Kinds(pid, previous.table if previous else None)
     next_identity = max(before, default=0) + 1
     descriptors: list[Descriptor] = []
     descriptions: list[Description] = []
     duplicates: dict[int, int] = {}
-    for one in sorted(seen, key=lambda each: each.number):
-        identity, old = next_identity, None
-        for number in one.numbers:
-            candidate = before.get(known.get(number, -1))
-            if candidate is not None and candidate.identity not in duplicates and is_same(candidate, one):
-                identity, old = candidate.identity, candidate
-                break
-        next_identity = max(next_identity, identity + 1)
-        duplicates[identity] = one.duplicate
-        descriptions.append(describe_one(one, identity, old))
-        for number in one.numbers:
-            # Close-on-exec belongs to the number; only its own fdinfo tells it.
-            text = one.information if number == one.number else read_information(pid, number)
-            descriptors.append(
-                Descriptor(number=number, description=identity, close_on_exec=is_close_on_exec(text))
-            )
+    try:
+        for one in sorted(seen, key=lambda each: each.number):
+            kind = kinds.describe(one)
+            old = None
+            for number in one.numbers:
+                candidate = before.get(known.get(number, -1))
+                if candidate is not None and candidate.identity not in duplicates and is_same(candidate, one, kind):
+                    old = candidate
+                    break
+            identity = old.identity if old else next_identity
+            next_identity = max(next_identity, identity + 1)
+            duplicates[identity] = one.duplicate
+            descriptions.append(describe_one(one, kind, identity, old))
+            for number in one.numbers:
+                # Close-on-exec belongs to the number; only its own fdinfo tells it.
+                text = one.information if number == one.number else read_information(pid, number)
+                descriptors.append(
+                    Descriptor(number=number, description=identity, close_on_exec=is_close_on_exec(text))
+                )
+    finally:
+        kinds.close()
     table = Table(
         place=look_place(pid) if previous is None else previous.table.place,
         descriptors=sorted(descriptors, key=lambda each: each.number),
@@ -153,58 +159,36 @@ def describe(pid: int, seen: list[Seen], previous: Look | None, frozen: bool) ->
     return Look(pid, table, duplicates)
 
 
-def is_same(old: Description, seen: Seen) -> bool:
-    """Could the description seen be the one described earlier, so that what differs can be brought up to
-    date?
+def is_same(old: Description, seen: Seen, kind: Kind) -> bool:
+    """Is the description seen the one described earlier, or so like it that what differs can be brought up
+    to date?
     """
     if old.link != seen.link or (old.flags ^ seen.flags) & os.O_ACCMODE:
         return False
-    kind = kind_of(seen)
-    return kind is not None and type(kind(seen)) is type(old.kind)
+    return same_object(old.kind, kind)
 
 
-def describe_one(seen: Seen, identity: int, old: Description | None) -> Description:
+def describe_one(seen: Seen, kind: Kind, identity: int, old: Description | None) -> Description:
     """Describe one open file description."""
-    kind = kind_of(seen)
     return Description(
         identity=identity,
         number=seen.number,
         link=seen.link,
         flags=seen.flags,
         offset=int(seen.field("pos")),
-        kind=kind(seen) if kind is not None else refuse(seen),
+        kind=kind,
         owner=owner_of(seen.duplicate),
         holders=old.holders if old else [],
         standard=old.standard if old else None,
+        locks=look_locks(seen),
     )
-
-
-def kind_of(seen: Seen) -> Callable[[Seen], Kind] | None:
-    """The function that describes this kind of object, or None for one that cannot be moved."""
-    mode = seen.status.st_mode
-    if seen.link.startswith("anon_inode:"):
-        return None
-    if stat.S_ISREG(mode):
-        return look_file
-    if stat.S_ISDIR(mode):
-        return look_directory
-    if stat.S_ISFIFO(mode):
-        return look_pipe
-    if stat.S_ISCHR(mode):
-        return look_terminal if is_terminal(seen) else look_device
-    return None
-
-
-def refuse(seen: Seen) -> Refused:
-    """The words for a kind of object that cannot be moved."""
-    return Refused(cause="an object of this kind cannot be moved", remedy=CLOSE_BEFORE)
 
 
 def look_bodies(seen: list[Seen]) -> list[PipeBody]:
     """What the ends of each pipe share, read through an end that can be read from where there is one."""
     bodies: dict[int, PipeBody] = {}
     for one in sorted(seen, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
-        if kind_of(one) is look_pipe and one.status.st_ino not in bodies and not one.flags & os.O_PATH:
+        if is_pipe(one) and one.status.st_ino not in bodies:
             bodies[one.status.st_ino] = look_pipe_body(one)
     return list(bodies.values())
 
@@ -241,6 +225,8 @@ def with_outsiders(table: Table, pid: int, ignore: set[int], previous: Look | No
     for one in table.descriptions:
         if is_shared_object(one.link) or isinstance(one.kind, Pipe):
             objects.add(one.link)
+            if isinstance(one.kind, UnixSocket) and one.kind.peer:
+                objects.add(peer_link(one.kind))
         elif not isinstance(one.kind, Terminal):
             by_link.setdefault(one.link, []).append(one.number)
     by_object, by_number = find_holders(pid, objects, by_link, ignore)
@@ -251,13 +237,21 @@ def with_outsiders(table: Table, pid: int, ignore: set[int], previous: Look | No
         if one.identity in known:
             # A destination on this machine may hold what it was given while staging.
             holders = known[one.identity].holders
+        elif isinstance(one.kind, UnixSocket) and one.kind.peer:
+            one = replace(one, kind=replace(one.kind, peer_holders=by_object.get(peer_link(one.kind), [])))
         descriptions.append(replace(one, holders=holders))
     return replace(table, descriptions=with_standard(table, descriptions))
 
 
+def peer_link(one: UnixSocket) -> str:
+    """What /proc/PID/fd says of the other end."""
+    return f"socket:[{one.peer}]"
+
+
 def with_standard(table: Table, descriptions: list[Description]) -> list[Description]:
     """Mark what leads outside with the standard descriptor of the same object, if there is one."""
-    outside = {each.identity: each for each in descriptions if leads_outside(each)}
+    own_sockets = table.unix_inodes()
+    outside = {each.identity: each for each in descriptions if leads_outside(each, own_sockets)}
     own: dict[int, int] = {}
     by_object: dict[str, int] = {}
     for descriptor in reversed(table.descriptors):
@@ -278,8 +272,13 @@ def object_name(description: Description) -> str:
     return "terminal" if isinstance(description.kind, Terminal) else description.link
 
 
-def leads_outside(description: Description) -> bool:
+def leads_outside(description: Description, own_sockets: set[int]) -> bool:
     """Does a process that stays, or a user, have the other end?"""
-    if isinstance(description.kind, Terminal):
+    kind = description.kind
+    if isinstance(kind, Terminal):
         return True
-    return isinstance(description.kind, Pipe) and bool(description.holders)
+    if isinstance(kind, UnixSocket) and is_outside(kind, own_sockets):
+        return True
+    if isinstance(kind, InetSocket) and kind.is_established:
+        return True
+    return isinstance(kind, Pipe | UnixSocket) and bool(description.holders)

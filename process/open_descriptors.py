@@ -7,17 +7,26 @@ final one only offsets, flags, counters and the content of pipes are taken, and 
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from linux.pidfd import open_pidfd
 from process.descriptor_options import DescriptorOptions
-from process.descriptor_table import Description, Descriptor, Place, Refused, Table
+from process.descriptor_table import Description, Descriptor, Kind, Table
+from process.epoll import Epoll, open_epoll
+from process.eventfd import EventFd, open_eventfd, update_eventfd
+from process.file_locks import belongs_to_description, is_same_file, take_locks
 from process.files import Device, Directory, File, is_writable, open_file, open_path
+from process.inet_sockets import InetSocket, open_inet
+from process.inotify import Inotify, open_inotify, update_inotify
+from process.memfd import MemFd, open_memfd, seal_memfd
 from process.open_files import OpenContext, close_all, set_flags
 from process.pipes import Pipe, fill_pipe, open_pipe
-from process.stdio import Terminal, open_standard
+from process.reach import is_same_machine, is_same_network, source_in_reach
+from process.signalfd import SignalFd, open_signalfd
+from process.stdio import open_standard
+from process.timerfd import TimerFd, open_timerfd, update_timerfd
+from process.unix_sockets import UnixSocket, fill_unix, open_unix, shut_unix
 
 
 @dataclass
@@ -29,6 +38,12 @@ class OpenedDescriptors:
 
     context: OpenContext
     numbers: dict[int, int] = field(default_factory=dict)
+    known: dict[int, Kind] = field(default_factory=dict)
+
+    @property
+    def handed_over(self) -> set[int]:
+        """The inodes of sockets that are the source's own, not made here."""
+        return self.context.handed_over
 
     @property
     def content_wanted(self) -> dict[tuple[int, int], int]:
@@ -66,9 +81,7 @@ def descriptor_changes(staged: Table | None, final: Table) -> DescriptorChanges:
     """
     before = {d.number: d for d in staged.descriptors} if staged else {}
     after = {d.number: d for d in final.descriptors}
-    install = [
-        d for d in after.values() if d.number not in before or before[d.number].description != d.description
-    ]
+    install = [d for d in after.values() if d.number not in before or before[d.number].description != d.description]
     return DescriptorChanges(
         close=sorted(before.keys() - after.keys()),
         install=install,
@@ -80,34 +93,6 @@ def descriptor_changes(staged: Table | None, final: Table) -> DescriptorChanges:
             and before[d.number].close_on_exec != d.close_on_exec
         ],
     )
-
-
-def source_in_reach(place: Place) -> int | None:
-    """A descriptor for the source process if it lives on this machine, in this PID namespace; else None."""
-    if not is_same_machine(place) or place.pid_namespace != os.stat("/proc/self/ns/pid").st_ino:
-        return None
-    try:
-        pidfd = open_pidfd(place.pid)
-    except OSError:
-        return None
-    try:
-        after_name = Path(f"/proc/{place.pid}/stat").read_text().rpartition(")")[2].split()
-        if int(after_name[19]) == place.start_time:
-            return pidfd
-    except OSError:
-        pass
-    os.close(pidfd)
-    return None
-
-
-def is_same_machine(place: Place) -> bool:
-    """Does the source run on this machine? The boot id is made anew at every boot (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() == place.boot
-
-
-def is_same_network(place: Place) -> bool:
-    """Does the source live in this process's network namespace?"""
-    return is_same_machine(place) and place.network_namespace == os.stat("/proc/self/ns/net").st_ino
 
 
 def open_descriptors(
@@ -141,14 +126,17 @@ def open_descriptors(
 
 
 def open_missing(opened: OpenedDescriptors, table: Table) -> None:
-    """Open the descriptions of `table` that are not open yet."""
-    for one in table.descriptions:
+    """Open the descriptions of `table` that are not open yet; what connects to others of the process comes
+    last.
+    """
+    for one in sorted(table.descriptions, key=lambda each: isinstance(each.kind, UnixSocket) and each.kind.has_peer):
         if one.identity in opened.numbers:
             continue
         try:
             opened.numbers[one.identity] = open_one(one, table, opened.context)
         except OSError as error:
             raise OSError(error.errno, f"{one.name}: {error.strerror}") from error
+        opened.known[one.identity] = one.kind
 
 
 def open_one(one: Description, table: Table, context: OpenContext) -> int:
@@ -157,49 +145,111 @@ def open_one(one: Description, table: Table, context: OpenContext) -> int:
     if one.standard is not None:
         return open_standard(one.standard, one.flags, context)
     if isinstance(kind, File):
-        return open_file(kind, one.flags, context, one.number)
+        locked = [lock for lock in one.locks if belongs_to_description(lock)]
+        handed_over = context.fetch(one.number) if locked and is_same_file_here(kind, context) else None
+        return handed_over if handed_over is not None else open_file(kind, one.flags, context, one.number)
     if isinstance(kind, Directory | Device):
         return open_path(kind.path, one.flags, context)
     if isinstance(kind, Pipe):
         return open_pipe(kind, one.flags, table.pipe_bodies()[kind.pipe], context)
-    assert isinstance(kind, Terminal | Refused)
-    raise OSError(22, "it cannot be moved")
+    if isinstance(kind, MemFd):
+        return open_memfd(kind, one.flags, context)
+    if isinstance(kind, UnixSocket):
+        return open_unix(kind, context, one.number)
+    if isinstance(kind, InetSocket):
+        return open_inet(kind, context, one.number)
+    return open_anonymous(kind, context)
+
+
+def open_anonymous(kind: Kind, context: OpenContext) -> int:
+    """Open one of those that have no file."""
+    if isinstance(kind, EventFd):
+        return open_eventfd(kind)
+    if isinstance(kind, TimerFd):
+        return open_timerfd(kind)
+    if isinstance(kind, SignalFd):
+        return open_signalfd(kind)
+    if isinstance(kind, Inotify):
+        return open_inotify(kind, context.map_path)
+    if isinstance(kind, Epoll):
+        return open_epoll()
+    raise OSError(errno.EINVAL, "it cannot be moved")
+
+
+def is_same_file_here(file: File, context: OpenContext) -> bool:
+    """Does the path lead to the source's own file, on one machine?"""
+    return context.same_machine and is_same_file(context.map_path(file.path), file.device, file.inode)
 
 
 def update_descriptors(opened: OpenedDescriptors, final: Table) -> None:
     """Bring what is open to the state that the frozen source has: what is new, gone, moved on.
 
-    Content of pipes is written once: call it once, with the final table. Raises OSError, naming the
-    descriptor.
+    Counters, queues and the content of pipes are written once: call it once, with the final table. Memfds get
+    their seals from `seal_descriptors`, later. Raises OSError, naming the descriptor.
     """
     by_identity = final.by_identity()
     for identity in opened.numbers.keys() - by_identity.keys():
         close_all([opened.numbers.pop(identity)])
     open_missing(opened, final)
-    for one in final.descriptions:
-        if one.standard is None:
-            try:
-                update_one(opened.numbers[one.identity], one)
-            except OSError as error:
-                raise OSError(error.errno, f"{one.name}: {error.strerror}") from error
-    packets = {
-        one.kind.pipe for one in final.descriptions if isinstance(one.kind, Pipe) and one.flags & os.O_DIRECT
-    }
-    replaced = {
-        one.kind.pipe for one in final.descriptions if isinstance(one.kind, Pipe) and one.standard is not None
-    }
+    own = [one for one in final.descriptions if one.standard is None]
+    fill_pipes(own, final, opened.context)
+    for one in own:
+        if isinstance(one.kind, UnixSocket):
+            fill_unix(one.kind, opened.context)
+    for one in own:
+        try:
+            update_one(opened, one)
+        except OSError as error:
+            raise OSError(error.errno, f"{one.name}: {error.strerror}") from error
+
+
+def fill_pipes(own: list[Description], final: Table, context: OpenContext) -> None:
+    """Write the content of the pipes that are not replaced by standard descriptors."""
+    ends = [(one.kind.pipe, one.flags) for one in own if isinstance(one.kind, Pipe)]
     for body in final.pipes:
-        if body.content and body.pipe not in replaced:
-            fill_pipe(body, body.pipe in packets or len(body.content) > 1, opened.context)
+        if body.content and any(pipe == body.pipe for pipe, _ in ends):
+            packets = any(pipe == body.pipe and flags & os.O_DIRECT for pipe, flags in ends)
+            fill_pipe(body, packets or len(body.content) > 1, context)
 
 
-def update_one(number: int, one: Description) -> None:
+def update_one(opened: OpenedDescriptors, one: Description) -> None:
     """Bring one open description up to date."""
+    number, kind = opened.numbers[one.identity], one.kind
     if one.flags & os.O_PATH:
         return
-    if isinstance(one.kind, File | Directory) and os.lseek(number, 0, os.SEEK_CUR) != one.offset:
+    if isinstance(kind, File | MemFd):
+        if (kind.device, kind.inode) in opened.content_wanted:
+            resize(number, kind.size, one.flags)
+        take_locks(number, one.locks)
+    if isinstance(kind, File | Directory | MemFd) and os.lseek(number, 0, os.SEEK_CUR) != one.offset:
         os.lseek(number, one.offset, os.SEEK_SET)
+    elif isinstance(kind, EventFd):
+        update_eventfd(number, kind)
+    elif isinstance(kind, TimerFd):
+        update_timerfd(number, kind)
+    elif isinstance(kind, Inotify):
+        before = opened.known[one.identity]
+        if isinstance(before, Inotify):
+            update_inotify(number, before, kind, opened.context.map_path)
+    elif isinstance(kind, UnixSocket):
+        shut_unix(kind, opened.context)
+    opened.known[one.identity] = kind
     set_flags(number, one.flags)
+
+
+def resize(number: int, size: int, flags: int) -> None:
+    """Give a file whose content travels the size that it has by now."""
+    if os.fstat(number).st_size != size and is_writable(flags):
+        os.truncate(number, size)
+
+
+def seal_descriptors(opened: OpenedDescriptors, final: Table) -> None:
+    """Give the memfds their seals, when their content is in place and everything is mapped. Raises OSError."""
+    sealed: set[int] = set()
+    for one in final.descriptions:
+        if isinstance(one.kind, MemFd) and one.standard is None and one.kind.inode not in sealed:
+            sealed.add(one.kind.inode)
+            seal_memfd(opened.context.anchors["memfd", one.kind.device, one.kind.inode][0], one.kind)
 
 
 def flush_written_files(table: Table, duplicates: dict[int, int]) -> None:

@@ -6,6 +6,7 @@ status flags, owner. Several descriptors, of several processes, may stand for on
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 from collections.abc import Callable, Iterable
@@ -76,6 +77,10 @@ class Seen:
                 return value.strip()
         raise KeyError(name)
 
+    def again(self, name: str) -> str:
+        """The value of a line of /proc/PID/fdinfo as it is now."""
+        return dataclasses.replace(self, information=read_information(self.pid, self.number)).field(name)
+
     def has_field(self, name: str) -> bool:
         """Does /proc/PID/fdinfo have such a line?"""
         return any(line.startswith(f"{name}:") for line in self.information.splitlines())
@@ -100,6 +105,7 @@ class OpenContext:
     anchors: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict)
     content_wanted: dict[tuple[int, int], int] = field(default_factory=dict)
     close_later: list[int] = field(default_factory=list)
+    handed_over: set[int] = field(default_factory=set)
 
     def fetch(self, source_number: int) -> int | None:
         """A duplicate of the source's descriptor, where the source can be reached; else None."""

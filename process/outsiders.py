@@ -92,9 +92,7 @@ def memory_holders(
     """Who else maps these files, each given by device and inode, such as shared anonymous memory
     (/proc/PID/maps).
     """
-    wanted = {
-        f" {os.major(device):02x}:{os.minor(device):02x} {inode} ": (device, inode) for device, inode in files
-    }
+    wanted = {f" {os.major(device):02x}:{os.minor(device):02x} {inode} ": (device, inode) for device, inode in files}
     found: dict[tuple[int, int], list[Holder]] = {}
     for other in other_processes(pid, ignore) if wanted else ():
         try:

@@ -20,7 +20,7 @@ from process.open_files import OpenContext, Seen, close_all, reopen, set_flags
 from wire.obstacles import Obstacle
 
 
-class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag="pipe"):
+class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
     """An end of a pipe; which one, the access mode in the description's flags tells. `pipe` is the inode."""
 
     pipe: int

@@ -14,12 +14,10 @@ from process.open_files import REOPEN_FLAGS, OpenContext, Seen, reopen, set_flag
 from wire.obstacles import Obstacle
 
 STANDARD = (0, 1, 2)
-TERMINAL_REMEDY = (
-    "start it with its terminal at 0 to 2 only, where --stdio replaces it, or let it close the descriptor"
-)
+TERMINAL_REMEDY = "start it with its terminal at 0 to 2 only, where --stdio replaces it, or let it close the descriptor"
 
 
-class Terminal(msgspec.Struct, frozen=True, kw_only=True, tag="terminal"):
+class Terminal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="terminal"):
     """A terminal; `device` is its device number."""
 
     path: str

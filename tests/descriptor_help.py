@@ -63,7 +63,7 @@ def running(
     """A Python child that runs `code`, which calls `ready()` where the test is to look; killed at the end."""
     read_end, write_end = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-S", "-c", PREAMBLE + textwrap.dedent(code), str(write_end)],
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), str(write_end)],
         pass_fds=[write_end, *pass_fds],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -87,9 +87,9 @@ def travel(table: Table) -> Table:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(table), type=Table)
 
 
-def without(table: Table, number: int) -> Table:
-    """The table without a descriptor and what it stands for."""
-    gone = {d.description for d in table.descriptors if d.number == number}
+def without(table: Table, *numbers: int) -> Table:
+    """The table without some descriptors and what they stand for."""
+    gone = {d.description for d in table.descriptors if d.number in numbers}
     return msgspec.structs.replace(
         table,
         descriptors=[d for d in table.descriptors if d.description not in gone],
@@ -103,6 +103,7 @@ def moved(
     options: DescriptorOptions | None = None,
     between: Callable[[OpenedDescriptors, Look], None] | None = None,
     source_access: bool = False,
+    finish: Callable[[OpenedDescriptors, Table], None] | None = None,
 ) -> Iterator[Callable[[int], int]]:
     """Look live, open, look frozen, update: yields a function from the child's number to the descriptor
     here.
@@ -118,6 +119,8 @@ def moved(
         try:
             final = without(travel(frozen.table), child.report)
             update_descriptors(opened, final)
+            if finish is not None:
+                finish(opened, final)
         finally:
             frozen.close()
         identities = {d.number: d.description for d in final.descriptors}

@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from descriptor_help import moved, running, travel, without
 
 from process.descriptors import (
     DescriptorOptions,
@@ -20,6 +19,7 @@ from process.descriptors import (
     look_descriptors,
     preflight_descriptors,
 )
+from tests.descriptor_help import moved, running, travel, without
 
 OPTIONS = DescriptorOptions()
 
