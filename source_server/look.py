@@ -14,7 +14,6 @@ from linux import pagemap, tracee
 from linux.address_gap import free_range
 from linux.errors import ProcessGone
 from linux.maps import maps, maps_text
-from linux.program import Program
 from linux.source_threads import (
     SourceThreads,
     choose_end_signal,
@@ -41,8 +40,8 @@ from process.mappings import (
     mapping_obstacles,
     paged_on_demand,
 )
+from process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
 from process.status import parse_status, read_status
-from process.timers import look_timers
 from wire.errors import LocalError, Refused
 from wire.exit_codes import ExitCode
 from wire.obstacles import Obstacle
@@ -68,6 +67,7 @@ class SourceLook:
     files: list[MappedFile]
     gadgets: Gadgets
     end_signal: int
+    questions: Questions
     pushed: list[Runs] = field(default_factory=list)
 
     def description(self) -> ProcessDescription:
@@ -156,6 +156,7 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
             files,
             gadgets or Gadgets(0, 0),
             end_signal or 0,
+            compose_questions(live.description.timers.posix_timers),
         ),
         found,
     )
@@ -223,13 +224,8 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     tids = [stop.tid for stop in stops]
     stopped = tasks.look_stopped_task(pid, stops, look.task)
     threads = look_threads(pid, tids, look.end_signal)
-    leader = Program("asking the process")
-    question = tasks.ask_process(leader, look_timers(pid))
-    places = {pid: thread_parts.ask_thread(leader)}
-    programs = {pid: leader}
-    for tid in tids[1:]:
-        programs[tid] = Program("asking a thread")
-        places[tid] = thread_parts.ask_thread(programs[tid])
+    questions = current_questions(look.questions, pid)
+    programs = programs_for(questions, tids)
     layout = maps_text(pid)
     memory = look.memory if layout == look.layout else look_again(pid, look.memory)
     frame = place_frame(pid, look, memory)
@@ -238,8 +234,7 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
     outcomes = run_in_source(threads, programs)
     pending = tasks.look_pending_signals(stopped)
-    answers = {tid: thread_parts.answer_thread(outcomes[tid], places[tid]) for tid in tids}
-    told = tasks.answer_process(outcomes[pid], question)
+    told, answers = answers_of(questions, tids, outcomes)
     task = tasks.complete_task(stopped, pending, told, answers, _paths(memory))
     descriptors = look_descriptors(pid, look.descriptors, frozen=True)
     changed = changed_file_pages(pid, memory)
