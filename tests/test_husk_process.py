@@ -62,6 +62,18 @@ def free_ids(count: int) -> list[int]:
     return [n for n in range(highest - 300, 1, -1) if not os.path.exists(f"/proc/{n}")][:count]
 
 
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, which finds the house and this file."""
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs, or is stopped: not gone and no zombie."""
     try:
@@ -176,9 +188,7 @@ def test_without_the_capability_it_says_which() -> None:
         "start_husk(described(*free_ids(1)), sys.argv[1], None)\n"
     )
     for mode in ("keep", "auto"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, ask, mode], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = run_python(code, ask, mode)
         assert "run lm-restore as root, or give it CAP_SYS_ADMIN" in done.stderr, done.stderr
 
 
@@ -283,7 +293,7 @@ def test_process_1_reaps_the_orphans_of_its_namespace() -> None:
 
 
 def test_a_killed_maker_takes_husk_and_namespace_along() -> None:
-    maker = subprocess.run([sys.executable, "-c", MAKER, "die"], cwd=ROOT, capture_output=True, text=True, check=False)
+    maker = run_python(MAKER, "die")
     assert maker.returncode == -signal.SIGKILL, maker.stderr
     pids = [int(word) for word in maker.stdout.split()]
     assert len(pids) == 2
@@ -299,15 +309,14 @@ def test_a_maker_killed_before_the_husk_exists_leaves_no_namespace() -> None:
         "print(init, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    maker = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    maker = run_python(code)
     assert maker.returncode == -signal.SIGKILL, maker.stderr
     wait_until(lambda: not alive(int(maker.stdout)))
 
 
 def test_a_detached_process_lives_on_and_its_namespace_ends_with_it() -> None:
-    maker = subprocess.run(
-        [sys.executable, "-c", MAKER, "detach"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    maker = run_python(MAKER, "detach")
+    assert maker.returncode == 0, maker.stderr
     husk, init = (int(word) for word in maker.stdout.split())
     time.sleep(0.2)
     assert alive(husk)
