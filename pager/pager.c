@@ -188,6 +188,17 @@ void lm_pager_note_progress(struct lm_pager *pager) {
         lm_pager_set_state(pager, LM_PAGER_COMPLETE, "%s", "");
 }
 
+void lm_pager_notice_ends(struct lm_pager *pager) {
+    lm_pager_lock_patient(pager);
+    for (size_t i = 0; i < pager->space_count; i++) {
+        struct lm_space *space = pager->spaces[i];
+        if (!space->gone && space->userfault >= 0 && !lm_keeper_is_alive(space->userfault))
+            lm_pager_space_gone(pager, space);
+    }
+    lm_pager_unlock(pager);
+    lm_pager_note_progress(pager);
+}
+
 void lm_pager_lost(struct lm_pager *pager, const char *which, int error) {
     if (atomic_load(&pager->stop))
         return;

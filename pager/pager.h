@@ -105,6 +105,10 @@ void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
 /* How long, after a fault was answered, the next one is looked for without sleeping; 0: never. */
 void lm_pager_spin(struct lm_pager *pager, uint32_t microseconds);
 
+/* See which processes have ended, whose pages nobody needs any more: bulk would find out at the next page it
+ * places, which it may be a while from, or have no connection for. */
+void lm_pager_notice_ends(struct lm_pager *pager);
+
 /* LM_PAGER_... */
 int lm_pager_state(struct lm_pager *pager);
 /* Wait until the state is another than `state`, at most `timeout_ms` (-1: for ever). Returns the state. */

@@ -200,6 +200,10 @@ class Pager:
         """How long, after a fault, the next one is looked for without sleeping."""
         lib.lm_pager_spin(self._pager, microseconds)
 
+    def notice_ends(self) -> None:
+        """See which processes have ended: their pages are not needed any more."""
+        lib.lm_pager_notice_ends(self._pager)
+
     @property
     def state(self) -> PagerState:
         """The state now."""

@@ -37,16 +37,21 @@ def follow(run: Run) -> int:
     watch.register(run.husk.pidfd, select.POLLIN)
     watch.register(pager.event, select.POLLIN)
     shown = 0.0
-    stalled = False
+    stalled = gone = False
     while True:
         ready = frozenset(number for number, _ in watch.poll(TICK_MS))
         if run.line.fileno() in ready and not _orders(run):
             watch.unregister(run.line.fileno())
         if run.control.fileno() in ready and not _hear(run):
             watch.unregister(run.control.fileno())
+        if run.husk.pidfd in ready:
+            gone = True
+            watch.unregister(run.husk.pidfd)
+        if gone:
+            # Its children may live on, and need their pages.
+            pager.notice_ends()
         state = take_state(pager)
-        gone = run.husk.pidfd in ready
-        if state is PagerState.COMPLETE or gone:
+        if state is PagerState.COMPLETE:
             break
         if state in (PagerState.STALLED, PagerState.FAILED) and not stalled:
             stalled = True

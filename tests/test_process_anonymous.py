@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from _lm import ffi, lib
+from descriptor_help import moved, running, without
+from linux_husks import stopped_husk
 
 from linux.pidfd import fetch_descriptor, open_pidfd
 from linux.program import Program, make_program_area, run_in_husk
@@ -27,8 +29,6 @@ from process.descriptors import (
 from process.epoll import ENTRY, Epoll
 from process.open_descriptors import seal_descriptors
 from restorer.descriptor_install import Installed, install_rows, lowest_free
-from tests.descriptor_help import moved, running, without
-from tests.linux_husks import stopped_husk
 
 
 def test_eventfd_keeps_its_count() -> None:

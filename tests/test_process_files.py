@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from descriptor_help import moved, running, travel, without
 
 from process.descriptors import (
     DescriptorOptions,
@@ -19,7 +20,6 @@ from process.descriptors import (
     look_descriptors,
     preflight_descriptors,
 )
-from tests.descriptor_help import moved, running, travel, without
 
 OPTIONS = DescriptorOptions()
 

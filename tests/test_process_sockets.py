@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from descriptor_help import Child, moved, running, travel, without
 from msgspec.structs import replace
 
 from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
@@ -23,7 +24,6 @@ from process.descriptors import (
 )
 from process.inet_sockets import InetSocket
 from process.retire import retire_sockets
-from tests.descriptor_help import Child, moved, running, travel, without
 from wire.obstacles import Obstacle
 
 NULL = DescriptorOptions(stdio="null")
