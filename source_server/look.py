@@ -282,14 +282,30 @@ def place_frame(pid: int, look: SourceLook, memory: AddressSpace) -> int:
             untouched = not pagemap.present_runs(pid, [bottom])
             pointer = tracee.get_registers(pid).stack_pointer
             place = frame_address(pointer, (mapping.start, mapping.end), FRAME_ROOM, untouched)
-            if place is not None:
-                return place
+            return place if place is not None else grow_stack(pid, mapping.start)
     raise LocalError(
         step="freezing",
         object=f"process {pid}",
-        cause="its first thread runs on a stack of its own, and the one it was started with has no untouched page",
-        remedy="try again",
+        cause="the stack that it was started with is gone",
+        remedy="nothing can be done about it from outside",
     )
+
+
+def grow_stack(pid: int, start: int) -> int:
+    """Make room for a frame under the stack that begins at `start`, as a touch of the process itself would: of all ways
+    to write from outside, the kernel grows a stack for /proc/PID/mem alone. Raises LocalError."""
+    place = start - FRAME_ROOM
+    try:
+        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+            os.pwrite(memory.fileno(), bytes(1), place)
+    except OSError as error:
+        raise LocalError(
+            step="freezing",
+            object=f"process {pid}",
+            cause=f"its first stack is full to the last page, and does not grow ({error.strerror})",
+            remedy="raise its stack limit (prlimit --stack), or try again when it is less deep",
+        ) from None
+    return place
 
 
 def hot_runs(description: ProcessDescription) -> list[Runs]:
