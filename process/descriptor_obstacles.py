@@ -71,6 +71,14 @@ def obstacles_of(one: Description, options: DescriptorOptions, own_sockets: set[
         found += inotify_obstacles(kind, one.name, frozen)
     elif isinstance(kind, Refused):
         found.append(Obstacle(one.name, kind.cause, kind.remedy))
+    if one.owner is not None and not one.owner.own:
+        found.append(
+            Obstacle(
+                one.name,
+                f"it sends signals to process or group {one.owner.id}, which stays",
+                "let the process give it another owner (F_SETOWN)",
+            )
+        )
     return found + lock_obstacles(one.locks, one.name)
 
 

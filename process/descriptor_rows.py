@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Container
 
 from _lm import ffi, lib
 
@@ -20,16 +20,14 @@ from process.epoll import Epoll, epoll_rows
 from process.file_locks import lock_rows
 from process.open_files import Owner
 from process.unix_sockets import LISTENING, UnixSocket
-from wire.obstacles import Obstacle
 
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
 
 
-def descriptor_rows(program: Program, table: Table, handed_over: set[int], inner_id: Callable[[int], int]) -> None:
+def descriptor_rows(program: Program, table: Table, handed_over: Container[int]) -> None:
     """Append every row that the descriptors of `table` need.
 
-    `handed_over` are the inodes of sockets that are the source's own; `inner_id` turns the id of a process,
-    thread or group, as the source's host sees it, into what the moved process sees.
+    `handed_over` are the inodes of sockets that are the source's own.
     """
     numbers = {each.number: each.close_on_exec for each in table.descriptors}
     replaced = {one.identity for one in table.descriptions if one.standard is not None}
@@ -51,30 +49,17 @@ def descriptor_rows(program: Program, table: Table, handed_over: set[int], inner
                 lock_rows(program, one.number, one.locks)
             locked.add(file)
         if one.owner is not None:
-            owner_rows(program, one, one.owner, inner_id)
+            owner_rows(program, one, one.owner)
 
 
-def owner_rows(program: Program, one: Description, owner: Owner, inner_id: Callable[[int], int]) -> None:
+def owner_rows(program: Program, one: Description, owner: Owner) -> None:
     """Rows that say who is told that a descriptor is ready, by which signal, and that it is to be told."""
     label = f"owner of descriptor {one.number}"
     if owner.signal:
         program.call(label, SYS_fcntl, one.number, lib.F_SETSIG, owner.signal)
     if owner.id:
         room = ffi.new("char[16]")
-        argument = bytes(ffi.buffer(room, lib.lm_pack_owner(owner.type, inner_id(owner.id), room)))
+        argument = bytes(ffi.buffer(room, lib.lm_pack_owner(owner.type, owner.id, room)))
         program.call(label, SYS_fcntl, one.number, lib.F_SETOWN_EX, program.data(argument))
     if one.flags & os.O_ASYNC:
         program.call(label, SYS_fcntl, one.number, fcntl.F_SETFL, one.flags & SETTABLE)
-
-
-def owner_obstacles(one: Description, known_ids: set[int]) -> list[Obstacle]:
-    """An owner that is not of the process: nobody there would get the signal."""
-    if one.owner is None or one.owner.id == 0 or one.owner.id in known_ids:
-        return []
-    return [
-        Obstacle(
-            one.name,
-            f"it sends signals to process or group {one.owner.id}, which stays",
-            "let the process give it another owner (F_SETOWN)",
-        )
-    ]

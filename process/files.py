@@ -1,7 +1,7 @@
 """Regular files, also unlinked ones, directories and character devices that keep no state.
 
 A file is opened again by its path. One that is unlinked, or whose path now names another file, is not
-reachable by a path: it is made anew in the same directory, and its content travels (process/contents.py).
+reachable by a path: it is made anew in the same directory, and its content travels.
 """
 
 from __future__ import annotations
@@ -192,12 +192,10 @@ def preflight_device(device: Device, name: str, options: DescriptorOptions) -> l
     return [Obstacle(name, f"{path} is another device here", "create the device node here")]
 
 
-def open_file(file: File, flags: int, context: OpenContext, source_number: int) -> int:
+def open_file(file: File, flags: int, context: OpenContext) -> int:
     """Open the file on the destination.
 
-    An unlinked one is the source's own file where that can be reached (`source_number` is a descriptor of
-    it there), otherwise it is made anew and empty, once for all its descriptions, and its content has to
-    follow.
+    An unlinked one is made anew and empty, once for all its descriptions; its content has to follow.
     """
     # A file made with O_TMPFILE still says so in its flags, and with it O_DIRECTORY.
     flags &= ~os.O_TMPFILE
@@ -205,10 +203,8 @@ def open_file(file: File, flags: int, context: OpenContext, source_number: int) 
         return os.open(context.map_path(file.path), (flags & REOPEN_FLAGS) | os.O_CLOEXEC | os.O_NOCTTY)
     key = ("file", file.device, file.inode)
     if key not in context.anchors:
-        anchor = context.fetch(source_number)
-        if anchor is None:
-            anchor = make_unlinked(file, context)
-            context.content_wanted[(file.device, file.inode)] = anchor
+        anchor = make_unlinked(file, context)
+        context.content_wanted[file.device, file.inode] = anchor
         context.anchors[key] = (anchor, anchor)
         context.close_later.append(anchor)
     return reopen(context.anchors[key][0], flags)

@@ -177,7 +177,7 @@ def describe_one(seen: Seen, kind: Kind, identity: int, old: Description | None)
         flags=seen.flags,
         offset=int(seen.field("pos")),
         kind=kind,
-        owner=owner_of(seen.duplicate),
+        owner=owner_of(seen.pid, seen.duplicate),
         holders=old.holders if old else [],
         standard=old.standard if old else None,
         locks=look_locks(seen),

@@ -104,7 +104,7 @@ def open_descriptors(
 ) -> OpenedDescriptors:
     """Open everything in `table`, here.
 
-    With `source_access`, what cannot exist twice on one machine (bound sockets, unlinked files) is the
+    With `source_access`, what cannot exist twice on one machine (bound sockets) is the
     source's own, where that can be reached. `standard` are lm-restore's own descriptors. Raises OSError,
     naming the descriptor.
     """
@@ -147,7 +147,7 @@ def open_one(one: Description, table: Table, context: OpenContext) -> int:
     if isinstance(kind, File):
         locked = [lock for lock in one.locks if belongs_to_description(lock)]
         handed_over = context.fetch(one.number) if locked and is_same_file_here(kind, context) else None
-        return handed_over if handed_over is not None else open_file(kind, one.flags, context, one.number)
+        return handed_over if handed_over is not None else open_file(kind, one.flags, context)
     if isinstance(kind, Directory | Device):
         return open_path(kind.path, one.flags, context)
     if isinstance(kind, Pipe):
@@ -218,8 +218,9 @@ def update_one(opened: OpenedDescriptors, one: Description) -> None:
     if one.flags & os.O_PATH:
         return
     if isinstance(kind, File | MemFd):
-        if (kind.device, kind.inode) in opened.content_wanted:
-            resize(number, kind.size, one.flags)
+        made = opened.content_wanted.get((kind.device, kind.inode))
+        if made is not None and os.fstat(made).st_size != kind.size:
+            os.truncate(made, kind.size)
         take_locks(number, one.locks)
     if isinstance(kind, File | Directory | MemFd) and os.lseek(number, 0, os.SEEK_CUR) != one.offset:
         os.lseek(number, one.offset, os.SEEK_SET)
@@ -235,12 +236,6 @@ def update_one(opened: OpenedDescriptors, one: Description) -> None:
         shut_unix(kind, opened.context)
     opened.known[one.identity] = kind
     set_flags(number, one.flags)
-
-
-def resize(number: int, size: int, flags: int) -> None:
-    """Give a file whose content travels the size that it has by now."""
-    if os.fstat(number).st_size != size and is_writable(flags):
-        os.truncate(number, size)
 
 
 def seal_descriptors(opened: OpenedDescriptors, final: Table) -> None:

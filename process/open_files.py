@@ -40,11 +40,15 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Who is told that a descriptor is ready: fcntl(2), F_SETOWN_EX and F_SETSIG. Signal 0 stands for
     SIGIO.
+
+    `id` is as the process itself sees it, 0 for nobody; `own`: it is the process, a thread of it or its
+    group.
     """
 
     type: int
     id: int
     signal: int
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -129,14 +133,30 @@ def read_information(pid: int, number: int) -> str:
     return b"".join(parts).decode(errors="surrogateescape")
 
 
-def owner_of(duplicate: int) -> Owner | None:
-    """The description's owner for signals, or None. Ids are those of this process's PID namespace."""
+def owner_of(pid: int, duplicate: int) -> Owner | None:
+    """The owner for signals of a description of process `pid`, or None."""
     kind, identifier, signal = ffi.new("int *"), ffi.new("int *"), ffi.new("int *")
     if lib.lm_get_owner(duplicate, kind, identifier, signal) < 0:
         return None  # O_PATH
-    if identifier[0] == 0 and signal[0] == 0:
-        return None
-    return Owner(type=kind[0], id=identifier[0], signal=signal[0])
+    if identifier[0] == 0:
+        return Owner(type=kind[0], id=0, signal=signal[0], own=True) if signal[0] else None
+    own = identifier[0]
+    if kind[0] == lib.F_OWNER_PGRP:
+        return Owner(type=kind[0], id=own, signal=signal[0], own=own == pid)
+    try:
+        inner = inner_id(f"/proc/{pid}/task/{own}/status")
+    except OSError:
+        return Owner(type=kind[0], id=own, signal=signal[0], own=False)
+    return Owner(type=kind[0], id=inner, signal=signal[0], own=True)
+
+
+def inner_id(status: str) -> int:
+    """A task's id in its own PID namespace (NSpid, proc_pid_status(5))."""
+    with open(status) as text:
+        for line in text:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    raise ProcessLookupError(status)
 
 
 def set_flags(number: int, flags: int) -> None:
