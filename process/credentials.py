@@ -1,14 +1,11 @@
 """Credentials: ids, groups, capabilities, securebits, no_new_privs (credentials(7), capabilities(7)).
 
-They are one per thread in the kernel. A process whose threads have different ones is an obstacle: the
-standard libraries keep
-them equal, and no tool could tell which of them an inherited descriptor was opened under.
+Every thread has its own; the C library keeps those of a process equal, other programs may not.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 import msgspec
 from _lm import ffi, lib
@@ -67,19 +64,6 @@ def look_credentials(status: dict[str, str], secure_bits: int = 0) -> Credential
         secure_bits=secure_bits,
         no_new_privileges=status.get("NoNewPrivs", "0").strip() == "1",
     )
-
-
-def thread_obstacles(leader: Credentials, others: Iterable[tuple[int, Credentials]]) -> list[Obstacle]:
-    """Threads, given with their ids, whose credentials are not the first thread's."""
-    return [
-        Obstacle(
-            object=f"thread {tid}",
-            cause="it has other credentials than the process's first thread",
-            remedy="change credentials by the C library, which changes them in every thread",
-        )
-        for tid, credentials in others
-        if credentials != leader
-    ]
 
 
 def preflight_credentials(wanted: Credentials, present: Credentials) -> list[Obstacle]:

@@ -123,7 +123,7 @@ def look_task(pid: int) -> LiveTask:
                 host_tid=thread.host_tid,
                 name=thread.name,
                 scheduling=thread.scheduling,
-                credentials=held,
+                credentials=thread.credentials,
                 robust_list=thread.robust_list,
                 robust_list_length=thread.robust_list_length,
             )
@@ -159,18 +159,10 @@ def task_obstacles(live: LiveTask, own_tracer: int = 0) -> list[Obstacle]:
     description = live.description
     pid = description.host_pid
     status = parse_status(read_status(pid))
-    others = []
-    for thread in description.threads[1:]:
-        try:
-            lines = parse_status(read_status(pid, thread.host_tid))
-        except ProcessGone:
-            continue
-        others.append((thread.tid, credentials.look_credentials(lines)))
     return [
         *family.process_obstacles(pid, status, own_tracer),
         *family.sharing_obstacles(pid),
         *credentials.namespace_obstacles(pid),
-        *credentials.thread_obstacles(description.credentials, others),
         *limits.limits_obstacles(description.limits),
         *timers.timer_obstacles(description.timers, description.pid, [one.tid for one in description.threads]),
     ]
@@ -189,11 +181,9 @@ def look_stopped_task(
     raw = read_status(pid)
     if proof(raw) != live.proof:
         status = parse_status(raw)
-        description = msgspec.structs.replace(
-            description,
-            credentials=credentials.look_credentials(status),
-            attributes=attributes.look_attributes(pid, status),
-        )
+        description = msgspec.structs.replace(description, attributes=attributes.look_attributes(pid, status))
+        leader = msgspec.structs.replace(outside[pid], credentials=credentials.look_credentials(status))
+        outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
     if any(tid not in outside for tid in tids):
         outside = {**_look_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
@@ -270,7 +260,6 @@ def complete_task(
 
     Raises OSError when the time of an interrupted call cannot be read from the process's memory.
     """
-    held = stopped.description.credentials
     raw = answers.answers
     told_timers = timers.answer_timers(answers.timers, answers.posix_timers)
     alarm, expired = timers.expired_by(told_timers, pending.monotonic - stopped.clocks.monotonic)
@@ -281,16 +270,17 @@ def complete_task(
     usual = scheduling.usual_slice()
     whole = []
     for thread in stopped.threads:
+        outside, answers_of_thread = stopped.outside[thread.host_tid], thread_answers[thread.host_tid]
         own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
         registers, call = _decide(stopped, thread, signals.takes_any(thread.signal_mask, (*own, *shared)), path_at)
         whole.append(
             threads.complete_thread(
-                stopped.outside[thread.host_tid],
+                outside,
                 thread,
                 registers,
                 own,
-                thread_answers[thread.host_tid],
-                held,
+                answers_of_thread,
+                threads.credentials_of(stopped.pid, outside, answers_of_thread),
                 call,
                 usual,
             )
@@ -338,12 +328,10 @@ def _decide(
 
 
 def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Obstacle]:
-    """What only the frozen process could tell: other credentials in a thread, keyrings, 32-bit code, new
+    """What only the frozen process could tell: keyrings, 32-bit code, new
     children.
     """
-    found = credentials.thread_obstacles(
-        task.threads[0].credentials, [(thread.tid, thread.credentials) for thread in task.threads[1:]]
-    )
+    found = []
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Obstacle(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))

@@ -34,8 +34,9 @@ def preflight_task(
     """On the destination: what of a live description this worker cannot give. `present` are its credentials."""
     own = threads.look_thread_outside(os.getpid(), threading.get_native_id()).scheduling
     may_schedule = bool(present.effective >> CAP_SYS_NICE & 1)
+    different = dict.fromkeys((task.credentials, *(thread.credentials for thread in task.threads)))
     return [
-        *credentials.preflight_credentials(task.credentials, present),
+        *(one for held in different for one in credentials.preflight_credentials(held, present)),
         *limits.preflight_limits(task.limits, map_path),
         *timers.ids_within_reach(task.timers, restore_ids),
         *(

@@ -25,6 +25,7 @@ from linux.program import Data, Outcome, Program
 from process import credentials
 from process.interrupted import InterruptedCall
 from process.scheduling import NODES, Scheduling, affinity_bytes, chosen_runtime, usual_slice
+from process.status import parse_status, read_status
 
 PAGE = 4096
 RED_ZONE = 128
@@ -59,6 +60,7 @@ class ThreadOutside(msgspec.Struct, frozen=True, kw_only=True):
     host_tid: int
     name: bytes
     scheduling: Scheduling
+    credentials: credentials.Credentials
     robust_list: int
     robust_list_length: int
 
@@ -119,14 +121,14 @@ def look_thread_outside(pid: int, tid: int) -> ThreadOutside:
     folder = Path(f"/proc/{pid}/task/{tid}")
     try:
         name = (folder / "comm").read_bytes().removesuffix(b"\n")
-        own_ids = _line(folder / "status", b"NSpid:").split()
+        status = parse_status(read_status(pid, tid))
         slack = int(Path(f"/proc/{tid}/timerslack_ns").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(tid) from None
     except PermissionError:
         slack = 50_000
     return ThreadOutside(
-        tid=int(own_ids[-1]) if own_ids else tid,
+        tid=int(status.get("NSpid", str(tid)).split()[-1]),
         host_tid=tid,
         name=name,
         scheduling=Scheduling(
@@ -138,16 +140,10 @@ def look_thread_outside(pid: int, tid: int) -> ThreadOutside:
             io_priority=max(0, outside.io_priority),
             timer_slack=slack,
         ),
+        credentials=credentials.look_credentials(status),
         robust_list=outside.robust_list,
         robust_list_length=outside.robust_list_length,
     )
-
-
-def _line(path: Path, key: bytes) -> bytes:
-    for line in path.read_bytes().splitlines():
-        if line.startswith(key):
-            return line[len(key) :]
-    return b""
 
 
 def look_stopped_thread(tid: int) -> StoppedThread:
@@ -246,27 +242,43 @@ def answer_thread(outcome: Outcome, answers: Data) -> bytes:
     return outcome.read(answers)
 
 
+def credentials_of(pid: int, outside: ThreadOutside, answers: bytes) -> credentials.Credentials:
+    """A frozen thread's credentials: as it told them, with the groups, bounding and ambient capabilities of its status,
+    which is read again if anything else has changed since. Raises ProcessGone.
+    """
+    told = ffi.cast("lm_thread_answers *", ffi.from_buffer(answers))
+    low, high = told.capabilities[0], told.capabilities[1]
+    known = outside.credentials
+    now = msgspec.structs.replace(
+        known,
+        user_ids=(*told.user_ids, told.file_user_id & 0xFFFFFFFF),
+        group_ids=(*told.group_ids, told.file_group_id & 0xFFFFFFFF),
+        inheritable=low.inheritable | high.inheritable << 32,
+        permitted=low.permitted | high.permitted << 32,
+        effective=low.effective | high.effective << 32,
+        no_new_privileges=told.no_new_privileges == 1,
+    )
+    if now != known or told.group_count != len(known.groups):
+        now = credentials.look_credentials(parse_status(read_status(pid, outside.host_tid)))
+    return msgspec.structs.replace(now, secure_bits=told.secure_bits)
+
+
 def complete_thread(
     outside: ThreadOutside,
     stopped: StoppedThread,
     final: Registers,
     pending: tuple[bytes, ...],
     answers: bytes,
-    of_process: credentials.Credentials,
+    held: credentials.Credentials,
     call: InterruptedCall | None = None,
     usual: int = 0,
 ) -> Thread:
     """Put together what was seen of a thread from outside, by ptrace and from within.
 
-    `final` are the registers to go on with, `usual` is `usual_slice`. Supplementary groups, bounding and ambient
-    capabilities are taken from the credentials in the process's status, `of_process`. Raises ValueError when `answers`
-    is not one lm_thread_answers.
+    `final` are the registers to go on with, `held` are its credentials (`credentials_of`), `usual` is `usual_slice`.
     """
-    if len(answers) != int(ffi.sizeof("lm_thread_answers")):
-        raise ValueError(f"answers of thread {outside.host_tid} are {len(answers)} bytes long")
     told = ffi.cast("lm_thread_answers *", ffi.from_buffer(answers))
     attributes = told.scheduling
-    low, high = told.capabilities[0], told.capabilities[1]
     stack = told.alternate_stack
     return Thread(
         tid=outside.tid,
@@ -286,18 +298,7 @@ def complete_thread(
             memory_policy=told.memory_policy,
             memory_nodes=affinity_bytes(bytes(ffi.buffer(told.memory_nodes))),
         ),
-        credentials=credentials.Credentials(
-            user_ids=(*told.user_ids, told.file_user_id & 0xFFFFFFFF),
-            group_ids=(*told.group_ids, told.file_group_id & 0xFFFFFFFF),
-            groups=of_process.groups,
-            inheritable=low.inheritable | high.inheritable << 32,
-            permitted=low.permitted | high.permitted << 32,
-            effective=low.effective | high.effective << 32,
-            bounding=of_process.bounding,
-            ambient=of_process.ambient,
-            secure_bits=told.secure_bits,
-            no_new_privileges=told.no_new_privileges == 1,
-        ),
+        credentials=held,
         robust_list=told.robust_list,
         robust_list_length=told.robust_list_length,
         clear_child_tid=told.clear_child_tid,
