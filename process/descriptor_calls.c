@@ -20,15 +20,15 @@ long lm_tee(int from, int to, unsigned long length) {
     return copied < 0 ? -errno : copied;
 }
 
-int lm_get_owner(int number, int *type, int *id, int *signal) {
+int lm_get_owner(int number, int *told) {
     struct f_owner_ex owner;
 
     if (fcntl(number, F_GETOWN_EX, &owner) < 0)
         return -errno;
-    *type = owner.type;
-    *id = owner.pid;
-    *signal = fcntl(number, F_GETSIG);
-    return result_or_errno(*signal < 0 ? -1 : 0);
+    told[0] = owner.type;
+    told[1] = owner.pid;
+    told[2] = fcntl(number, F_GETSIG);
+    return told[2] < 0 ? -errno : 0;
 }
 
 int lm_get_lease(int number) {

@@ -11,8 +11,9 @@
 /* cffi: begin */
 /* tee(2): the content of pipe `from` appears in pipe `to` as well, without being consumed. */
 long lm_tee(int from, int to, unsigned long length);
-/* F_GETOWN_EX and F_GETSIG: who is told that the descriptor is ready, and by which signal. */
-int lm_get_owner(int number, int *type, int *id, int *signal);
+/* F_GETOWN_EX and F_GETSIG: who is told that the descriptor is ready, and by which signal: type, id, signal.
+ */
+int lm_get_owner(int number, int *told);
 /* F_GETLEASE: F_UNLCK when there is none. */
 int lm_get_lease(int number);
 /* signalfd(2) for the signals in `mask`, bit 0 for signal 1. */

@@ -39,6 +39,8 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
 
 def look_locks(seen: Seen) -> list[Lock]:
     """The locks of the description, and those of the process on the same file."""
+    if "lock:" not in seen.information:
+        return []
     return [
         Lock(
             kind=kind,

@@ -64,16 +64,20 @@ def look_inet(seen: Seen, before: InetSocket | None) -> InetSocket:
     """Describe a TCP or UDP socket from outside; the options only if `before`, an earlier look at it, has
     none.
     """
+    state = ffi.new("struct lm_tcp_state *", {"state": TCP_CLOSE})
+    if before is None or before.is_tcp:
+        result = lib.lm_tcp_state(seen.duplicate, state)
+        if result < 0 and result != -errno.EOPNOTSUPP:
+            raise OSError(-result, os.strerror(-result), "TCP_INFO")
+    listening = state.state == TCP_LISTEN
+    same = before is not None and before.state == state.state
+    if before is not None and same and state.state != TCP_CLOSE:
+        queue = (state.backlog, state.waiting) if listening else (0, 0)
+        return msgspec.structs.replace(before, backlog=queue[0], waiting=queue[1])
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
-        state = ffi.new("struct lm_tcp_state *", {"state": TCP_CLOSE})
-        if one.type == socket.SOCK_STREAM:
-            result = lib.lm_tcp_state(seen.duplicate, state)
-            if result < 0:
-                raise OSError(-result, os.strerror(-result), "TCP_INFO")
         peer: list[str | int] | None = None
         with contextlib.suppress(OSError):
             peer = list(one.getpeername())
-        listening = state.state == TCP_LISTEN
         return InetSocket(
             inode=seen.status.st_ino,
             family=one.family,
@@ -84,7 +88,7 @@ def look_inet(seen: Seen, before: InetSocket | None) -> InetSocket:
             peer=peer,
             backlog=state.backlog if listening else 0,
             waiting=state.waiting if listening else 0,
-            options=before.options if before is not None and before.state == state.state else read_options(one),
+            options=before.options if before is not None and same else read_options(one),
         )
 
 

@@ -97,12 +97,15 @@ class Kinds:
     def describe_socket(self, seen: Seen) -> Kind:
         """What kind of socket it is."""
         before = self.sockets.get(seen.status.st_ino)
+        if isinstance(before, UnixSocket):
+            return look_unix(seen, self.questions(), before)
+        if isinstance(before, InetSocket):
+            return look_inet(seen, before)
         with socket.socket(fileno=os.dup(seen.duplicate)) as one:
             if one.family == socket.AF_UNIX:
-                unix = before if isinstance(before, UnixSocket) else None
-                return look_unix(seen, self.questions(), unix)
+                return look_unix(seen, self.questions(), None)
             if is_supported(one):
-                return look_inet(seen, before if isinstance(before, InetSocket) else None)
+                return look_inet(seen, None)
             family = getattr(one.family, "name", f"address family {one.family}")
             return Refused(
                 cause=f"a socket of {family}, type {int(one.type)}, protocol {one.proto}", remedy=CLOSE_BEFORE

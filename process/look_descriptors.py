@@ -8,6 +8,7 @@ done through them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Collection
@@ -22,7 +23,7 @@ from process.descriptor_table import Description, Descriptor, Kind, Place, Table
 from process.file_locks import look_locks
 from process.inet_sockets import InetSocket
 from process.kinds import Kinds, is_pipe, same_object
-from process.open_files import Seen, close_all, owner_of, read_information
+from process.open_files import Seen, close_all, owner_of, position_and_flags, read_information
 from process.outsiders import find_holders, is_shared_object
 from process.pipes import Pipe, PipeBody, look_pipe_body
 from process.stdio import STANDARD, Terminal
@@ -89,7 +90,11 @@ def see_descriptions(pid: int, pidfd: int, frozen: bool) -> list[Seen]:
                     raise
                 continue
             status = os.fstat(duplicate)
-            one = Seen(pid, (number,), duplicate, link, status, information, frozen)
+            offset, flags = position_and_flags(information)
+            closed = frozenset((number,)) if flags & os.O_CLOEXEC else frozenset[int]()
+            one = Seen(
+                pid, (number,), duplicate, link, status, information, flags & ~os.O_CLOEXEC, offset, closed, frozen
+            )
             groups.setdefault((link, status.st_dev, status.st_ino), []).append(one)
         return [each for group in groups.values() for each in merge_shared(pid, group)]
     except BaseException:
@@ -110,10 +115,14 @@ def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
     for one in sorted(group, key=functools.cmp_to_key(compare)):
         if merged and compare(merged[-1], one) == 0:
             close_all([one.duplicate])
-            last = merged[-1]
-            numbers = tuple(sorted((*last.numbers, *one.numbers)))
-            information = last.information if numbers[0] == last.number else one.information
-            merged[-1] = Seen(pid, numbers, last.duplicate, last.link, last.status, information, last.frozen)
+            last, other = merged[-1], one
+            if one.number < last.number:
+                last, other = dataclasses.replace(one, duplicate=last.duplicate), last
+            merged[-1] = dataclasses.replace(
+                last,
+                numbers=(*last.numbers, *other.numbers),
+                closed_at_exec=last.closed_at_exec | other.closed_at_exec,
+            )
         else:
             merged.append(one)
     return merged
@@ -142,11 +151,8 @@ def describe(pid: int, seen: list[Seen], previous: Look | None, frozen: bool) ->
             duplicates[identity] = one.duplicate
             descriptions.append(describe_one(one, kind, identity, old))
             for number in one.numbers:
-                # Close-on-exec belongs to the number; only its own fdinfo tells it.
-                text = one.information if number == one.number else read_information(pid, number)
-                descriptors.append(
-                    Descriptor(number=number, description=identity, close_on_exec=is_close_on_exec(text))
-                )
+                closed = number in one.closed_at_exec
+                descriptors.append(Descriptor(number=number, description=identity, close_on_exec=closed))
     finally:
         kinds.close()
     table = Table(
@@ -175,7 +181,7 @@ def describe_one(seen: Seen, kind: Kind, identity: int, old: Description | None)
         number=seen.number,
         link=seen.link,
         flags=seen.flags,
-        offset=int(seen.field("pos")),
+        offset=seen.offset,
         kind=kind,
         owner=owner_of(seen.pid, seen.duplicate),
         holders=old.holders if old else [],
@@ -191,14 +197,6 @@ def look_bodies(seen: list[Seen]) -> list[PipeBody]:
         if is_pipe(one) and one.status.st_ino not in bodies:
             bodies[one.status.st_ino] = look_pipe_body(one)
     return list(bodies.values())
-
-
-def is_close_on_exec(information: str) -> bool:
-    """Close-on-exec of the number whose /proc/PID/fdinfo this is (proc(5))."""
-    for line in information.splitlines():
-        if line.startswith("flags:"):
-            return bool(int(line.split()[1], 8) & os.O_CLOEXEC)
-    return False
 
 
 def look_place(pid: int) -> Place:

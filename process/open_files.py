@@ -23,6 +23,7 @@ REOPEN_FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_NOATIME
     | os.O_PATH | os.O_DIRECTORY
 )  # fmt: skip
+ONE_READ = 1 << 16
 # Flags that fcntl(F_SETFL) can change on an open description.
 CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 
@@ -53,7 +54,11 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Seen:
-    """One open file description as seen from outside, through a duplicate in this process."""
+    """One open file description as seen from outside, through a duplicate in this process.
+
+    `flags` are its status flags and access mode, as open(2) takes them; `closed_at_exec` those of its numbers
+    that are closed at exec.
+    """
 
     pid: int
     numbers: tuple[int, ...]
@@ -61,17 +66,15 @@ class Seen:
     link: str
     status: os.stat_result
     information: str
+    flags: int
+    offset: int
+    closed_at_exec: frozenset[int]
     frozen: bool
 
     @property
     def number(self) -> int:
         """The lowest descriptor that stands for it."""
         return self.numbers[0]
-
-    @property
-    def flags(self) -> int:
-        """Its status flags and access mode, as open(2) takes them."""
-        return int(self.field("flags"), 8) & ~os.O_CLOEXEC
 
     def field(self, name: str) -> str:
         """The value of a line of /proc/PID/fdinfo (proc(5)). KeyError if there is none."""
@@ -125,29 +128,36 @@ def read_information(pid: int, number: int) -> str:
     """The text of /proc/PID/fdinfo/NUMBER. FileNotFoundError when it has been closed."""
     descriptor = os.open(f"/proc/{pid}/fdinfo/{number}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        parts = []
-        while part := os.read(descriptor, 65536):
-            parts.append(part)
+        # The kernel makes the whole text at the first read (seq_file), so a short one is all of it.
+        text = os.read(descriptor, ONE_READ)
+        while len(text) % ONE_READ == 0 and (part := os.read(descriptor, ONE_READ)):
+            text += part
     finally:
         os.close(descriptor)
-    return b"".join(parts).decode(errors="surrogateescape")
+    return text.decode(errors="surrogateescape")
+
+
+def position_and_flags(information: str) -> tuple[int, int]:
+    """The offset and the flags, close-on-exec among them, from the first two lines of fdinfo (proc(5))."""
+    position, flags, _ = information.split("\n", 2)
+    return int(position[4:]), int(flags[6:], 8)
 
 
 def owner_of(pid: int, duplicate: int) -> Owner | None:
     """The owner for signals of a description of process `pid`, or None."""
-    kind, identifier, signal = ffi.new("int *"), ffi.new("int *"), ffi.new("int *")
-    if lib.lm_get_owner(duplicate, kind, identifier, signal) < 0:
+    told = ffi.new("int[3]")
+    if lib.lm_get_owner(duplicate, told) < 0:
         return None  # O_PATH
-    if identifier[0] == 0:
-        return Owner(type=kind[0], id=0, signal=signal[0], own=True) if signal[0] else None
-    own = identifier[0]
-    if kind[0] == lib.F_OWNER_PGRP:
-        return Owner(type=kind[0], id=own, signal=signal[0], own=own == pid)
+    kind, own, signal = told
+    if own == 0:
+        return Owner(type=kind, id=0, signal=signal, own=True) if signal else None
+    if kind == lib.F_OWNER_PGRP and own != pid:
+        return Owner(type=kind, id=own, signal=signal, own=False)
     try:
         inner = inner_id(f"/proc/{pid}/task/{own}/status")
     except OSError:
-        return Owner(type=kind[0], id=own, signal=signal[0], own=False)
-    return Owner(type=kind[0], id=inner, signal=signal[0], own=True)
+        return Owner(type=kind, id=own, signal=signal, own=False)
+    return Owner(type=kind, id=inner, signal=signal, own=True)
 
 
 def inner_id(status: str) -> int:

@@ -66,8 +66,20 @@ def look_unix(seen: Seen, diag: int, before: UnixSocket | None) -> UnixSocket:
     result = lib.lm_diag_unix(diag, seen.status.st_ino, found)
     if result < 0:
         raise OSError(-result, os.strerror(-result), f"socket with inode {seen.status.st_ino}")
+    listening = found.state == LISTENING
+    quiet = listening or (before is not None and before.type == socket.SOCK_STREAM and not found.queued)
+    if before is not None and before.state == found.state and (listening or found.has_peer) and quiet:
+        # Nothing else of it changes any more.
+        return msgspec.structs.replace(
+            before,
+            peer=found.peer,
+            shutdown=found.shutdown,
+            backlog=found.backlog if listening else 0,
+            waiting=found.queued if listening else 0,
+            queued=0,
+            queue=[],
+        )
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
-        listening = found.state == LISTENING
         address = raw_address(one.getsockname())
         peer_address = b""
         if found.has_peer:
