@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from process.contents import Content
 from process.descriptor_table import Table
 from process.mapped_files import MappedFile
 from process.mappings import AddressSpace
@@ -30,6 +31,7 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     task: TaskDescription
     descriptors: Table
     files: list[MappedFile] = []
+    contents: list[Content] = []
     changed: list[Runs] = []
     dropped: list[Runs] = []
     pushed: int = 0

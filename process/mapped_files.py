@@ -7,6 +7,7 @@ have to be the same, byte for byte, which is judged by size and modification tim
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 import msgspec
@@ -16,6 +17,8 @@ from process.files import File, names, preflight_file
 from process.mappings import Kind, Mapping
 from wire.obstacles import Obstacle
 
+# A private mapping of /dev/zero is anonymous memory with a name (zero(4)).
+ZERO_DEVICE = os.makedev(1, 5)
 FILE_KINDS = (Kind.PRIVATE_FILE, Kind.SHARED_FILE)
 
 
@@ -41,6 +44,8 @@ def look_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]
         if known is not None and (known.written or not is_written(mapping)):
             continue
         status = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == ZERO_DEVICE:
+            continue
         path = mapping.path.removesuffix(" (deleted)")
         found[mapping.path, mapping.inode] = MappedFile(
             file=File(

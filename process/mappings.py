@@ -9,7 +9,7 @@ A mapping's kind says how its pages come to the destination:
 | SHARED_ANONYMOUS, mapped more than once | eagerly, before COMMIT |
 | PRIVATE_FILE | from the file; changed pages eagerly |
 | SHARED_FILE | from the file, which the destination sees too |
-| MEMFD | through the memfd's descriptor, eagerly |
+| BY_DESCRIPTOR (memfds, unlinked files) | through the process's own descriptor, eagerly |
 | KERNEL ([vdso], [vvar] ...) | the destination's own, moved to the old address |
 """
 
@@ -21,7 +21,7 @@ import itertools
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -68,7 +68,7 @@ class Kind(enum.IntEnum):
     SHARED_ANONYMOUS = 2
     PRIVATE_FILE = 3
     SHARED_FILE = 4
-    MEMFD = 5
+    BY_DESCRIPTOR = 5
     KERNEL = 6
 
 
@@ -83,6 +83,7 @@ class Mapping(msgspec.Struct, frozen=True, array_like=True):
     device: str
     inode: int
     path: str
+    shared: bool
     flags: frozenset[str] = frozenset()
 
     @property
@@ -114,6 +115,7 @@ class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
+DELETED = " (deleted)"
 KERNEL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]")
 IGNORED_NAMES = ("[vsyscall]",)
 
@@ -122,11 +124,11 @@ def _protection(permissions: str) -> int:
     return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in permissions)
 
 
-def _kind(path: str, shared: bool, inode: int) -> Kind:
+def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -> Kind:
     if path in KERNEL_NAMES:
         return Kind.KERNEL
-    if path.startswith("/memfd:"):
-        return Kind.MEMFD
+    if path.endswith(DELETED) and (inode in by_descriptor or path.startswith("/memfd:")):
+        return Kind.BY_DESCRIPTOR
     if shared and path.startswith("/dev/zero"):
         return Kind.SHARED_ANONYMOUS
     if inode == 0:
@@ -134,31 +136,36 @@ def _kind(path: str, shared: bool, inode: int) -> Kind:
     return Kind.SHARED_FILE if shared else Kind.PRIVATE_FILE
 
 
-def mapping_of(entry: MapEntry, flags: Iterable[str] = ()) -> Mapping:
-    """The wire form of one line of /proc/PID/maps, with its VmFlags where they are known."""
+def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collection[int] = ()) -> Mapping:
+    """The wire form of one line of /proc/PID/maps, with its VmFlags where they are known.
+
+    `by_descriptor`: inodes of files without a path that the process has a descriptor of."""
     shared = entry.permissions[3] == "s"
     return Mapping(
         entry.start,
         entry.end,
-        _kind(entry.path, shared, entry.inode),
+        _kind(entry.path, shared, entry.inode, by_descriptor),
         _protection(entry.permissions),
         entry.offset,
         entry.device,
         entry.inode,
         entry.path,
+        shared,
         frozenset(flags),
     )
 
 
-def look_address_space(pid: int) -> AddressSpace:
+def look_address_space(pid: int, by_descriptor: Collection[int] = ()) -> AddressSpace:
     """The layout with all flags: reads smaps, which walks the memory (13 ms per GiB of small pages). Live.
 
     Raises ProcessGone."""
-    mappings = [mapping_of(entry, entry.flags) for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
+    mappings = [
+        mapping_of(entry, entry.flags, by_descriptor) for entry in smaps(pid) if entry.path not in IGNORED_NAMES
+    ]
     return AddressSpace(mappings=mappings, vdso_digest=_vdso_digest(pid, mappings))
 
 
-def look_again(pid: int, earlier: AddressSpace) -> AddressSpace:
+def look_again(pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = ()) -> AddressSpace:
     """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address.
 
     A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
@@ -168,9 +175,11 @@ def look_again(pid: int, earlier: AddressSpace) -> AddressSpace:
     mappings = []
     for entry in entries:
         before = known.get((entry.start, entry.end))
-        plain = mapping_of(entry)
+        plain = mapping_of(entry, (), by_descriptor)
         if before is None or not same_object(before, plain):
-            return AddressSpace(mappings=look_address_space(pid).mappings, vdso_digest=earlier.vdso_digest)
+            return AddressSpace(
+                mappings=look_address_space(pid, by_descriptor).mappings, vdso_digest=earlier.vdso_digest
+            )
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
     return AddressSpace(mappings=mappings, vdso_digest=earlier.vdso_digest)
 
@@ -191,6 +200,7 @@ def same_object(one: Mapping, other: Mapping) -> bool:
     """Whether two mappings, at whatever part of it, show the same thing at the same place."""
     return (
         one.kind == other.kind
+        and one.shared == other.shared
         and one.device == other.device
         and one.inode == other.inode
         and one.path == other.path
@@ -215,6 +225,11 @@ def paged_on_demand(space: AddressSpace) -> list[Mapping]:
     ]
 
 
+def is_private_file(mapping: Mapping) -> bool:
+    """Whether the mapping has pages of its own beside those of its file."""
+    return mapping.kind is Kind.PRIVATE_FILE or (mapping.kind is Kind.BY_DESCRIPTOR and not mapping.shared)
+
+
 def eager_mappings(space: AddressSpace) -> list[Mapping]:
     """The mappings whose (changed) pages travel before COMMIT; a memory mapped twice counts at its first place."""
     twice = shared_more_than_once(space.mappings)
@@ -222,7 +237,7 @@ def eager_mappings(space: AddressSpace) -> list[Mapping]:
     eager = []
     for mapping in space.mappings:
         identity = (mapping.device, mapping.inode)
-        if mapping.kind is Kind.PRIVATE_FILE:
+        if is_private_file(mapping):
             eager.append(mapping)
         elif mapping.kind is Kind.SHARED_ANONYMOUS and identity in twice and identity not in seen:
             seen.add(identity)
@@ -230,9 +245,8 @@ def eager_mappings(space: AddressSpace) -> list[Mapping]:
     return eager
 
 
-def mapping_obstacles(space: AddressSpace, open_memfds: Iterable[int] = ()) -> list[Obstacle]:
-    """What about the layout cannot be moved. `open_memfds`: inodes of the memfds that have a descriptor."""
-    reachable = frozenset(open_memfds)
+def mapping_obstacles(space: AddressSpace, by_descriptor: Collection[int] = ()) -> list[Obstacle]:
+    """What about the layout cannot be moved. `by_descriptor`: see `mapping_of`."""
     found: dict[tuple[str, str], Obstacle] = {}
     for mapping in space.mappings:
         name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
@@ -255,12 +269,12 @@ def mapping_obstacles(space: AddressSpace, open_memfds: Iterable[int] = ()) -> l
                 (mapping.path, "anon"),
                 Obstacle(name, "belongs to a kernel object that does not travel", "close it before the move"),
             )
-        elif mapping.kind is Kind.MEMFD and mapping.inode not in reachable:
+        elif mapping.kind is Kind.BY_DESCRIPTOR and mapping.inode not in by_descriptor:
             found.setdefault(
                 (mapping.path, "memfd"),
                 Obstacle(name, "is a memfd without a descriptor", "keep its descriptor open until the move"),
             )
-        elif mapping.kind in (Kind.PRIVATE_FILE, Kind.SHARED_FILE) and mapping.path.endswith(" (deleted)"):
+        elif mapping.kind in (Kind.PRIVATE_FILE, Kind.SHARED_FILE) and mapping.path.endswith(DELETED):
             found.setdefault(
                 (mapping.path, "deleted"),
                 Obstacle(
@@ -276,7 +290,7 @@ def mapping_obstacles(space: AddressSpace, open_memfds: Iterable[int] = ()) -> l
 
 
 def _file_descriptor(program: Program, mapping: Mapping, path: str) -> Result:
-    shared_writable = mapping.kind is Kind.SHARED_FILE and "mw" in mapping.flags
+    shared_writable = mapping.shared and "mw" in mapping.flags
     access = os.O_RDWR if shared_writable else os.O_RDONLY
     return program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), access | os.O_CLOEXEC, 0)
 
@@ -289,7 +303,7 @@ def map_rows(
     descriptor: int | None = None,
     first_place: int | None = None,
 ) -> None:
-    """Rows that make one mapping. `path`: where its file is here; `descriptor`: of its memfd, in the husk;
+    """Rows that make one mapping. `path`: where its file is here; `descriptor`: the husk's own, of a file without one;
     `first_place`: where the same shared anonymous memory is already mapped."""
     label = f"map {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
     flags = MAP_FIXED_NOREPLACE
@@ -306,14 +320,13 @@ def map_rows(
         flags |= MAP_ANONYMOUS | (MAP_PRIVATE if mapping.kind is Kind.ANONYMOUS else MAP_SHARED)
         program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, -1, 0)
         return
-    flags |= MAP_PRIVATE if mapping.kind is Kind.PRIVATE_FILE else MAP_SHARED
-    opened: Result | None = None
-    if descriptor is None:
-        opened = _file_descriptor(program, mapping, path or mapping.path)
-    source: int | Result = opened if opened is not None else descriptor if descriptor is not None else -1
-    program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, source, mapping.offset)
-    if opened is not None:
-        program.call(f"close {mapping.path}", SYS_close, opened)
+    flags |= MAP_SHARED if mapping.shared else MAP_PRIVATE
+    # Opened anew through /proc, for what the mapping needs: the descriptor itself may be of another mode, and a seal
+    # against writing forbids mappings that might.
+    place = f"/proc/self/fd/{descriptor}" if descriptor is not None else path or mapping.path
+    opened = _file_descriptor(program, mapping, place)
+    program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, opened, mapping.offset)
+    program.call(f"close {mapping.path}", SYS_close, opened)
 
 
 def advise_rows(program: Program, mapping: Mapping) -> None:

@@ -27,15 +27,18 @@ from linux.syscall_numbers import (
 )
 from linux.userfaultfd import take_userfaultfd
 from process import attributes, clocks, interrupted, limits, task_rebuild, thread_rebuild, timers
+from process.contents import Content, number_of_inode
 from process.credentials import Credentials
 from process.description import ProcessDescription
 from process.descriptor_options import DescriptorOptions
+from process.descriptor_rows import descriptor_rows
 from process.descriptor_table import Table
 from process.mappings import AT_FDCWD, AddressSpace, difference, lock_rows
 from process.open_descriptors import (
     OpenedDescriptors,
     descriptor_changes,
     open_descriptors,
+    seal_descriptors,
     update_descriptors,
 )
 from process.signals import sent_after_resume
@@ -79,7 +82,7 @@ def stage(
     building = Construction(husk, options, description, opened, offsets, present, restore_ids)
     _empty(building)
     _install(building, None, description.descriptors)
-    _lay_out(building, NOTHING, description.memory)
+    _lay_out(building, NOTHING, description)
     _plan(building)
     limits.rebuild_outside(pid, description.task.limits)
     building.userfaultfd = take_userfaultfd(pid)
@@ -142,23 +145,15 @@ def _install(building: Construction, staged: Table | None, final: Table) -> None
     run(husk, program)
 
 
-def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace) -> None:
-    """Bring the husk's layout from one to the other."""
+def _lay_out(building: Construction, before: AddressSpace, description: ProcessDescription) -> None:
+    """Bring the husk's layout from what it is to what is described."""
+    after, table = description.memory, description.descriptors
     change = difference(before, after)
     if not (change.unmap or change.make or change.protect):
         return
     program = Program("laying out the memory")
-    layout_rows(program, change, after, building.options.map_path, lambda inode: _memfd(building, inode))
+    layout_rows(program, change, after, building.options.map_path, lambda inode: number_of_inode(table, inode))
     run(building.husk, program)
-
-
-def _memfd(building: Construction, inode: int) -> int:
-    """The number, in the husk, of a descriptor of the memfd with that inode on the source."""
-    table = building.staged.descriptors
-    for one in table.descriptions:
-        if one.link.startswith("/memfd:") and getattr(one.kind, "inode", None) == inode:
-            return one.number
-    raise OSError(f"no descriptor for the memfd with inode {inode}")
 
 
 def _plan(building: Construction) -> None:
@@ -197,6 +192,17 @@ def _inner_id(pid: int, host_tid: int) -> int:
     raise ProcessGone(host_tid)
 
 
+def content_descriptor(building: Construction, content: Content) -> int:
+    """Where the content of a file without a path goes. What nobody asked for (the source's own file is used, on one
+    machine) goes to a file that is forgotten."""
+    wanted = building.opened.content_wanted.get((content.device, content.inode))
+    if wanted is not None:
+        return wanted
+    scratch = os.memfd_create("unwanted")
+    building.opened.context.close_later.append(scratch)
+    return scratch
+
+
 def apply_layout(building: Construction, final: ProcessDescription) -> None:
     """The first part of the final step: memory and descriptors as they are at the source now.
 
@@ -204,7 +210,7 @@ def apply_layout(building: Construction, final: ProcessDescription) -> None:
     staged = building.staged
     update_descriptors(building.opened, final.descriptors)
     _install(building, staged.descriptors, final.descriptors)
-    _lay_out(building, staged.memory, final.memory)
+    _lay_out(building, staged.memory, final)
     _drop_unchanged(building, final)
 
 
@@ -242,6 +248,8 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     map_path = _bytes_map(building.options)
     task_rebuild.rebuild_process(program, task, map_path, building.restore_ids, building.staged.task)
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
+    descriptor_rows(program, final.descriptors, building.opened.handed_over)
+    seal_descriptors(building.opened, final.descriptors)
     present = limits.present_limits(building.husk.pid)
     reachable = limits.reachable(task.limits.limits, present, _may_raise())
     task_rebuild.limit_process(program, task, reachable, present)

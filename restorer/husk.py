@@ -114,7 +114,7 @@ def layout_rows(
             program,
             mapping,
             path=map_path(mapping.path),
-            descriptor=memfds(mapping.inode) if mapping.kind is Kind.MEMFD else None,
+            descriptor=memfds(mapping.inode) if mapping.kind is Kind.BY_DESCRIPTOR else None,
             first_place=place,
         )
         first.setdefault(identity, mapping.start)

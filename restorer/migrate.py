@@ -13,6 +13,7 @@ import gc
 import select
 import signal
 import time
+from collections.abc import Iterable
 from typing import NoReturn
 
 import msgspec
@@ -22,6 +23,7 @@ from linux.errors import ProcessGone, SyscallFailed
 from linux.program import ProgramTooLarge
 from pager.pager import PagedRange, Pager, PagerState, RangeKind
 from process import clocks
+from process.contents import Content, new_contents
 from process.description import MigrationDescription, ProcessDescription
 from process.descriptor_obstacles import compare_written_files
 from process.descriptor_options import DescriptorOptions
@@ -129,6 +131,7 @@ def stage(run: Run, description: ProcessDescription) -> None:
     run.pager.add_space(description.space, run.building.userfaultfd, husk.pid)
     run.pager.connect(run.roles.fault, run.roles.bulk, run.roles.session, run.roles.attempt)
     run.pager.set_ranges(memory_ranges(description.memory), description.space)
+    add_contents(run, description.contents)
     run.pager.start()
     edge("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
@@ -136,6 +139,14 @@ def stage(run: Run, description: ProcessDescription) -> None:
     run.pager.receive_push(STAGING_PUSH)
     edge("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))
+
+
+def add_contents(run: Run, contents: Iterable[Content]) -> None:
+    """Tell the pager where the content of files without a path goes."""
+    assert run.building is not None
+    assert run.pager is not None
+    for content in contents:
+        run.pager.add_object(content.space, build.content_descriptor(run.building, content), content.size)
 
 
 def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
@@ -176,6 +187,7 @@ def apply_final(run: Run) -> None:
     run.line.send("frozen", pid=run.building.husk.pid)
     build.apply_layout(run.building, final)
     run.pager.set_ranges(memory_ranges(final.memory), final.space)
+    add_contents(run, new_contents(final.contents, run.building.staged.contents))
     run.pager.receive_push(final.pushed)
     edge("destination-laid-out")
     build.apply_threads(run.building, final)
@@ -209,7 +221,9 @@ def await_commit(run: Run) -> messages.Commit:
     Only COMMIT, an orderly end of the connection or words to that effect tell what the source decided. Anything else
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
     edge("destination-ready")
-    run.control.send(messages.Ready())
+    assert run.building is not None
+    handed_over = sorted(run.building.opened.handed_over)
+    run.control.send(messages.Ready(payload=messages.pack(handed_over)))
     try:
         return run.control.expect(messages.Commit)
     except (RemoteError, Refused):

@@ -25,6 +25,7 @@ from linux.source_threads import (
 from linux.walk_home import Gadgets, find_gadgets, frame_address
 from process import task as tasks
 from process import threads as thread_parts
+from process.contents import Content, inodes_without_path, look_contents
 from process.description import ProcessDescription, Runs
 from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
@@ -33,8 +34,8 @@ from process.look_descriptors import Look, look_descriptors
 from process.mapped_files import MappedFile, look_mapped_files, mapped_file_obstacles
 from process.mappings import (
     AddressSpace,
-    Kind,
     eager_mappings,
+    is_private_file,
     look_address_space,
     look_again,
     mapping_obstacles,
@@ -68,6 +69,7 @@ class SourceLook:
     gadgets: Gadgets
     end_signal: int
     questions: Questions
+    contents: list[Content] = field(default_factory=list)
     pushed: list[Runs] = field(default_factory=list)
 
     def description(self) -> ProcessDescription:
@@ -79,6 +81,7 @@ class SourceLook:
             task=self.task.description,
             descriptors=self.descriptors.table,
             files=self.files,
+            contents=self.contents,
         )
 
 
@@ -133,15 +136,16 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
         raise Refused(first or [Obstacle(f"process {pid}", "has no memory of its own", "name another process")])
     live = tasks.look_task(pid)
     layout = maps_text(pid)
-    memory = look_address_space(pid)
-    files = look_mapped_files(pid, memory.mappings)
     descriptors = look_descriptors(pid)
+    pathless = inodes_without_path(descriptors.table)
+    memory = look_address_space(pid, pathless)
+    files = look_mapped_files(pid, memory.mappings)
     entries = maps(pid)
     gadgets = find_gadgets(pid, entries)
     end_signal = choose_end_signal(int(status["SigCgt"], 16))
     found = [
         *tasks.task_obstacles(live),
-        *mapping_obstacles(memory, memfd_inodes(descriptors)),
+        *mapping_obstacles(memory, pathless),
         *mapped_file_obstacles(files),
         *_way_home_obstacles(pid, gadgets, end_signal),
     ]
@@ -157,6 +161,7 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
             gadgets or Gadgets(0, 0),
             end_signal or 0,
             compose_questions(live.description.timers.posix_timers),
+            look_contents(descriptors.table),
         ),
         found,
     )
@@ -165,15 +170,6 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
 def check_obstacles(seen: SourceLook) -> list[Obstacle]:
     """For --check: the descriptors' obstacles too, which otherwise the destination finds with its own options."""
     return descriptor_obstacles(seen.descriptors.table, DescriptorOptions())
-
-
-def memfd_inodes(descriptors: Look) -> list[int]:
-    """The memfds that the process has a descriptor of."""
-    return [
-        one.kind.inode
-        for one in descriptors.table.descriptions
-        if one.link.startswith("/memfd:") and hasattr(one.kind, "inode")
-    ]
 
 
 def _way_home_obstacles(pid: int, gadgets: Gadgets | None, end_signal: int | None) -> list[Obstacle]:
@@ -198,10 +194,11 @@ def _way_home_obstacles(pid: int, gadgets: Gadgets | None, end_signal: int | Non
 
 
 def changed_file_pages(pid: int, memory: AddressSpace) -> list[Runs]:
-    """The pages of private file mappings that differ from the file. Raises ProcessGone, OSError."""
+    """The pages that cannot be paged on demand: of private file mappings those that differ from the file, of shared
+    memory all, since page tables do not tell which of it exist. Raises ProcessGone, OSError."""
     eager = eager_mappings(memory)
-    found = pagemap.changed_runs(pid, [(m.start, m.end) for m in eager if m.kind is Kind.PRIVATE_FILE])
-    found += pagemap.present_runs(pid, [(m.start, m.end) for m in eager if m.kind is not Kind.PRIVATE_FILE])
+    found = pagemap.changed_runs(pid, [(m.start, m.end) for m in eager if is_private_file(m)])
+    found += [(m.start, m.end) for m in eager if not is_private_file(m)]
     return [Runs(start, (end - start) // PAGE) for start, end in found]
 
 
@@ -227,7 +224,8 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     questions = current_questions(look.questions, pid)
     programs = programs_for(questions, tids)
     layout = maps_text(pid)
-    memory = look.memory if layout == look.layout else look_again(pid, look.memory)
+    pathless = inodes_without_path(look.descriptors.table)
+    memory = look.memory if layout == look.layout else look_again(pid, look.memory, pathless)
     frame = place_frame(pid, look, memory)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
@@ -247,11 +245,12 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
         files=look.files if memory is look.memory else look_mapped_files(pid, memory.mappings),
         changed=changed,
         dropped=no_longer(look.pushed, changed),
+        contents=look_contents(descriptors.table, look.contents),
         pushed=FINAL_PUSH,
     )
     obstacles = tasks.frozen_obstacles(task, answers)
     if memory is not look.memory:
-        obstacles += mapping_obstacles(memory, memfd_inodes(descriptors))
+        obstacles += mapping_obstacles(memory, inodes_without_path(descriptors.table))
     return FrozenSource(
         stops,
         threads,

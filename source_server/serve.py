@@ -21,8 +21,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from linux import cpu, pidfd
+from process.contents import Content, identity_of, new_contents, number_of
 from process.description import MigrationDescription, Runs
 from process.open_descriptors import flush_written_files
+from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
 from source_server.look import (
@@ -150,7 +152,8 @@ def stage(run: Run) -> None:
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
-    run.server.push(STAGING_PUSH, push_runs(run.seen.pushed), remember=True)
+    serve_contents(run)
+    run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.seen.contents), remember=True)
     run.control.expect(messages.Pushed, STAGING_SECONDS)
     run.control.measure_round_trip()
     edge("source-staged")
@@ -169,6 +172,7 @@ def freeze_and_commit(run: Run) -> handover.Committed:
         if source.obstacles:
             raise Refused(source.obstacles, object=f"process {run.options.pid}", step="the frozen process")
         flush_written_files(source.description.descriptors, source.descriptors.duplicates)
+        serve_new_contents(run, source)
         whole = MigrationDescription(processes=[source.description])
         run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
         edge("source-final-sent")
@@ -177,12 +181,16 @@ def freeze_and_commit(run: Run) -> handover.Committed:
         run.events.emit("frozen", run.options.pid)
         try:
             with signals_let_through():
-                run.control.expect(messages.Ready, left(deadline))
+                ready = run.control.expect(messages.Ready, left(deadline))
         except LocalError as error:
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
         edge("source-ready")
         pusher.join(left(deadline))
-        return handover.commit(state, run.control, run.custody, began)
+        handed_over = messages.unpack(ready.payload, list[int])
+        committed = handover.commit(state, run.control, run.custody, began)
+        retire_sockets(source.description.descriptors, source.descriptors.duplicates, handed_over)
+        source.descriptors.close()
+        return committed
 
 
 def stop_by_signal() -> None:
@@ -231,15 +239,39 @@ def signals_let_through() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
-def push_runs(runs: Iterable[Runs]) -> list[PushRun]:
-    """Pages to push, as the page server wants them."""
-    return [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
+def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:
+    """Pages and whole files to push, as the page server wants them."""
+    pages = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
+    return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
+
+
+def serve_contents(run: Run) -> None:
+    """Let the page server read the files without a path, through descriptors of its own."""
+    source = pidfd.open_pidfd(run.seen.pid)
+    try:
+        for content in run.seen.contents:
+            number = number_of(run.seen.descriptors.table, content)
+            duplicate = pidfd.fetch_descriptor(source, number)
+            run.server.add_object(content.space, duplicate)
+            os.close(duplicate)
+    finally:
+        os.close(source)
+
+
+def serve_new_contents(run: Run, source: FrozenSource) -> None:
+    """The same for those that have come, or changed their size, since then."""
+    description = source.description
+    for content in new_contents(description.contents, run.seen.contents):
+        identity = identity_of(description.descriptors, content)
+        run.server.add_object(content.space, source.descriptors.duplicates[identity])
 
 
 def push_quietly(server: PageServer, source: FrozenSource) -> None:
     """Push what is hot and what has changed. A lost connection shows on the control channel as well."""
     with contextlib.suppress(OSError):
-        server.push(FINAL_PUSH, push_runs([*source.hot, *source.description.changed]), changed=True)
+        server.push(
+            FINAL_PUSH, push_runs([*source.hot, *source.description.changed], source.description.contents), changed=True
+        )
 
 
 def left(deadline: float) -> float:
