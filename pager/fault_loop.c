@@ -58,9 +58,11 @@ static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_r
     struct lm_pager *pager = loop->pager;
     uint64_t page = lm_range_page(range, pending->address);
     uint64_t last = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1, more = 0;
-    uint32_t most = atomic_load_explicit(&pager->fault_pages, memory_order_relaxed);
     if (loop->request_count == REQUESTS || !pager->connected)
         return; /* it stays unasked and is asked for on the next round */
+    uint32_t limit = atomic_load_explicit(&pager->fault_pages, memory_order_relaxed);
+    struct lm_stream *stream = lm_prefetch_stream(pager, pending->space, pending->address, limit);
+    uint32_t most = stream->window;
     if (++pager->next_id == 0)
         pager->next_id = 1;
     pending->id = pager->next_id;
@@ -72,6 +74,7 @@ static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_r
             lm_page_table_set(range->table, page + 1, more, ~0u, LM_PAGE_ASKED))
             more = 0;
     }
+    stream->next = pending->address + (1 + more) * LM_PAGE_SIZE;
     uint64_t source = range->source + (pending->address - range->start);
     if (more)
         *neighbours = (struct lm_neighbours){.id = pending->id,

@@ -25,7 +25,7 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     pager->fault.fd = pager->bulk.fd = pager->next_fault_fd = -1;
     pager->keeper = (struct lm_keeper){.finished = -1, .pager = -1};
     pager->prefetch.run_pages = LM_FRAME_PAGES;
-    atomic_init(&pager->fault_pages, 1);
+    atomic_init(&pager->fault_pages, 16);
     pthread_mutex_init(&pager->lock, NULL);
     pthread_mutex_init(&pager->state_lock, NULL);
     pthread_condattr_init(&clock);

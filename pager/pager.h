@@ -100,7 +100,8 @@ int lm_pager_prefetch_start(struct lm_pager *pager);
 int lm_pager_prefetch_first(struct lm_pager *pager, const struct lm_hot_run *runs, size_t count);
 /* Bytes per second to ask for in bulk, 0 for no limit. */
 void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second);
-/* How many pages a fault asks for, 1 to LM_FAULT_PAGES: the one and those after it. */
+/* How many pages a fault asks for at most, 1 to LM_FAULT_PAGES: the one and, when faults come one behind the
+ * other, those after it. 16 at first. */
 void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
 /* How long, after a fault was answered, the next one is looked for without sleeping; 0: never. */
 void lm_pager_spin(struct lm_pager *pager, uint32_t microseconds);

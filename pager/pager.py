@@ -193,7 +193,7 @@ class Pager:
         lib.lm_pager_limit(self._pager, bytes_per_second)
 
     def fault_pages(self, pages: int) -> None:
-        """How many pages a fault asks for: its own and those after it."""
+        """How many pages a fault asks for at most, when faults come one behind the other."""
         lib.lm_pager_fault_pages(self._pager, pages)
 
     def spin(self, microseconds: int) -> None:

@@ -18,6 +18,7 @@ enum {
     LM_FLIGHTS = 8,      /* bulk requests under way */
     LM_PLACE_PAGES = 16, /* placed at a time under the lock: as long as a fault may have to wait for it */
     LM_RECENT_FAULTS = 32,
+    LM_STREAMS = 8,
     LM_CHILD_SPACE = 0x20000000, /* numbers of spaces that were born here */
 };
 
@@ -55,7 +56,17 @@ struct lm_recent {
     uint32_t pages;     /* how many to ask for next */
 };
 
+/* A thread that walks through memory: where its next fault is expected, and how many pages the last one
+ * brought. */
+struct lm_stream {
+    const struct lm_space *space;
+    uint64_t next;
+    uint32_t window;
+};
+
 struct lm_prefetch {
+    struct lm_stream streams[LM_STREAMS];
+    unsigned newest_stream;
     struct lm_recent recent[LM_RECENT_FAULTS];
     unsigned newest;
     struct lm_hot_run *hot;
@@ -184,6 +195,10 @@ struct lm_run {
     uint32_t pages, reach;
 };
 void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high);
+/* How many pages to ask for with a fault at the address: one, unless faults come one behind the other; then
+ * more each time, at most `most`. The stream is to be told where it ended. */
+struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_space *space, uint64_t address,
+                                     uint32_t most);
 /* The next run to ask for, marked ASKED. Returns false when there is none. */
 bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run);
 

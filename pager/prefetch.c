@@ -4,7 +4,7 @@
  */
 #include "pager/paging.h"
 
-enum { AROUND_FIRST = 32, AROUND_MOST = 512 };
+enum { AROUND_FIRST = 32, AROUND_MOST = 512, STREAM_GAP = 8 * LM_PAGE_SIZE };
 
 void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high) {
     struct lm_prefetch *prefetch = &pager->prefetch;
@@ -18,6 +18,22 @@ void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t l
     prefetch->newest = (prefetch->newest + 1) % LM_RECENT_FAULTS;
     prefetch->recent[prefetch->newest] =
         (struct lm_recent){.space = space, .low = low, .high = high, .pages = AROUND_FIRST};
+}
+
+struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_space *space, uint64_t address,
+                                     uint32_t most) {
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    for (unsigned i = 0; i < LM_STREAMS; i++) {
+        struct lm_stream *stream = &prefetch->streams[i];
+        if (stream->space == space && address >= stream->next && address - stream->next <= STREAM_GAP) {
+            stream->window = 2 * stream->window < most ? 2 * stream->window : most;
+            return stream;
+        }
+    }
+    prefetch->newest_stream = (prefetch->newest_stream + 1) % LM_STREAMS;
+    struct lm_stream *stream = &prefetch->streams[prefetch->newest_stream];
+    *stream = (struct lm_stream){.space = space, .window = 1};
+    return stream;
 }
 
 /* The first MISSING stretch of [start, end) in the space. */

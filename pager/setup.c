@@ -298,10 +298,10 @@ int lm_pager_connect(struct lm_pager *pager, int fault_fd, int bulk_fd, const ui
     lm_pager_unlock(pager);
     if (!error && write(pager->wake, &one, sizeof one) < 0 && errno != EAGAIN)
         error = -errno;
-    if (!error && again) {
-        lm_pager_set_state(pager, LM_PAGER_RUNNING, "%s", "");
+    if (!error)
+        lm_pager_set_state(pager, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
+    if (!error && again)
         error = start_bulk(pager);
-    }
     return error;
 }
 

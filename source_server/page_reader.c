@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "source_server/page_reader.h"
 
+#include "linux/kernel.h"
 #include "wire/page_stream.h"
 
 #include <errno.h>
@@ -8,6 +9,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -137,12 +139,35 @@ int lm_page_reader_present(const struct lm_page_reader *reader, uint64_t address
     return error;
 }
 
+/* The first page that is there, by a walk that skips what has no page tables: terabytes that were only
+ * reserved cost nothing. Returns -ENOTTY before Linux 6.7. */
+static int scan(const struct lm_page_reader *reader, uint64_t address, uint64_t end, uint64_t *next) {
+    struct lm_page_region region = {.start = end};
+    struct lm_pagemap_scan scan = {.size = sizeof scan,
+                                   .start = address,
+                                   .end = end,
+                                   .vec = (uint64_t)(uintptr_t)&region,
+                                   .vec_len = 1,
+                                   .max_pages = 1,
+                                   .category_anyof_mask = LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED,
+                                   .return_mask = LM_PAGE_IS_PRESENT};
+    int found = ioctl(reader->pagemap, LM_PAGEMAP_SCAN, &scan);
+    if (found < 0)
+        return -errno;
+    *next = found ? region.start : end;
+    return 0;
+}
+
 int lm_page_reader_next(const struct lm_page_reader *reader, uint64_t address, uint64_t end, uint64_t *next) {
     if (!reader->pid) {
         off_t data = lseek(reader->memory, (off_t)address, SEEK_DATA);
         if (data < 0 && errno != ENXIO)
             return -errno;
         *next = data < 0 || (uint64_t)data > end ? end : (uint64_t)data / LM_PAGE_SIZE * LM_PAGE_SIZE;
+        return 0;
+    }
+    if (address >= end || scan(reader, address, end, next) == 0) {
+        *next = address < end ? *next : end;
         return 0;
     }
     while (address < end) {

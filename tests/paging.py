@@ -143,3 +143,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def own_userfaultfds() -> list[int]:
+    """This process's descriptors that are userfaultfds."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[userfaultfd]":
+                found.append(int(name))
+        except FileNotFoundError:
+            continue
+    return found

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from paging import eventually, moving
+from paging import eventually, moving, own_userfaultfds
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_faults_alone_bring_every_page(program: Path, kind: str) -> None:
         assert move.destination.ask("check", 0, 300) == 0
         counters = move.pager.counters
         assert counters["wanted_pages"] == 0
-        assert counters["remote_faults"] == 300
+        assert counters["remote_faults"] < 100
         move.complete()
 
 
@@ -51,12 +51,13 @@ def test_the_kernel_may_fault(program: Path) -> None:
         move.complete()
 
 
-@pytest.mark.parametrize("fault_pages", [2, 16, 64])
-def test_neighbours_come_with_a_fault(program: Path, fault_pages: int) -> None:
+@pytest.mark.parametrize("fault_pages", [1, 2, 16, 64])
+def test_neighbours_come_with_faults_in_a_row(program: Path, fault_pages: int) -> None:
     with moving(program, 4000) as move:
         move.pager.fault_pages(fault_pages)
         assert move.destination.ask("check", 0, 2000) == 0
-        assert move.pager.counters["remote_faults"] <= 2000 // fault_pages + 2000 / 8
+        # The answer to a window may be overtaken by the fault on its second page.
+        assert 2000 // fault_pages <= move.pager.counters["remote_faults"] <= 2000
         move.destination.send("threads", 4000, 4, 2000)
         move.complete()
         assert move.destination.answer() == 0
@@ -86,6 +87,7 @@ def test_shared_memory_stays_shared_with_children(program: Path) -> None:
 
 def test_discarded_pages_are_zero(program: Path) -> None:
     with moving(program, 1000) as move:
+        move.pager.fault_pages(1)
         assert move.destination.ask("check", 0, 100) == 0
         assert move.destination.ask("dontneed", 50, 100) == 0
         assert move.destination.ask("check-zero", 50, 100) == 0
@@ -203,5 +205,4 @@ def test_nothing_stays_in_the_process(program: Path) -> None:
         move.complete()
         assert not Path(f"/proc/{keeper}").exists()
         assert " um" not in Path(f"/proc/{move.destination.pid}/smaps").read_text()
-        descriptors = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
-        assert not [target for target in descriptors if "userfaultfd" in str(target)]
+        assert own_userfaultfds() == []

@@ -1,0 +1,289 @@
+/*
+ * The floor: what the kernel and the machine allow, with nothing of ours in between.
+ *
+ * Four processes as in a real move: a source that holds still, a bare server (process_vm_readv, send), a bare
+ * pager (poll, recv, UFFDIO_COPY) and a destination that touches its memory. One page per fault, both sides
+ * sleep in poll and recv, nothing is compressed, nothing is checked, nothing is remembered. Prints one line
+ * of JSON: the median and 99th percentile of a fault in microseconds as the destination feels it, and the
+ * rate of a bulk pull with 1 MiB requests of which eight are under way.
+ *
+ *     floor [--pages N] [--faults N] [--address IP] [--source-netns PATH]
+ *
+ * With --source-netns the server runs in that network namespace, bound to IP.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, CHUNK = 1 << 20, UNDER_WAY = 8 };
+
+struct setup {
+    uint64_t pages, faults;
+    const char *address, *netns;
+    char *memory;
+    int fault, bulk;
+};
+
+struct request {
+    uint64_t address, length;
+};
+
+static void fail(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void read_all(int fd, void *buffer, size_t size) {
+    for (char *at = buffer; size;) {
+        ssize_t count = recv(fd, at, size, 0);
+        if (count <= 0)
+            exit(count ? 1 : 0);
+        at += count;
+        size -= (size_t)count;
+    }
+}
+
+static void write_all(int fd, const void *buffer, size_t size) {
+    for (const char *at = buffer; size;) {
+        ssize_t count = send(fd, at, size, MSG_NOSIGNAL);
+        if (count <= 0)
+            exit(1);
+        at += count;
+        size -= (size_t)count;
+    }
+}
+
+static char *map_pages(uint64_t pages) {
+    char *memory =
+        mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        fail("mmap");
+    madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
+    return memory;
+}
+
+static pid_t start_source(const struct setup *setup) {
+    int ready[2];
+    char byte;
+    if (pipe(ready))
+        fail("pipe");
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (uint64_t i = 0; i < setup->pages * PAGE; i += 8)
+            *(uint64_t *)(setup->memory + i) = i * 0x9e3779b97f4a7c15u;
+        if (write(ready[1], "", 1) != 1)
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    if (read(ready[0], &byte, 1) != 1)
+        fail("source");
+    close(ready[0]);
+    close(ready[1]);
+    return pid;
+}
+
+static void serve(pid_t source, int fd) {
+    char *buffer = aligned_alloc(PAGE, CHUNK);
+    for (;;) {
+        struct request request;
+        read_all(fd, &request, sizeof request);
+        struct iovec local = {buffer, request.length}, remote = {(void *)request.address, request.length};
+        if (process_vm_readv(source, &local, 1, &remote, 1, 0) != (ssize_t)request.length)
+            fail("process_vm_readv");
+        write_all(fd, buffer, request.length);
+    }
+}
+
+/* The server's process, which listens and accepts two connections, one served by each of two processes. */
+static pid_t start_server(struct setup *setup, pid_t source) {
+    int port_pipe[2], one = 1;
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t length = sizeof address;
+    inet_pton(AF_INET, setup->address, &address.sin_addr);
+    if (pipe(port_pipe))
+        fail("pipe");
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (setup->netns && setns(open(setup->netns, O_RDONLY | O_CLOEXEC), CLONE_NEWNET))
+            fail("setns");
+        int listener = socket(AF_INET, SOCK_STREAM, 0);
+        if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 2) ||
+            getsockname(listener, (struct sockaddr *)&address, &length) ||
+            write(port_pipe[1], &address, sizeof address) != sizeof address)
+            fail("listen");
+        int first = accept(listener, NULL, NULL), second = accept(listener, NULL, NULL);
+        setsockopt(first, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        setsockopt(second, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        if (fork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            serve(source, second);
+        }
+        serve(source, first);
+    }
+    if (read(port_pipe[0], &address, sizeof address) != sizeof address)
+        fail("server");
+    int *ends[] = {&setup->fault, &setup->bulk};
+    for (int i = 0; i < 2; i++) {
+        *ends[i] = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(*ends[i], (struct sockaddr *)&address, sizeof address))
+            fail("connect");
+        setsockopt(*ends[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    }
+    return pid;
+}
+
+static int compare(const void *one, const void *other) {
+    const uint64_t *a = one, *b = other;
+    return *a < *b ? -1 : *a > *b;
+}
+
+/* The destination: makes a userfaultfd for its memory, says so, waits for a word and touches pages at random.
+ */
+static void touch(const struct setup *setup, int say, int hear, uint64_t *times) {
+    char byte;
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+    struct uffdio_api api = {.api = UFFD_API};
+    struct uffdio_register range = {.range = {(uint64_t)setup->memory, setup->pages * PAGE},
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &range))
+        fail("userfaultfd");
+    if (write(say, &fd, sizeof fd) != sizeof fd || read(hear, &byte, 1) != 1)
+        fail("destination");
+    uint64_t seed = 42;
+    for (uint64_t i = 0; i < setup->faults; i++) {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        uint64_t begin = now_ns();
+        (void)*(volatile char *)(setup->memory + seed % (setup->pages / 2) * PAGE);
+        times[i] = now_ns() - begin;
+    }
+    if (write(say, "", 1) != 1)
+        fail("destination");
+    for (;;)
+        pause();
+}
+
+static void answer_faults(const struct setup *setup, int userfault, int done) {
+    char *page = aligned_alloc(PAGE, PAGE);
+    struct pollfd events[2] = {{.fd = userfault, .events = POLLIN}, {.fd = done, .events = POLLIN}};
+    for (;;) {
+        struct uffd_msg message;
+        poll(events, 2, -1);
+        if (events[1].revents)
+            break;
+        if (read(userfault, &message, sizeof message) != sizeof message)
+            continue;
+        struct request request = {message.arg.pagefault.address & ~(uint64_t)(PAGE - 1), PAGE};
+        write_all(setup->fault, &request, sizeof request);
+        read_all(setup->fault, page, PAGE);
+        struct uffdio_copy copy = {.dst = request.address, .src = (uint64_t)page, .len = PAGE};
+        if (ioctl(userfault, UFFDIO_COPY, &copy) && errno != EEXIST)
+            fail("UFFDIO_COPY");
+    }
+    free(page);
+}
+
+/* The upper half of the memory in one go; bytes per second. */
+static double pull(const struct setup *setup, int userfault) {
+    uint64_t first = (uint64_t)setup->memory + setup->pages / 2 * PAGE;
+    uint64_t chunks = (setup->pages - setup->pages / 2) * PAGE / CHUNK, asked = 0;
+    char *buffer = aligned_alloc(PAGE, CHUNK);
+    uint64_t begin = now_ns();
+    for (uint64_t i = 0; i < chunks; i++) {
+        for (; asked < chunks && asked < i + UNDER_WAY; asked++) {
+            struct request request = {first + asked * CHUNK, CHUNK};
+            write_all(setup->bulk, &request, sizeof request);
+        }
+        read_all(setup->bulk, buffer, CHUNK);
+        struct uffdio_copy copy = {.dst = first + i * CHUNK, .src = (uint64_t)buffer, .len = CHUNK};
+        if (ioctl(userfault, UFFDIO_COPY, &copy))
+            fail("UFFDIO_COPY");
+    }
+    double seconds = (double)(now_ns() - begin) / 1e9;
+    free(buffer);
+    return (double)(chunks * CHUNK) / seconds;
+}
+
+int main(int argc, char **argv) {
+    struct setup setup = {.pages = 262144, .faults = 4000, .address = "127.0.0.1"};
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (!strcmp(argv[i], "--pages"))
+            setup.pages = strtoull(argv[i + 1], NULL, 0);
+        else if (!strcmp(argv[i], "--faults"))
+            setup.faults = strtoull(argv[i + 1], NULL, 0);
+        else if (!strcmp(argv[i], "--address"))
+            setup.address = argv[i + 1];
+        else if (!strcmp(argv[i], "--source-netns"))
+            setup.netns = argv[i + 1];
+        else
+            return 2;
+    }
+    setup.memory = map_pages(setup.pages);
+    size_t size = setup.faults * sizeof(uint64_t);
+    uint64_t *times = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t source = start_source(&setup), server = start_server(&setup, source);
+    int say[2], hear[2], number;
+    if (times == MAP_FAILED || pipe(say) || pipe(hear))
+        fail("pipe");
+    pid_t destination = fork();
+    if (destination == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        touch(&setup, say[1], hear[0], times);
+    }
+    if (read(say[0], &number, sizeof number) != sizeof number)
+        fail("destination");
+    int pidfd = (int)syscall(SYS_pidfd_open, destination, 0);
+    int userfault = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+    if (userfault < 0 || write(hear[1], "", 1) != 1)
+        fail("pidfd_getfd");
+    answer_faults(&setup, userfault, say[0]);
+    double rate = pull(&setup, userfault);
+    qsort(times, setup.faults, sizeof *times, compare);
+    /* Pages touched twice are no faults: leave out what took less than one can take. */
+    uint64_t skip = 0;
+    while (skip < setup.faults && times[skip] < 5000)
+        skip++;
+    uint64_t left = setup.faults - skip;
+    if (!left)
+        return 1;
+    printf("{\"fault_p50_us\": %.1f, \"fault_p99_us\": %.1f, \"faults\": %llu, \"bulk_bytes_per_second\": "
+           "%.0f}\n",
+           (double)times[skip + left / 2] / 1000, (double)times[skip + left * 99 / 100] / 1000,
+           (unsigned long long)left, rate);
+    kill(destination, SIGKILL);
+    kill(server, SIGKILL);
+    kill(source, SIGKILL);
+    while (wait(NULL) > 0)
+        ;
+    return 0;
+}
