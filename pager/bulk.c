@@ -71,6 +71,12 @@ static int receive(struct lm_pager *pager, uint32_t id) {
     }
 }
 
+static void lose(struct lm_pager *pager, int error) {
+    lm_pager_lock_patient(pager);
+    lm_pager_lost(pager, "bulk", error);
+    lm_pager_unlock(pager);
+}
+
 int lm_pager_receive_push(struct lm_pager *pager, uint32_t id) {
     if (pager->bulk_running)
         return -EBUSY;
@@ -78,7 +84,7 @@ int lm_pager_receive_push(struct lm_pager *pager, uint32_t id) {
         return -ENOTCONN;
     int error = receive(pager, id);
     if (error)
-        lm_pager_lost(pager, "bulk", error);
+        lose(pager, error);
     return error;
 }
 
@@ -248,7 +254,7 @@ void *lm_bulk_main(void *argument) {
             rest(pager);
         measure(pager, &since_ns, &since_bytes);
     }
-    if (error && !atomic_load(&pager->stop))
-        lm_pager_lost(pager, "bulk", error);
+    if (error)
+        lose(pager, error);
     return NULL;
 }

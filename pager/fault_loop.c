@@ -178,11 +178,13 @@ static void lose(struct loop *loop, int error) {
     for (size_t i = 0; i < pager->pending_count; i++)
         pager->pending[i].id = 0;
     memset(pager->neighbours, 0, sizeof pager->neighbours);
+    /* When the next connection is there already, this one's end means nothing. */
+    if (pager->next_fault_fd < 0)
+        lm_pager_lost(pager, "fault", error);
     lm_pager_unlock(pager);
     loop->lost = true;
     loop->placing = false;
     loop->request_count = 0;
-    lm_pager_lost(pager, "fault", error);
 }
 
 static void send_requests(struct loop *loop) {

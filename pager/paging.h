@@ -148,7 +148,7 @@ void lm_pager_set_state(struct lm_pager *pager, int state, const char *format, .
     __attribute__((format(printf, 3, 4)));
 /* COMPLETE when nothing is wanted any more. */
 void lm_pager_note_progress(struct lm_pager *pager);
-/* A connection is of no use any more: end both and stall. */
+/* A connection is of no use any more: end both and stall. Lock held. */
 void lm_pager_lost(struct lm_pager *pager, const char *which, int error);
 /* A space of our own making; takes the descriptors. Lock held. NULL when there is no memory. */
 struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int userfault, int pid,

@@ -272,34 +272,35 @@ int lm_pager_prefetch_start(struct lm_pager *pager) {
 int lm_pager_connect(struct lm_pager *pager, int fault_fd, int bulk_fd, const uint8_t *session,
                      uint32_t attempt) {
     uint64_t one = 1;
+    int fault = fcntl(fault_fd, F_DUPFD_CLOEXEC, 3);
+    if (fault < 0)
+        return -errno;
     lm_channel_shutdown(&pager->bulk);
     bool again = pager->bulk_running;
     if (again)
         pthread_join(pager->bulk_thread, NULL);
     pager->bulk_running = false;
-    lm_channel_deinit(&pager->bulk);
-    int fault = fcntl(fault_fd, F_DUPFD_CLOEXEC, 3);
-    if (fault < 0)
-        return -errno;
-    int error = lm_channel_init(&pager->bulk, bulk_fd, LM_ROLE_BULK, session, attempt);
-    if (error) {
-        close(fault);
-        return error;
-    }
-    pager->bulk_inbox.begin = pager->bulk_inbox.end = 0;
+    /* From here on the end of the old fault connection is nobody's loss. */
     lm_pager_lock_patient(pager);
-    error = lm_pager_unask(pager);
-    if (session)
-        memcpy(pager->session, session, sizeof pager->session);
-    if (pager->next_fault_fd >= 0)
-        close(pager->next_fault_fd);
-    pager->next_fault_fd = fault;
-    pager->next_attempt = attempt;
+    lm_channel_deinit(&pager->bulk);
+    int error = lm_channel_init(&pager->bulk, bulk_fd, LM_ROLE_BULK, session, attempt);
+    if (!error)
+        error = lm_pager_unask(pager);
+    if (!error) {
+        pager->bulk_inbox.begin = pager->bulk_inbox.end = 0;
+        if (session)
+            memcpy(pager->session, session, sizeof pager->session);
+        if (pager->next_fault_fd >= 0)
+            close(pager->next_fault_fd);
+        pager->next_fault_fd = fault;
+        pager->next_attempt = attempt;
+        lm_pager_set_state(pager, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
+    } else {
+        close(fault);
+    }
     lm_pager_unlock(pager);
     if (!error && write(pager->wake, &one, sizeof one) < 0 && errno != EAGAIN)
         error = -errno;
-    if (!error)
-        lm_pager_set_state(pager, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
     if (!error && again)
         error = start_bulk(pager);
     return error;
