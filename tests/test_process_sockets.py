@@ -24,6 +24,7 @@ from process.descriptors import (
 )
 from process.inet_sockets import InetSocket
 from process.retire import retire_sockets
+from process.unix_sockets import UnixSocket
 from wire.obstacles import Obstacle
 
 NULL = DescriptorOptions(stdio="null")
@@ -309,3 +310,30 @@ def test_other_sockets_are_named() -> None:
         "a net namespace of this machine",
         "it belongs to one process of the source",
     ]
+
+
+def test_a_process_in_another_network_namespace() -> None:
+    code = """
+    import ctypes
+    assert ctypes.CDLL(None).unshare(0x40000000) == 0
+    a, b = socket.socketpair()
+    put(a.detach(), 20); put(b.detach(), 21)
+    os.write(20, b"hello")
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    one.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
+    one.bind(("192.0.2.7", 4321))
+    one.setsockopt(socket.SOL_IP, 15, 0)
+    one.listen(3)
+    put(one.detach(), 22)
+    ready()
+    """
+    with running(code) as child:
+        assert obstacles(child) == []
+        table = without(look_descriptors(child.pid).table, child.report)
+        pair = next(one.kind for one in table.descriptions if one.number == 20)
+        assert isinstance(pair, UnixSocket)
+        assert pair.peer == next(one.kind.inode for one in table.descriptions if one.number == 21)  # type: ignore[union-attr]
+        # Not handed over, although it is one machine: another network is another network.
+        assert [str(one).split(": ", 1)[1] for one in preflight_descriptors(table, NULL)] == [
+            "this host does not have the address of 192.0.2.7:4321; give the address to an interface here"
+        ]
