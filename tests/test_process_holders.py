@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from descriptor_help import moved, running, travel, without
 
 from linux.program import Program
 from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
@@ -17,7 +18,6 @@ from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows
 from process.descriptors import look_descriptors, open_descriptors, update_descriptors
 from process.outsiders import memory_holders
-from tests.descriptor_help import moved, running, travel, without
 
 NULL = DescriptorOptions(stdio="null")
 LOCKS = """

@@ -332,7 +332,7 @@ def test_a_process_in_another_network_namespace() -> None:
         table = without(look_descriptors(child.pid).table, child.report)
         pair = next(one.kind for one in table.descriptions if one.number == 20)
         assert isinstance(pair, UnixSocket)
-        assert pair.peer == next(one.kind.inode for one in table.descriptions if one.number == 21)  # type: ignore[union-attr]
+        assert pair.peer == next(one.kind.inode for one in table.descriptions if one.number == 21)
         # Not handed over, although it is one machine: another network is another network.
         assert [str(one).split(": ", 1)[1] for one in preflight_descriptors(table, NULL)] == [
             "this host does not have the address of 192.0.2.7:4321; give the address to an interface here"
