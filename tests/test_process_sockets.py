@@ -330,9 +330,10 @@ def test_a_process_in_another_network_namespace() -> None:
     with running(code) as child:
         assert obstacles(child) == []
         table = without(look_descriptors(child.pid).table, child.report)
-        pair = next(one.kind for one in table.descriptions if one.number == 20)
+        pair, peer = (next(one.kind for one in table.descriptions if one.number == number) for number in (20, 21))
         assert isinstance(pair, UnixSocket)
-        assert pair.peer == next(one.kind.inode for one in table.descriptions if one.number == 21)
+        assert isinstance(peer, UnixSocket)
+        assert pair.peer == peer.inode
         # Not handed over, although it is one machine: another network is another network.
         assert [str(one).split(": ", 1)[1] for one in preflight_descriptors(table, NULL)] == [
             "this host does not have the address of 192.0.2.7:4321; give the address to an interface here"
