@@ -19,6 +19,7 @@ import msgspec
 SECOND = 1_000_000_000
 # Half of what ktime_t holds: the kernel refuses offsets that leave less room (KTIME_SEC_MAX / 2).
 HIGHEST = 1 << 62
+LONGEST_WAIT = SECOND // 10
 
 
 class Clocks(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,10 +108,14 @@ def offsets_for(source: Clocks, asked: Clocks, present: Offsets) -> Offsets | No
 
 
 def elapsed_since(described: Clocks, offsets: Offsets | None, present: Offsets) -> int:
-    """Nanoseconds of the process's own time since it was described, by the clock it is going to see; never
-    negative.
+    """Nanoseconds of the process's own time since it was described, by the clock it is going to see; never negative.
+
+    The hosts' clocks may have run apart since the offsets were found: then it waits for the moment of the description.
     """
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     if offsets is not None:
         now += offsets.monotonic - present.monotonic
-    return max(0, now - described.monotonic)
+    if now < described.monotonic:
+        time.sleep(min(described.monotonic - now, LONGEST_WAIT) / SECOND)
+        return 0
+    return now - described.monotonic

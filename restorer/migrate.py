@@ -98,9 +98,10 @@ def hand_over(run: Run) -> None:
 def prepare(run: Run) -> ProcessDescription:
     """Greet, take the description and find every obstacle."""
     edge("destination-connected")
-    asked = clocks.look_clocks()
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
     here = look_at_host(cpu.describe())
+    # The source reads its clocks when this message has come to it.
+    asked = clocks.look_clocks()
     run.control.send(messages.Greeting(host=here, wishes={"strategy": run.options.strategy.name}))
     payload = run.control.expect(messages.Description, GREETING_SECONDS).payload
     described = messages.unpack(payload, MigrationDescription)

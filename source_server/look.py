@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from linux import pagemap, tracee
 from linux.address_gap import free_range
 from linux.errors import ProcessGone
@@ -25,6 +27,7 @@ from linux.source_threads import (
 from linux.walk_home import Gadgets, find_gadgets, frame_address
 from process import task as tasks
 from process import threads as thread_parts
+from process.clocks import look_clocks
 from process.contents import Content, inodes_without_path, look_contents
 from process.description import ProcessDescription, Runs
 from process.descriptor_obstacles import descriptor_obstacles
@@ -73,12 +76,12 @@ class SourceLook:
     pushed: list[Runs] = field(default_factory=list)
 
     def description(self) -> ProcessDescription:
-        """What the destination needs to stage the husk."""
+        """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
         return ProcessDescription(
             space=SPACE,
             executable=self.executable,
             memory=self.memory,
-            task=self.task.description,
+            task=msgspec.structs.replace(self.task.description, clocks=look_clocks(self.pid)),
             descriptors=self.descriptors.table,
             files=self.files,
             contents=self.contents,

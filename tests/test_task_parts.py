@@ -142,7 +142,11 @@ def test_clocks_never_go_back() -> None:
     )
     assert Offsets(monotonic=-1, boottime=1_500_000_000).text() == "monotonic -1 999999999\nboottime 1 500000000\n"
     own = clocks.look_clocks()
-    assert clocks.elapsed_since(own, None, Offsets(monotonic=0, boottime=0)) >= 0
+    none = Offsets(monotonic=0, boottime=0)
+    assert clocks.elapsed_since(own, None, none) >= 0
+    ahead = msgspec.structs.replace(own, monotonic=time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 50_000_000)
+    assert clocks.elapsed_since(ahead, None, none) == 0
+    assert time.clock_gettime_ns(time.CLOCK_MONOTONIC) >= ahead.monotonic, "it did not wait for the source's time"
 
 
 @ROOT_ONLY
