@@ -67,7 +67,7 @@ def look_inet(seen: Seen, before: InetSocket | None) -> InetSocket:
     state = ffi.new("struct lm_tcp_state *", {"state": TCP_CLOSE})
     if before is None or before.is_tcp:
         result = lib.lm_tcp_state(seen.duplicate, state)
-        if result < 0 and result != -errno.EOPNOTSUPP:
+        if result < 0 and result not in (-errno.EOPNOTSUPP, -errno.ENOPROTOOPT):
             raise OSError(-result, os.strerror(-result), "TCP_INFO")
     listening = state.state == TCP_LISTEN
     same = before is not None and before.state == state.state

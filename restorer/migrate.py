@@ -25,7 +25,7 @@ from pager.pager import PagedRange, Pager, PagerState, RangeKind
 from process import clocks
 from process.contents import Content, new_contents
 from process.description import MigrationDescription, ProcessDescription
-from process.descriptor_obstacles import compare_written_files
+from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
 from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
@@ -186,6 +186,9 @@ def apply_final(run: Run) -> None:
     run.final = final
     edge("destination-final")
     run.line.send("frozen", pid=run.building.husk.pid)
+    appeared = descriptor_obstacles(final.descriptors, run.descriptor_options)
+    if appeared:
+        raise Refused(appeared, object=f"process {final.task.pid}", step="the frozen process")
     build.apply_layout(run.building, final)
     run.pager.set_ranges(memory_ranges(final.memory), final.space)
     add_contents(run, new_contents(final.contents, run.building.staged.contents))

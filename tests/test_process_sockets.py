@@ -238,6 +238,7 @@ put(listener.detach(), 22)
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.connect(("127.0.0.1", 9))
 put(udp.detach(), 23)
+put(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).detach(), 24)
 os.write(21, b"not read yet")
 ready()
 """
