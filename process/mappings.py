@@ -301,15 +301,16 @@ def map_rows(
     *,
     path: str | None = None,
     descriptor: int | None = None,
-    first_place: int | None = None,
+    other_place: int | None = None,
 ) -> None:
     """Rows that make one mapping. `path`: where its file is here; `descriptor`: the husk's own, of a file without one;
-    `first_place`: where the same shared anonymous memory is already mapped."""
+    `other_place`: where the same shared anonymous memory, from its first byte on, is mapped already."""
     label = f"map {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
     flags = MAP_FIXED_NOREPLACE
-    if mapping.kind is Kind.SHARED_ANONYMOUS and first_place is not None:
+    if mapping.kind is Kind.SHARED_ANONYMOUS and other_place is not None:
         # An old size of 0 makes another mapping of the same pages (mremap(2)).
-        program.call(label, SYS_mremap, first_place, 0, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start)
+        place = other_place + mapping.offset
+        program.call(label, SYS_mremap, place, 0, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start)
         program.call(label, SYS_mprotect, mapping.start, mapping.length, mapping.protection)
         return
     if "nr" in mapping.flags:
@@ -323,8 +324,8 @@ def map_rows(
     flags |= MAP_SHARED if mapping.shared else MAP_PRIVATE
     # Opened anew through /proc, for what the mapping needs: the descriptor itself may be of another mode, and a seal
     # against writing forbids mappings that might.
-    place = f"/proc/self/fd/{descriptor}" if descriptor is not None else path or mapping.path
-    opened = _file_descriptor(program, mapping, place)
+    file = f"/proc/self/fd/{descriptor}" if descriptor is not None else path or mapping.path
+    opened = _file_descriptor(program, mapping, file)
     program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, opened, mapping.offset)
     program.call(f"close {mapping.path}", SYS_close, opened)
 

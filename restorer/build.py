@@ -152,7 +152,14 @@ def _lay_out(building: Construction, before: AddressSpace, description: ProcessD
     if not (change.unmap or change.make or change.protect):
         return
     program = Program("laying out the memory")
-    layout_rows(program, change, after, building.options.map_path, lambda inode: number_of_inode(table, inode))
+    layout_rows(
+        program,
+        building.husk,
+        change,
+        (before, after),
+        building.options.map_path,
+        lambda inode: number_of_inode(table, inode),
+    )
     run(building.husk, program)
 
 

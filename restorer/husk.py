@@ -19,8 +19,9 @@ from linux.program import (
     make_program_area,
     run_in_husk,
 )
-from linux.syscall_numbers import SYS_mprotect, SYS_mremap, SYS_munmap
+from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap
 from process.mappings import (
+    MAP_FIXED_NOREPLACE,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     AddressSpace,
@@ -36,6 +37,8 @@ from process.mappings import (
 
 AREA_SIZE = 1 << 20
 ROOM_PER_MAPPING = 1024
+# The area is chosen with a GiB of free room around it; shared memories mapped whole for a moment lie farther out.
+SCRATCH_DISTANCE = 0x80_0000_0000
 
 
 @dataclass
@@ -93,32 +96,31 @@ def _move(program: Program, name: str, start: int, length: int, to: int) -> None
 
 def layout_rows(
     program: Program,
+    husk: Husk,
     change: Change,
-    space: AddressSpace,
+    layouts: tuple[AddressSpace, AddressSpace],
     map_path: Callable[[str], str],
-    memfds: Callable[[int], int],
+    descriptor_of: Callable[[int], int],
 ) -> None:
-    """Rows that turn the staged layout into the final one; from nothing, when `change` makes everything.
+    """Rows that turn one layout into another; from nothing, when `change` makes everything. `layouts` are the two.
 
-    `memfds` gives the number, in the husk, of a descriptor for a memfd's inode."""
-    twice = shared_more_than_once(space.mappings)
-    first: dict[tuple[str, int, int], int] = {}
+    `descriptor_of` gives the number, in the husk, of a descriptor for a file without a path, by its inode."""
     for start, end in change.unmap:
         unmap_row(program, start, end)
+    places = _places_of_shared_memory(program, husk, layouts)
     for mapping in change.make:
         if mapping.kind is Kind.KERNEL:
             continue
-        identity = (mapping.device, mapping.inode, mapping.offset)
-        place = first.get(identity) if (mapping.device, mapping.inode) in twice else None
         map_rows(
             program,
             mapping,
             path=map_path(mapping.path),
-            descriptor=memfds(mapping.inode) if mapping.kind is Kind.BY_DESCRIPTOR else None,
-            first_place=place,
+            descriptor=descriptor_of(mapping.inode) if mapping.kind is Kind.BY_DESCRIPTOR else None,
+            other_place=places.get((mapping.device, mapping.inode)),
         )
-        first.setdefault(identity, mapping.start)
         advise_rows(program, mapping)
+    for start, length in _scratch_places(husk, layouts):
+        program.call("drop the scratch mapping", SYS_munmap, start, length)
     for mapping in change.protect:
         program.call(
             f"protect {mapping.start:x}-{mapping.end:x}",
@@ -128,6 +130,49 @@ def layout_rows(
             mapping.protection,
         )
         advise_rows(program, mapping)
+
+
+def _new_shared_memories(layouts: tuple[AddressSpace, AddressSpace]) -> list[tuple[tuple[str, int], int]]:
+    """The shared anonymous memories, with their sizes in bytes, that are mapped at several places and not yet at any."""
+    before, after = layouts
+    there = {(mapping.device, mapping.inode) for mapping in before.mappings}
+    sizes: dict[tuple[str, int], int] = {}
+    twice = shared_more_than_once(after.mappings)
+    for mapping in after.mappings:
+        identity = (mapping.device, mapping.inode)
+        if identity in twice and identity not in there:
+            sizes[identity] = max(sizes.get(identity, 0), mapping.offset + mapping.length)
+    return sorted(sizes.items())
+
+
+def _scratch_places(husk: Husk, layouts: tuple[AddressSpace, AddressSpace]) -> list[tuple[int, int]]:
+    """Where each of these is mapped whole for a moment: (address, length), far behind the programs' memory."""
+    place = husk.area.address + SCRATCH_DISTANCE
+    found = []
+    for _, size in _new_shared_memories(layouts):
+        found.append((place, size))
+        place += size + mmap.PAGESIZE
+    return found
+
+
+def _places_of_shared_memory(
+    program: Program, husk: Husk, layouts: tuple[AddressSpace, AddressSpace]
+) -> dict[tuple[str, int], int]:
+    """Where memory that is mapped at several places can be taken from, with rows that map it whole where it is new.
+
+    The first mapping gives shared memory its size, so it is not one of those wanted, which may show a part."""
+    before, after = layouts
+    twice = shared_more_than_once(after.mappings)
+    places = {
+        (mapping.device, mapping.inode): mapping.start - mapping.offset
+        for mapping in before.mappings
+        if (mapping.device, mapping.inode) in twice
+    }
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    for (identity, _), (place, size) in zip(_new_shared_memories(layouts), _scratch_places(husk, layouts), strict=True):
+        program.call("map shared memory whole", SYS_mmap, place, size, mmap.PROT_READ, flags, -1, 0)
+        places[identity] = place
+    return places
 
 
 def drop_area(husk: Husk) -> None:
