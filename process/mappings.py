@@ -231,18 +231,22 @@ def is_private_file(mapping: Mapping) -> bool:
 
 
 def eager_mappings(space: AddressSpace) -> list[Mapping]:
-    """The mappings whose (changed) pages travel before COMMIT; a memory mapped twice counts at its first place."""
+    """The mappings whose (changed) pages travel before COMMIT, in the order of their addresses.
+
+    Of memory that is mapped at several places, the widest of those that show a part of it."""
     twice = shared_more_than_once(space.mappings)
-    seen: set[tuple[str, int]] = set()
-    eager = []
-    for mapping in space.mappings:
+    eager = [mapping for mapping in space.mappings if is_private_file(mapping)]
+    shown: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for mapping in sorted(space.mappings, key=lambda one: -one.length):
         identity = (mapping.device, mapping.inode)
-        if is_private_file(mapping):
+        if mapping.kind is not Kind.SHARED_ANONYMOUS or identity not in twice:
+            continue
+        start, end = mapping.offset, mapping.offset + mapping.length
+        parts = shown.setdefault(identity, [])
+        if not any(first <= start and end <= last for first, last in parts):
+            parts.append((start, end))
             eager.append(mapping)
-        elif mapping.kind is Kind.SHARED_ANONYMOUS and identity in twice and identity not in seen:
-            seen.add(identity)
-            eager.append(mapping)
-    return eager
+    return sorted(eager, key=lambda one: one.start)
 
 
 def mapping_obstacles(space: AddressSpace, by_descriptor: Collection[int] = ()) -> list[Obstacle]:

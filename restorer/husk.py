@@ -133,7 +133,7 @@ def layout_rows(
 
 
 def _new_shared_memories(layouts: tuple[AddressSpace, AddressSpace]) -> list[tuple[tuple[str, int], int]]:
-    """The shared anonymous memories, with their sizes in bytes, that are mapped at several places and not yet at any."""
+    """The shared anonymous memories that are mapped at several places, and not yet at any, with their sizes in bytes."""
     before, after = layouts
     there = {(mapping.device, mapping.inode) for mapping in before.mappings}
     sizes: dict[tuple[str, int], int] = {}
