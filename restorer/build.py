@@ -33,7 +33,8 @@ from process.description import ProcessDescription
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows
 from process.descriptor_table import Table
-from process.mappings import AT_FDCWD, AddressSpace, difference, lock_rows
+from process.mapping_rows import AT_FDCWD, lock_rows
+from process.mappings import AddressSpace, difference
 from process.open_descriptors import (
     OpenedDescriptors,
     descriptor_changes,

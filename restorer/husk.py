@@ -20,20 +20,8 @@ from linux.program import (
     run_in_husk,
 )
 from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap
-from process.mappings import (
-    MAP_FIXED_NOREPLACE,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    AddressSpace,
-    Change,
-    Kind,
-    Mapping,
-    advise_rows,
-    map_rows,
-    mapping_of,
-    shared_more_than_once,
-    unmap_row,
-)
+from process.mapping_rows import MAP_FIXED_NOREPLACE, MREMAP_FIXED, MREMAP_MAYMOVE, advise_rows, map_rows, unmap_row
+from process.mappings import AddressSpace, Change, Kind, Mapping, mapping_of, shared_more_than_once
 
 AREA_SIZE = 1 << 20
 ROOM_PER_MAPPING = 1024
@@ -133,7 +121,7 @@ def layout_rows(
 
 
 def _new_shared_memories(layouts: tuple[AddressSpace, AddressSpace]) -> list[tuple[tuple[str, int], int]]:
-    """The shared anonymous memories that are mapped at several places, and not yet at any, with their sizes in bytes."""
+    """Shared anonymous memories that are mapped at several places, and not yet at any, and their sizes in bytes."""
     before, after = layouts
     there = {(mapping.device, mapping.inode) for mapping in before.mappings}
     sizes: dict[tuple[str, int], int] = {}
