@@ -48,8 +48,8 @@ def obstacles_of(one: Description, options: DescriptorOptions, own_sockets: set[
         found.append(
             Obstacle(
                 one.name,
-                f"{holders_text(one.holders)} holds it too and stays",
-                "end that process, or let one of the two close it before the move",
+                f"it is also held by {holders_text(one.holders)}, which will not move",
+                "let either side close it before the move, or end the holder",
             )
         )
     kind = one.kind
@@ -98,7 +98,7 @@ def holders_text(holders: list[Holder]) -> str:
     named = [str(holder) for holder in holders[:3]]
     if len(holders) > 3:
         named.append(f"{len(holders) - 3} more")
-    return " and ".join(named)
+    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
 
 
 def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obstacle]:

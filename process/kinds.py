@@ -30,6 +30,7 @@ from process.timerfd import TimerFd, look_timerfd
 from process.unix_sockets import UnixSocket, look_unix
 
 CLOSE_BEFORE = "let the process close it before the move"
+IO_URING = "anon_inode:[io_uring]"
 ANONYMOUS: dict[str, Callable[[Seen], Kind]] = {
     EVENTFD: look_eventfd,
     EPOLL: look_epoll,
@@ -40,7 +41,7 @@ ANONYMOUS: dict[str, Callable[[Seen], Kind]] = {
 }
 # What cannot be moved, in words, by what /proc/PID/fd says of it.
 REFUSED = {
-    "anon_inode:[io_uring]": "an io_uring instance, whose queues the kernel shares with the process",
+    IO_URING: "an io_uring instance, whose queues the kernel shares with the process",
     "anon_inode:[userfaultfd]": "a userfaultfd of the process's own, which the migration would need itself",
     "anon_inode:[perf_event]": "a performance counter of this machine",
     "anon_inode:[fanotify]": "a fanotify group, which belongs to this machine's file systems",
@@ -131,6 +132,10 @@ class Kinds:
 
 def refused_by_name(link: str) -> Refused | None:
     """What cannot be moved and says so in its link."""
+    if link == IO_URING:
+        return Refused(
+            cause=REFUSED[link], remedy=f"{CLOSE_BEFORE} (a program on libuv: start it with UV_USE_IO_URING=0)"
+        )
     if link in REFUSED:
         return Refused(cause=REFUSED[link], remedy=CLOSE_BEFORE)
     namespace = NAMESPACE.match(link)

@@ -7,6 +7,7 @@ final one only offsets, flags, counters and the content of pipes are taken, and 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass, field
@@ -247,15 +248,31 @@ def seal_descriptors(opened: OpenedDescriptors, final: Table) -> None:
             seal_memfd(opened.context.anchors["memfd", one.kind.device, one.kind.inode][0], one.kind)
 
 
+def written_files(table: Table) -> list[Description]:
+    """The files open for writing that both hosts are to see, each once."""
+    found: dict[tuple[int, int], Description] = {}
+    for one in table.descriptions:
+        kind = one.kind
+        if isinstance(kind, File) and kind.linked and is_writable(one.flags):
+            found.setdefault((kind.device, kind.inode), one)
+    return list(found.values())
+
+
 def flush_written_files(table: Table, duplicates: dict[int, int]) -> None:
     """On the source: write what is still in memory of the files open for writing to their storage, so that
     the other host sees it. `duplicates` are those of the frozen look. Raises OSError.
     """
-    flushed: set[tuple[int, int]] = set()
-    for one in table.descriptions:
-        kind = one.kind
-        if not isinstance(kind, File) or not kind.linked or not is_writable(one.flags):
-            continue
-        if one.identity in duplicates and (kind.device, kind.inode) not in flushed:
+    for one in written_files(table):
+        if one.identity in duplicates:
             os.fsync(duplicates[one.identity])
-            flushed.add((kind.device, kind.inode))
+
+
+def flush_beforehand(pid: int, table: Table) -> None:
+    """The same while process `pid` runs, so that little is left to be written when it is frozen."""
+    for one in written_files(table):
+        with contextlib.suppress(OSError):
+            number = os.open(f"/proc/{pid}/fd/{one.number}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)

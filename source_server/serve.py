@@ -23,7 +23,7 @@ from types import FrameType
 from linux import cpu, pidfd
 from process.contents import Content, identity_of, new_contents, number_of
 from process.description import MigrationDescription, Runs
-from process.open_descriptors import flush_written_files
+from process.open_descriptors import flush_beforehand, flush_written_files
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
@@ -72,6 +72,7 @@ class Run:
     server: PageServer
     custody: custodies.Custody
     report: Report
+    same_machine: bool = False
     moments: dict[str, int] = field(default_factory=dict)
 
     def mark(self, name: str) -> None:
@@ -146,6 +147,7 @@ def stage(run: Run) -> None:
     run.control.send(messages.Greeting(host=look_at_host(cpu.describe())))
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
     run.report.strategy = str(greeting.wishes.get("strategy", ""))
+    run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
     edge("source-described")
@@ -155,6 +157,8 @@ def stage(run: Run) -> None:
     serve_contents(run)
     run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.seen.contents), remember=True)
     run.control.expect(messages.Pushed, STAGING_SECONDS)
+    if not run.same_machine:
+        flush_beforehand(run.seen.pid, run.seen.descriptors.table)
     run.control.measure_round_trip()
     edge("source-staged")
 
@@ -171,7 +175,8 @@ def freeze_and_commit(run: Run) -> handover.Committed:
         edge("source-asked")
         if source.obstacles:
             raise Refused(source.obstacles, object=f"process {run.options.pid}", step="the frozen process")
-        flush_written_files(source.description.descriptors, source.descriptors.duplicates)
+        if not run.same_machine:
+            flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         serve_new_contents(run, source)
         whole = MigrationDescription(processes=[source.description])
         run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
