@@ -107,14 +107,14 @@ def offsets_for(source: Clocks, asked: Clocks, present: Offsets) -> Offsets | No
     )
 
 
-def elapsed_since(described: Clocks, offsets: Offsets | None, present: Offsets) -> int:
+def elapsed_since(described: Clocks, offsets: Offsets | None, present: Offsets | None = None) -> int:
     """Nanoseconds of the process's own time since it was described, by the clock it is going to see; never negative.
 
     The hosts' clocks may have run apart since the offsets were found: then it waits for the moment of the description.
     """
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     if offsets is not None:
-        now += offsets.monotonic - present.monotonic
+        now += offsets.monotonic - (present or read_offsets()).monotonic
     if now < described.monotonic:
         time.sleep(min(described.monotonic - now, LONGEST_WAIT) / SECOND)
         return 0

@@ -262,7 +262,7 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     reachable = limits.reachable(task.limits.limits, present, _may_raise())
     task_rebuild.limit_process(program, task, reachable, present)
     thread_rebuild.rebuild_thread(program, leader, task.pid, building.present, staged[leader.tid])
-    elapsed = clocks.elapsed_since(task.clocks, building.offsets, clocks.read_offsets())
+    elapsed = clocks.elapsed_since(task.clocks, building.offsets)
     task_rebuild.finish_process(program, task, elapsed)
     run(building.husk, program)
     final_registers = [(thread, _final_registers(building, thread, elapsed)) for thread in task.threads]

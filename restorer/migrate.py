@@ -29,6 +29,7 @@ from process.descriptor_obstacles import compare_written_files, descriptor_obsta
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
 from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
+from process.rehearsal import rehearse_rebuilding
 from restorer import build
 from restorer.aftermath import follow
 from restorer.husk_process import end_husk, start_husk
@@ -137,6 +138,7 @@ def stage(run: Run, description: ProcessDescription) -> None:
     edge("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
     run.line.send("staged", pid=husk.pid)
+    rehearse_rebuilding(description.task, run.building.present, run.building.restore_ids)
     run.pager.receive_push(STAGING_PUSH)
     edge("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))

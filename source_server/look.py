@@ -23,6 +23,7 @@ from linux.source_threads import (
     map_stub,
     room_needed,
     run_in_source,
+    thread_state,
 )
 from linux.walk_home import Gadgets, find_gadgets, frame_address
 from process import task as tasks
@@ -222,8 +223,8 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     Raises ProcessGone, OSError, SyscallFailed; the caller thaws."""
     pid = look.pid
     tids = [stop.tid for stop in stops]
-    stopped = tasks.look_stopped_task(pid, stops, look.task)
     threads = look_threads(pid, tids, look.end_signal)
+    stopped = tasks.look_stopped_task(pid, stops, look.task, _looked(threads))
     questions = current_questions(look.questions, pid)
     programs = programs_for(questions, tids)
     layout = maps_text(pid)
@@ -265,6 +266,15 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
         obstacles,
         hot_runs(description),
     )
+
+
+def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
+    """The threads as process/ knows them, from what was read of them at the freeze."""
+    states = [thread_state(threads, index) for index in range(len(threads.tids))]
+    return [
+        thread_parts.stopped_thread(tid, state.registers, state.xstate, state.signal_mask)
+        for tid, state in zip(threads.tids, states, strict=True)
+    ]
 
 
 def _paths(memory: AddressSpace) -> Callable[[int], str]:

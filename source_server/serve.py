@@ -24,6 +24,7 @@ from linux import cpu, pidfd
 from process.contents import Content, identity_of, new_contents, number_of
 from process.description import MigrationDescription, Runs
 from process.open_descriptors import flush_beforehand, flush_written_files
+from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
@@ -151,6 +152,7 @@ def stage(run: Run) -> None:
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
     edge("source-described")
+    rehearse_description(run.seen.task, run.seen.questions)
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))

@@ -1,0 +1,48 @@
+"""Doing once, without effect, what will be done while the process is frozen.
+
+The first run of a piece of Python costs several times the later ones: types of C structures are parsed, attributes
+looked up, code specialised. That time belongs before the freeze.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from _lm import ffi
+
+from linux.program import Program
+from process import questions, task, task_rebuild, thread_rebuild, threads
+from process.credentials import Credentials
+from process.task import LiveTask, PendingSignals, ProcessAnswers, StoppedTask, TaskDescription
+from process.threads import StoppedThread
+
+XSTATE_SIZE = 2688
+SOMEWHERE = 0x10000
+
+
+def rehearse_description(live: LiveTask, asked: questions.Questions) -> None:
+    """On the source: describe the leader with empty answers."""
+    description = live.description
+    pid = description.host_pid
+    empty = StoppedThread(pid, bytes(ffi.sizeof("lm_thread_registers")), bytes(XSTATE_SIZE), 0, None)
+    stopped = StoppedTask(pid, (empty,), False, description.clocks, live.outside, description, {})
+    pending = PendingSignals((), {pid: ()}, description.clocks.monotonic)
+    told = ProcessAnswers(
+        bytes(asked.of_process.answers.length), bytes(asked.of_process.timers.length), asked.of_process.posix_timers
+    )
+    with contextlib.suppress(OSError, ValueError):
+        task.complete_task(stopped, pending, told, {pid: bytes(asked.leader_answers.length)})
+    for program in (asked.of_leader, asked.of_thread):
+        program.encode(SOMEWHERE, program.size())
+
+
+def rehearse_rebuilding(described: TaskDescription, present: Credentials, restore_ids: bool) -> None:
+    """On the destination: compose what the final description will ask for, and throw it away."""
+    leader = described.threads[0]
+    program = Program("rehearsal")
+    task_rebuild.rebuild_process(program, described, lambda path: path, restore_ids, described)
+    task_rebuild.limit_process(program, described, described.limits.limits, described.limits.limits)
+    thread_rebuild.rebuild_thread(program, leader, described.pid, present, leader)
+    task_rebuild.finish_process(program, described, 0)
+    program.encode(SOMEWHERE, program.size())
+    threads.whole_xstate(leader)
