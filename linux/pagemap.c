@@ -49,8 +49,8 @@ static bool is_wanted(uint64_t entry, int which) {
     return which != LM_PAGES_CHANGED || (entry & ENTRY_FILE) == 0;
 }
 
-static int read_entries(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
-                        size_t capacity, size_t *count, uint64_t *looked) {
+int lm_pagemap_entries(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
+                       size_t capacity, size_t *count, uint64_t *looked) {
     uint64_t entries[BATCH];
     uint64_t pages = (end - start) / PAGE;
     size_t wanted = pages < BATCH ? (size_t)pages : BATCH;
@@ -61,6 +61,7 @@ static int read_entries(int pagemap, uint64_t start, uint64_t end, int which, st
         return -errno;
     if (length < (ssize_t)sizeof *entries)
         return -ENODATA;
+    *count = 0;
     *looked = start;
     for (size_t i = 0; i < (size_t)length / sizeof *entries; i++) {
         uint64_t address = start + i * PAGE;
@@ -87,6 +88,6 @@ int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct
         return -EINVAL;
     error = scan(pagemap, start, end, which, runs, capacity, count, looked);
     if (error == -ENOTTY || error == -EINVAL)
-        error = read_entries(pagemap, start, end, which, runs, capacity, count, looked);
+        error = lm_pagemap_entries(pagemap, start, end, which, runs, capacity, count, looked);
     return error;
 }

@@ -25,6 +25,10 @@ struct lm_page_run {
  * /proc/PID/pagemap. 0 or -errno. */
 int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                     size_t capacity, size_t *count, uint64_t *looked);
+
+/* The same without PAGEMAP_SCAN. */
+int lm_pagemap_entries(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
+                       size_t capacity, size_t *count, uint64_t *looked);
 /* cffi: end */
 
 #endif

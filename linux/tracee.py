@@ -174,9 +174,7 @@ def attend(tids: Sequence[int]) -> int:
     return check(lib.lm_trace_attend(list(tids), len(tids)), tids[0] if tids else 0)
 
 
-def freeze(
-    pid: int, seized: Sequence[int] = (), options: int = TRACESYSGOOD, timeout_ms: int = 5000
-) -> list[Stop]:
+def freeze(pid: int, seized: Sequence[int] = (), options: int = TRACESYSGOOD, timeout_ms: int = 5000) -> list[Stop]:
     """Stop all threads of a process, those born meanwhile too; `seized` ones are traced already and run.
 
     The leader comes first, if it lives. On failure everything runs on as before: ProcessGone, TimeoutError,
@@ -225,8 +223,15 @@ def get_xstate(tid: int) -> bytes:
 
 
 def set_xstate(tid: int, xstate: bytes) -> None:
-    """Raises OSError EFAULT or EINVAL when the image is not of this machine's layout."""
-    check(lib.lm_trace_set_xstate(tid, xstate, len(xstate)), tid)
+    """Put an xsave image in, which may be shorter or longer than this host's as far as it differs by zeros.
+
+    Raises OSError EFAULT or EINVAL when it does not fit, or is not of this host's layout."""
+    error = lib.lm_trace_set_xstate(tid, xstate, len(xstate))
+    if error in (-errno.EFAULT, -errno.EINVAL):  # ptrace takes images of exactly its own length
+        room = len(get_xstate(tid))
+        if room != len(xstate) and not any(xstate[room:]):
+            error = lib.lm_trace_set_xstate(tid, xstate[:room].ljust(room, b"\0"), room)
+    check(error, tid)
 
 
 def get_signal_mask(tid: int) -> int:

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <sys/ioctl.h>
 
+_Static_assert(LM_USERFAULTFD_NEW == USERFAULTFD_IOC_NEW, "USERFAULTFD_IOC_NEW");
+
 int lm_userfaultfd_handshake(int userfaultfd) {
     struct uffdio_api api = {
         .api = UFFD_API,
