@@ -87,12 +87,17 @@ const char *lm_stub_code(void) {
 }
 
 size_t lm_arch_xstate_room(void) {
+    /* Asked once: under a hypervisor every CPUID is an exit of tens of microseconds, too long for a frozen process. */
+    static _Atomic size_t known;
     unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
 
+    if (known != 0)
+        return known;
     /* Leaf 0xd: ecx is the size of the area for every component that the processor has (Intel SDM vol.
      * 1, 13.2). */
     if (!__get_cpuid_count(0xd, 0, &eax, &ebx, &ecx, &edx) || ecx == 0)
-        return sizeof(struct user_fpregs_struct);
+        ecx = sizeof(struct user_fpregs_struct);
+    known = ecx;
     return ecx;
 }
 

@@ -1,5 +1,7 @@
 #include "linux/home_frame.h"
 
+#include "linux/arch_x86_64.h"
+
 #include <asm/signal.h>
 #include <asm/sigcontext.h>
 #include <asm/ucontext.h>
@@ -29,22 +31,16 @@ enum {
  * stays. */
 static const int LEAVE_ALTERNATE_STACK = 0x3fffffff;
 
-size_t lm_home_frame_room(void) {
-    return LM_HOME_FRAME_ROOM;
-}
-
-uint64_t lm_home_frame_return_pointer(uint64_t address) {
-    return address;
-}
-
-uint64_t lm_home_frame_sigreturn_pointer(uint64_t address) {
-    return address + sizeof(uint64_t);
-}
-
 /* Bytes of the standard-format xsave image that the components up to the last static one take. */
 static uint32_t static_xstate_size(uint64_t features) {
+    /* Asked once, as in lm_arch_xstate_room. */
+    static _Atomic uint32_t known;
     uint32_t end = XSAVE_HEADER_END;
 
+    if (features >> FIRST_DYNAMIC_FEATURE)
+        return 0;
+    if (known != 0)
+        return known;
     for (unsigned int feature = 2; feature < FIRST_DYNAMIC_FEATURE; feature++) {
         uint32_t size = 0, offset = 0, ecx = 0, edx = 0;
 
@@ -53,9 +49,25 @@ static uint32_t static_xstate_size(uint64_t features) {
         if (size != 0 && (ecx & 1) == 0 && offset + size > end)
             end = offset + size;
     }
-    if (features >> FIRST_DYNAMIC_FEATURE)
-        return 0;
+    known = end;
     return end;
+}
+
+size_t lm_home_frame_room(void) {
+    return LM_HOME_FRAME_ROOM;
+}
+
+void lm_home_frame_prepare(void) {
+    lm_arch_xstate_room();
+    static_xstate_size(0);
+}
+
+uint64_t lm_home_frame_return_pointer(uint64_t address) {
+    return address;
+}
+
+uint64_t lm_home_frame_sigreturn_pointer(uint64_t address) {
+    return address + sizeof(uint64_t);
 }
 
 static int place_xstate(struct frame *frame, char *out, size_t room, uint64_t address, const char *xstate,

@@ -17,6 +17,9 @@
 
 /* Room for one frame with its vector state, whatever the processor; frames start at multiples of it. */
 size_t lm_home_frame_room(void);
+
+/* Ask the processor what has to be known of its vector state: before a freeze, since it can take a millisecond. */
+void lm_home_frame_prepare(void);
 /* cffi: end */
 
 /* Compose into `room` bytes at `out`, to be placed at `address` in the process (a multiple of 64), a frame

@@ -62,6 +62,11 @@ class SourceThreads:
         return self.address + int(lib.LM_STUB_ROOM) + FLAG_ROOM + frames
 
 
+def prepare() -> None:
+    """Do beforehand what would be slow in a freeze."""
+    lib.lm_home_frame_prepare()
+
+
 def choose_end_signal(caught: int) -> int | None:
     """The signal by which programs end, given the set of signals that the process handles (SigCgt of
     /proc/PID/status, bit n-1 for signal n); None if it handles every candidate."""

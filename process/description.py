@@ -23,7 +23,8 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
 
     `changed` are the pages of private file mappings that differ from the file, `dropped` those that did when they were
     pushed first and do not any more; `pushed` numbers the push on the bulk connection that carries the changed ones,
-    with the pages that the process touches first."""
+    with the pages that the process touches first. `as_staged`: the memory and the files behind it are as they were in
+    the live description, and are not told again."""
 
     space: int
     executable: str
@@ -35,6 +36,7 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     changed: list[Runs] = []
     dropped: list[Runs] = []
     pushed: int = 0
+    as_staged: bool = False
 
 
 class MigrationDescription(msgspec.Struct, frozen=True, kw_only=True):

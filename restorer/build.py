@@ -48,6 +48,7 @@ from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows
 from restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
 
 DONTNEED = 4
+CAP_SYS_RESOURCE = 24
 PAGE = os.sysconf("SC_PAGESIZE")
 NOTHING = AddressSpace(mappings=[])
 
@@ -62,6 +63,7 @@ class Construction:
     opened: OpenedDescriptors
     offsets: clocks.Offsets | None
     present: Credentials
+    may_raise: bool
     restore_ids: bool
     threads: dict[int, int] = field(default_factory=dict)
     userfaultfd: int = -1
@@ -80,7 +82,8 @@ def stage(
     husk = Husk(pid, area, pidfd_number)
     opened = open_descriptors(description.descriptors, options)
     present, restore_ids = task_rebuild.present_credentials(), timers.ids_can_be_chosen()
-    building = Construction(husk, options, description, opened, offsets, present, restore_ids)
+    may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)
+    building = Construction(husk, options, description, opened, offsets, present, may_raise, restore_ids)
     _empty(building)
     _install(building, None, description.descriptors)
     _lay_out(building, NOTHING, description)
@@ -259,7 +262,7 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     descriptor_rows(program, final.descriptors, building.opened.handed_over)
     seal_descriptors(building.opened, final.descriptors)
     present = limits.present_limits(building.husk.pid)
-    reachable = limits.reachable(task.limits.limits, present, _may_raise())
+    reachable = limits.reachable(task.limits.limits, present, building.may_raise)
     task_rebuild.limit_process(program, task, reachable, present)
     thread_rebuild.rebuild_thread(program, leader, task.pid, building.present, staged[leader.tid])
     elapsed = clocks.elapsed_since(task.clocks, building.offsets)
@@ -272,10 +275,6 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
         tracee.set_xstate(tid, whole_xstate(thread))
         tracee.set_signal_mask(tid, thread.signal_mask)
         tracee.set_registers(tid, registers)
-
-
-def _may_raise() -> bool:
-    return bool(task_rebuild.present_credentials().effective >> 24 & 1)  # CAP_SYS_RESOURCE
 
 
 def _bytes_map(options: DescriptorOptions) -> Callable[[bytes], bytes]:

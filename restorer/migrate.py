@@ -144,6 +144,15 @@ def stage(run: Run, description: ProcessDescription) -> None:
     run.control.send(messages.Pushed(push=STAGING_PUSH))
 
 
+def with_known(run: Run, final: ProcessDescription) -> ProcessDescription:
+    """The final description with what the live one has told already."""
+    assert run.building is not None
+    staged = run.building.staged
+    if not final.as_staged:
+        return final
+    return msgspec.structs.replace(final, memory=staged.memory, files=staged.files)
+
+
 def add_contents(run: Run, contents: Iterable[Content]) -> None:
     """Tell the pager where the content of files without a path goes."""
     assert run.building is not None
@@ -177,7 +186,7 @@ def wait_for_final(run: Run) -> ProcessDescription:
                 run.control.expect(messages.Freezing, FINAL_SECONDS)
                 gc.disable()
                 final = run.control.expect(messages.Final, FINAL_SECONDS)
-                return only_process(messages.unpack(final.payload, MigrationDescription))
+                return with_known(run, only_process(messages.unpack(final.payload, MigrationDescription)))
 
 
 def apply_final(run: Run) -> None:
@@ -192,7 +201,8 @@ def apply_final(run: Run) -> None:
     if appeared:
         raise Refused(appeared, object=f"process {final.task.pid}", step="the frozen process")
     build.apply_layout(run.building, final)
-    run.pager.set_ranges(memory_ranges(final.memory), final.space)
+    if not final.as_staged:
+        run.pager.set_ranges(memory_ranges(final.memory), final.space)
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
     run.pager.receive_push(final.pushed)
     edge("destination-laid-out")

@@ -21,6 +21,7 @@ from linux.source_threads import (
     choose_end_signal,
     look_threads,
     map_stub,
+    prepare,
     room_needed,
     run_in_source,
     thread_state,
@@ -133,6 +134,7 @@ def _not_permitted(pid: int, error: OSError) -> LocalError:
 
 
 def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
+    prepare()
     status = parse_status(read_status(pid))
     first = process_obstacles(pid, status)
     memory_is_there = "VmSize" in status

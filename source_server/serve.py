@@ -20,9 +20,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 
+import msgspec
+
 from linux import cpu, pidfd
 from process.contents import Content, identity_of, new_contents, number_of
-from process.description import MigrationDescription, Runs
+from process.description import MigrationDescription, ProcessDescription, Runs
+from process.mappings import AddressSpace
 from process.open_descriptors import flush_beforehand, flush_written_files
 from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
@@ -180,11 +183,11 @@ def freeze_and_commit(run: Run) -> handover.Committed:
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         serve_new_contents(run, source)
-        whole = MigrationDescription(processes=[source.description])
-        run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
-        edge("source-final-sent")
         pusher = threading.Thread(target=push_quietly, args=(run.server, source), daemon=True)
         pusher.start()
+        whole = MigrationDescription(processes=[without_known(run.seen, source.description)])
+        run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
+        edge("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
             with signals_let_through():
@@ -244,6 +247,13 @@ def signals_let_through() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+
+def without_known(seen: SourceLook, description: ProcessDescription) -> ProcessDescription:
+    """The final description without what the destination has already: the shortest message freezes the least."""
+    if description.memory is not seen.memory:
+        return description
+    return msgspec.structs.replace(description, memory=AddressSpace(mappings=[]), files=[], as_staged=True)
 
 
 def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:
