@@ -63,8 +63,6 @@ static int receive(struct lm_pager *pager, uint32_t id) {
         lm_count(&pager->statistics->eager_bytes, LM_HEADER_SIZE + lm_frame_payload(&frame));
         if (frame.kind == LM_FRAME_END)
             return 0;
-        if (frame.kind == LM_FRAME_ZERO)
-            lm_count(&pager->statistics->zero_pages, frame.pages);
         error = place(pager, LM_FOR_PUSH, &frame, payload);
         if (error)
             return error;
@@ -112,11 +110,42 @@ static void wait_for_bucket(struct lm_pager *pager, uint64_t bytes) {
     }
 }
 
+static bool mapping_in_flight(const struct lm_pager *pager) {
+    for (int i = 0; i < LM_FLIGHTS; i++)
+        if (pager->flights[i].id && pager->flights[i].map)
+            return true;
+    return false;
+}
+
+/* A request for the run on a free flight. Returns the bytes it asks for. */
+static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool map,
+                        struct lm_request *request) {
+    uint64_t bytes = (uint64_t)run->pages * LM_PAGE_SIZE, end = run->address + bytes;
+    if (++pager->next_run_id == 0)
+        pager->next_run_id = 1;
+    *free_flight(pager) = (struct lm_flight){.id = pager->next_run_id,
+                                             .sent_ns = lm_now_ns(),
+                                             .source_space = run->source_space,
+                                             .next = run->address,
+                                             .end = end,
+                                             .reach_end = end + (uint64_t)run->reach * LM_PAGE_SIZE,
+                                             .map = map};
+    *request = (struct lm_request){.kind = map ? LM_REQUEST_MAP : LM_REQUEST_RUN,
+                                   .flags = (uint8_t)run->flags,
+                                   .space = run->source_space,
+                                   .address = run->address,
+                                   .pages = run->pages,
+                                   .reach = run->reach,
+                                   .id = pager->next_run_id};
+    lm_request_seal(request);
+    return map ? 0 : bytes;
+}
+
 /* Fill the free flights. Under a limit one request at a time, so that what was asked for and is still to come
  * stays small. */
 static int ask(struct lm_pager *pager) {
     struct lm_request requests[LM_FLIGHTS];
-    struct lm_flight *flight;
+    struct lm_run run;
     int count = 0;
     bool limited = atomic_load_explicit(&pager->bucket.rate, memory_order_relaxed) != 0;
     uint64_t bytes = 0;
@@ -125,29 +154,11 @@ static int ask(struct lm_pager *pager) {
         pager->prefetch.run_pages =
             lm_bucket_portion(&pager->bucket, RUN_LEAST * LM_PAGE_SIZE, LM_RUN_PAGES * LM_PAGE_SIZE) /
             LM_PAGE_SIZE;
-    while ((flight = free_flight(pager)) && !(limited && count)) {
-        struct lm_run run;
-        if (!lm_prefetch_next(pager, &run))
-            break;
-        if (++pager->next_run_id == 0)
-            pager->next_run_id = 1;
-        uint64_t end = run.address + (uint64_t)run.pages * LM_PAGE_SIZE;
-        *flight = (struct lm_flight){.id = pager->next_run_id,
-                                     .sent_ns = lm_now_ns(),
-                                     .source_space = run.source_space,
-                                     .next = run.address,
-                                     .end = end,
-                                     .reach_end = end + (uint64_t)run.reach * LM_PAGE_SIZE};
-        requests[count] = (struct lm_request){.kind = LM_REQUEST_RUN,
-                                              .flags = (uint8_t)run.flags,
-                                              .space = run.source_space,
-                                              .address = run.address,
-                                              .pages = run.pages,
-                                              .reach = run.reach,
-                                              .id = flight->id};
-        lm_request_seal(&requests[count++]);
-        bytes += (uint64_t)run.pages * LM_PAGE_SIZE;
-    }
+    /* What exists is asked for one piece at a time, before and beside the pages. */
+    if (!mapping_in_flight(pager) && free_flight(pager) && lm_prefetch_map(pager, &run))
+        compose(pager, &run, true, &requests[count++]);
+    while (free_flight(pager) && !(limited && bytes) && lm_prefetch_next(pager, &run))
+        bytes += compose(pager, &run, false, &requests[count++]);
     lm_pager_unlock(pager);
     if (!count)
         return 0;
@@ -155,23 +166,28 @@ static int ask(struct lm_pager *pager) {
     return lm_channel_write(&pager->bulk, requests, (size_t)count * sizeof requests[0]);
 }
 
-/* The frame has to go on where the answer to its request has got to. */
+/* The frame has to go on where the answer to its request has got to; a map may leave out what exists. */
 static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, struct lm_flight **found) {
     *found = NULL;
     for (int i = 0; i < LM_FLIGHTS; i++)
         if (frame->id && pager->flights[i].id == frame->id)
             *found = &pager->flights[i];
     struct lm_flight *flight = *found;
-    if (!flight || frame->space != flight->source_space || frame->address != flight->next)
+    if (!flight)
         return -EPROTO;
+    bool last = frame->flags & LM_FRAME_LAST;
+    if (flight->map && frame->kind == LM_FRAME_END)
+        return last ? 0 : -EPROTO;
     uint64_t end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE;
     uint64_t most = frame->kind == LM_FRAME_ABSENT ? flight->reach_end : flight->end;
-    bool last = frame->flags & LM_FRAME_LAST;
-    if (frame->kind < LM_FRAME_RAW || frame->kind > LM_FRAME_ABSENT || end > most ||
-        last != (end >= flight->end))
-        return -EPROTO;
+    bool sane = frame->space == flight->source_space && end <= most;
+    if (flight->map)
+        sane = sane && !last && frame->kind == LM_FRAME_ABSENT && frame->address >= flight->next;
+    else
+        sane = sane && frame->kind >= LM_FRAME_RAW && frame->kind <= LM_FRAME_ABSENT &&
+               frame->address == flight->next && last == (end >= flight->end);
     flight->next = end;
-    return 0;
+    return sane ? 0 : -EPROTO;
 }
 
 /* An answer took so long. Requests grow as long as the link's queue stays short, and shrink when it does not,
@@ -205,14 +221,12 @@ static int take_answer(struct lm_pager *pager) {
     error = check_answer(pager, &frame, &flight);
     if (error)
         return error;
-    if (frame.kind == LM_FRAME_ZERO)
-        lm_count(&pager->statistics->zero_pages, frame.pages);
-    if (frame.kind == LM_FRAME_ABSENT)
-        lm_count(&pager->statistics->absent_pages, frame.pages);
-    error = place(pager, LM_FOR_BULK, &frame, payload);
+    if (frame.kind != LM_FRAME_END)
+        error = place(pager, LM_FOR_BULK, &frame, payload);
     if (frame.flags & LM_FRAME_LAST) {
         flight->id = 0;
-        adapt(pager, lm_now_ns() - flight->sent_ns);
+        if (!flight->map)
+            adapt(pager, lm_now_ns() - flight->sent_ns);
     }
     return error;
 }

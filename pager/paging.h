@@ -25,6 +25,11 @@ enum {
 /* Why pages are placed. */
 enum lm_purpose { LM_FOR_FAULT, LM_FOR_BULK, LM_FOR_PUSH };
 
+struct lm_how {
+    enum lm_purpose purpose;
+    uint64_t *empty; /* counts pages without content */
+};
+
 /* A thread of the process waits for this page. */
 struct lm_pending {
     struct lm_space *space;
@@ -47,6 +52,7 @@ struct lm_flight {
     uint32_t id; /* 0: free */
     uint32_t source_space;
     uint64_t next, end, reach_end;
+    bool map; /* it only asks which pages exist */
     uint64_t sent_ns;
 };
 
@@ -75,6 +81,8 @@ struct lm_prefetch {
     uint64_t address;
     bool restarted; /* the current pass over all spaces began at the beginning */
     uint32_t run_pages;
+    size_t map_space; /* how far it has been asked which pages exist */
+    uint64_t map_address;
 };
 
 struct lm_object {
@@ -156,14 +164,9 @@ struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int
 /* The process's memory is no more: forget what was wanted there. Lock held. */
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space);
 
-/* placing.c: put `pages` pages of the source where they belong; `data` NULL for zero pages. With the lock
- * held at most LM_PLACE_PAGES pages (any number of zero pages). Returns 0 or -errno: -EAGAIN when an event
- * has to be read first (then call again with the same pages), -EPROTO for a push to where nothing was
- * described. */
-int lm_place(struct lm_pager *pager, enum lm_purpose purpose, uint32_t source_space, uint64_t address,
-             uint32_t pages, const void *data);
-/* Place a whole frame, taking the lock in between for others. `*placed` pages of it are done, at first 0.
- * Returns 0 or -errno, -EAGAIN as above. */
+/* placing.c: put the pages of a frame where they belong (`data` NULL for zero and absent ones), taking the
+ * lock for a few at a time. `*placed` pages of it are done, at first 0. Returns 0 or -errno: -EAGAIN when an
+ * event has to be read first (then call again), -EPROTO for a push to where nothing was described. */
 int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                    const void *data, uint32_t *placed);
 /* The content of a frame, unpacked if need be; NULL for zero and absent. */
@@ -201,6 +204,8 @@ struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_spa
                                      uint32_t most);
 /* The next run to ask for, marked ASKED. Returns false when there is none. */
 bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run);
+/* The next stretch of which to ask what exists there. Returns false when all has been asked. */
+bool lm_prefetch_map(struct lm_pager *pager, struct lm_run *run);
 
 /* fault_loop.c, bulk.c: the threads. */
 void *lm_fault_main(void *pager);

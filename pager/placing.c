@@ -58,7 +58,7 @@ static int note(struct lm_range *range, uint64_t page, uint64_t pages, enum lm_p
 }
 
 /* Copy pages that are not there yet. `*done` of them are dealt with, also when an error is returned. */
-static int copy_pages(struct lm_pager *pager, enum lm_purpose purpose, struct lm_space *space,
+static int copy_pages(struct lm_pager *pager, const struct lm_how *how, struct lm_space *space,
                       struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
                       uint64_t *done) {
     uint64_t first = lm_range_page(range, address), step = pages;
@@ -73,10 +73,10 @@ static int copy_pages(struct lm_pager *pager, enum lm_purpose purpose, struct lm
         case LM_ANSWER_SHORT:
             error = note(range, first + *done, whole, LM_PAGE_PLACED);
             lm_pending_settle(pager, space, at, at + placed.bytes);
-            *done += counted(pager, purpose, whole);
+            *done += counted(pager, how->purpose, whole);
             break;
         case LM_ANSWER_PRESENT:
-            if (purpose == LM_FOR_PUSH)
+            if (how->purpose == LM_FOR_PUSH)
                 error = write_pages(space, true, at, data + *done * LM_PAGE_SIZE, 1);
             if (!error)
                 error = note(range, first + *done, 1, LM_PAGE_PLACED);
@@ -106,17 +106,18 @@ static int copy_pages(struct lm_pager *pager, enum lm_purpose purpose, struct lm
 }
 
 /* A stretch of pages in one state. */
-static int place_stretch(struct lm_pager *pager, enum lm_purpose purpose, struct lm_space *space,
+static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struct lm_space *space,
                          struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
                          enum lm_page_state state) {
     uint64_t first = lm_range_page(range, address), done = 0;
     bool wanted = LM_STATES(state) & LM_STATES_WANTED;
-    if (!wanted && purpose != LM_FOR_PUSH) {
-        lm_count(&pager->statistics->late_pages, pages);
+    if (!wanted && how->purpose != LM_FOR_PUSH) {
+        lm_count(&pager->statistics->late_pages, data ? pages : 0);
         return 0;
     }
     if (!data && state != LM_PAGE_PLACED) {
         int error = note(range, first, pages, LM_PAGE_ZERO);
+        lm_count(how->empty, wanted ? pages : 0);
         if (!error)
             lm_pending_zero(pager, space, address, address + pages * LM_PAGE_SIZE);
         return error;
@@ -124,22 +125,22 @@ static int place_stretch(struct lm_pager *pager, enum lm_purpose purpose, struct
     if (state == LM_PAGE_PLACED) {
         int error = write_pages(space, true, address, data, pages);
         if (error != -EIO && error != -EFAULT)
-            return error ? error : (counted(pager, purpose, pages), 0);
+            return error ? error : (counted(pager, how->purpose, pages), 0);
         /* Given back by the process since: it is missing in the kernel's eyes. */
         error = note(range, first, pages, data ? LM_PAGE_MISSING : LM_PAGE_ZERO);
         if (error || !data)
             return error;
     }
-    return copy_pages(pager, purpose, space, range, address, data, pages, &done);
+    return copy_pages(pager, how, space, range, address, data, pages, &done);
 }
 
 /* The part of a range that the pages fall into. */
-static int place_in_range(struct lm_pager *pager, enum lm_purpose purpose, struct lm_space *space,
+static int place_in_range(struct lm_pager *pager, const struct lm_how *how, struct lm_space *space,
                           struct lm_range *range, uint64_t address, const char *data, uint64_t pages) {
     if (!range->table) {
-        if (purpose != LM_FOR_PUSH)
+        if (how->purpose != LM_FOR_PUSH)
             return -EPROTO;
-        counted(pager, purpose, pages);
+        counted(pager, how->purpose, pages);
         return write_pages(space, false, address, data, pages);
     }
     uint64_t page = lm_range_page(range, address), end = page + pages;
@@ -148,7 +149,7 @@ static int place_in_range(struct lm_pager *pager, enum lm_purpose purpose, struc
         enum lm_page_state state = lm_page_table_get(range->table, page);
         uint64_t count;
         lm_page_table_find(range->table, page, end, LM_STATES(state), end - page, &count);
-        error = place_stretch(pager, purpose, space, range, address, data, count, state);
+        error = place_stretch(pager, how, space, range, address, data, count, state);
         address += count * LM_PAGE_SIZE;
         page += count;
         if (data)
@@ -184,11 +185,11 @@ static int write_object(struct lm_pager *pager, const struct lm_object *object, 
     return 0;
 }
 
-int lm_place(struct lm_pager *pager, enum lm_purpose purpose, uint32_t source_space, uint64_t address,
-             uint32_t pages, const void *data) {
+static int place(struct lm_pager *pager, const struct lm_how *how, uint32_t source_space, uint64_t address,
+                 uint32_t pages, const void *data) {
     if (source_space >= LM_FIRST_OBJECT) {
         for (size_t i = 0; i < pager->object_count; i++)
-            if (purpose == LM_FOR_PUSH && pager->objects[i].number == source_space)
+            if (how->purpose == LM_FOR_PUSH && pager->objects[i].number == source_space)
                 return write_object(pager, &pager->objects[i], address, pages, data);
         return -EPROTO;
     }
@@ -205,7 +206,7 @@ int lm_place(struct lm_pager *pager, enum lm_purpose purpose, uint32_t source_sp
             const char *from = data ? (const char *)data + (low - address) : NULL;
             uint64_t destination = range->start + (low - range->source);
             int error =
-                place_in_range(pager, purpose, space, range, destination, from, (high - low) / LM_PAGE_SIZE);
+                place_in_range(pager, how, space, range, destination, from, (high - low) / LM_PAGE_SIZE);
             if (error == -ESRCH)
                 lm_pager_space_gone(pager, space);
             else if (error)
@@ -214,11 +215,15 @@ int lm_place(struct lm_pager *pager, enum lm_purpose purpose, uint32_t source_sp
             at = high;
         }
     }
-    return purpose == LM_FOR_PUSH && covered < end - address ? -EPROTO : 0;
+    return how->purpose == LM_FOR_PUSH && covered < end - address ? -EPROTO : 0;
 }
 
 int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                    const void *data, uint32_t *placed) {
+    struct lm_pager_statistics *statistics = pager->statistics;
+    struct lm_how how = {.purpose = purpose,
+                         .empty = frame->kind == LM_FRAME_ABSENT ? &statistics->absent_pages
+                                                                 : &statistics->zero_pages};
     int error = 0;
     while (!error && *placed < frame->pages) {
         uint32_t step = frame->pages - *placed;
@@ -229,8 +234,8 @@ int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct
             lm_pager_lock_urgent(pager);
         else
             lm_pager_lock_patient(pager);
-        error = lm_place(pager, purpose, frame->space, frame->address + offset, step,
-                         data ? (const char *)data + offset : NULL);
+        error = place(pager, &how, frame->space, frame->address + offset, step,
+                      data ? (const char *)data + offset : NULL);
         lm_pager_unlock(pager);
         if (!error)
             *placed += step;

@@ -4,7 +4,13 @@
  */
 #include "pager/paging.h"
 
-enum { AROUND_FIRST = 32, AROUND_MOST = 512, STREAM_GAP = 8 * LM_PAGE_SIZE };
+enum {
+    AROUND_FIRST = 32,
+    AROUND_MOST = 512,
+    STREAM_GAP = 8 * LM_PAGE_SIZE,
+    MAP_LEAST = 256,
+    MAP_MOST = 65536
+};
 
 void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high) {
     struct lm_prefetch *prefetch = &pager->prefetch;
@@ -138,4 +144,37 @@ bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run) {
     if (!found)
         pager->prefetch.restarted = false;
     return found;
+}
+
+/* Large private ranges only: shared ones cannot be told from page tables, and small ones are fetched as soon
+ * as asked about. */
+bool lm_prefetch_map(struct lm_pager *pager, struct lm_run *run) {
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    for (; prefetch->map_space < pager->space_count; prefetch->map_space++, prefetch->map_address = 0) {
+        struct lm_space *space = pager->spaces[prefetch->map_space];
+        for (size_t i = lm_space_find(space, prefetch->map_address); i < space->count; i++) {
+            struct lm_range *range = &space->ranges[i];
+            uint64_t pages = (range->end - range->start) / LM_PAGE_SIZE, done = 0, count;
+            if (prefetch->map_address > range->start)
+                done = (prefetch->map_address - range->start) / LM_PAGE_SIZE;
+            prefetch->map_address = range->end;
+            if (!range->table || range->kind != LM_RANGE_ANONYMOUS || pages < MAP_LEAST ||
+                space->number >= LM_CHILD_SPACE)
+                continue;
+            uint64_t end = range->first + pages, page = lm_page_table_find(range->table, range->first + done,
+                                                                           end, LM_STATES_WANTED, 1, &count);
+            if (!count)
+                continue;
+            uint64_t offset = (page - range->first) * LM_PAGE_SIZE, left = end - page, reach;
+            count = left < MAP_MOST ? left : MAP_MOST;
+            reach = left - count < 0x7fffffff ? left - count : 0x7fffffff;
+            prefetch->map_address = range->start + offset + count * LM_PAGE_SIZE;
+            *run = (struct lm_run){.source_space = range->source_space,
+                                   .address = range->source + offset,
+                                   .pages = (uint32_t)count,
+                                   .reach = (uint32_t)reach};
+            return true;
+        }
+    }
+    return false;
 }

@@ -90,6 +90,24 @@ int lm_pager_add_object(struct lm_pager *pager, uint32_t number, int fd, uint64_
     return 0;
 }
 
+/* The range that is exactly what is described, so that it is registered already and its table can stay; or
+ * NULL. */
+static struct lm_range *unchanged(const struct lm_space *old, const struct lm_range_description *what) {
+    struct lm_range *before = lm_space_at(old, what->start);
+    bool same = before && before->table && before->start == what->start && before->end == what->end &&
+                before->kind == what->kind && before->source_space == what->source_space &&
+                before->source == what->source && before->table->references == 1;
+    return same ? before : NULL;
+}
+
+/* Go on with the table of a range that is as it was; what was empty then is asked for again. */
+static int keep_range(const struct lm_range *before, struct lm_range *range) {
+    *range = *before;
+    lm_page_table_hold(range->table);
+    return lm_page_table_set(range->table, range->first, (range->end - range->start) / LM_PAGE_SIZE,
+                             ~LM_STATES(LM_PAGE_PLACED), LM_PAGE_MISSING);
+}
+
 /* A range as described, with what is known of its pages from the ranges before. */
 static int make_range(struct lm_pager *pager, const struct lm_space *old,
                       const struct lm_range_description *what, struct lm_range *range) {
@@ -138,10 +156,11 @@ static int replace_ranges(struct lm_pager *pager, struct lm_space *space,
         struct lm_range range = {.table = NULL};
         *failed = i;
         error = check_range(&ranges[i]);
-        if (!error && ranges[i].kind != LM_RANGE_WRITTEN)
+        const struct lm_range *before = error ? NULL : unchanged(space, &ranges[i]);
+        if (!error && !before && ranges[i].kind != LM_RANGE_WRITTEN)
             error = lm_userfault_register(space->userfault, ranges[i].start, ranges[i].end);
         if (!error)
-            error = make_range(pager, space, &ranges[i], &range);
+            error = before ? keep_range(before, &range) : make_range(pager, space, &ranges[i], &range);
         if (!error)
             error = lm_space_insert(&fresh, &range);
         if (error)

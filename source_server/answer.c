@@ -90,7 +90,27 @@ static int answer_run(struct lm_page_server *server, const struct lm_request *re
     return error ? error : lm_page_sender_flush(sender, true);
 }
 
-/* Which pages of a range do not exist, so that a fault there need not be asked for. */
+/* The first page at or after `at` that is not there, or `end`. */
+static int next_absent(const struct lm_page_reader *reader, uint64_t at, uint64_t end, uint64_t *next) {
+    bool present[LM_RUN_PAGES];
+    while (at < end) {
+        uint64_t left = (end - at) / LM_PAGE_SIZE;
+        uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES, i = 0;
+        int error = lm_page_reader_present(reader, at, pages, present);
+        if (error)
+            return error;
+        while (i < pages && present[i])
+            i++;
+        at += (uint64_t)i * LM_PAGE_SIZE;
+        if (i < pages)
+            break;
+    }
+    *next = at;
+    return 0;
+}
+
+/* Which pages of a range do not exist, so that a fault there need not be asked for. What is absent at its end
+ * is followed as far as the request reaches. */
 static int answer_map(struct lm_page_server *server, const struct lm_request *request) {
     struct lm_page_sender *sender = &server->bulk_sender;
     const struct lm_page_reader *reader = lm_server_space(server, request->space);
@@ -98,24 +118,17 @@ static int answer_map(struct lm_page_server *server, const struct lm_request *re
         return -EPROTO;
     lm_page_sender_begin(sender, request->space, request->id);
     uint64_t at = request->address, end = at + (uint64_t)request->pages * LM_PAGE_SIZE;
+    uint64_t reach_end = end + (uint64_t)request->reach * LM_PAGE_SIZE;
     int error = 0;
     while (!error && at < end) {
-        uint64_t next = end;
-        error = lm_page_reader_next(reader, at, end, &next);
+        uint64_t next = at;
+        error = lm_page_reader_next(reader, at, reach_end, &next);
         if (!error && next > at)
             error = lm_page_sender_empty(sender, LM_FRAME_ABSENT, at, (uint32_t)((next - at) / LM_PAGE_SIZE));
-        bool present[LM_RUN_PAGES];
-        for (at = next; !error && at < end;) {
-            uint32_t i = 0, pages = end - at < sizeof present * LM_PAGE_SIZE
-                                        ? (uint32_t)((end - at) / LM_PAGE_SIZE)
-                                        : LM_RUN_PAGES;
-            error = lm_page_reader_present(reader, at, pages, present);
-            while (!error && i < pages && present[i])
-                i++;
-            at += (uint64_t)i * LM_PAGE_SIZE;
-            if (i < pages)
-                break;
-        }
+        if (!error)
+            error = next_absent(reader, next, end, &at);
+        if (at < next)
+            at = next;
     }
     if (!error)
         error = lm_page_sender_empty(sender, LM_FRAME_END, 0, 0);

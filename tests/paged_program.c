@@ -256,10 +256,14 @@ int main(int argc, char **argv) {
     int flags = MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE | sharing;
     if (mmap(BASE, pages * PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
         return 3;
-    if (!strcmp(argv[1], "source")) {
-        for (uint64_t i = 0; i < pages; i++)
+    if (strcmp(argv[1], "destination")) {
+        int sparse = !strcmp(argv[1], "sparse");
+        for (uint64_t i = 0; i < pages; i++) {
+            if (sparse && i == 100)
+                i = pages - 100;
             for (uint64_t j = 0; j < WORDS && i % 11 != 5; j++)
                 ((uint64_t *)(BASE + i * PAGE))[j] = word_of(i, j);
+        }
         puts("ready");
     } else {
         int fd = make_userfaultfd();

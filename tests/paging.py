@@ -112,10 +112,10 @@ def connect(server: PageServer, pager: Pager, attempt: int = 1) -> list[socket.s
 
 
 @contextmanager
-def moving(path: Path, pages: int, kind: str = "private", *, start: bool = True) -> Iterator[Move]:
+def moving(path: Path, pages: int, kind: str = "private", role: str = "source") -> Iterator[Move]:
     """A source of so many pages and a destination that is missing them all."""
     with ExitStack() as stack:
-        source = Program(path, "source", pages, kind)
+        source = Program(path, role, pages, kind)
         stack.callback(source.close)
         destination = Program(path, "destination", pages, kind)
         stack.callback(destination.close)
@@ -132,8 +132,7 @@ def moving(path: Path, pages: int, kind: str = "private", *, start: bool = True)
             stack.callback(link.close)
         range_kind = RangeKind.SHARED if kind == "shared" else RangeKind.ANONYMOUS
         pager.set_ranges([PagedRange(BASE, BASE + pages * PAGE, range_kind)])
-        if start:
-            pager.start()
+        pager.start()
         yield Move(source, destination, server, pager, links)
 
 

@@ -206,3 +206,27 @@ def test_nothing_stays_in_the_process(program: Path) -> None:
         assert not Path(f"/proc/{keeper}").exists()
         assert " um" not in Path(f"/proc/{move.destination.pid}/smaps").read_text()
         assert own_userfaultfds() == []
+
+
+def test_a_terabyte_that_was_only_reserved(program: Path) -> None:
+    pages = 1 << 28
+    with moving(program, pages, role="sparse") as move:
+        assert move.destination.ask("check", pages - 50, 50) == 0
+        assert move.destination.ask("check-zero", 1000000, 50) == 0
+        move.complete()
+        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.ask("check", pages - 100, 100) == 0
+        assert move.server.counters["requests"] < 1000
+
+
+def test_what_was_never_touched_is_answered_here(program: Path) -> None:
+    with moving(program, 100000, role="sparse") as move:
+        move.server.limit(100_000)
+        move.pager.prefetch_start()
+        eventually(lambda: move.pager.counters["absent_pages"] >= 99800)
+        assert move.destination.ask("check-zero", 50000, 1000) == 0
+        assert move.pager.counters["remote_faults"] == 0
+        assert move.pager.counters["local_faults"] == 1000
+        move.server.limit(0)
+        move.complete()
+        assert move.pager.counters["absent_pages"] == 99800 + 200 // 11

@@ -9,7 +9,7 @@
  * --------->      (BULK channel, several under way)
  *                 <-----------------  FRAMEs that cover the run exactly, the last one bears LAST
  *     REQUEST map {space, address, pages} --------->      which of these pages exist?
- *                 <-----------------  FRAMEs absent for those that do not; END {id}
+ *                 <-----------------  FRAMEs absent for those that do not; END {id; LAST}
  *                 <-----------------  FRAMEs of a push (nobody asked), then END {push id}
  *
  * A space is a number for something with addresses and pages: a process's memory (0, 1, ...), or an object
