@@ -1,5 +1,5 @@
 /*
- * feature: shared anonymous memory, mapped once, and mapped twice in the same process
+ * feature: shared anonymous memory, mapped once, mapped twice, and written by a child that has ended
  */
 #include "check.h"
 
@@ -14,7 +14,17 @@ int main(int argc, char **argv) {
     CHECK(again != MAP_FAILED, "mremap: %s", strerror(errno));
     check_fill(once, LENGTH / 2, 1);
     check_fill(twice, LENGTH, 2);
+    /* Written by a child: there, but in no page table of this process. */
+    char *by_child = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(by_child != MAP_FAILED, "mmap: %s", strerror(errno));
+    pid_t writer = SYS(fork());
+    if (writer == 0) {
+        check_fill(by_child, LENGTH, 5);
+        _exit(0);
+    }
+    SYS(waitpid(writer, NULL, 0));
     check_move();
+    check_filled("memory that a child wrote", by_child, LENGTH, 5);
     check_filled("shared memory", once, LENGTH / 2, 1);
     check_zero("shared memory never touched", once + LENGTH / 2, LENGTH / 2);
     check_filled("memory mapped twice", twice, LENGTH, 2);
