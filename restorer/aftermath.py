@@ -142,7 +142,8 @@ def _finish(run: Run) -> None:
     fill(run)
     run.pager.finish()
     with contextlib.suppress(MigrationError):
-        run.control.send(messages.Finished())
+        counted = messages.pack([run.report.pages, run.report.bytes, run.report.faults])
+        run.control.send(messages.Finished(payload=counted))
         run.control.expect(messages.Goodbye, GOODBYE_SECONDS)
     run.report.outcome = "complete"
     _phases(run)
@@ -157,8 +158,8 @@ def fill(run: Run) -> None:
     assert run.pager is not None
     counted, latencies = run.pager.counters, run.pager.latencies
     report = run.report
-    report.pages.total = counted["total_pages"] + counted["zero_pages"] + counted["absent_pages"]
-    report.pages.zero = counted["zero_pages"] + counted["absent_pages"]
+    report.pages.total = counted["total_pages"] + counted["zero_pages"]
+    report.pages.zero = counted["zero_pages"]
     report.pages.faulted = counted["faulted_pages"]
     report.pages.prefetched = counted["prefetched_pages"]
     report.bytes.memory = counted["bytes"]
