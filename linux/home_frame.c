@@ -54,7 +54,9 @@ static uint32_t static_xstate_size(uint64_t features) {
 }
 
 size_t lm_home_frame_room(void) {
-    return LM_HOME_FRAME_ROOM;
+    size_t room = FRAME_SIZE + lm_arch_xstate_room() + sizeof(uint32_t);
+
+    return (room + 63) & ~(size_t)63;
 }
 
 void lm_home_frame_prepare(void) {

@@ -13,9 +13,10 @@
 #include <sys/user.h>
 
 /* cffi: begin */
+/* The largest frame of any processor (Intel's AMX has 8 KiB of vector state), for buffers. */
 #define LM_HOME_FRAME_ROOM 12288
 
-/* Room for one frame with its vector state, whatever the processor; frames start at multiples of it. */
+/* The bytes that a frame takes on this processor at most, a multiple of 64, which is a frame's alignment. */
 size_t lm_home_frame_room(void);
 
 /* Ask the processor what has to be known of its vector state: before a freeze, since it can take a millisecond. */

@@ -18,7 +18,7 @@ from linux import tracee
 from linux.errors import check
 from linux.program import Ending, Outcome, Program
 from linux.syscall_numbers import SYS_mmap, SYS_munmap
-from linux.walk_home import Gadgets
+from linux.walk_home import Gadgets, lone_call
 
 FLAG_ROOM = 64
 STAY = 1
@@ -108,7 +108,7 @@ def map_stub(threads: SourceThreads, gadgets: Gadgets, frame: int, address: int,
     """Make the mapping at a free address, with the stub and every thread's frame in it.
 
     Raises OSError (EEXIST: the address is taken), ProcessGone."""
-    _lone_call(threads, gadgets, frame, SYS_mmap, address, length, 7, MAP_FLAGS, -1, 0)
+    lone_call(threads.pid, gadgets, frame, SYS_mmap, address, length, 7, MAP_FLAGS, -1, 0)
     threads.address, threads.length = address, length
     write_frames(threads)
 
@@ -128,7 +128,7 @@ def write_frames(threads: SourceThreads, word: int = 0) -> None:
 def unmap_stub(threads: SourceThreads, gadgets: Gadgets, frame: int) -> None:
     """Take the mapping away again; every thread is at home."""
     if threads.address:
-        _lone_call(threads, gadgets, frame, SYS_munmap, threads.address, threads.length, 0, 0, 0, 0)
+        lone_call(threads.pid, gadgets, frame, SYS_munmap, threads.address, threads.length)
         threads.address = threads.length = 0
 
 
@@ -174,15 +174,6 @@ def settle(threads: SourceThreads) -> None:
 def bring_home(threads: SourceThreads) -> None:
     """Put every thread's mask and registers back, still stopped. Raises OSError."""
     check(lib.lm_source_home(threads.handle), threads.pid)
-
-
-def _lone_call(threads: SourceThreads, gadgets: Gadgets, frame: int, number: int, *arguments: int) -> int:
-    way = ffi.new("struct lm_way_home *")
-    way.syscall_return, way.signal_return, way.frame = gadgets.syscall_return, gadgets.signal_return, frame
-    result = ffi.new("int64_t *")
-    words = ffi.new("uint64_t[6]", [argument & ((1 << 64) - 1) for argument in arguments])
-    check(lib.lm_lone_call(threads.pid, way, number, words, result), threads.pid)
-    return check(result[0], threads.pid)
 
 
 def _padded(size: int) -> int:

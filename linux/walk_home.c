@@ -2,11 +2,11 @@
 #include "linux/walk_home.h"
 
 #include "linux/home_frame.h"
+#include "linux/memory.h"
 
 #include <elf.h>
 #include <errno.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -46,15 +46,30 @@ static int look_home(int tid, struct home *home) {
     return error;
 }
 
-static int transfer(int tid, void *local, uint64_t address, size_t length, int write) {
-    struct iovec here = {local, length};
-    struct iovec there = {(void *)(uintptr_t)address, length};
-    ssize_t done = write ? process_vm_writev(tid, &here, 1, &there, 1, 0)
-                         : process_vm_readv(tid, &here, 1, &there, 1, 0);
+static int read_frame(const struct lm_way_home *way, char *frame, size_t length) {
+    return lm_memory_read_forced(way->memory, way->frame, frame, length);
+}
 
-    if (done < 0)
-        return -errno;
-    return (size_t)done == length ? 0 : -EFAULT;
+static int write_frame(const struct lm_way_home *way, const char *frame, size_t length) {
+    return lm_memory_write_forced(way->memory, way->frame, frame, length);
+}
+
+static int set_mask(int tid, const uint64_t *mask) {
+    return trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, (void *)(uintptr_t)mask);
+}
+
+/* On the thread's own stack, one `leave; ret` away from the frame. Without that code, or where the stack
+ * pointer is no address, there is nothing in between. */
+static int step_aside(int tid, const struct lm_way_home *way, const struct home *home) {
+    struct user_regs_struct registers = home->registers;
+
+    if (way->leave_return == 0)
+        return 0;
+    registers.rip = way->leave_return;
+    /* leave: rsp = rbp, then pop rbp, which the frame sets right. */
+    registers.rbp = lm_home_frame_return_pointer(way->frame) - sizeof(uint64_t);
+    registers.orig_rax = (uint64_t)-1;
+    return trace(PTRACE_SETREGS, tid, NULL, &registers);
 }
 
 /* Resume with `request` until the stop that `wanted` tells; a SIGSTOP that arrives meanwhile is held back. */
@@ -79,26 +94,12 @@ static int resume_until(int tid, long request, int event, int signal, int *held)
     return -EBUSY;
 }
 
-int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments,
-                 int64_t *result) {
-    struct home home;
-    struct user_regs_struct registers;
-    char saved[LM_HOME_FRAME_ROOM];
-    char frame[LM_HOME_FRAME_ROOM] = {0};
-    int held = 0;
-    int back = 0;
-    int error = look_home(tid, &home);
+/* Make the call, from a thread whose way home is ready. */
+static int call(int tid, const struct lm_way_home *way, const struct home *home, uint64_t number,
+                const uint64_t *arguments, int64_t *result, int *held) {
+    struct user_regs_struct registers = home->registers;
+    int error = step_aside(tid, way, home);
 
-    if (error == 0)
-        error = lm_home_frame(frame, sizeof frame, way->frame, &home.registers, home.mask, home.xstate,
-                              home.xstate_size, way->signal_return);
-    if (error == 0)
-        error = transfer(tid, saved, way->frame, sizeof saved, 0);
-    if (error == 0)
-        error = transfer(tid, frame, way->frame, sizeof frame, 1);
-    if (error != 0)
-        return error;
-    registers = home.registers;
     registers.rip = way->syscall_return;
     registers.rsp = lm_home_frame_return_pointer(way->frame);
     registers.rax = number;
@@ -109,28 +110,56 @@ int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const 
     registers.r10 = arguments[3];
     registers.r8 = arguments[4];
     registers.r9 = arguments[5];
-    /* Registers first: from here to the end a dead tracer means a walk home, which brings the mask back too.
+    /* Away from home before the mask is set: a dead tracer means a walk home, which brings the mask back too.
      */
-    error = trace(PTRACE_SETREGS, tid, NULL, &registers);
-    if (error != 0)
-        return error;
-    error = trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, (void *)&ALL_SIGNALS);
+    if (error == 0 && way->leave_return != 0)
+        error = set_mask(tid, &ALL_SIGNALS);
     if (error == 0)
-        error = resume_until(tid, PTRACE_SYSCALL, 0, SYSCALL_STOP, &held);
+        error = trace(PTRACE_SETREGS, tid, NULL, &registers);
+    if (error == 0 && way->leave_return == 0)
+        error = set_mask(tid, &ALL_SIGNALS);
+    if (error == 0)
+        error = resume_until(tid, PTRACE_SYSCALL, 0, SYSCALL_STOP, held);
     if (error == 0)
         error = trace(PTRACE_INTERRUPT, tid, NULL, NULL);
     if (error == 0)
-        error = resume_until(tid, PTRACE_CONT, PTRACE_EVENT_STOP, 0, &held);
+        error = resume_until(tid, PTRACE_CONT, PTRACE_EVENT_STOP, 0, held);
     if (error == 0)
         error = trace(PTRACE_GETREGS, tid, NULL, &registers);
     if (error == 0)
         *result = (int64_t)registers.rax;
-    /* The mask first: with the registers home and the mask not, a dead tracer would leave signals blocked. */
-    back = trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, &home.mask);
+    return error;
+}
+
+int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const uint64_t *arguments,
+                 int64_t *result) {
+    struct home home;
+    char saved[LM_HOME_FRAME_ROOM];
+    char frame[LM_HOME_FRAME_ROOM] = {0};
+    size_t room = lm_home_frame_room();
+    int held = 0;
+    int back = 0;
+    int error = room <= sizeof frame ? look_home(tid, &home) : -ENOSPC;
+
+    if (error == 0)
+        error = lm_home_frame(frame, room, way->frame, &home.registers, home.mask, home.xstate,
+                              home.xstate_size, way->signal_return);
+    if (error == 0)
+        error = read_frame(way, saved, room);
+    if (error == 0)
+        error = write_frame(way, frame, room);
+    if (error != 0)
+        return error;
+    error = call(tid, way, &home, number, arguments, result, &held);
+    /* The mask before the registers: with the registers home and the mask not, a dead tracer would leave
+     * signals blocked. */
+    back = step_aside(tid, way, &home);
+    if (back == 0)
+        back = set_mask(tid, &home.mask);
     if (back == 0)
         back = trace(PTRACE_SETREGS, tid, NULL, &home.registers);
     if (back == 0)
-        back = transfer(tid, saved, way->frame, sizeof saved, 1);
+        back = write_frame(way, saved, room);
     if (held != 0)
         syscall(SYS_tkill, tid, held);
     return error != 0 ? error : back;

@@ -13,6 +13,7 @@ import msgspec
 from linux import pidfd
 from pager.pager import Pager, PagerState
 from restorer.husk_process import husk_ended
+from restorer.plain_locks import lock_plainly
 from restorer.run import Run, write
 from wire import messages
 from wire.errors import MigrationError
@@ -141,6 +142,7 @@ def _finish(run: Run) -> None:
     run.mark("complete")
     fill(run)
     run.pager.finish()
+    _lock(run)
     with contextlib.suppress(MigrationError):
         counted = messages.pack([run.report.pages, run.report.bytes, run.report.faults])
         run.control.send(messages.Finished(payload=counted))
@@ -151,6 +153,20 @@ def _finish(run: Run) -> None:
     run.line.send("complete", pid=run.husk.pid)
     run.line.send("result", report=msgspec.to_builtins(run.report))
     run.roles.close()
+
+
+def _lock(run: Run) -> None:
+    """Make the process's locks of memory what they were at the source."""
+    assert run.husk is not None
+    mappings = run.final.memory.mappings if run.final is not None else []
+    failed = lock_plainly(run.husk.pid, mappings)
+    if failed:
+        run.line.send(
+            "note",
+            text=f"memory of process {run.husk.pid} stays locked page by page, as each is touched (mlock2 with "
+            f"MLOCK_ONFAULT) instead of all at once ({failed})",
+            level=0,
+        )
 
 
 def fill(run: Run) -> None:

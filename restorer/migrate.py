@@ -113,6 +113,10 @@ def prepare(run: Run) -> ProcessDescription:
         raise Refused(obstacles, object=f"process {process.task.pid}")
     offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
     run.husk = start_husk(process.task, run.options.pid, offsets)
+    if run.husk.namespace:
+        asked_for = run.options.pid == "namespace"
+        text = f"id {process.task.pid} is the process's own in a PID namespace; this host knows it as {run.husk.pid}"
+        run.line.send("note", text=text, level=1 if asked_for else 0)
     edge("destination-husk")
     return process
 

@@ -14,6 +14,7 @@ from process.descriptor_obstacles import descriptor_obstacles, preflight_descrip
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import preflight_mapped_files
 from process.mappings import Kind, mapping_of
+from restorer.husk_process import taken_ids
 from restorer.options import RestoreOptions
 from wire.host import HostFacts
 from wire.obstacles import Obstacle
@@ -105,15 +106,10 @@ def _executable_obstacles(process: ProcessDescription, described: DescriptorOpti
     ]
 
 
-def taken_ids(process: ProcessDescription) -> list[int]:
-    """The thread ids of the process that somebody else has on this host."""
-    return [thread.tid for thread in process.task.threads if os.path.exists(f"/proc/{thread.tid}")]
-
-
 def _id_obstacles(process: ProcessDescription, options: RestoreOptions) -> list[Obstacle]:
     if options.pid != "keep":
         return []
     return [
         Obstacle(f"id {tid}", "is taken on this host", "use --pid namespace, or end the process that has it")
-        for tid in taken_ids(process)
+        for tid in taken_ids(process.task)
     ]

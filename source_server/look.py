@@ -26,7 +26,7 @@ from linux.source_threads import (
     run_in_source,
     thread_state,
 )
-from linux.walk_home import Gadgets, find_gadgets, frame_address
+from linux.walk_home import Gadgets, find_gadgets, place_frame
 from process import task as tasks
 from process import threads as thread_parts
 from process.clocks import look_clocks
@@ -56,7 +56,6 @@ SPACE = 0
 STAGING_PUSH = 1
 FINAL_PUSH = 2
 PAGE = os.sysconf("SC_PAGESIZE")
-FRAME_ROOM = 12288
 STEP = "looking at the process"
 
 
@@ -232,7 +231,7 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     layout = maps_text(pid)
     pathless = inodes_without_path(look.descriptors.table)
     memory = look.memory if layout == look.layout else look_again(pid, look.memory, pathless)
-    frame = place_frame(pid, look, memory)
+    frame = frame_of(pid, look, memory)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
     map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
@@ -288,38 +287,19 @@ def _paths(memory: AddressSpace) -> Callable[[int], str]:
     return path_at
 
 
-def place_frame(pid: int, look: SourceLook, memory: AddressSpace) -> int:
-    """Where the leader's frame may stand during its lone calls. Raises LocalError."""
-    for mapping in memory.mappings:
-        if mapping.path == "[stack]":
-            bottom = (mapping.start, mapping.start + FRAME_ROOM)
-            untouched = not pagemap.present_runs(pid, [bottom])
-            pointer = tracee.get_registers(pid).stack_pointer
-            place = frame_address(pointer, (mapping.start, mapping.end), FRAME_ROOM, untouched)
-            return place if place is not None else grow_stack(pid, mapping.start)
+def frame_of(pid: int, look: SourceLook, memory: AddressSpace) -> int:
+    """Where the leader's frame may stand during its lone calls. Raises LocalError, ProcessGone, OSError."""
+    # The stack is one of the last mappings.
+    stack = next(((one.start, one.end) for one in reversed(memory.mappings) if one.path == "[stack]"), None)
+    place = place_frame(pid, look.gadgets, stack, tracee.get_registers(pid).stack_pointer)
+    if place is not None:
+        return place
     raise LocalError(
         step="freezing",
         object=f"process {pid}",
-        cause="the stack that it was started with is gone",
-        remedy="nothing can be done about it from outside",
+        cause="its first stack is full to the last page and does not grow, and no program text has unused room",
+        remedy="raise its stack limit (prlimit --stack), or try again when it is less deep",
     )
-
-
-def grow_stack(pid: int, start: int) -> int:
-    """Make room for a frame under the stack that begins at `start`, as a touch of the process itself would: of all ways
-    to write from outside, the kernel grows a stack for /proc/PID/mem alone. Raises LocalError."""
-    place = start - FRAME_ROOM
-    try:
-        with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-            os.pwrite(memory.fileno(), bytes(1), place)
-    except OSError as error:
-        raise LocalError(
-            step="freezing",
-            object=f"process {pid}",
-            cause=f"its first stack is full to the last page, and does not grow ({error.strerror})",
-            remedy="raise its stack limit (prlimit --stack), or try again when it is less deep",
-        ) from None
-    return place
 
 
 def hot_runs(description: ProcessDescription) -> list[Runs]:

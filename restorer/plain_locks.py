@@ -1,0 +1,85 @@
+"""Locked memory after the last page: plain again.
+
+While pages are missing, mlock(2) would fill them with zeros; so the husk's memory is locked by
+mlock2(MLOCK_ONFAULT), which a program can tell by its VmFlags and by pages that it first touches later.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Iterable, Iterator
+
+from linux import tracee
+from linux.errors import ProcessGone
+from linux.maps import MapEntry, maps, smaps
+from linux.syscall_numbers import SYS_mlock
+from linux.walk_home import Gadgets, find_gadgets, lone_call, place_frame
+from process.mappings import Mapping
+
+
+def lock_plainly(pid: int, mappings: Iterable[Mapping]) -> str:
+    """Lock the ranges that plain mlock(2) had locked at the source, as far as the moved process still has them locked.
+    Its leader is stopped for a moment; nothing is done where there is no such range. Every page must be in.
+
+    Why something could not be locked, or ""."""
+    ranges = [(one.start, one.end) for one in mappings if "lo" in one.flags and "lf" not in one.flags]
+    return _in_a_child(lambda: _lock_ranges(pid, ranges)) if ranges else ""
+
+
+def _in_a_child(work: Callable[[], str]) -> str:
+    """Do the work in a process of its own, which must do no more than that: what it traces is let go when it ends,
+    whatever has failed, and the status of a process that ends meanwhile stays with its parent (ptrace(2))."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, work().encode()[: select.PIPE_BUF])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as words:
+        said = words.read().decode("utf-8", "replace")
+    os.waitpid(child, 0)
+    return said
+
+
+def _lock_ranges(pid: int, ranges: list[tuple[int, int]]) -> str:
+    try:
+        gadgets = find_gadgets(pid, maps(pid))
+        if gadgets is None:
+            return "its program text has no code for it"
+        wanted = list(still_locked(ranges, smaps(pid)))
+        return _lock(pid, gadgets, wanted) if wanted else ""
+    except ProcessGone:
+        return ""
+    except (OSError, TimeoutError) as error:
+        return str(error)
+
+
+def still_locked(ranges: Iterable[tuple[int, int]], now: Iterable[MapEntry]) -> Iterator[tuple[int, int]]:
+    """The parts of `ranges` that are locked on fault now: the process may have unlocked or unmapped others."""
+    on_fault = [entry for entry in now if {"lo", "lf"} <= entry.flags]
+    for start, end in ranges:
+        for entry in on_fault:
+            if entry.start < end and start < entry.end:
+                yield max(start, entry.start), min(end, entry.end)
+
+
+def _lock(pid: int, gadgets: Gadgets, ranges: list[tuple[int, int]]) -> str:
+    failed = ""
+    tracee.seize(pid)
+    stopped = tracee.stop(pid)
+    try:
+        stack = next(((one.start, one.end) for one in reversed(maps(pid)) if one.path == "[stack]"), None)
+        frame = place_frame(pid, gadgets, stack, tracee.get_registers(pid).stack_pointer)
+        if frame is None:
+            return "its first stack is full to the last page"
+        for start, end in ranges:
+            try:
+                lone_call(pid, gadgets, frame, SYS_mlock, start, end - start)
+            except OSError as error:
+                failed = f"{start:x}-{end:x}: {error.strerror}"
+    finally:
+        tracee.thaw([stopped], True)
+    return failed
