@@ -44,7 +44,7 @@ tests/programs/bin/%: tests/programs/%.c tests/programs/check.h | packages
 	@gcc $(PROGRAM_FLAGS) $< -o $@ -lm
 
 demo: setup
-	@$(BIN)/python demo/demo.py
+	@$(BIN)/python -m demo.demo
 
 check: setup
 	$(BIN)/ruff check .
@@ -54,7 +54,7 @@ test: check
 	$(PYTEST) tests -k "not test_moved"
 
 bench: setup
-	@$(BIN)/python experiments/bench.py
+	@$(BIN)/python -m experiments.bench
 
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup
