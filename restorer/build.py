@@ -55,7 +55,9 @@ NOTHING = AddressSpace(mappings=[])
 
 @dataclass
 class Construction:
-    """A husk and what has been put into it. `threads`: id inside the process -> id for this host."""
+    """A husk and what has been put into it. `threads`: id inside the process -> id for this host.
+
+    `shortfalls` are sentences on what the moved process has less of here."""
 
     husk: Husk
     options: DescriptorOptions
@@ -67,6 +69,7 @@ class Construction:
     restore_ids: bool
     threads: dict[int, int] = field(default_factory=dict)
     userfaultfd: int = -1
+    shortfalls: list[str] = field(default_factory=list)
 
 
 def stage(
@@ -88,11 +91,13 @@ def stage(
     _install(building, None, description.descriptors)
     _lay_out(building, NOTHING, description)
     _plan(building)
-    limits.rebuild_outside(pid, description.task.limits)
+    building.shortfalls += limits.rebuild_outside(pid, description.task.limits)
     building.userfaultfd = take_userfaultfd(pid)
     building.threads = {description.task.pid: pid}
     _create_threads(building, [thread.tid for thread in description.task.threads[1:]])
     _stage_threads(building)
+    reachable = limits.reachable(description.task.limits.limits, limits.present_limits(pid), may_raise)
+    building.shortfalls += task_rebuild.shortfalls(description.task, present, reachable)
     return building
 
 

@@ -142,6 +142,8 @@ def stage(run: Run, description: ProcessDescription) -> None:
     edge("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
     run.line.send("staged", pid=husk.pid)
+    for sentence in run.building.shortfalls:
+        run.line.send("note", text=sentence, level=0)
     rehearse_rebuilding(description.task, run.building.present, run.building.restore_ids)
     run.pager.receive_push(STAGING_PUSH)
     edge("destination-pushed")

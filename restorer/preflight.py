@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 
-from linux import cpu
+from linux import cpu, probe
 from linux.maps import maps
 from process import task_rebuild, timers
 from process.description import ProcessDescription
@@ -38,6 +38,7 @@ def preflight(
 
     return [
         *_host_obstacles(hosts, options),
+        *_ability_obstacles(process, hosts, options),
         *_kernel_mapping_obstacles(process),
         *_executable_obstacles(process, described),
         *preflight_mapped_files(process.files, described),
@@ -48,6 +49,16 @@ def preflight(
         ),
         *_id_obstacles(process, options),
     ]
+
+
+def _ability_obstacles(process: ProcessDescription, hosts: Peer, options: RestoreOptions) -> list[Obstacle]:
+    """What this kernel lacks, or this user may not do: found by doing it."""
+    lacks = probe.destination_lacks(
+        keep_ids=True,
+        namespace=options.pid == "namespace" or (options.pid == "auto" and bool(taken_ids(process.task))),
+        clocks=hosts.here.boot_id != hosts.there.boot_id,
+    )
+    return [Obstacle(lack.object, lack.cause, lack.remedy) for lack in lacks]
 
 
 def _host_obstacles(hosts: Peer, options: RestoreOptions) -> list[Obstacle]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from linux import pagemap, tracee
+from linux import pagemap, probe, tracee
 from linux.address_gap import free_range
 from linux.errors import ProcessGone
 from linux.maps import maps, maps_text
@@ -149,6 +149,7 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
     gadgets = find_gadgets(pid, entries)
     end_signal = choose_end_signal(int(status["SigCgt"], 16))
     found = [
+        *(Obstacle(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
         *tasks.task_obstacles(live),
         *mapping_obstacles(memory, pathless),
         *mapped_file_obstacles(files),
