@@ -7,7 +7,7 @@ import os
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_table import Description, Refused, Table
 from process.epoll import Epoll, epoll_obstacles
-from process.file_locks import is_same_file, lock_obstacles, preflight_locks
+from process.file_locks import kept_locks, lock_obstacles
 from process.files import (
     Device,
     Directory,
@@ -22,12 +22,12 @@ from process.files import (
     preflight_file,
 )
 from process.inet_sockets import InetSocket, inet_obstacles, preflight_inet
-from process.inotify import Inotify, inotify_obstacles, preflight_inotify
+from process.inotify import Inotify, event_obstacles, inotify_obstacles, preflight_inotify
 from process.open_files import Holder
 from process.pipes import Pipe, preflight_pipe
 from process.reach import reach_of
 from process.stdio import Terminal, terminal_obstacles
-from process.unix_sockets import UnixSocket, is_outside, path_here, preflight_unix, unix_obstacles
+from process.unix_sockets import UnixSocket, is_outside, path_here, preflight_unix, queue_obstacles, unix_obstacles
 from wire.obstacles import Obstacle
 
 
@@ -62,13 +62,15 @@ def obstacles_of(one: Description, options: DescriptorOptions, own_sockets: set[
     elif isinstance(kind, Terminal):
         found += terminal_obstacles(kind, one.name)
     elif isinstance(kind, UnixSocket):
-        found += unix_obstacles(kind, one.name, is_outside(kind, own_sockets))
+        found += unix_obstacles(kind, one.name, is_outside(kind, own_sockets)) + queue_obstacles(kind, one.name)
     elif isinstance(kind, InetSocket):
         found += inet_obstacles(kind, one.name, options.tcp)
     elif isinstance(kind, Epoll):
         found += epoll_obstacles(kind, one.name)
     elif isinstance(kind, Inotify):
-        found += inotify_obstacles(kind, one.name, frozen)
+        found += inotify_obstacles(kind, one.name)
+        if frozen:
+            found += event_obstacles(kind, one.name)
     elif isinstance(kind, Refused):
         found.append(Obstacle(one.name, kind.cause, kind.remedy))
     if one.owner is not None and not one.owner.own:
@@ -80,6 +82,21 @@ def obstacles_of(one: Description, options: DescriptorOptions, own_sockets: set[
             )
         )
     return found + lock_obstacles(one.locks, one.name)
+
+
+def passing_obstacles(table: Table, same_machine: bool) -> list[Obstacle]:
+    """What is in the way of a frozen process but passes by itself once it runs: worth another try."""
+    found: list[Obstacle] = []
+    for one in table.descriptions:
+        if one.standard is not None:
+            continue
+        if same_machine:
+            found += kept_locks(one.locks, one.name)
+        if isinstance(one.kind, UnixSocket):
+            found += queue_obstacles(one.kind, one.name)
+        elif isinstance(one.kind, Inotify):
+            found += event_obstacles(one.kind, one.name)
+    return found
 
 
 def is_held_outside(one: Description) -> bool:
@@ -113,9 +130,7 @@ def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obst
             continue
         kind = one.kind
         if isinstance(kind, File):
-            found += preflight_file(kind, one.flags, one.name, options)
-            here = reach.same_machine and is_same_file(options.map_path(kind.path), kind.device, kind.inode)
-            found += preflight_locks(one.locks, one.name, here, reach.source)
+            found += preflight_file(kind, one.flags, one.name, options, reach.same_machine)
         elif isinstance(kind, Directory):
             found += preflight_directory(kind, one.name, options)
         elif isinstance(kind, Device):

@@ -57,6 +57,11 @@ def belongs_to_description(lock: Lock) -> bool:
     return lock.kind in ("FLOCK", "OFDLCK")
 
 
+def held_locks(locks: list[Lock]) -> list[Lock]:
+    """The locks that belong to the description."""
+    return [lock for lock in locks if belongs_to_description(lock)]
+
+
 def lock_obstacles(locks: list[Lock], name: str) -> list[Obstacle]:
     """Leases and mandatory or unknown kinds."""
     return [
@@ -66,14 +71,15 @@ def lock_obstacles(locks: list[Lock], name: str) -> list[Obstacle]:
     ]
 
 
-def preflight_locks(locks: list[Lock], name: str, same_file: bool, handed_over: bool) -> list[Obstacle]:
-    """On the source's own machine: locks that it keeps until it ends. `same_file`: it is the source's own
-    file.
+def kept_locks(locks: list[Lock], name: str) -> list[Obstacle]:
+    """On the source's own machine: the source keeps its POSIX locks until it ends, and one that excludes
+    others cannot be taken meanwhile. A process that is not frozen gives most of them up within
+    milliseconds.
     """
-    if not same_file or all(belongs_to_description(lock) and handed_over for lock in locks):
+    if not any(lock.kind == "POSIX" and lock.write for lock in locks):
         return []
     return [
-        Obstacle(name, "the source keeps its lock on it until it ends", "try again when the process has released it")
+        Obstacle(name, "on one machine the source keeps its lock until it ends", "try again when it has been released")
     ]
 
 

@@ -6,6 +6,7 @@ reachable by a path: it is made anew in the same directory, and its content trav
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Literal
@@ -150,9 +151,11 @@ def difference(file: File, found: os.stat_result, compare: Literal["strict", "si
     return None
 
 
-def preflight_file(file: File, flags: int, name: str, options: DescriptorOptions) -> list[Obstacle]:
+def preflight_file(
+    file: File, flags: int, name: str, options: DescriptorOptions, same_machine: bool = False
+) -> list[Obstacle]:
     """Can the destination open the file, and is it the same one? Files to be written are compared after the
-    freeze.
+    freeze. On the `same_machine` a missing file has just been removed by the process itself.
     """
     path = options.map_path(file.path)
     if not file.linked:
@@ -160,6 +163,8 @@ def preflight_file(file: File, flags: int, name: str, options: DescriptorOptions
     try:
         found = os.stat(path)
     except OSError as error:
+        if same_machine and error.errno == errno.ENOENT and path == file.path:
+            return []
         return [Obstacle(name, f"{path}: {error.strerror}", "copy it here or point to it with --map-path OLD=NEW")]
     wrong = difference(file, found, "trust" if is_writable(flags) else options.files)
     if wrong is not None:

@@ -86,18 +86,20 @@ def path_of_handle(pid: int, device: int, kind: int, handle: bytes) -> str | Non
     return None
 
 
-def inotify_obstacles(inotify: Inotify, name: str, frozen: bool) -> list[Obstacle]:
-    """Watches without a path, and events that would be lost."""
-    found = [
+def inotify_obstacles(inotify: Inotify, name: str) -> list[Obstacle]:
+    """Watches of files without a path."""
+    return [
         Obstacle(name, f"the file of watch {each.watch} has no path", "let the process remove the watch")
         for each in inotify.watches
         if each.path is None
     ]
-    if frozen and inotify.queued:
-        found.append(
-            Obstacle(name, "it holds events that were not read yet", "try again when the process has read them")
-        )
-    return found
+
+
+def event_obstacles(inotify: Inotify, name: str) -> list[Obstacle]:
+    """Events that would be lost: nobody can queue them anew. They pass when the process reads them."""
+    if not inotify.queued:
+        return []
+    return [Obstacle(name, "it holds events that were not read yet", "try again when the process has read them")]
 
 
 def preflight_inotify(inotify: Inotify, name: str, map_path: Callable[[str], str]) -> list[Obstacle]:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from linux.kcmp import order_of_descriptions
 from linux.pidfd import fetch_descriptor, open_pidfd
 from process.descriptor_table import Description, Descriptor, Kind, Place, Table
-from process.file_locks import look_locks
+from process.file_locks import held_locks, look_locks
 from process.inet_sockets import InetSocket
 from process.kinds import Kinds, is_pipe, same_object
 from process.open_files import Seen, close_all, owner_of, position_and_flags, read_information
@@ -171,7 +171,8 @@ def is_same(old: Description, seen: Seen, kind: Kind) -> bool:
     """
     if old.link != seen.link or (old.flags ^ seen.flags) & os.O_ACCMODE:
         return False
-    return same_object(old.kind, kind)
+    # A description that holds a lock may be handed over itself, so the lock belongs to what it is.
+    return same_object(old.kind, kind) and held_locks(old.locks) == held_locks(look_locks(seen))
 
 
 def describe_one(seen: Seen, kind: Kind, identity: int, old: Description | None) -> Description:

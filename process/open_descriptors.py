@@ -12,11 +12,13 @@ import errno
 import os
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_table import Description, Descriptor, Kind, Table
 from process.epoll import Epoll, open_epoll
 from process.eventfd import EventFd, open_eventfd, update_eventfd
-from process.file_locks import belongs_to_description, is_same_file, take_locks
+from process.file_locks import held_locks, is_same_file, take_locks
 from process.files import Device, Directory, File, is_writable, open_file, open_path
 from process.inet_sockets import InetSocket, open_inet
 from process.inotify import Inotify, open_inotify, update_inotify
@@ -40,6 +42,14 @@ class OpenedDescriptors:
     context: OpenContext
     numbers: dict[int, int] = field(default_factory=dict)
     known: dict[int, Kind] = field(default_factory=dict)
+
+    def part_of(self, table: Table) -> Table:
+        """The table without what could not be opened while staging, because it was removed meanwhile."""
+        return replace(
+            table,
+            descriptors=[each for each in table.descriptors if each.description in self.numbers],
+            descriptions=[each for each in table.descriptions if each.identity in self.numbers],
+        )
 
     @property
     def handed_over(self) -> set[int]:
@@ -136,8 +146,17 @@ def open_missing(opened: OpenedDescriptors, table: Table) -> None:
         try:
             opened.numbers[one.identity] = open_one(one, table, opened.context)
         except OSError as error:
+            if is_transient(one, error) and not table.frozen:
+                # A temporary file that the process has removed since: the frozen look tells what is there
+                # then.
+                continue
             raise OSError(error.errno, f"{one.name}: {error.strerror}") from error
         opened.known[one.identity] = one.kind
+
+
+def is_transient(one: Description, error: OSError) -> bool:
+    """May the error be the trace of a file that has been removed since the live look?"""
+    return isinstance(one.kind, File) and error.errno == errno.ENOENT
 
 
 def open_one(one: Description, table: Table, context: OpenContext) -> int:
@@ -146,7 +165,7 @@ def open_one(one: Description, table: Table, context: OpenContext) -> int:
     if one.standard is not None:
         return open_standard(one.standard, one.flags, context)
     if isinstance(kind, File):
-        locked = [lock for lock in one.locks if belongs_to_description(lock)]
+        locked = held_locks(one.locks)
         handed_over = context.fetch(one.number) if locked and is_same_file_here(kind, context) else None
         return handed_over if handed_over is not None else open_file(kind, one.flags, context)
     if isinstance(kind, Directory | Device):

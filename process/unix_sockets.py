@@ -191,13 +191,19 @@ def is_outside(one: UnixSocket, own: set[int]) -> bool:
 
 
 def unix_obstacles(one: UnixSocket, name: str, outside: bool) -> list[Obstacle]:
-    """What keeps a unix socket from being moved."""
+    """What keeps a unix socket from being moved for good."""
     found = []
     if outside:
         holders = " and ".join(str(holder) for holder in one.peer_holders[:3]) or "a process that stays"
         found.append(
             Obstacle(name, f"{holders} has the other end", "end the connection before the move, or end that process")
         )
+    return found
+
+
+def queue_obstacles(one: UnixSocket, name: str) -> list[Obstacle]:
+    """What waits in it and cannot be queued anew. It passes when the process receives it."""
+    found = []
     if one.carries_descriptors:
         found.append(Obstacle(name, "descriptors are under way in it", "try again when they have been received"))
     if one.senders:

@@ -88,7 +88,7 @@ def stage(
     may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)
     building = Construction(husk, options, description, opened, offsets, present, may_raise, restore_ids)
     _empty(building)
-    _install(building, None, description.descriptors)
+    _install(building, None, opened.part_of(description.descriptors))
     _lay_out(building, NOTHING, description)
     _plan(building)
     building.shortfalls += limits.rebuild_outside(pid, description.task.limits)
@@ -224,8 +224,9 @@ def apply_layout(building: Construction, final: ProcessDescription) -> None:
 
     Raises SyscallFailed, OSError."""
     staged = building.staged
+    before = building.opened.part_of(staged.descriptors)
     update_descriptors(building.opened, final.descriptors)
-    _install(building, staged.descriptors, final.descriptors)
+    _install(building, before, final.descriptors)
     _lay_out(building, staged.memory, final)
     _drop_unchanged(building, final)
 

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import itertools
 import os
+import random
 import select
 import signal
 import threading
@@ -25,6 +26,7 @@ import msgspec
 from linux import cpu, pidfd
 from process.contents import Content, identity_of, new_contents, number_of
 from process.description import MigrationDescription, ProcessDescription, Runs
+from process.descriptor_obstacles import passing_obstacles
 from process.mappings import AddressSpace
 from process.open_descriptors import flush_beforehand, flush_written_files
 from process.rehearsal import rehearse_description
@@ -63,6 +65,8 @@ KEPT = (
     "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
     "it never runs here again"
 )
+
+MOST_FREEZES = 40
 
 
 @dataclass
@@ -168,18 +172,38 @@ def stage(run: Run) -> None:
     edge("source-staged")
 
 
+class PassingObstacles(Exception):
+    """The frozen process is in the middle of something that it ends by itself as soon as it runs."""
+
+
 def freeze_and_commit(run: Run) -> handover.Committed:
-    """From the freeze to COMMIT. On every way out but the last the process runs on as before."""
-    deadline = time.monotonic() + run.options.max_freeze
+    """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
+    runs on as before."""
     gc.disable()
     run.control.send(messages.Freezing())
+    for attempt in range(MOST_FREEZES):
+        if attempt:
+            # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
+            time.sleep(random.uniform(0.001, 0.02))
+        with contextlib.suppress(PassingObstacles):
+            return freeze_once(run, attempt == MOST_FREEZES - 1)
+    raise AssertionError("the last attempt does not end here")
+
+
+def freeze_once(run: Run, last: bool) -> handover.Committed:
+    """One freeze. Raises PassingObstacles unless it is the `last` one."""
+    deadline = time.monotonic() + run.options.max_freeze
     began = time.monotonic_ns()
     with signals_held(), bounded(run), handover.frozen(run.seen) as state:
         edge("source-frozen")
         source = handover.describe(state)
         edge("source-asked")
-        if source.obstacles:
-            raise Refused(source.obstacles, object=f"process {run.options.pid}", step="the frozen process")
+        passing = passing_obstacles(source.description.descriptors, run.same_machine)
+        if passing and not last:
+            source.descriptors.close()
+            raise PassingObstacles
+        if source.obstacles or passing:
+            raise Refused([*source.obstacles, *passing], object=f"process {run.options.pid}", step="the frozen process")
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         serve_new_contents(run, source)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from descriptor_help import moved, running, travel, without
+from msgspec.structs import replace
 
 from process.descriptors import (
     DescriptorOptions,
@@ -18,7 +19,9 @@ from process.descriptors import (
     descriptor_changes,
     descriptor_obstacles,
     look_descriptors,
+    open_descriptors,
     preflight_descriptors,
+    update_descriptors,
 )
 
 OPTIONS = DescriptorOptions()
@@ -136,6 +139,8 @@ def test_preflight_names_every_difference(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     with running(code, cwd=tmp_path) as child:
         table = without(look_descriptors(child.pid).table, child.report)
+    # The same machine knows that a file has only just gone; this is about another one.
+    table = replace(table, place=replace(table.place, boot="another"))
     assert preflight_descriptors(table, OPTIONS) == []
     (tmp_path / "missing").unlink()
     os.utime(tmp_path / "read", ns=(1, 1))
@@ -245,3 +250,26 @@ def test_changes_of_numbers(tmp_path: Path) -> None:
         assert 21 in changes.close
         assert {20, 23} <= {d.number for d in changes.install}
         assert [(d.number, d.close_on_exec) for d in changes.close_on_exec] == [(22, False)]
+
+
+def test_a_file_removed_while_staging_is_left_out(tmp_path: Path) -> None:
+    code = """
+    put(os.open("temporary", os.O_RDWR | os.O_CREAT), 20)
+    ready()
+    os.close(20); os.unlink("temporary")
+    put(os.open("another", os.O_RDWR | os.O_CREAT), 20)
+    ready()
+    """
+    with running(code, cwd=tmp_path) as child:
+        live = look_descriptors(child.pid)
+        child.go_on()
+        staged = without(travel(live.table), child.report)
+        assert preflight_descriptors(staged, OPTIONS) == []
+        opened = open_descriptors(staged, OPTIONS, source_access=False)
+        assert 20 not in {each.number for each in opened.part_of(staged).descriptors}
+        frozen = look_descriptors(child.pid, live, frozen=True)
+        frozen.close()
+        final = without(travel(frozen.table), child.report)
+        update_descriptors(opened, final)
+        assert 20 in {each.number for each in descriptor_changes(opened.part_of(staged), final).install}
+        opened.close()

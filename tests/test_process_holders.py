@@ -13,7 +13,7 @@ import pytest
 from descriptor_help import moved, running, travel, without
 
 from linux.program import Program
-from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
+from process.descriptor_obstacles import descriptor_obstacles, passing_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows
 from process.descriptors import look_descriptors, open_descriptors, update_descriptors
@@ -46,10 +46,12 @@ def test_locks_of_descriptions_are_handed_over_on_one_machine(tmp_path: Path) ->
             22: [("POSIX", 3, 7)],
         }
         assert descriptor_obstacles(table, NULL) == []
-        assert [str(one) for one in preflight_descriptors(table, NULL)] == [
-            f"descriptor 22 ({tmp_path / 'posix'}): the source keeps its lock on it until it ends; "
-            "try again when the process has released it"
+        assert preflight_descriptors(table, NULL) == []
+        assert [str(one) for one in passing_obstacles(table, same_machine=True)] == [
+            f"descriptor 22 ({tmp_path / 'posix'}): on one machine the source keeps its lock until it ends; "
+            "try again when it has been released"
         ]
+        assert passing_obstacles(table, same_machine=False) == []
         child.go_on()
         with moved(child, source_access=True) as here:
             child.process.kill()
