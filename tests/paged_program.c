@@ -188,6 +188,8 @@ static long run(const char *verb, uint64_t a, uint64_t b, uint64_t c) {
         return check(BASE + a * PAGE, a, b);
     if (!strcmp(verb, "check-moved"))
         return check(ELSEWHERE + c * PAGE, a, b);
+    if (!strcmp(verb, "check-at"))
+        return check(BASE + c * PAGE, a, b);
     if (!strcmp(verb, "check-zero"))
         return check_zero(BASE + a * PAGE, b);
     if (!strcmp(verb, "threads"))

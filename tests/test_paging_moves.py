@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 from pathlib import Path
 
 import pytest
-from paging import eventually, moving, own_userfaultfds
+from paging import Move, eventually, moving, own_userfaultfds
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,78 @@ def test_a_mapping_in_pieces(program: Path) -> None:
             assert move.destination.ask("protect", first, 13) == 0
         move.complete()
         assert move.destination.ask("check", 0, 5000) == 0
+
+
+class Model:
+    """What every page at both places has to hold: the number of a page of the source, ZERO, or nothing."""
+
+    ZERO, NOTHING = -1, -2
+
+    def __init__(self, pages: int) -> None:
+        self.here = list(range(pages))
+        self.there = [Model.NOTHING] * pages
+
+    def pieces(self, place: list[int], first: int, count: int) -> list[tuple[int, int, int]]:
+        """The stretch as (page, what is there, how many in a row)."""
+        found: list[tuple[int, int, int]] = []
+        for page in range(first, first + count):
+            what = place[page]
+            if found:
+                start, begin, length = found[-1]
+                if (what < 0 and what == begin) or (begin >= 0 and what == begin + length):
+                    found[-1] = (start, begin, length + 1)
+                    continue
+            found.append((page, what, 1))
+        return found
+
+
+def check_model(move: Move, model: Model, first: int, count: int) -> None:
+    """Look at a stretch of both places."""
+    for page, what, length in model.pieces(model.here, first, count):
+        if what >= 0:
+            assert move.destination.ask("check-at", what, length, page) == 0
+        elif what == Model.ZERO:
+            assert move.destination.ask("check-zero", page, length) == 0
+    for page, what, length in model.pieces(model.there, first, count):
+        if what >= 0:
+            assert move.destination.ask("check-moved", what, length, page) == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_everything_at_once_at_random(program: Path, seed: int) -> None:
+    pages, chance = 6000, random.Random(seed)
+    model = Model(pages)
+    with moving(program, pages) as move:
+        move.pager.fault_pages(chance.choice([1, 16, 64]))
+        move.server.limit(chance.choice([5_000_000, 20_000_000, 0]))
+        move.pager.prefetch_start()
+        for _ in range(150):
+            first = chance.randrange(pages - 600)
+            count = chance.randrange(1, 600)
+            stretch = slice(first, first + count)
+            action = chance.choice(["dontneed", "map", "move", "move-back", "check", "fork"])
+            if action == "dontneed" and Model.NOTHING not in model.here[stretch]:
+                assert move.destination.ask("dontneed", first, count) == 0
+                model.here[stretch] = [Model.ZERO] * count
+            elif action == "map":
+                assert move.destination.ask("map", first, count) == 0
+                model.here[stretch] = [Model.ZERO] * count
+            elif action == "move" and len(model.pieces(model.here, first, count)) == 1 and model.here[first] >= 0:
+                assert move.destination.ask("move", first, count, first) == 0
+                model.there[stretch] = model.here[stretch]
+                model.here[stretch] = [Model.NOTHING] * count
+            elif action == "move-back" and len(model.pieces(model.there, first, count)) == 1:
+                if model.there[first] >= 0:
+                    assert move.destination.ask("move-back", first, count, first) == 0
+                    model.here[stretch] = model.there[stretch]
+                    model.there[stretch] = [Model.NOTHING] * count
+            elif action == "fork" and model.here[stretch] == list(range(first, first + count)):
+                assert move.destination.ask("fork", first, count) == 0
+            else:
+                check_model(move, model, first, count)
+        move.server.limit(0)
+        move.complete()
+        check_model(move, model, 0, pages)
 
 
 @pytest.mark.parametrize("verb", ["lock", "lock-onfault"])
