@@ -265,10 +265,11 @@ def arm_timers(program: Program, timers: Timers, elapsed: int = 0) -> None:
         # The two others count processor time, which does not pass while the process is frozen.
         passed = elapsed if kind == ALARM_TIMER else 0
         setting = ffi.new("lm_interval_setting *")
-        if timer.remaining:
-            left = max(MICROSECOND, timer.remaining - passed)
-            setting.it_value.tv_sec, rest = divmod(left, SECOND)
-            setting.it_value.tv_usec = rest // MICROSECOND
+        # An interval timer whose signal waits to be taken has nothing left: the kernel sets it going again when the
+        # signal is taken (setitimer(2), dequeue_signal), and one set to 0 never would be.
+        left = max(MICROSECOND, (timer.remaining or timer.interval) - passed)
+        setting.it_value.tv_sec, rest = divmod(left, SECOND)
+        setting.it_value.tv_usec = rest // MICROSECOND
         setting.it_interval.tv_sec, rest = divmod(timer.interval, SECOND)
         setting.it_interval.tv_usec = rest // MICROSECOND
         place = program.data(bytes(ffi.buffer(setting)))
