@@ -23,7 +23,7 @@ from process.files import (
 )
 from process.inet_sockets import InetSocket, inet_obstacles, preflight_inet
 from process.inotify import Inotify, event_obstacles, inotify_obstacles, preflight_inotify
-from process.open_files import Holder
+from process.outsiders import holders_text
 from process.pipes import Pipe, preflight_pipe
 from process.reach import reach_of
 from process.stdio import Terminal, terminal_obstacles
@@ -108,14 +108,6 @@ def is_held_outside(one: Description) -> bool:
     if not one.holders or isinstance(one.kind, Device | Directory | Refused):
         return False
     return not (isinstance(one.kind, File) and one.number <= 2 and one.kind.linked)
-
-
-def holders_text(holders: list[Holder]) -> str:
-    """The holders in words; at most three by name."""
-    named = [str(holder) for holder in holders[:3]]
-    if len(holders) > 3:
-        named.append(f"{len(holders) - 3} more")
-    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
 
 
 def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obstacle]:

@@ -6,7 +6,7 @@ A pipe, a socket or an open file description of which a process that stays holds
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from linux.kcmp import same_description
@@ -86,20 +86,9 @@ def is_held(pid: int, own: int, other: int, number: int) -> bool:
         return False
 
 
-def memory_holders(
-    pid: int, files: Collection[tuple[int, int]], ignore: Collection[int]
-) -> dict[tuple[int, int], list[Holder]]:
-    """Who else maps these files, each given by device and inode, such as shared anonymous memory
-    (/proc/PID/maps).
-    """
-    wanted = {f" {os.major(device):02x}:{os.minor(device):02x} {inode} ": (device, inode) for device, inode in files}
-    found: dict[tuple[int, int], list[Holder]] = {}
-    for other in other_processes(pid, ignore) if wanted else ():
-        try:
-            maps = Path(f"/proc/{other}/maps").read_text(errors="replace")
-        except OSError:
-            continue
-        for text, file in wanted.items():
-            if text in maps:
-                found.setdefault(file, []).append(Holder(pid=other, name=process_name(other)))
-    return found
+def holders_text(holders: Sequence[Holder]) -> str:
+    """The holders in words; at most three by name."""
+    named = [str(holder) for holder in holders[:3]]
+    if len(holders) > 3:
+        named.append(f"{len(holders) - 3} more")
+    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]

@@ -18,6 +18,7 @@ import msgspec
 from _lm import ffi, lib
 
 from process.open_files import Holder, OpenContext, Seen, close_all
+from process.outsiders import holders_text
 from process.socket_options import Option, read_options, set_options
 from wire.obstacles import Obstacle
 
@@ -194,7 +195,7 @@ def unix_obstacles(one: UnixSocket, name: str, outside: bool) -> list[Obstacle]:
     """What keeps a unix socket from being moved for good."""
     found = []
     if outside:
-        holders = " and ".join(str(holder) for holder in one.peer_holders[:3]) or "a process that stays"
+        holders = holders_text(one.peer_holders) if one.peer_holders else "a process that stays"
         found.append(
             Obstacle(name, f"{holders} has the other end", "end the connection before the move, or end that process")
         )

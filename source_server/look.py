@@ -47,6 +47,7 @@ from process.mappings import (
     paged_on_demand,
 )
 from process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
+from process.shared_memory import shared_memory_obstacles
 from process.status import parse_status, read_status
 from wire.errors import LocalError, Refused
 from wire.exit_codes import ExitCode
@@ -153,6 +154,7 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
         *tasks.task_obstacles(live),
         *mapping_obstacles(memory, pathless),
         *mapped_file_obstacles(files),
+        *shared_memory_obstacles(pid, memory, descriptors.table),
         *_way_home_obstacles(pid, gadgets, end_signal),
     ]
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import pty
 import signal
@@ -13,11 +12,13 @@ import pytest
 from descriptor_help import moved, running, travel, without
 
 from linux.program import Program
+from process.contents import inodes_without_path
 from process.descriptor_obstacles import descriptor_obstacles, passing_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows
 from process.descriptors import look_descriptors, open_descriptors, update_descriptors
-from process.outsiders import memory_holders
+from process.mappings import look_address_space
+from process.shared_memory import shared_memory_obstacles
 
 NULL = DescriptorOptions(stdio="null")
 LOCKS = """
@@ -134,26 +135,39 @@ def test_terminals() -> None:
         os.close(terminal)
 
 
-def test_shared_memory_is_found_in_other_processes() -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_shared_memory_is_found_in_other_processes(mapped: bool) -> None:
     memory = os.memfd_create("shared")
     os.truncate(memory, 4096)
-    status = os.fstat(memory)
-    try:
-        code = f"import mmap; m = mmap.mmap({memory}, 4096); ready()"
-        with mmap.mmap(memory, 4096), running(code, pass_fds=[memory]) as child:
-            device = os.makedev(*shared_memory_device(child.pid, status.st_ino))
-            found = memory_holders(child.pid, [(device, status.st_ino)], [])
-            assert [holder.pid for holder in found[device, status.st_ino]] == [os.getpid()]
-            assert memory_holders(child.pid, [(device, status.st_ino)], [os.getpid()]) == {}
-    finally:
+    code = f"import mmap; m = mmap.mmap({memory}, 4096); ready()"
+    with running(code, pass_fds=[memory]) as child, running("ready()", pass_fds=[] if mapped else [memory]) as other:
         os.close(memory)
+        table = look_descriptors(child.pid).table
+        space = look_address_space(child.pid, inodes_without_path(table))
+        found = shared_memory_obstacles(child.pid, space, without(table, child.report))
+        if mapped:
+            assert found == []
+        else:
+            assert [one.cause for one in found] == [
+                f"memory that is also held by python ({other.pid}), which will not move".replace("(", "(process ")
+            ]
 
 
-def shared_memory_device(pid: int, inode: int) -> tuple[int, int]:
-    """The device of a mapped file as /proc/PID/maps gives it."""
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        fields = line.split()
-        if fields[4] == str(inode):
-            major, minor = fields[3].split(":")
-            return int(major, 16), int(minor, 16)
-    raise AssertionError("not mapped")
+def test_private_shared_memory_is_nobody_elses() -> None:
+    with running("import mmap; m = mmap.mmap(-1, 4096); ready()") as child:
+        table = without(look_descriptors(child.pid).table, child.report)
+        assert shared_memory_obstacles(child.pid, look_address_space(child.pid), table) == []
+        code = """
+        import mmap
+        memory = mmap.mmap(-1, 4096)
+        parent = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == parent:
+                time.sleep(0.02)
+            os._exit(0)
+        ready()
+        """
+        with running(code) as parent:
+            table = without(look_descriptors(parent.pid).table, parent.report)
+            found = shared_memory_obstacles(parent.pid, look_address_space(parent.pid), table)
+            assert [one.object.rpartition(" ")[0].endswith("/dev/zero") for one in found] == [True]
