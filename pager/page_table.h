@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* cffi: begin */
 /* A page is wanted as long as it is MISSING or ASKED. */
 enum lm_page_state {
     LM_PAGE_MISSING = 0, /* only the source has it */
@@ -22,9 +23,12 @@ enum lm_page_state {
     LM_PAGE_STATES
 };
 
+/* cffi: end */
+
 #define LM_STATES(state) (1u << (state))
 #define LM_STATES_WANTED (LM_STATES(LM_PAGE_MISSING) | LM_STATES(LM_PAGE_ASKED))
 
+/* cffi: begin */
 enum { LM_CHUNK_PAGES = 512 };
 
 struct lm_page_table {
@@ -57,5 +61,6 @@ int lm_page_table_take(struct lm_page_table *table, uint64_t first, const struct
  * follow one another there, looking no further than `most`. */
 uint64_t lm_page_table_find(const struct lm_page_table *table, uint64_t first, uint64_t end, uint32_t set,
                             uint64_t most, uint64_t *count);
+/* cffi: end */
 
 #endif

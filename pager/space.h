@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 
+/* cffi: begin */
 struct lm_range {
     uint64_t start, end; /* in the destination */
     uint64_t source;     /* address of the first page in the source */
@@ -55,6 +56,7 @@ int lm_space_cut(struct lm_space *space, uint64_t start, uint64_t end, struct lm
 
 /* The child of a fork: the same ranges with tables of its own. Returns 0 or -ENOMEM. */
 int lm_space_copy(const struct lm_space *parent, struct lm_space *child);
+/* cffi: end */
 
 static inline uint64_t lm_range_page(const struct lm_range *range, uint64_t address) {
     return range->first + (address - range->start) / 4096;

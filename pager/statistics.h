@@ -21,6 +21,7 @@ struct lm_histogram {
     uint64_t buckets[LM_HISTOGRAM_BUCKETS];
 };
 
+void lm_histogram_add(struct lm_histogram *histogram, uint64_t value);
 /* The smallest value that `share` (0 to 1) of all values do not exceed, to a sixteenth; 0 when there are
  * none. */
 uint64_t lm_histogram_quantile(const struct lm_histogram *histogram, double share);
@@ -49,7 +50,6 @@ struct lm_pager_statistics {
 };
 /* cffi: end */
 
-void lm_histogram_add(struct lm_histogram *histogram, uint64_t value);
 void lm_count(uint64_t *counter, uint64_t amount);
 
 #endif
