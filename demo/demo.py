@@ -192,10 +192,11 @@ def main() -> int:
         print("demo: network namespaces need root; run it as root, or with sudo make demo", file=sys.stderr)
         return 1
     adopt_orphans()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     try:
         with demo_network() as network, tempfile.TemporaryDirectory(prefix="lm-demo-") as folder:
             try:
-                return 0 if run(Demo(network, Path(folder), given.entries, Console(highlight=False, width=None if sys.stdout.isatty() else 120))) else 1
+                return 0 if run(Demo(network, Path(folder), given.entries, console)) else 1
             finally:
                 kill_descendants()
     except KeyboardInterrupt:
