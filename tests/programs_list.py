@@ -29,6 +29,11 @@ class Program:
         return shlex.split(self.fields.get("restore", ""))
 
     @property
+    def refused(self) -> str:
+        """A word of the obstacle, for one that cannot be moved."""
+        return self.fields.get("refused", "").strip()
+
+    @property
     def stopped(self) -> bool:
         """Moved in a group-stop, and continued by SIGCONT afterwards."""
         return "stopped" in self.fields

@@ -15,7 +15,8 @@ from programs_list import Program, all_programs
 from experiments.machines import Machine, begin_move
 
 PROGRAMS = all_programs()
-MOVED = [program for program in PROGRAMS if "refused" not in program.fields]
+MOVED = [program for program in PROGRAMS if not program.refused]
+REFUSED = [program for program in PROGRAMS if program.refused]
 STRATEGIES = ("post-copy", "stop-and-copy")
 
 
@@ -76,3 +77,22 @@ def test_moved(
     except BaseException:
         print(move.said())
         raise
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("program", REFUSED, ids=lambda program: program.name)
+def test_refused(program: Program, folder: Path, machines: tuple[Machine, Machine], orphans: None) -> None:
+    """What cannot be moved is refused by name, and goes on as if nothing had happened."""
+    running = programs_help.run(program, folder, machines[0])
+    running.wait_ready()
+    try:
+        move = begin_move(running.process.pid, machines, folder, restore=["--pid", "namespace"])
+        move.restore.event("failed")
+        move.serve.event("failed")
+        said = move.said()
+    except RuntimeError as error:
+        said = str(error)
+    assert '"code":67' in said, said
+    assert program.refused in said, said
+    running.say_moved()
+    assert running.verdict() == "passed"

@@ -1,7 +1,6 @@
 /*
  * feature: a process whose first thread has ended while others live
- * limits: refused before the freeze: a thread that has ended but must stay as a zombie cannot be rebuilt
- * refused: leader
+ * refused: ended
  */
 #include "check.h"
 
