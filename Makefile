@@ -51,7 +51,7 @@ check: setup
 	$(BIN)/mypy .
 
 test: check
-	$(PYTEST) tests -k "not test_moved"
+	$(PYTEST) tests
 
 bench: setup
 	@$(BIN)/python -m experiments.bench

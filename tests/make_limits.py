@@ -38,7 +38,7 @@ TAIL = """
 
 
 def group_of(program: Program) -> str:
-    """The heading under which a program that moves stands. Raises KeyError for a name that begins with nothing known."""
+    """The heading under which a program that moves stands. Raises KeyError for an unknown beginning."""
     first = program.name.split("_")[0]
     for heading, beginnings in GROUPS.items():
         if first in beginnings:

@@ -50,6 +50,8 @@ def read_program(path: Path) -> Program:
         if begins and begins[1] in KEYS:
             key, text = begins[1], begins[2]
         program.fields[key] = f"{program.fields[key]} {text}" if key in program.fields else text
+    merged = [key for text in program.fields.values() for key in KEYS if f" {key}: " in f" {text}"]
+    assert not merged, f"{path.name}: {merged} should begin a line"
     assert "feature" in program.fields, f"{path.name} does not name its feature"
     return program
 

@@ -1,6 +1,7 @@
 /*
  * feature: madvise(MADV_DONTNEED, MADV_FREE) and fresh writes while pages are missing: discarded pages are
- * zeros serve: --bandwidth-limit 4M
+ *          zeros
+ * serve: --bandwidth-limit 4M
  */
 #include "missing.h"
 

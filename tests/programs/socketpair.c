@@ -1,6 +1,7 @@
 /*
  * feature: unix socketpairs inside the process: stream, datagram, seqpacket; data on its way, half-closed
- * ones limits: descriptors on their way (SCM_RIGHTS) are refused by name
+ *          ones
+ * limits: descriptors on their way (SCM_RIGHTS) are refused by name
  */
 #include "check.h"
 #include <sys/socket.h>
