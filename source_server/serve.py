@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 
 import msgspec
 
@@ -46,6 +45,7 @@ from source_server.look import (
 )
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun, ServerState
+from source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
@@ -57,7 +57,6 @@ from wire.host import look_at_host
 from wire.meeting import meet
 from wire.report import Bytes, Faults, Pages, Report, write_report
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GREETING_SECONDS = 30.0
 STAGING_SECONDS = 600.0
 TICK_MS = 200
@@ -227,22 +226,6 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         return committed
 
 
-def stop_by_signal() -> None:
-    """Until COMMIT SIGINT, SIGTERM and SIGHUP end lm-serve by an error of their own, and the process runs on."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise LocalError(
-            step="waiting",
-            object="lm-serve",
-            cause=f"{signal.Signals(number).name} came",
-            remedy="the process runs on here, untouched",
-            code=ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED,
-        )
-
-    for number in STOPPING:
-        signal.signal(number, stop)
-
-
 @contextlib.contextmanager
 def bounded(run: Run) -> Iterator[None]:
     """Within, the custodian sees to it that even a hanging lm-serve freezes nobody for ever."""
@@ -251,26 +234,6 @@ def bounded(run: Run) -> Iterator[None]:
         yield
     finally:
         run.custody.thawed()
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM waiting: nothing may come between a freeze and its thaw."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def signals_let_through() -> Iterator[None]:
-    """Within `signals_held`: here a signal may end the wait, by its handler's exception."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
 
 def without_known(seen: SourceLook, description: ProcessDescription) -> ProcessDescription:
