@@ -45,7 +45,7 @@ from source_server.look import (
 )
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun, ServerState
-from source_server.stopping import signals_held, signals_let_through, stop_by_signal
+from source_server.stopping import STOPPING, signals_held, signals_let_through, stop_by_signal
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
