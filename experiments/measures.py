@@ -1,0 +1,255 @@
+"""What make bench measures: each function makes one move, or runs the floor, and returns its raw samples.
+
+Everything that a measurement starts has ended when it returns, also when it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import statistics
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.machines import Command, Machine, Move, begin_move, descendants, kill_descendants, start, wait_for
+
+SETTLE_SECONDS = 0.3
+MOVE_SECONDS = 180.0
+AROUND_SECONDS = 0.05
+HELD_BACK = "64K"
+"""--bandwidth-limit of lm-serve under which little comes in bulk (16 pages a second); faults are never held back."""
+TABLE = 1 << 18
+"""Faults of which toucher keeps the times: more than can come during a move."""
+
+Samples = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Two machines, and a folder for the compiled programs and what they write."""
+
+    source: Machine
+    destination: Machine
+    folder: Path
+
+    def program(self, name: str) -> str:
+        """The path of a compiled program."""
+        return str(self.folder / name)
+
+
+def compile_programs(folder: Path) -> None:
+    """Compile the programs that are moved, and the floor. Raises RuntimeError with what gcc said."""
+    for name in ("floor", "heartbeat", "toucher"):
+        source = Path(__file__).with_name(f"{name}.c")
+        words = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(folder / name)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"gcc {source.name}: {done.stderr}")
+
+
+def run_floor(laboratory: Laboratory, mebibytes: int, faults: int) -> Samples:
+    """The bare C pager over the same link: fault_p50_us, fault_p99_us and bulk_bytes_per_second."""
+    pages = mebibytes * 256
+    words = [laboratory.program("floor"), "--pages", str(pages), "--faults", str(faults)]
+    words += ["--address", laboratory.source.address, "--source-netns", f"/run/netns/{laboratory.source.namespace}"]
+    try:
+        done = subprocess.run(
+            laboratory.destination.command(*words), capture_output=True, text=True, timeout=MOVE_SECONDS
+        )
+        if done.returncode:
+            raise RuntimeError(f"floor ended with {done.returncode}: {done.stderr.strip()}")
+    finally:
+        kill_descendants()
+    samples: Samples = json.loads(done.stdout)
+    return samples
+
+
+@dataclass
+class Trial:
+    """One process that is being moved, or has been."""
+
+    move: Move
+    program: Command
+    numbers: Path
+    pid: int
+    """Of the process at the destination, as this machine sees it."""
+
+    def told(self) -> None:
+        """Send the process its SIGUSR1."""
+        os.kill(self.pid, signal.SIGUSR1)
+
+    def read_numbers(self) -> list[int]:
+        """What the process has written; waited for."""
+        wait_for(f"the numbers of {self.program.name}", lambda: self.numbers.exists() or None)
+        data = self.numbers.read_bytes()
+        return list(struct.unpack(f"={len(data) // 8}Q", data))
+
+    def moment(self, event: str) -> float:
+        """When lm-restore told of an event, seconds since 1970."""
+        return float(self.move.restore.event(event, MOVE_SECONDS)["time"])
+
+    def report(self) -> Samples:
+        """lm-restore's report, once it is there."""
+        wait_for("the report", lambda: (self.move.restore.folder / "restore.json").exists() or None)
+        return self.move.restore.report()
+
+
+@contextlib.contextmanager
+def moving(laboratory: Laboratory, words: Sequence[str], *, serve: Sequence[str] = ()) -> Iterator[Trial]:
+    """Start a program (words: its name and arguments without FILE), begin to move it, and end everything after.
+
+    Raises RuntimeError and TimeoutError with what both commands printed.
+    """
+    name, folder = words[0], laboratory.folder
+    numbers = folder / f"{name}.numbers"
+    for old in ("ticket", "serve.json", "restore.json", numbers.name, f"{numbers.name}.ready"):
+        (folder / old).unlink(missing_ok=True)
+    move = None
+    try:
+        line = [laboratory.program(name), *words[1:], str(numbers)]
+        program = start(laboratory.source, line, folder, name, start_new_session=True)
+        wait_for(f"{name}'s memory", lambda: Path(f"{numbers}.ready").exists() or None)
+        time.sleep(SETTLE_SECONDS)
+        machines = (laboratory.source, laboratory.destination)
+        options = ["--pid", "namespace", "--stdio", "null"]
+        move = begin_move(program.process.pid, machines, folder, serve=serve, restore=options)
+        yield Trial(move, program, numbers, move.resumed(MOVE_SECONDS))
+    except (RuntimeError, TimeoutError) as error:
+        raise RuntimeError(f"{error}\n{move.said()}" if move else str(error)) from error
+    finally:
+        kill_descendants()
+
+
+def largest_gap(beats: Sequence[int], begin: float, end: float) -> float:
+    """The longest time between two beats (sorted, nanoseconds) of which some is in [begin, end] (seconds), ms."""
+    pairs = itertools.pairwise(beats)
+    return max((b - a for a, b in pairs if b >= begin * 1e9 and a <= end * 1e9), default=0) / 1e6
+
+
+def measure_downtime(laboratory: Laboratory, mebibytes: int) -> Samples:
+    """felt_ms: the heartbeat's largest gap around the move. other_ms: its largest one at any other time."""
+    with moving(laboratory, ["heartbeat", str(mebibytes)]) as trial:
+        trial.move.complete(MOVE_SECONDS)
+        time.sleep(SETTLE_SECONDS)
+        trial.told()
+        beats = sorted(trial.read_numbers())
+        report = trial.report()
+        frozen = float(trial.move.serve.event("frozen")["time"])
+        to_monotonic = time.monotonic() - time.time()
+        begin = frozen + to_monotonic - AROUND_SECONDS
+        end = trial.moment("resumed") + to_monotonic + AROUND_SECONDS
+        before = [beat for beat in beats if beat < begin * 1e9]
+        after = [beat for beat in beats if beat > end * 1e9]
+        return {
+            "felt_ms": largest_gap(beats, begin, end),
+            "reported_ms": report["downtime_ms"],
+            "before_ms": largest_gap(before, 0, begin),
+            "after_ms": largest_gap(after, end, end + MOVE_SECONDS),
+            "period_us": statistics.median(b - a for a, b in itertools.pairwise(before)) / 1000,
+            "phases_ms": report["phases_ms"],
+        }
+
+
+def measure_idle_faults(laboratory: Laboratory, mebibytes: int, count: int) -> Samples:
+    """fault_us: what the process waited for random missing pages while nothing else used the link."""
+    with moving(laboratory, ["toucher", str(mebibytes), str(count)], serve=["--bandwidth-limit", HELD_BACK]) as trial:
+        time.sleep(SETTLE_SECONDS)
+        trial.told()
+        return {"fault_us": [number / 1000 for number in trial.read_numbers()]}
+
+
+def measure_bulk(laboratory: Laboratory, mebibytes: int, *, faulting: bool, watched: bool = False) -> Samples:
+    """bytes_per_second from resume to complete, and fault_us, if the process touches its memory meanwhile.
+
+    watched: serve_bytes and restore_bytes too, see Watch.
+    """
+    watch = Watch() if watched else None
+    with watch or contextlib.nullcontext(), moving(laboratory, ["toucher", str(mebibytes), str(TABLE)]) as trial:
+        if faulting:
+            trial.told()
+        if watch:
+            watch.look_at(trial)
+        trial.move.complete(MOVE_SECONDS)
+        seconds = trial.moment("complete") - trial.moment("resumed")
+        faults = []
+        if faulting:
+            trial.told()
+            faults = [number / 1000 for number in trial.read_numbers()]
+        report = trial.report()
+        samples: Samples = {
+            "bytes_per_second": mebibytes * 2**20 / seconds,
+            "seconds": seconds,
+            "fault_us": faults,
+            "remote_faults": report["faults"],
+            "wire_bytes": report["bytes"]["wire"],
+        }
+        return samples | (watch.peaks() if watch else {})
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """A process's peak of resident memory and what of it can be its alone now (anonymous), bytes."""
+    found = {"VmHWM": 0, "RssAnon": 0}
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name in found:
+                found[name] = int(rest.split()[0]) * 1024
+    return found["VmHWM"], found["RssAnon"]
+
+
+@dataclass
+class Watch:
+    """The memory of both commands with all their children, but not of the process that they move.
+
+    Pages that parent and child share are counted for each of them, so the sum is an upper bound.
+    """
+
+    trial: Trial | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    most: dict[str, dict[int, tuple[int, int]]] = field(default_factory=lambda: {"serve": {}, "restore": {}})
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        if self.thread:
+            self.thread.join()
+
+    def look_at(self, trial: Trial) -> None:
+        """Begin to look, ten times a second."""
+        self.trial = trial
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        assert self.trial
+        while not self.ended.wait(0.1):
+            self._look(self.trial)
+
+    def _look(self, trial: Trial) -> None:
+        for name, command in (("serve", trial.move.serve), ("restore", trial.move.restore)):
+            first = command.process.pid
+            for pid in {first, *descendants(first)} - {trial.pid}:
+                peak, own = memory_of(pid)
+                old = self.most[name].get(pid, (0, 0))
+                self.most[name][pid] = (max(peak, old[0]), max(own, old[1]))
+
+    def peaks(self) -> Samples:
+        """The sums over the processes: their peaks, and their anonymous memory alone."""
+        samples: Samples = {}
+        for name, processes in self.most.items():
+            samples[f"{name}_bytes"] = sum(peak for peak, own in processes.values())
+            samples[f"{name}_anonymous_bytes"] = sum(own for peak, own in processes.values())
+            samples[f"{name}_processes"] = len(processes)
+        return samples
