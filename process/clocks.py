@@ -10,6 +10,7 @@ one round trip ahead, never behind.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def own_namespace(pid: int) -> bool:
         return False
 
 
+@functools.cache
 def boot_identifier() -> str:
     """What tells one start of one host from every other (random(4), /proc/sys/kernel/random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
