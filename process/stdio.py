@@ -7,6 +7,7 @@ standard descriptors or by /dev/null; a further descriptor of the same object is
 from __future__ import annotations
 
 import os
+import stat
 
 import msgspec
 
@@ -49,6 +50,9 @@ def open_standard(standard: int, flags: int, context: OpenContext) -> int:
         return os.open("/dev/null", (flags & REOPEN_FLAGS & ~(os.O_DIRECT | os.O_DIRECTORY)) | os.O_CLOEXEC)
     number = context.standard[standard]
     access = flags & os.O_ACCMODE
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        # The offset is shared, so that its other users and the process write one after the other.
+        return os.dup(number)
     try:
         opened = reopen(number, access | os.O_NOCTTY | (flags & os.O_APPEND) | os.O_NONBLOCK)
     except OSError:
