@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from linux import cpu, pidfd
+from linux.errors import ProcessGone
 from process.contents import Content, identity_of, new_contents, number_of
 from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
@@ -221,9 +222,11 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         pusher.join(left(deadline))
         handed_over = messages.unpack(ready.payload, list[int])
         committed = handover.commit(state, run.control, run.custody, began)
+    # Nothing may fail any more: what cannot be tidied up is left.
+    with contextlib.suppress(OSError, ProcessGone):
         retire_sockets(source.description.descriptors, source.descriptors.duplicates, handed_over)
         source.descriptors.close()
-        return committed
+    return committed
 
 
 @contextlib.contextmanager
