@@ -63,6 +63,7 @@ def look_descriptors(
         look = describe(pid, seen, previous, frozen)
         if not frozen or previous is None or is_anything_new(look.table, previous.table):
             look.table = with_outsiders(look.table, pid, {os.getpid(), *ignore}, previous)
+        look.table = with_standard_apart(look.table, previous.table if previous else None)
     except BaseException:
         close_all(each.duplicate for each in seen)
         raise
@@ -264,6 +265,29 @@ def with_standard(table: Table, descriptions: list[Description]) -> list[Descrip
         else replace(each, standard=None)
         for each in descriptions
     ]
+
+
+def with_standard_apart(table: Table, previous: Table | None) -> Table:
+    """Give each of 0 to 2 a description of its own where one that leads outside stands for several of them.
+
+    A terminal is usually one description at all three, but each is replaced by lm-restore's of the same
+    number, and these may be three different things.
+    """
+    known = {each.number: each.description for each in previous.descriptors} if previous else {}
+    by_identity = table.by_identity()
+    descriptors, added = [], list[Description]()
+    following = max([*by_identity, *known.values()], default=0) + 1
+    for each in table.descriptors:
+        one = by_identity[each.description]
+        if one.standard is None or each.number not in STANDARD or each.number == one.standard:
+            descriptors.append(each)
+            continue
+        identity = known.get(each.number, each.description)
+        if identity in by_identity:
+            identity, following = following, following + 1
+        added.append(replace(one, identity=identity, number=each.number, standard=each.number))
+        descriptors.append(replace(each, description=identity))
+    return replace(table, descriptors=descriptors, descriptions=[*table.descriptions, *added]) if added else table
 
 
 def object_name(description: Description) -> str:

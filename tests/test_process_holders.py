@@ -135,6 +135,40 @@ def test_terminals() -> None:
         os.close(terminal)
 
 
+def test_each_standard_descriptor_is_replaced_by_its_own() -> None:
+    controller, terminal = pty.openpty()
+    code = f"""
+    put({terminal}, 1)
+    for number in (0, 2, 20):
+        os.dup2(1, number)
+    ready()
+    """
+    try:
+        with running(code, pass_fds=[terminal]) as child:
+            live = look_descriptors(child.pid)
+            frozen = look_descriptors(child.pid, live, frozen=True)
+            frozen.close()
+            for look in (live, frozen):
+                by_identity = look.table.by_identity()
+                found = {each.number: by_identity[each.description].standard for each in look.table.descriptors}
+                assert {number: found[number] for number in (0, 1, 2, 20)} == {0: 0, 1: 1, 2: 2, 20: 0}
+            assert live.table.descriptors == frozen.table.descriptors
+            table = without(live.table, child.report)
+            read_end, write_end = os.pipe()
+            standard = (read_end, terminal, write_end)
+            opened = open_descriptors(table, DescriptorOptions(), source_access=False, standard=standard)
+            identities = {each.number: each.description for each in table.descriptors}
+            here = [os.fstat(opened.numbers[identities[number]]).st_ino for number in (0, 1, 2)]
+            assert here == [os.fstat(number).st_ino for number in standard]
+            update_descriptors(opened, without(frozen.table, child.report))
+            opened.close()
+            os.close(read_end)
+            os.close(write_end)
+    finally:
+        os.close(controller)
+        os.close(terminal)
+
+
 @pytest.mark.parametrize("mapped", [True, False])
 def test_shared_memory_is_found_in_other_processes(mapped: bool) -> None:
     memory = os.memfd_create("shared")
