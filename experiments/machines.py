@@ -199,14 +199,19 @@ def begin_move(
     serve: Sequence[str] = (),
     restore: Sequence[str] = (),
     number: int | None = None,
+    inside: int | None = None,
 ) -> Move:
-    """Start lm-serve for a process and lm-restore with its ticket. Raises as Command.event and TimeoutError."""
+    """Start lm-serve for a process and lm-restore with its ticket. Raises as Command.event and TimeoutError.
+
+    `inside`: run lm-serve in the mount and PID namespaces of this process, where `pid` is its id."""
     suffix = "" if number is None else f"-{number}"
     source, destination = machines
     ticket = folder / f"ticket{suffix}"
     listen = f"{source.address if source else '127.0.0.1'}:0"
     words = [sys.executable, "-m", "source_server.main", str(pid), "--listen", listen, "--json"]
     words += ["--ticket-file", str(ticket), "--report", str(folder / f"serve{suffix}.json"), *serve]
+    if inside is not None:
+        words = ["nsenter", f"--target={inside}", "--mount", "--pid", "--", *words]
     serving = start(source, words, folder, f"serve{suffix}")
 
     def look() -> bool | None:
