@@ -53,8 +53,19 @@ static uint32_t static_xstate_size(uint64_t features) {
     return end;
 }
 
-size_t lm_home_frame_room(void) {
-    size_t room = FRAME_SIZE + lm_arch_xstate_room() + sizeof(uint32_t);
+/* Bytes of an xsave image that a frame has to have. */
+static size_t needed_size(const char *xstate, size_t xstate_size) {
+    uint64_t features = 0;
+    size_t needed = 0;
+
+    if (xstate_size >= XSAVE_HEADER_END)
+        memcpy(&features, xstate + XSTATE_BV_OFFSET, sizeof features);
+    needed = static_xstate_size(features);
+    return needed == 0 || (xstate_size != 0 && needed > xstate_size) ? xstate_size : needed;
+}
+
+size_t lm_home_frame_room(const void *xstate, size_t xstate_size) {
+    size_t room = FRAME_SIZE + needed_size(xstate, xstate_size) + sizeof(uint32_t);
 
     return (room + 63) & ~(size_t)63;
 }
@@ -76,13 +87,8 @@ static int place_xstate(struct frame *frame, char *out, size_t room, uint64_t ad
                         size_t xstate_size) {
     struct _fpx_sw_bytes software = {0};
     const uint32_t magic2 = FP_XSTATE_MAGIC2;
-    uint64_t features = 0;
-    uint32_t size = 0;
+    uint32_t size = (uint32_t)needed_size(xstate, xstate_size);
 
-    memcpy(&features, xstate + XSTATE_BV_OFFSET, sizeof features);
-    size = static_xstate_size(features);
-    if (size == 0 || size > xstate_size)
-        size = (uint32_t)xstate_size;
     if (FRAME_SIZE + size + sizeof magic2 > room)
         return -ENOSPC;
     memcpy(out + FRAME_SIZE, xstate, size);

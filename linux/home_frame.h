@@ -16,10 +16,12 @@
 /* The largest frame of any processor (Intel's AMX has 8 KiB of vector state), for buffers. */
 #define LM_HOME_FRAME_ROOM 12288
 
-/* The bytes that a frame takes on this processor at most, a multiple of 64, which is a frame's alignment. */
-size_t lm_home_frame_room(void);
+/* The bytes that a frame takes, a multiple of 64, which is a frame's alignment: with this vector state, or
+ * with that of any thread that has not asked the kernel for more (AMX) if xstate_size is 0. */
+size_t lm_home_frame_room(const void *xstate, size_t xstate_size);
 
-/* Ask the processor what has to be known of its vector state: before a freeze, since it can take a millisecond. */
+/* Ask the processor what has to be known of its vector state: before a freeze, since it can take a
+ * millisecond. */
 void lm_home_frame_prepare(void);
 /* cffi: end */
 

@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MASK_SIZE = sizeof(uint64_t), FRAME_ALIGNMENT = 64, FRAME_HEAD = 512, STOPS_BOUND = 1000 };
+enum { MASK_SIZE = sizeof(uint64_t), STOPS_BOUND = 1000 };
 
 struct thread {
     int tid;
@@ -70,11 +70,11 @@ int lm_source_threads_init(const int *tids, size_t count, struct lm_source_threa
     for (size_t i = 0; i < count && error == 0; i++) {
         threads->threads[i].tid = tids[i];
         error = look(&threads->threads[i], room);
-        if (threads->threads[i].xstate_size > threads->frame_size)
-            threads->frame_size = threads->threads[i].xstate_size;
+        size_t needed = lm_home_frame_room(threads->threads[i].xstate, threads->threads[i].xstate_size);
+
+        if (needed > threads->frame_size)
+            threads->frame_size = needed;
     }
-    threads->frame_size =
-        (threads->frame_size + FRAME_HEAD + FRAME_ALIGNMENT) & ~(size_t)(FRAME_ALIGNMENT - 1);
     if (error != 0) {
         lm_source_threads_deinit(threads);
         return error;

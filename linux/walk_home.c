@@ -58,8 +58,7 @@ static int set_mask(int tid, const uint64_t *mask) {
     return trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, (void *)(uintptr_t)mask);
 }
 
-/* On the thread's own stack, one `leave; ret` away from the frame. Without that code, or where the stack
- * pointer is no address, there is nothing in between. */
+/* On the thread's own stack, one `leave; ret` away from the frame: see walk_home.h. */
 static int step_aside(int tid, const struct lm_way_home *way, const struct home *home) {
     struct user_regs_struct registers = home->registers;
 
@@ -136,11 +135,15 @@ int lm_lone_call(int tid, const struct lm_way_home *way, uint64_t number, const 
     struct home home;
     char saved[LM_HOME_FRAME_ROOM];
     char frame[LM_HOME_FRAME_ROOM] = {0};
-    size_t room = lm_home_frame_room();
+    size_t room = 0;
     int held = 0;
     int back = 0;
-    int error = room <= sizeof frame ? look_home(tid, &home) : -ENOSPC;
+    int error = look_home(tid, &home);
 
+    if (error == 0)
+        room = lm_home_frame_room(home.xstate, home.xstate_size);
+    if (room > sizeof frame)
+        return -ENOSPC;
     if (error == 0)
         error = lm_home_frame(frame, room, way->frame, &home.registers, home.mask, home.xstate,
                               home.xstate_size, way->signal_return);

@@ -9,9 +9,9 @@
  * number), asks for an interrupt and lets go: the next stop is after the call and before the `ret`.
  *
  * Registers and mask cannot be set in one step. In between, a dead tracer lets signals in, and their handlers
- * need a stack, which there may be none of under the frame. So the thread goes by way of `leave; ret` from
- * its own code, on its own stack with the base pointer on the frame: a handler runs on the stack that it
- * would have had anyway, and returns to code that goes on to the frame.
+ * need a stack. Under a frame on the stack there is one. From a frame elsewhere, the thread goes by way of
+ * `leave; ret` from its own code, on its own stack with the base pointer on the frame: a handler runs on the
+ * stack that it would have had anyway, and returns to code that goes on to the frame.
  */
 #ifndef LM_LINUX_WALK_HOME_H
 #define LM_LINUX_WALK_HOME_H
@@ -20,9 +20,9 @@
 
 /* cffi: begin */
 /* What a lone call uses of the process: addresses of `syscall; ret`, of code that calls rt_sigreturn and of
- * `leave; ret` (0 for none, see above), lm_home_frame_room() bytes at `frame` (a multiple of 64) that nothing
- * reads meanwhile and that are put back afterwards, and an open /proc/PID/mem (proc_pid_mem(5)), which writes
- * to program text too. */
+ * `leave; ret` (0 for a frame with room for handlers under it), lm_home_frame_room bytes at `frame` (a
+ * multiple of 64) that nothing reads meanwhile and that are put back afterwards, and an open /proc/PID/mem
+ * (proc_pid_mem(5)), which writes to program text too. */
 struct lm_way_home {
     uint64_t syscall_return;
     uint64_t signal_return;

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from _lm import ffi, lib
 
+from linux import tracee
 from linux.errors import ProcessGone, check
 from linux.maps import MapEntry
 from linux.pagemap import present_runs
@@ -40,9 +41,9 @@ class Gadgets:
     padding: int = 0
 
 
-def frame_room() -> int:
-    """Bytes of a frame on this processor, a multiple of its alignment."""
-    return int(lib.lm_home_frame_room())
+def frame_room(xstate: bytes = b"") -> int:
+    """Bytes of a frame with this vector state (b"": that of most threads), a multiple of its alignment."""
+    return int(lib.lm_home_frame_room(xstate, len(xstate)))
 
 
 def find_gadgets(pid: int, mappings: Iterable[MapEntry]) -> Gadgets | None:
@@ -127,12 +128,19 @@ def _is_zero(memory: int, start: int, end: int) -> bool:
         return False
 
 
-def place_frame(pid: int, gadgets: Gadgets, stack: tuple[int, int] | None, stack_pointer: int) -> int | None:
-    """Where the frame of a stopped leader's lone calls may stand, given its stack pointer and the stack [start, end)
-    that the kernel gave the process: under the red zone, else at the stack's lower end if no page there was ever
-    touched, else under the stack, which grows, else in the padding of program text. None where nothing of it can be
-    had. Raises ProcessGone, OSError."""
-    room = frame_room()
+def place_frame(pid: int, gadgets: Gadgets, stack: tuple[int, int] | None) -> int | None:
+    """Where the frame of a stopped leader's lone calls may stand, given the stack [start, end) that the kernel gave
+    the process: see choose_place. None where nothing of it can be had. Raises ProcessGone, OSError."""
+    room = frame_room(tracee.get_xstate(pid))
+    return choose_place(pid, gadgets, stack, tracee.get_registers(pid).stack_pointer, room)
+
+
+def choose_place(
+    pid: int, gadgets: Gadgets, stack: tuple[int, int] | None, stack_pointer: int, room: int
+) -> int | None:
+    """A place for `room` bytes, for a thread with this stack pointer: under the red zone, else at the stack's lower
+    end if no page there was ever touched, else under the stack, which grows, else in the padding of program text.
+    None where nothing of it can be had. Raises ProcessGone, OSError."""
     if stack is not None:
         start, end = stack
         below = (stack_pointer - RED_ZONE - room) & -FRAME_ALIGNMENT
@@ -143,13 +151,13 @@ def place_frame(pid: int, gadgets: Gadgets, stack: tuple[int, int] | None, stack
             return start
         if _grow(pid, start - room):
             return start - room
-    return gadgets.padding or None
+    return gadgets.padding if gadgets.padding and room <= frame_room() else None
 
 
 def _grow(pid: int, place: int) -> bool:
     """Make the stack reach down to `place`, as a touch of the process itself would: of all ways to write from
-    outside, the kernel grows a stack for /proc/PID/mem alone. False where it does not, by its limit or for want of
-    room."""
+    outside, the kernel grows a stack for /proc/PID/mem alone. False where it does not: by the limit of the writer,
+    not of the process, or because another mapping is near."""
     try:
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
             os.pwrite(memory.fileno(), bytes(1), place)
@@ -165,12 +173,9 @@ def lone_call(pid: int, gadgets: Gadgets, frame: int, number: int, *arguments: i
 
     Raises OSError with the call's own error or for a failure to make it, ProcessGone."""
     way = ffi.new("struct lm_way_home *")
-    way.syscall_return, way.signal_return, way.leave_return = (
-        gadgets.syscall_return,
-        gadgets.signal_return,
-        gadgets.leave_return,
-    )
-    way.frame = frame
+    way.syscall_return, way.signal_return, way.frame = gadgets.syscall_return, gadgets.signal_return, frame
+    # Handlers of signals run under a frame on the stack; on the thread's own stack they could overwrite it.
+    way.leave_return = gadgets.leave_return if frame == gadgets.padding else 0
     result = ffi.new("int64_t *")
     words = [argument & ((1 << 64) - 1) for argument in arguments]
     try:

@@ -72,7 +72,7 @@ def _lock(pid: int, gadgets: Gadgets, ranges: list[tuple[int, int]]) -> str:
     stopped = tracee.stop(pid)
     try:
         stack = next(((one.start, one.end) for one in reversed(maps(pid)) if one.path == "[stack]"), None)
-        frame = place_frame(pid, gadgets, stack, tracee.get_registers(pid).stack_pointer)
+        frame = place_frame(pid, gadgets, stack)
         if frame is None:
             return "its first stack is full to the last page"
         for start, end in ranges:

@@ -294,14 +294,14 @@ def frame_of(pid: int, look: SourceLook, memory: AddressSpace) -> int:
     """Where the leader's frame may stand during its lone calls. Raises LocalError, ProcessGone, OSError."""
     # The stack is one of the last mappings.
     stack = next(((one.start, one.end) for one in reversed(memory.mappings) if one.path == "[stack]"), None)
-    place = place_frame(pid, look.gadgets, stack, tracee.get_registers(pid).stack_pointer)
+    place = place_frame(pid, look.gadgets, stack)
     if place is not None:
         return place
     raise LocalError(
         step="freezing",
         object=f"process {pid}",
         cause="its first stack is full to the last page and does not grow, and no program text has unused room",
-        remedy="raise its stack limit (prlimit --stack), or try again when it is less deep",
+        remedy="run lm-serve with a larger stack limit (ulimit -s), or try again when it is less deep",
     )
 
 
