@@ -17,8 +17,8 @@ __asm__(
     "lm_stub:\n"
     /* LM_STUB_RUN: rbx row, r12 ending */
     "1:  mov 4(%rbx), %ebp\n"
-    "    test $" TEXT(LM_ROW_STORE) "|" TEXT(LM_ROW_COPY) "|" TEXT(
-        LM_ROW_TRAP) ", %ebp\n"
+    "    test $" TEXT(LM_ROW_STORE) "|" TEXT(LM_ROW_COPY) "|" TEXT(LM_ROW_TRAP) "|" TEXT(
+        LM_ROW_HOME) ", %ebp\n"
                      "    jne 3f\n"
                      "    mov (%rbx), %eax\n"
                      "    mov 8(%rbx), %rdi\n"
@@ -39,8 +39,8 @@ __asm__(
                                          "2:  add $" TEXT(
                                              LM_ROW_SIZE) ", %rbx\n"
                                                           "    jmp 1b\n"
-                                                          "3:  test $" TEXT(
-                                                              LM_ROW_TRAP) ", %ebp\n"
+                                                          "3:  test $" TEXT(LM_ROW_TRAP) "|" TEXT(
+                                                              LM_ROW_HOME) ", %ebp\n"
                                                                            "    jne 5f\n"
                                                                            "    mov 8(%rbx), %rdi\n"
                                                                            "    mov 16(%rbx), %rax\n"
@@ -52,33 +52,36 @@ __asm__(
                                                                                             "4:  mov %rax, "
                                                                                             "(%rdi)\n"
                                                                                             "    jmp 2b\n"
-                                                                                            "5:  int3\n"
-                                                                                            "    jmp 5b\n"
-                                                                                            ".org lm_stub "
-                                                                                            "+ " TEXT(
-                                                                                                LM_STUB_PARK) "\n"
-                                                                                                              "6:  mov (%r12), %eax\n"
-                                                                                                              "    cmp $2, %eax\n"
-                                                                                                              "    je 8f\n"
-                                                                                                              "    cmp $1, %eax\n"
-                                                                                                              "    jne 7f\n"
-                                                                                                              "    mov $34, %eax\n"
-                                                                                                              "    syscall\n"
-                                                                                                              "    jmp 6b\n"
-                                                                                                              "7:  lea 9f(%rip), %rdi\n"
-                                                                                                              "    xor %esi, %esi\n"
-                                                                                                              "    mov $35, %eax\n"
-                                                                                                              "    syscall\n"
-                                                                                                              "    jmp 6b\n"
-                                                                                                              "8:  mov %r13, %rsp\n"
-                                                                                                              "    mov $15, %eax\n"
-                                                                                                              "    syscall\n"
-                                                                                                              "    jmp 5b\n"
-                                                                                                              ".balign 8\n"
-                                                                                                              "9:  .quad 0, 1000000\n"
-                                                                                                              ".org lm_stub + " TEXT(
-                                                                                                                  LM_STUB_ROOM) "\n"
-                                                                                                                                ".popsection\n");
+                                                                                            "5:  test $" TEXT(
+                                                                                                LM_ROW_HOME) ", %ebp\n"
+                                                                                                             "    jne 8f\n"
+                                                                                                             "    int3\n"
+                                                                                                             "    jmp 5b\n"
+                                                                                                             ".org lm_stub "
+                                                                                                             "+ " TEXT(
+                                                                                                                 LM_STUB_PARK) "\n"
+                                                                                                                               "6:  mov (%r12), %eax\n"
+                                                                                                                               "    cmp $2, %eax\n"
+                                                                                                                               "    je 8f\n"
+                                                                                                                               "    cmp $1, %eax\n"
+                                                                                                                               "    jne 7f\n"
+                                                                                                                               "    mov $34, %eax\n"
+                                                                                                                               "    syscall\n"
+                                                                                                                               "    jmp 6b\n"
+                                                                                                                               "7:  lea 9f(%rip), %rdi\n"
+                                                                                                                               "    xor %esi, %esi\n"
+                                                                                                                               "    mov $35, %eax\n"
+                                                                                                                               "    syscall\n"
+                                                                                                                               "    jmp 6b\n"
+                                                                                                                               "8:  mov %r13, %rsp\n"
+                                                                                                                               "    mov $15, %eax\n"
+                                                                                                                               "    syscall\n"
+                                                                                                                               "    jmp 5b\n"
+                                                                                                                               ".balign 8\n"
+                                                                                                                               "9:  .quad 0, 1000000\n"
+                                                                                                                               ".org lm_stub + " TEXT(
+                                                                                                                                   LM_STUB_ROOM) "\n"
+                                                                                                                                                 ".popsection\n");
 
 extern const char lm_stub[LM_STUB_ROOM];
 
@@ -87,7 +90,8 @@ const char *lm_stub_code(void) {
 }
 
 size_t lm_arch_xstate_room(void) {
-    /* Asked once: under a hypervisor every CPUID is an exit of tens of microseconds, too long for a frozen process. */
+    /* Asked once: under a hypervisor every CPUID is an exit of tens of microseconds, too long for a frozen
+     * process. */
     static _Atomic size_t known;
     unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
 
@@ -102,13 +106,12 @@ size_t lm_arch_xstate_room(void) {
 }
 
 void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
-                         uint64_t stack_pointer) {
+                         uint64_t frame_pointer) {
     registers->rip = stub + LM_STUB_RUN;
     registers->rbx = table;
     registers->r12 = ending;
     registers->orig_rax = (unsigned long long)-1;
-    if (stack_pointer != 0)
-        registers->rsp = stack_pointer;
+    registers->r13 = frame_pointer;
 }
 
 void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer) {

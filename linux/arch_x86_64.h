@@ -4,8 +4,9 @@
  * A program is a table of rows. The stub is set going at LM_STUB_RUN with
  *     rbx   the first row
  *     r12   the row to go on with when a checked call fails: the ending
- *     rsp   not used by the stub itself; a row that calls rt_sigreturn takes its frame from there
- * and touches no other memory than the table and what the rows name, no stack, and no vector registers. It
+ *     r13   for a program that ends with LM_ROW_HOME: where rt_sigreturn takes the frame of the way home from
+ *
+ * It touches no other memory than the table and what the rows name, no stack, and no vector registers. It
  * changes rax, rdi, rsi, rdx, r10, r8, r9, rbp, rcx, r11 (the last two by the syscall instruction itself) and
  * the flags.
  *
@@ -36,6 +37,9 @@
 #define LM_ROW_COPY 4
 /* No call: a trap (int3). Only where the tracer's death may take the process along. */
 #define LM_ROW_TRAP 8
+/* No call but the last: rt_sigreturn from the frame. Until then the stack pointer is the thread's own, so
+ * that a handler of a signal, which only a dead tracer lets in, runs where it would have run anyway. */
+#define LM_ROW_HOME 16
 
 /* Every program is followed by the rows of its ending; with this one of them it tells its tracer (tgkill). */
 #define LM_ENDING_ROWS 6
@@ -56,10 +60,9 @@ struct lm_row {
 };
 _Static_assert(sizeof(struct lm_row) == LM_ROW_SIZE, "struct lm_row");
 
-/* Registers that run the table at `table` with the stub at `stub`. `stack_pointer` 0 leaves the stack
- * pointer. */
+/* Registers that run the table at `table` with the stub at `stub`. `frame_pointer` for rt_sigreturn. */
 void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
-                         uint64_t stack_pointer);
+                         uint64_t frame_pointer);
 
 /* The address of the row that the stub is at. */
 uint64_t lm_arch_row(const struct user_regs_struct *registers);

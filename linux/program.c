@@ -23,7 +23,7 @@ struct held {
     int count;
 };
 
-int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t stack_pointer,
+int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t frame_pointer,
                      const void *memory, size_t size, uint64_t *mask) {
     struct user_regs_struct registers;
     int error = lm_memory_write(tid, table, memory, size);
@@ -36,7 +36,7 @@ int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, ui
         error = lm_trace_get_registers(tid, &registers);
     if (error != 0)
         return error;
-    lm_arch_run_program(&registers, stub, table, ending, stack_pointer);
+    lm_arch_run_program(&registers, stub, table, ending, frame_pointer);
     error = lm_trace_set_registers(tid, &registers);
     if (error == 0)
         error = lm_trace(PTRACE_CONT, tid, 0);

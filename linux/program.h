@@ -16,7 +16,7 @@
 int lm_program_run(int tid, uint64_t stub, uint64_t table, uint64_t ending, void *memory, size_t size);
 
 /* The two halves of it, so that several threads can run at the same time. `mask` is for lm_program_finish. */
-int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t stack_pointer,
+int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t frame_pointer,
                      const void *memory, size_t size, uint64_t *mask);
 int lm_program_finish(int tid, uint64_t table, uint64_t ending, uint64_t mask, void *memory, size_t size);
 

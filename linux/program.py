@@ -19,7 +19,7 @@ from enum import Enum
 from _lm import ffi, lib
 
 from linux.errors import SyscallFailed, check
-from linux.syscall_numbers import SYS_getpid, SYS_gettid, SYS_mmap, SYS_rt_sigreturn, SYS_tgkill
+from linux.syscall_numbers import SYS_getpid, SYS_gettid, SYS_mmap, SYS_tgkill
 
 _ROW_SIZE: int = lib.LM_ROW_SIZE
 _WORDS = _ROW_SIZE // 8
@@ -60,7 +60,7 @@ class Ending(Enum):
     """What a program does after it has said that it is done, when nobody holds it there."""
 
     TRAP = "trap"  # a process of ours: it must not run on
-    GO_HOME = "go home"  # rt_sigreturn with the frame at the stack pointer: the process of others
+    GO_HOME = "go home"  # rt_sigreturn with a frame: the process of others
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _ending(address: int, ending: Ending, end_signal: int) -> list[int]:
         [SYS_gettid, 0, 0, 0, 0, 0, 0, 0],
         copy_result(2, 1),
         [SYS_tgkill, 0, 0, end_signal, 0, 0, 0, 0],
-        [lib.LM_ROW_TRAP << 32 if ending is Ending.TRAP else SYS_rt_sigreturn, 0, 0, 0, 0, 0, 0, 0],
+        [(lib.LM_ROW_TRAP if ending is Ending.TRAP else lib.LM_ROW_HOME) << 32, 0, 0, 0, 0, 0, 0, 0],
     ]
     return [word for row in rows for word in row]
 
