@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from _lm import lib
 from linux_husks import stopped_husk
 
 from linux import tracee
@@ -133,10 +134,10 @@ def test_more_than_six_arguments_are_refused() -> None:
         Program("x").call("too many", SYS_getpid, 1, 2, 3, 4, 5, 6, 7)
 
 
-def test_the_going_home_ending_calls_rt_sigreturn() -> None:
+def test_the_going_home_ending_takes_the_frame_of_the_way_home() -> None:
     program = Program("home")
     content = program.encode(0x10000, 4096, Ending.GO_HOME).content
-    assert content[5 * 64 : 5 * 64 + 4] == (15).to_bytes(4, "little")
+    assert content[5 * 64 + 4 : 5 * 64 + 8] == int(lib.LM_ROW_HOME).to_bytes(4, "little")
 
 
 @pytest.mark.parametrize("disposition", [0, 1])
