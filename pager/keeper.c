@@ -2,6 +2,7 @@
 #include "pager/keeper.h"
 
 #include "linux/kernel.h"
+#include "linux/own_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -76,11 +77,23 @@ static void hold_on(void) {
     }
 }
 
-__attribute__((noreturn)) static void keep(const struct lm_keeper *keeper) {
+/* The pager's memory is no business of the keeper's: as long as it were shared, the pager would pay for every
+ * write. Then say that all is ready. */
+static void let_go_of_memory(int ready) {
+    char here, byte = 0;
+    const void *const kept[] = {&here, __builtin_thread_pointer()};
+    lm_own_memory_drop(kept, 2);
+    if (write(ready, &byte, 1) < 0)
+        _exit(1);
+    close(ready);
+}
+
+__attribute__((noreturn)) static void keep(struct lm_keeper keeper, int ready) {
     prctl(PR_SET_NAME, "lm-keeper");
     setsid();
-    struct pollfd events[2] = {{.fd = keeper->finished, .events = POLLIN},
-                               {.fd = keeper->pager, .events = POLLIN}};
+    let_go_of_memory(ready);
+    struct pollfd events[2] = {{.fd = keeper.finished, .events = POLLIN},
+                               {.fd = keeper.pager, .events = POLLIN}};
     for (;;) {
         int ready = poll(events, 2, -1);
         if (ready > 0 && events[0].revents & POLLIN)
@@ -92,24 +105,40 @@ __attribute__((noreturn)) static void keep(const struct lm_keeper *keeper) {
     _exit(0);
 }
 
-int lm_keeper_start(struct lm_keeper *keeper) {
+/* The keeper's process; the other end of `ready` is read when it has done what it does first. */
+static int start_process(struct lm_keeper *keeper, int ready) {
     sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    /* No exit signal: whoever waits for children of its own does not meet this one. */
+    long pid = syscall(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
+    int error = pid < 0 ? -errno : 0;
+    if (pid == 0)
+        keep(*keeper, ready);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    keeper->pid = pid < 0 ? 0 : (int)pid;
+    return error;
+}
+
+int lm_keeper_start(struct lm_keeper *keeper) {
+    int ready[2] = {-1, -1};
+    char byte;
     keeper->finished = eventfd(0, EFD_CLOEXEC);
     keeper->pager = (int)syscall(SYS_pidfd_open, getpid(), 0);
-    int error = keeper->finished < 0 || keeper->pager < 0 ? -errno : 0;
-    if (!error) {
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        /* No exit signal: whoever waits for children of its own does not meet this one. */
-        long pid = syscall(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
-        if (pid == 0)
-            keep(keeper);
-        error = pid < 0 ? -errno : 0;
-        keeper->pid = pid < 0 ? 0 : (int)pid;
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-    }
+    int error = keeper->finished < 0 || keeper->pager < 0 || pipe2(ready, O_CLOEXEC) ? -errno : 0;
+    if (!error)
+        error = start_process(keeper, ready[1]);
+    /* The keeper closes the pipe's end in the table that both share. */
+    if (!error && read(ready[0], &byte, 1) != 1)
+        error = -EIO;
+    if (ready[0] >= 0)
+        close(ready[0]);
+    if (error && ready[1] >= 0 && !keeper->pid)
+        close(ready[1]);
     if (error)
         lm_keeper_leave(keeper);
+    else
+        lm_own_memory_populate();
     return error;
 }
 

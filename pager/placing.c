@@ -243,15 +243,30 @@ int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct
     return error;
 }
 
+/* How many zero pages to place at once: a program that touches fresh memory goes on to touch what comes next.
+ * In private memory they cost nothing, in shared memory each is a page of its own. */
+static uint64_t zero_pages_from(const struct lm_range *range, uint64_t address) {
+    if (!range || !range->table || range->kind != LM_RANGE_ANONYMOUS)
+        return 1;
+    uint64_t page = lm_range_page(range, address), end = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1,
+             count;
+    uint64_t found =
+        lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_ZERO), LM_PLACE_PAGES, &count);
+    return found == page && count ? count : 1;
+}
+
 int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t address) {
     struct lm_range *range = lm_space_at(space, address);
-    struct lm_placed placed = lm_userfault_zero(space->userfault, address, LM_PAGE_SIZE);
+    uint64_t pages = zero_pages_from(range, address);
+    struct lm_placed placed = lm_userfault_zero(space->userfault, address, pages * LM_PAGE_SIZE);
+    if (placed.answer == LM_ANSWER_NOWHERE && pages > 1)
+        placed = lm_userfault_zero(space->userfault, address, LM_PAGE_SIZE);
     switch (placed.answer) {
     case LM_ANSWER_PLACED:
     case LM_ANSWER_SHORT:
         lm_count(&pager->statistics->local_faults, 1);
         if (range && range->table)
-            return note(range, lm_range_page(range, address), 1, LM_PAGE_PLACED);
+            return note(range, lm_range_page(range, address), placed.bytes / LM_PAGE_SIZE, LM_PAGE_PLACED);
         return 0;
     case LM_ANSWER_PRESENT:
     case LM_ANSWER_NOWHERE:

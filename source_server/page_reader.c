@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "source_server/page_reader.h"
 
-#include "linux/kernel.h"
+#include "linux/pagemap.h"
 #include "wire/page_stream.h"
 
 #include <errno.h>
@@ -9,7 +9,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -108,53 +107,28 @@ int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t addre
     return 0;
 }
 
-/* One bit each of an entry of /proc/PID/pagemap: Documentation/admin-guide/mm/pagemap.rst. */
-#define PRESENT_OR_SWAPPED (3ull << 62)
-
-static int read_pagemap(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
-                        uint64_t *entries) {
-    ssize_t size = (ssize_t)(pages * sizeof *entries);
-    ssize_t count =
-        pread(reader->pagemap, entries, (size_t)size, (off_t)(address / LM_PAGE_SIZE * sizeof *entries));
-    if (count < 0)
-        return -errno;
-    if (count == 0)
-        return -ESRCH;
-    /* Beyond the highest address a process can have the file ends. */
-    memset((char *)entries + count, 0, (size_t)(size - count));
-    return 0;
+/* The next runs that are there; a process without memory has none to tell of. */
+static int next_runs(const struct lm_page_reader *reader, uint64_t *at, uint64_t end,
+                     struct lm_page_run *runs, size_t capacity, size_t *count) {
+    int error = lm_pagemap_runs(reader->pagemap, *at, end, LM_PAGES_PRESENT, runs, capacity, count, at);
+    return error == -ENODATA ? -ESRCH : error;
 }
 
 int lm_page_reader_present(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
                            bool *present) {
-    if (!reader->pid) {
-        for (uint32_t i = 0; i < pages; i++)
-            present[i] = true;
-        return 0;
+    memset(present, !reader->pid, pages * sizeof *present);
+    uint64_t end = address + (uint64_t)pages * LM_PAGE_SIZE, at = address;
+    while (reader->pid && at < end) {
+        struct lm_page_run runs[LM_RUN_PAGES];
+        size_t count;
+        int error =
+            lm_pagemap_runs(reader->pagemap, at, end, LM_PAGES_PRESENT, runs, LM_RUN_PAGES, &count, &at);
+        if (error)
+            return error;
+        for (size_t i = 0; i < count; i++)
+            memset(present + (runs[i].start - address) / LM_PAGE_SIZE, true,
+                   (runs[i].end - runs[i].start) / LM_PAGE_SIZE * sizeof *present);
     }
-    uint64_t entries[LM_RUN_PAGES];
-    int error = read_pagemap(reader, address, pages, entries);
-    for (uint32_t i = 0; !error && i < pages; i++)
-        present[i] = entries[i] & PRESENT_OR_SWAPPED;
-    return error;
-}
-
-/* The first page that is there, by a walk that skips what has no page tables: terabytes that were only
- * reserved cost nothing. Returns -ENOTTY before Linux 6.7. */
-static int scan(const struct lm_page_reader *reader, uint64_t address, uint64_t end, uint64_t *next) {
-    struct lm_page_region region = {.start = end};
-    struct lm_pagemap_scan scan = {.size = sizeof scan,
-                                   .start = address,
-                                   .end = end,
-                                   .vec = (uint64_t)(uintptr_t)&region,
-                                   .vec_len = 1,
-                                   .max_pages = 1,
-                                   .category_anyof_mask = LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED,
-                                   .return_mask = LM_PAGE_IS_PRESENT};
-    int found = ioctl(reader->pagemap, LM_PAGEMAP_SCAN, &scan);
-    if (found < 0)
-        return -errno;
-    *next = found ? region.start : end;
     return 0;
 }
 
@@ -166,22 +140,16 @@ int lm_page_reader_next(const struct lm_page_reader *reader, uint64_t address, u
         *next = data < 0 || (uint64_t)data > end ? end : (uint64_t)data / LM_PAGE_SIZE * LM_PAGE_SIZE;
         return 0;
     }
-    if (address >= end || scan(reader, address, end, next) == 0) {
-        *next = address < end ? *next : end;
-        return 0;
-    }
     while (address < end) {
-        uint64_t entries[4096], left = (end - address) / LM_PAGE_SIZE;
-        uint32_t pages = left < 4096 ? (uint32_t)left : 4096;
-        int error = read_pagemap(reader, address, pages, entries);
+        struct lm_page_run run;
+        size_t count;
+        int error = next_runs(reader, &address, end, &run, 1, &count);
         if (error)
             return error;
-        for (uint32_t i = 0; i < pages; i++)
-            if (entries[i] & PRESENT_OR_SWAPPED) {
-                *next = address + (uint64_t)i * LM_PAGE_SIZE;
-                return 0;
-            }
-        address += (uint64_t)pages * LM_PAGE_SIZE;
+        if (count) {
+            *next = run.start;
+            return 0;
+        }
     }
     *next = end;
     return 0;

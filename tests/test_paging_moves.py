@@ -299,7 +299,7 @@ def test_what_was_never_touched_is_answered_here(program: Path) -> None:
         eventually(lambda: move.pager.counters["absent_pages"] >= 99800)
         assert move.destination.ask("check-zero", 50000, 1000) == 0
         assert move.pager.counters["remote_faults"] == 0
-        assert move.pager.counters["local_faults"] == 1000
+        assert move.pager.counters["local_faults"] <= 1000 // 16 + 1  # sixteen at once
         move.server.limit(0)
         move.complete()
         assert move.pager.counters["absent_pages"] == 99800 + 200 // 11

@@ -1,0 +1,46 @@
+"""After a fork, the memory of a process in a hurry is made its own in one go."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import signal
+
+from _lm import lib
+
+PAGE = mmap.PAGESIZE
+
+
+def faults_while_writing(memory: mmap.mmap) -> int:
+    """How many page faults it costs to write to every page."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for at in range(0, len(memory), PAGE):
+        memory[at] = 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_writes_after_a_fork_fault_no_more() -> None:
+    memory = mmap.mmap(-1, 500 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    faults_while_writing(memory)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        assert lib.lm_own_memory_populate() == 0
+        assert faults_while_writing(memory) < 100
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        memory.close()
+
+
+def test_nothing_is_added() -> None:
+    memory = mmap.mmap(-1, 5000 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    assert lib.lm_own_memory_populate() == 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    assert faults_while_writing(memory) >= 5000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= 5000
+    memory.close()
