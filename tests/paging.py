@@ -128,7 +128,8 @@ def moving(path: Path, pages: int, kind: str = "private", role: str = "source") 
         stack.callback(destination.close)
         pager.add_space(0, take_userfaultfd(destination), destination.pid)
         links = connect(server, pager)
-        stack.callback(lambda: [link.close() for link in links])
+        for link in links:
+            stack.callback(link.close)
         range_kind = RangeKind.SHARED if kind == "shared" else RangeKind.ANONYMOUS
         pager.set_ranges([PagedRange(BASE, BASE + pages * PAGE, range_kind)])
         pager.start()
