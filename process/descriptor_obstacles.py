@@ -27,7 +27,7 @@ from process.outsiders import holders_text
 from process.pipes import Pipe, preflight_pipe
 from process.reach import reach_of
 from process.stdio import Terminal, terminal_obstacles
-from process.unix_sockets import UnixSocket, is_outside, path_here, preflight_unix, queue_obstacles, unix_obstacles
+from process.unix_sockets import UnixSocket, is_outside, preflight_unix, queue_obstacles, unix_obstacles
 from wire.obstacles import Obstacle
 
 
@@ -130,8 +130,10 @@ def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obst
         elif isinstance(kind, Pipe) and kind.pipe in bodies:
             body = bodies.pop(kind.pipe)
             found += preflight_pipe(body, one.name, options.map_path(body.path) if body.path else None)
-        elif isinstance(kind, UnixSocket) and not (reach.source and kind.address):
-            found += preflight_unix(kind, one.name, path_here(kind, options.map_path))
+        elif isinstance(kind, UnixSocket):
+            abstract = kind.address[:1] == b"\0"
+            handed_over = reach.source and (reach.same_network or not abstract)
+            found += preflight_unix(kind, one.name, options.map_path, not handed_over)
         elif isinstance(kind, InetSocket) and not (reach.source and reach.same_network):
             found += preflight_inet(kind, one.name)
         elif isinstance(kind, Inotify):

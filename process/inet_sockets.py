@@ -14,7 +14,7 @@ import socket
 import msgspec
 from _lm import ffi, lib
 
-from process.open_files import OpenContext, Seen
+from process.open_files import OpenContext, Seen, give_to
 from process.socket_options import Option, read_options, set_options
 from wire.obstacles import Obstacle
 
@@ -31,6 +31,8 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     """
 
     inode: int
+    uid: int
+    gid: int
     family: int
     type: int
     protocol: int
@@ -80,6 +82,8 @@ def look_inet(seen: Seen, before: InetSocket | None) -> InetSocket:
             peer = list(one.getpeername())
         return InetSocket(
             inode=seen.status.st_ino,
+            uid=seen.status.st_uid,
+            gid=seen.status.st_gid,
             family=one.family,
             type=one.type,
             protocol=one.proto,
@@ -142,6 +146,7 @@ def make_inet(one: InetSocket) -> socket.socket:
     made = socket.socket(one.family, one.type, one.protocol)
     try:
         set_options(made, one.options)
+        give_to(made.fileno(), one.uid, one.gid)
         if one.address[1]:
             bind_inet(made, one)
     except BaseException:

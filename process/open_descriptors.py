@@ -61,6 +61,14 @@ class OpenedDescriptors:
         """Files whose content has to be written: device and inode on the source, and a descriptor here."""
         return self.context.content_wanted
 
+    def undo(self) -> None:
+        """Leave nothing behind: close everything, and remove the files of sockets that were bound."""
+        self.close()
+        for path in self.context.made_paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self.context.made_paths.clear()
+
     def close(self) -> None:
         """Close every descriptor of this process."""
         close_all(self.numbers.values())
@@ -131,7 +139,7 @@ def open_descriptors(
     try:
         open_missing(opened, table)
     except BaseException:
-        opened.close()
+        opened.undo()
         raise
     return opened
 

@@ -113,6 +113,7 @@ class OpenContext:
     content_wanted: dict[tuple[int, int], int] = field(default_factory=dict)
     close_later: list[int] = field(default_factory=list)
     handed_over: set[int] = field(default_factory=set)
+    made_paths: list[str] = field(default_factory=list)
 
     def fetch(self, source_number: int) -> int | None:
         """A duplicate of the source's descriptor, where the source can be reached; else None."""
@@ -182,6 +183,12 @@ def set_flags(number: int, flags: int) -> None:
 def reopen(number: int, flags: int) -> int:
     """A new description of the file, pipe or memfd that `number` of this process stands for."""
     return os.open(f"/proc/self/fd/{number}", (flags & REOPEN_FLAGS) | os.O_CLOEXEC)
+
+
+def give_to(number: int, uid: int, gid: int) -> None:
+    """Make a user and group the owner of a file, pipe or socket, as far as this process may."""
+    if os.geteuid() == 0 and (uid or gid):
+        os.fchown(number, uid, gid)
 
 
 def close_all(numbers: Iterable[int]) -> None:

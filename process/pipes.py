@@ -6,6 +6,7 @@ bounds where the pipe is in packet mode (pipe(2), O_DIRECT).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 from _lm import lib
 
-from process.open_files import OpenContext, Seen, close_all, reopen, set_flags
+from process.open_files import OpenContext, Seen, close_all, give_to, reopen, set_flags
 from wire.obstacles import Obstacle
 
 
@@ -145,8 +146,7 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
     if body.path is None:
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.fchmod(read_end, body.mode)
-        if os.geteuid() == 0:
-            os.fchown(read_end, body.uid, body.gid)
+        give_to(read_end, body.uid, body.gid)
     else:
         # Opened for both directions a FIFO waits for nobody (fifo(7)).
         read_end = os.open(context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -154,7 +154,10 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
     context.close_later += [read_end, write_end]
     context.anchors[key] = (read_end, write_end)
     if fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ) != body.capacity:
-        fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, min(body.capacity, max(pipe_size_limit(), 4096)))
+        # Without CAP_SYS_RESOURCE it gets as much room as it may; whether the content fits shows when it is
+        # written.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, min(body.capacity, max(pipe_size_limit(), 4096)))
     return read_end, write_end
 
 

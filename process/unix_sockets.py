@@ -17,13 +17,21 @@ from collections.abc import Callable
 import msgspec
 from _lm import ffi, lib
 
-from process.open_files import Holder, OpenContext, Seen, close_all
+from process.open_files import Holder, OpenContext, Seen, close_all, give_to
 from process.outsiders import holders_text
 from process.socket_options import Option, read_options, set_options
 from wire.obstacles import Obstacle
 
 CONNECTED, LISTENING = 1, 10
 LARGEST_MESSAGE = 1 << 20
+
+
+class SocketFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The file by which a path leads to a socket."""
+
+    mode: int
+    uid: int
+    gid: int
 
 
 class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="unix"):
@@ -41,7 +49,9 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     state: int
     address: bytes
     directory: str
-    mode: int
+    file: SocketFile | None
+    uid: int
+    gid: int
     peer: int
     has_peer: bool
     peer_address: bytes
@@ -96,7 +106,9 @@ def look_unix(seen: Seen, diag: int, before: UnixSocket | None) -> UnixSocket:
             state=found.state,
             address=address,
             directory=os.readlink(f"/proc/{seen.pid}/cwd") if is_relative(address) else "/",
-            mode=mode_of(seen.pid, address),
+            file=look_socket_file(seen.pid, address),
+            uid=seen.status.st_uid,
+            gid=seen.status.st_gid,
             peer=found.peer,
             has_peer=bool(found.has_peer),
             peer_address=peer_address,
@@ -116,16 +128,18 @@ def is_relative(address: bytes) -> bool:
     return bool(address) and address[0] not in b"\0/"
 
 
-def mode_of(pid: int, address: bytes) -> int:
-    """The mode of the socket file at a path, -1 where there is none (any more)."""
+def look_socket_file(pid: int, address: bytes) -> SocketFile | None:
+    """The socket's file; None where there is none (any more)."""
     if not address or address[0] == 0:
-        return -1
+        return None
     start = f"/proc/{pid}/cwd/" if is_relative(address) else f"/proc/{pid}/root"
     try:
         found = os.stat(os.fsencode(start) + address)
     except OSError:
-        return -1
-    return stat.S_IMODE(found.st_mode) if stat.S_ISSOCK(found.st_mode) else -1
+        return None
+    if not stat.S_ISSOCK(found.st_mode):
+        return None
+    return SocketFile(mode=stat.S_IMODE(found.st_mode), uid=found.st_uid, gid=found.st_gid)
 
 
 def is_readable(one: socket.socket) -> bool:
@@ -212,17 +226,49 @@ def queue_obstacles(one: UnixSocket, name: str) -> list[Obstacle]:
     return found
 
 
-def preflight_unix(one: UnixSocket, name: str, path: str | None) -> list[Obstacle]:
-    """Is the path free on the destination? `path` is where it lies there, or None if nothing is to be
+def preflight_unix(one: UnixSocket, name: str, map_path: Callable[[str], str], bind: bool) -> list[Obstacle]:
+    """Is its address free on the destination, where it is to be bound, and is the peer of a datagram socket
+    there?
+    """
+    found: list[Obstacle] = []
+    if bind and one.address:
+        found += preflight_address(one, name, path_here(one, map_path))
+    if one.has_peer and one.type == socket.SOCK_DGRAM and one.peer_address and one.peer_address[0] != 0:
+        peer = peer_here(one, map_path)
+        if not os.path.exists(peer):
+            found.append(
+                Obstacle(name, f"it sends to {os.fsdecode(peer)}, which is not here", "start that service here")
+            )
+    return found
+
+
+def preflight_address(one: UnixSocket, name: str, path: str | None) -> list[Obstacle]:
+    """Is the address free? `path` is where it lies here, None for an abstract one or one that is not to be
     bound.
     """
     if path is None:
+        if one.address[0] != 0 or (one.has_peer and one.type != socket.SOCK_DGRAM):
+            return []
+        with socket.socket(socket.AF_UNIX, one.type) as trial:
+            try:
+                trial.bind(one.address)
+            except OSError as error:
+                address = "@" + os.fsdecode(one.address[1:])
+                return [
+                    Obstacle(name, f"{address} cannot be bound here: {error.strerror}", "end the process that has it")
+                ]
         return []
     if os.path.lexists(path):
         return [Obstacle(name, f"{path} exists here", "remove it, or point elsewhere with --map-path OLD=NEW")]
     if not os.path.isdir(os.path.dirname(path) or "."):
         return [Obstacle(name, f"the directory of {path} is missing here", "create it")]
     return []
+
+
+def peer_here(one: UnixSocket, map_path: Callable[[str], str]) -> bytes:
+    """The address of its peer, here."""
+    address = one.peer_address
+    return address if address[0] == 0 else os.fsencode(map_path(os.fsdecode(address)))
 
 
 def path_here(one: UnixSocket, map_path: Callable[[str], str]) -> str | None:
@@ -249,12 +295,13 @@ def open_unix(one: UnixSocket, context: OpenContext, source_number: int) -> int:
     made = socket.socket(socket.AF_UNIX, one.type | socket.SOCK_CLOEXEC)
     try:
         set_options(made, one.options)
+        give_to(made.fileno(), one.uid, one.gid)
         if one.address:
             bind_unix(made, one, context)
         if one.state == LISTENING:
             made.listen(one.backlog)
         if one.has_peer:
-            made.connect(context.map_path(os.fsdecode(one.peer_address)) if one.peer_address[0] else one.peer_address)
+            made.connect(peer_here(one, context.map_path))
     except BaseException:
         made.close()
         raise
@@ -279,10 +326,13 @@ def bind_unix(made: socket.socket, one: UnixSocket, context: OpenContext) -> Non
         finally:
             os.fchdir(before)
             os.close(before)
-    if one.mode >= 0:
-        os.chmod(path, one.mode)
-    else:
+    if one.file is None:
         os.unlink(path)
+        return
+    context.made_paths.append(os.path.abspath(path))
+    os.chmod(path, one.file.mode)
+    if os.geteuid() == 0:
+        os.chown(path, one.file.uid, one.file.gid)
 
 
 def open_pair(one: UnixSocket, context: OpenContext) -> int:
@@ -297,6 +347,7 @@ def open_pair(one: UnixSocket, context: OpenContext) -> int:
     number = os.dup(context.anchors[key][0])
     with socket.socket(fileno=os.dup(number)) as made:
         set_options(made, one.options)
+        give_to(number, one.uid, one.gid)
     return number
 
 

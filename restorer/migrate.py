@@ -289,7 +289,7 @@ def destroy(run: Run) -> None:
     if run.pager is not None:
         run.pager.close()
     if run.building is not None:
-        run.building.opened.close()
+        run.building.opened.undo()
 
 
 def cannot_build(cause: str) -> LocalError:

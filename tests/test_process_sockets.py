@@ -204,6 +204,7 @@ def test_listeners_are_made_anew(short_path: Path) -> None:
         taken = [one.cause for one in preflight_elsewhere(table)]
         assert f"{short_path / 'path.sock'} exists here" in taken
         assert any("is taken here" in cause for cause in taken)
+        assert f"@lm-test-{child.pid} cannot be bound here: Address already in use" in taken
         look = look_descriptors(child.pid, live, frozen=True)
         duplicates = look.duplicates
         # As after COMMIT: the source's listeners listen no more and the child ends.
@@ -219,6 +220,8 @@ def test_listeners_are_made_anew(short_path: Path) -> None:
             identities = {d.number: d.description for d in table.descriptors}
             check_listeners(lambda number: opened.numbers[identities[number]])
             assert (short_path / "path.sock").stat().st_mode & 0o777 == 0o640
+            opened.undo()
+            assert not (short_path / "path.sock").exists()
         finally:
             opened.close()
 
