@@ -4,9 +4,9 @@
  *     destination                                         source
  *     REQUEST fault {space, address, id}  ----------->    (FAULT channel)
  *                 <-----------------  FRAME raw | zstd | zero | absent {the page; LAST}
- *                 <-----------------  FRAMEs of its neighbours, when more than one page was asked for: the
- * page of the fault goes first and alone; the last frame bears LAST REQUEST run {space, address, pages}
- * --------->      (BULK channel, several under way)
+ *                 <-----------------  FRAMEs of its neighbours, when more than one page was asked for:
+ *                                     the page of the fault goes first and alone, the last bears LAST
+ *     REQUEST run {space, address, pages} --------->      (BULK channel, several under way)
  *                 <-----------------  FRAMEs that cover the run exactly, the last one bears LAST
  *     REQUEST map {space, address, pages} --------->      which of these pages exist?
  *                 <-----------------  FRAMEs absent for those that do not; END {id; LAST}
@@ -16,18 +16,17 @@
  * that is reached by a descriptor (a memfd: from LM_FIRST_OBJECT on; its addresses are offsets). Requests and
  * frames are 32 bytes, little endian, followed for raw and zstd by `length` bytes of payload:
  *
- *     offset  request          frame
- *     0  u8   kind             kind             0 is invalid
- *     1  u8   version          version          1; another one is refused
- *     2  u8   flags            flags
- *     3  u8   0                0
- *     4  u32  space            space
- *     8  u64  address          address          a multiple of 4096, below LM_ADDRESS_END
- *     16 u32  pages            pages            how many pages of 4096 bytes
- *     20 u32  reach            length           reach: an absent answer may go on that many pages further
- * than was asked for 24 u32  id               id               not 0 in requests; of the request that is
- * answered; of the push 28 u32  check            check            mixes the 28 bytes before it: a torn or
- * foreign stream is noticed at once
+ *     offset  request   frame
+ *     0  u8   kind      kind      0 is invalid
+ *     1  u8   version   version   1; another one is refused
+ *     2  u8   flags     flags
+ *     3  u8   0         0
+ *     4  u32  space     space
+ *     8  u64  address   address   a multiple of 4096, below LM_ADDRESS_END
+ *     16 u32  pages     pages     how many pages of 4096 bytes
+ *     20 u32  reach     length    reach: so many pages further than asked for may an absent answer go
+ *     24 u32  id        id        not 0 in requests; of the request that is answered; of the push
+ *     28 u32  check     check     mixes the 28 bytes before it: a torn or foreign stream is noticed at once
  *
  * Pages are always 4096 bytes, whatever they are made of on either host. All lengths are bounded here, before
  * anybody allocates. There are no errors to recover from within a stream: who sees one drops the connection.
