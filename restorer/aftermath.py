@@ -14,7 +14,7 @@ from linux import pidfd
 from pager.pager import Pager, PagerState
 from restorer.husk_process import husk_ended
 from restorer.plain_locks import lock_plainly
-from restorer.run import Run, write
+from restorer.run import Run, edge_after_commit, write
 from wire import messages
 from wire.errors import MigrationError
 from wire.exit_codes import ExitCode
@@ -143,6 +143,7 @@ def _finish(run: Run) -> None:
     fill(run)
     run.pager.finish()
     _lock(run)
+    edge_after_commit(run, "destination-complete")
     with contextlib.suppress(MigrationError):
         counted = messages.pack([run.report.pages, run.report.bytes, run.report.faults])
         run.control.send(messages.Finished(payload=counted))

@@ -7,19 +7,21 @@ destination has said READY the worker gives up when the front dies; after that i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from linux import pidfd
 from restorer.line import Worker
 from restorer.options import RestoreOptions
 from restorer.worker import start_worker
 from wire.edges import check_fault
+from wire.errors import LocalError
 from wire.events import Events, make_events
 from wire.exit_codes import ExitCode
 from wire.report import Report
@@ -27,16 +29,18 @@ from wire.ticket import parse_ticket
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SIGNAL_STATUS = 128
+HUSK_END_SECONDS = 2.0
 
 
 @dataclass
 class Front:
-    """What the front knows so far. `status` is the exit status, once it is known."""
+    """What the front knows so far. `husk` is a pidfd of the new process, `status` the exit status, once known."""
 
     options: RestoreOptions
     events: Events
     worker: Worker
     pid: int = 0
+    husk: int = -1
     resumed: bool = False
     stopping: bool = False
     status: int | None = None
@@ -108,19 +112,24 @@ def _show(front: Front, news: dict[str, Any]) -> None:
         front.status = int(news["code"])
     else:
         front.pid = pid
+        if kind == "staged":
+            with contextlib.suppress(OSError):
+                front.husk = pidfd.open_pidfd(pid)
         front.resumed = front.resumed or kind == "resumed"
         front.events.emit(kind, pid, **news)
 
 
 def _worker_is_gone(front: Front) -> int:
-    """The worker ended without a word: it was killed, or there is a bug in it."""
-    status = front.worker.reap()
-    if front.resumed:
-        print(
-            f"lm-restore: the pager's process ended ({status}); process {front.pid} waits for its pages, "
-            "and reads no zeros",
-            file=sys.stderr,
-        )
-        return int(ExitCode.LOST_AFTER)
-    print(f"lm-restore: its worker ended ({status}); the process runs on at the source", file=sys.stderr)
-    return int(ExitCode.BUG)
+    """The worker ended without a word: it was killed, or there is a bug in it. An unfinished husk ends with it, so that
+    a process which is still here some time later is one that was resumed."""
+    how = front.worker.reap()
+    if front.husk >= 0 and not select.select([front.husk], [], [], HUSK_END_SECONDS)[0]:
+        cause, code = f"its worker ended ({how}) after the resume", ExitCode.LOST_AFTER
+        remedy = f"process {front.pid} runs until it needs a page that is missing, and waits there; it reads no zeros"
+    else:
+        cause = f"its worker ended ({how})"
+        code = ExitCode.LOST_BEFORE if how.startswith("killed") else ExitCode.BUG
+        remedy = "the process runs on at the source; try again"
+    error = LocalError(step="the migration", object="lm-restore", cause=cause, remedy=remedy, code=code)
+    front.events.failed(error, front.pid)
+    return int(code)

@@ -36,7 +36,7 @@ from restorer.husk_process import end_husk, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
-from restorer.run import Run, tell, write
+from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
 from wire import messages
 from wire.control import ControlChannel
@@ -49,6 +49,8 @@ from wire.report import Report
 
 GREETING_SECONDS = 30.0
 FINAL_SECONDS = 3600.0
+LAST_WORDS_SECONDS = 2.0
+COMPARED_AGAIN_SECONDS = 0.2
 TICK_MS = 100
 STAGING_PUSH = 1
 IN_DOUBT = (
@@ -145,9 +147,18 @@ def stage(run: Run, description: ProcessDescription) -> None:
     for sentence in run.building.shortfalls:
         run.line.send("note", text=sentence, level=0)
     rehearse_rebuilding(description.task, run.building.present, run.building.restore_ids)
-    run.pager.receive_push(STAGING_PUSH)
+    receive_push(run, STAGING_PUSH)
     edge("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))
+
+
+def receive_push(run: Run, identifier: int) -> None:
+    """Take pushed pages in. Raises OSError, and MigrationError when the source is gone."""
+    assert run.pager is not None
+    try:
+        run.pager.receive_push(identifier)
+    except ConnectionError as error:
+        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(str(error)) from error
 
 
 def with_known(run: Run, final: ProcessDescription) -> ProcessDescription:
@@ -210,7 +221,7 @@ def apply_final(run: Run) -> None:
     if not final.as_staged:
         run.pager.set_ranges(memory_ranges(final.memory), final.space)
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
-    run.pager.receive_push(final.pushed)
+    receive_push(run, final.pushed)
     edge("destination-laid-out")
     build.apply_threads(run.building, final)
     edge("destination-built")
@@ -219,7 +230,9 @@ def apply_final(run: Run) -> None:
         *compare_written_mappings(final.files, run.descriptor_options),
     ]
     if obstacles:
-        raise Refused(obstacles, step="comparing written files", code=ExitCode.FILES)
+        # A process that runs again at the source writes again: then this is not the reason.
+        different = Refused(obstacles, step="comparing written files", code=ExitCode.FILES)
+        raise last_words(run, COMPARED_AGAIN_SECONDS) or different
     run.building.opened.close()
     if not run.options.strategy.resume_at_once:
         run.pager.prefetch_start()
@@ -234,7 +247,7 @@ def wait_until_complete(run: Run) -> None:
         if run.line.front_is_gone or run.line.orders:
             raise stopped_by_user()
     if state is not PagerState.COMPLETE:
-        raise lost_pages(run.pager.cause)
+        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(run.pager.cause)
 
 
 def await_commit(run: Run) -> messages.Commit:
@@ -272,8 +285,10 @@ def resume(run: Run, commit: messages.Commit, received: int) -> None:
     assert run.building is not None
     assert run.final is not None
     pid = run.building.husk.pid
+    edge_after_commit(run, "destination-committed")
     build.let_go(run.building, run.final)
     resume_ns = time.monotonic_ns() - received
+    edge_after_commit(run, "destination-resumed")
     run.mark("resumed")
     run.report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
     run.report.pid = pid
@@ -300,6 +315,21 @@ def cannot_build(cause: str) -> LocalError:
         cause=cause,
         remedy="the process runs on at the source; look at the cause and try again",
     )
+
+
+def last_words(run: Run, seconds: float) -> MigrationError | None:
+    """What the source has said about its giving up, or that it is gone; None when it does neither for so long."""
+    try:
+        while True:
+            message = run.control.receive(seconds)
+            if isinstance(message, messages.Abort):
+                return messages.error_of(message)
+            if isinstance(message, messages.Obstacles):
+                return Refused(message.found)
+    except LocalError:
+        return None
+    except MigrationError as error:
+        return error
 
 
 def lost_pages(cause: str) -> LocalError:

@@ -16,6 +16,7 @@ from restorer.options import RestoreOptions
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
+from wire.edges import edge
 from wire.errors import ConnectionLost, MigrationError, Refused
 from wire.report import Report, write_report
 
@@ -49,6 +50,14 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
             control.send(messages.Obstacles(found=list(error.obstacles)), 2.0)
         elif not isinstance(error, ConnectionLost):
             control.send(messages.abort_of(error), 2.0)
+
+
+def edge_after_commit(run: Run, name: str) -> None:
+    """An edge that lies after COMMIT: a failure there is said and nothing else, for nothing can be taken back."""
+    try:
+        edge(name)
+    except MigrationError as error:
+        run.line.send("note", text=f"{error}; the process goes on here", level=0)
 
 
 def write(run: Run) -> None:

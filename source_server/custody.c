@@ -14,7 +14,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { READS_BOUND = 100, DRAIN_CHUNK = 4096, POLL_US = 10000, DELIVERY_POLLS = 60000, WATCH_MS = 200 };
+enum {
+    READS_BOUND = 100,
+    DRAIN_CHUNK = 4096,
+    POLL_US = 10000,
+    DELIVERY_POLLS = 60000,
+    WATCH_MS = 200,
+    DRAIN_MS = 5000
+};
 
 static int bytes_acknowledged(int socket, uint64_t *count) {
     struct tcp_info info = {0};
@@ -54,13 +61,14 @@ int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
     return process_vm_writev(pid, &here, 1, &there, 1, 0) == sizeof word ? 0 : -errno;
 }
 
-/* Tell the peer by a FIN, never by a reset: a socket closed with unread bytes resets, and a reset says
- * nothing. */
-static void say_no(int socket) {
+/* After the FIN that says no: what still comes, READY perhaps, is read until the peer has heard. A socket
+ * closed with unread bytes, or a byte that finds it closed, brings a reset, which says nothing and leaves the
+ * peer in doubt. */
+static void drain(int socket) {
     char bytes[DRAIN_CHUNK];
+    struct pollfd arrived = {.fd = socket, .events = POLLIN};
 
-    shutdown(socket, SHUT_RDWR);
-    while (recv(socket, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+    while (poll(&arrived, 1, DRAIN_MS) == 1 && recv(socket, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
         ;
 }
 
@@ -101,14 +109,22 @@ int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifelin
     int error = 0;
 
     watch(custody, lifeline);
-    if (__atomic_load_n(&custody->state, __ATOMIC_SEQ_CST) != LM_CUSTODY_PARKED)
+    uint32_t state = __atomic_load_n(&custody->state, __ATOMIC_SEQ_CST);
+    if (state == LM_CUSTODY_DECIDED)
         return 0;
+    if (state == LM_CUSTODY_AT_HOME) {
+        shutdown(control_socket, SHUT_WR);
+        drain(control_socket);
+        return 0;
+    }
     /* A socket that cannot be asked had a connection: what is not known to be unsent counts as sent. */
     if (lm_bytes_written(control_socket, &written) != 0 || written > custody->bytes_before_commit) {
         error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_STAY);
         see_delivered(control_socket);
         return error;
     }
-    say_no(control_socket);
-    return lm_park_decide(custody->pid, custody->flag_address, LM_PARK_GO_HOME);
+    shutdown(control_socket, SHUT_WR);
+    error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_GO_HOME);
+    drain(control_socket);
+    return error;
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import time
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Any
 
 from _lm import ffi, lib
 
+from linux import pidfd
 from linux.errors import check
 
 NAME = b"lm-custodian"
 GRACE_SECONDS = 2.0
+LEAVING_SECONDS = 1.0
 
 
 @dataclass
@@ -66,9 +69,12 @@ class Custody:
         self.thawed()
 
     def end(self) -> None:
-        """Let the custodian go and reap it."""
+        """Let the custodian go, and reap it if it goes soon: before COMMIT it first waits for the peer to hang up."""
         os.close(self.lifeline)
-        os.waitpid(self.custodian, 0)
+        custodian = pidfd.open_pidfd(self.custodian)
+        if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
+            os.waitpid(self.custodian, 0)
+        os.close(custodian)
 
 
 def start_custody(control_socket: int) -> Custody:

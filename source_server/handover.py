@@ -22,7 +22,7 @@ from source_server.look import FrozenSource, SourceLook, freeze_and_describe
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
-from wire.errors import ConnectionLost, LocalError
+from wire.errors import ConnectionLost, LocalError, MigrationError
 from wire.exit_codes import ExitCode
 
 LEAVING_SECONDS = 10.0
@@ -111,8 +111,12 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
             custody.at_home()
             raise
     state.committed = True
-    custodies.decide(state.seen.pid, threads.flag_address, stay=True)
-    custody.decided()
+    # Nothing may fail from here on: what cannot be done is left, and the custodian decides what is undecided.
+    with contextlib.suppress(ProcessGone, OSError, MigrationError):
+        edge("source-committed")
+    with contextlib.suppress(ProcessGone, OSError):
+        custodies.decide(state.seen.pid, threads.flag_address, stay=True)
+        custody.decided()
     settle(state)
     return Committed(source, frozen_ns)
 

@@ -33,6 +33,7 @@ from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
+from source_server.interruption import outlast_signals, signals_held, signals_let_through, stop_by_signal
 from source_server.look import (
     FINAL_PUSH,
     PAGE,
@@ -222,6 +223,8 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         pusher.join(left(deadline))
         handed_over = messages.unpack(ready.payload, list[int])
         committed = handover.commit(state, run.control, run.custody, began)
+        # A signal that was held until now finds that it comes too late.
+        outlast_signals(lambda: run.events.note(KEPT.format(pid=run.options.pid), 0))
     # Nothing may fail any more: what cannot be tidied up is left.
     with contextlib.suppress(OSError, ProcessGone):
         retire_sockets(source.description.descriptors, source.descriptors.duplicates, handed_over)
@@ -300,9 +303,7 @@ def too_long(run: Run) -> LocalError:
 def serve_until_finished(run: Run, committed: handover.Committed) -> None:
     """Serve pages and forward signals until the destination has everything; then let the source leave.
 
-    From here on no signal ends lm-serve: the memory is needed. A lost connection is a pause."""
-    for number in STOPPING:
-        signal.signal(number, lambda *_: run.events.note(KEPT.format(pid=run.options.pid), 0))
+    A lost connection is a pause."""
     poll = select.poll()
     poll.register(run.control.fileno(), select.POLLIN)
     poll.register(run.server.event, select.POLLIN)

@@ -285,7 +285,8 @@ def abort_of(error: MigrationError) -> Abort:
 
 def error_of(abort: Abort) -> RemoteError:
     """The error that a peer's Abort means here. Its kind of failure is kept where the table has it."""
-    kept = [code for code in ExitCode if code not in (ExitCode.OK, ExitCode.USAGE, ExitCode.BUG)]
+    own = (ExitCode.OK, ExitCode.USAGE, ExitCode.BUG, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+    kept = [code for code in ExitCode if code not in own]
     code = next((code for code in kept if code == abort.code), ExitCode.PEER_FAILED)
     words = [_one_line(word) for word in (abort.step, abort.object, abort.cause, abort.remedy)]
     return RemoteError(step=words[0], object=words[1], cause=words[2], remedy=words[3], code=code)
