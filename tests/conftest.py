@@ -9,6 +9,9 @@ import pytest
 
 from experiments.machines import Machine, adopt_orphans, kill_descendants, two_machines
 
+# Its assertions are to show what they compared, too.
+pytest.register_assert_rewrite("laws")
+
 
 @pytest.fixture(scope="session")
 def machines() -> Iterator[tuple[Machine, Machine]]:

@@ -1,0 +1,193 @@
+"""Every edge of the handover, told to fail, to die or to hang: before COMMIT nothing has happened, after it nothing is
+taken back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import laws
+import pytest
+
+from experiments.machines import Command, Move, descendants, wait_for
+from wire.edges import EDGES, SOURCE_EDGES
+from wire.exit_codes import ExitCode
+
+AFTER_COMMIT = [
+    "source-committed",
+    "source-finished",
+    "destination-committed",
+    "destination-resumed",
+    "destination-complete",
+]
+BEFORE_COMMIT = [edge for edge in EDGES if edge not in AFTER_COMMIT]
+# From here on the programs that run in the source have their mapping there, which nobody can take away any more when
+# lm-serve dies by SIGKILL.
+STUB_IS_THERE = ("source-asked", "source-final-sent", "source-ready", "source-parked")
+HANGING_SOURCE = ("source-frozen", "source-final-sent", "source-parked")
+HANGING_DESTINATION = ("destination-final", "destination-built", "destination-ready")
+# What the side that goes on may end with: it was told why, or it lost the other one.
+TOLD = (ExitCode.SYSTEM, ExitCode.LOST_BEFORE)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return laws.build(tmp_path_factory.mktemp("laws"))
+
+
+@pytest.fixture
+def subject(program: Path, tmp_path: Path, orphans: None) -> Iterator[laws.Subject]:
+    """The program, running; what it wrote has to be in order to the very end."""
+    subject = laws.start_subject(program, tmp_path / "subject")
+    yield subject
+    subject.rows()
+
+
+def ends(command: Command) -> int:
+    """The exit status; -9 for SIGKILL."""
+    return command.process.wait(20)
+
+
+def failed_event(command: Command) -> dict[str, object]:
+    """The one event that says why it failed."""
+    found = [event for event in command.events() if event["event"] == "failed"]
+    assert len(found) == 1, command.said()
+    return found[0]
+
+
+@pytest.mark.parametrize("edge", BEFORE_COMMIT)
+def test_an_error_before_commit(edge: str, subject: laws.Subject) -> None:
+    move = laws.begin(subject, fault=f"{edge}:fail")
+    failing, other = (move.serve, move.restore) if edge in SOURCE_EDGES else (move.restore, move.serve)
+    try:
+        assert ends(failing) == ExitCode.SYSTEM
+        assert edge in str(failed_event(failing)["error"])
+        assert ends(other) in TOLD
+        failed_event(other)
+        laws.assert_untouched(subject)
+    except BaseException:
+        print(move.said())
+        raise
+
+
+@pytest.mark.parametrize("edge", BEFORE_COMMIT)
+def test_a_death_before_commit(edge: str, subject: laws.Subject) -> None:
+    move = laws.begin(subject, fault=f"{edge}:kill")
+    try:
+        if edge in SOURCE_EDGES:
+            assert ends(move.serve) == -signal.SIGKILL
+            assert ends(move.restore) == ExitCode.LOST_BEFORE
+        else:
+            assert ends(move.serve) == ExitCode.LOST_BEFORE
+            assert ends(move.restore) == ExitCode.LOST_BEFORE
+        laws.assert_untouched(subject, stub_allowed=edge in STUB_IS_THERE)
+    except BaseException:
+        print(move.said())
+        raise
+
+
+@pytest.mark.parametrize("edge", HANGING_SOURCE)
+def test_a_hanging_source_is_bounded(edge: str, subject: laws.Subject) -> None:
+    """Even a stopped lm-serve freezes nobody: its custodian ends it."""
+    move = laws.begin(subject, fault=f"{edge}:hang", serve=["--max-freeze", "0.2"])
+    assert ends(move.serve) == -signal.SIGKILL, move.said()
+    assert ends(move.restore) == ExitCode.LOST_BEFORE, move.said()
+    laws.assert_untouched(subject, stub_allowed=edge in STUB_IS_THERE)
+
+
+@pytest.mark.parametrize("edge", HANGING_DESTINATION)
+def test_a_hanging_destination_is_bounded(edge: str, subject: laws.Subject) -> None:
+    move = laws.begin(subject, fault=f"{edge}:hang", serve=["--max-freeze", "0.2"])
+    assert ends(move.serve) == ExitCode.TIMEOUT, move.said()
+    assert str(failed_event(move.serve)["error"]) == (
+        f"the freeze: process {subject.pid}: it was not over after 0.2 s, and the process runs on here; "
+        "choose post-copy, a faster link, or a higher --max-freeze"
+    )
+    subject.await_progress()
+    for pid in descendants(move.restore.process.pid):
+        if laws.process_name(pid) == "lm-pager":
+            os.kill(pid, signal.SIGKILL)
+    assert ends(move.restore) == ExitCode.LOST_BEFORE, move.said()
+    laws.assert_untouched(subject)
+
+
+@pytest.mark.parametrize("edge", [edge for edge in AFTER_COMMIT if edge != "source-finished"])
+def test_an_error_after_commit_takes_nothing_back(edge: str, subject: laws.Subject) -> None:
+    move = laws.begin(subject, fault=f"{edge}:fail")
+    assert ends(move.restore) == ExitCode.OK, move.said()
+    assert ends(move.serve) == ExitCode.OK, move.said()
+    assert subject.process.wait(10) == 0
+    goes_on(subject, move)
+
+
+def test_an_error_when_all_is_over_leaves_the_copy_inert(subject: laws.Subject) -> None:
+    move = laws.begin(subject, fault="source-finished:fail")
+    move.serve.event("stalled")
+    laws.assert_inert(subject)
+    goes_on(subject, move)
+    assert subject.process.poll() is None
+
+
+def goes_on(subject: laws.Subject, move: Move) -> None:
+    """The moved process runs as before; no thread of it is traced."""
+    pid = laws.moved_pid(move)
+    subject.await_progress()
+    subject.signal(pid, signal.SIGUSR1, laws.Row.SIGNALS)
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        assert "TracerPid:\t0\n" in (thread / "status").read_text()
+
+
+def test_a_source_killed_after_commit(subject: laws.Subject) -> None:
+    """The destination runs until it needs a page that is missing, and waits there; the copy stays, inert."""
+    move = laws.begin(subject, fault="source-committed:kill")
+    assert ends(move.serve) == -signal.SIGKILL
+    stalled = move.restore.event("stalled")
+    pid = laws.moved_pid(move)
+    assert stalled["pid"] == pid
+    laws.assert_inert(subject)
+    assert subject.process.poll() is None
+    subject.await_standstill()
+    assert laws.process_name(pid) == "laws_program"
+    assert move.restore.process.poll() is None
+
+
+def test_a_source_killed_when_all_is_over(subject: laws.Subject) -> None:
+    move = laws.begin(subject, fault="source-finished:kill")
+    assert ends(move.serve) == -signal.SIGKILL
+    assert ends(move.restore) == ExitCode.OK, move.said()
+    laws.assert_inert(subject)
+    goes_on(subject, move)
+
+
+@pytest.mark.parametrize("edge", ["destination-resumed", "destination-complete"])
+def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
+    """The moved process runs or waits, the copy stays inert, and lm-serve keeps the memory and says so."""
+    move = laws.begin(subject, fault=f"{edge}:kill")
+    try:
+        assert ends(move.restore) == ExitCode.LOST_AFTER
+        move.serve.event("stalled")
+        assert move.serve.process.poll() is None
+        laws.assert_inert(subject)
+        assert subject.process.poll() is None
+        moved = [pid for pid, name in laws.left_over(subject).items() if name == "laws_program"]
+        assert len(moved) == 1, laws.left_over(subject)
+        if edge == "destination-complete":
+            goes_on(subject, move)
+        else:
+            subject.await_standstill()
+        assert laws.process_name(moved[0]) == "laws_program"
+    except BaseException:
+        print(move.said())
+        raise
+
+
+def test_without_a_fault(subject: laws.Subject) -> None:
+    """The control run: both sides end, and only the process and its namespace are left."""
+    move = laws.begin(subject)
+    assert ends(move.serve) == ExitCode.OK, move.said()
+    assert ends(move.restore) == ExitCode.OK, move.said()
+    assert subject.process.wait(10) == 0
+    goes_on(subject, move)
+    wait_for("the end of the others", lambda: set(laws.left_over(subject).values()) == {"init", "laws_program"} or None)
