@@ -33,7 +33,6 @@ from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
-from source_server.interruption import outlast_signals, signals_held, signals_let_through, stop_by_signal
 from source_server.look import (
     FINAL_PUSH,
     PAGE,
@@ -47,7 +46,7 @@ from source_server.look import (
 )
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun, ServerState
-from source_server.stopping import STOPPING, signals_held, signals_let_through, stop_by_signal
+from source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
