@@ -121,12 +121,12 @@ class Subject:
         wait_for("progress", look, seconds)
 
     def await_standstill(self, seconds: float = 10) -> None:
-        """Wait until nothing is appended any more for a while. Raises TimeoutError."""
+        """Wait until the walker, which needs every page, appends nothing any more for a while. Raises TimeoutError."""
 
         def look() -> bool | None:
-            before = self.rows()
-            time.sleep(0.1)
-            return self.rows() == before or None
+            before = self.rows()[Row.WALKER]
+            time.sleep(0.2)
+            return self.rows()[Row.WALKER] == before or None
 
         wait_for("a standstill", look, seconds)
 
@@ -138,7 +138,7 @@ class Subject:
         assert row is not Row.SIGNALS or self.rows()[row] == before + 1
 
 
-def start_subject(program: Path, folder: Path, warm: int = 64, cold: int = 0) -> Subject:
+def start_subject(program: Path, folder: Path, warm: int = 512, cold: int = 0) -> Subject:
     """Start the program in a session of its own, with nothing but /dev/null; its memory is in pages."""
     folder.mkdir(exist_ok=True)
     null = subprocess.DEVNULL
