@@ -3,6 +3,7 @@
 
 #include "linux/arch_x86_64.h"
 #include "linux/home_frame.h"
+#include "linux/rseq.h"
 
 #include <elf.h>
 #include <errno.h>
@@ -51,6 +52,8 @@ static int look(struct thread *thread, size_t room) {
     if (thread->xstate == NULL)
         return -ENOMEM;
     area.iov_base = thread->xstate;
+    if (error == 0)
+        error = lm_rseq_abort(thread->tid, &thread->registers);
     if (error == 0)
         error = trace(PTRACE_GETSIGMASK, thread->tid, (void *)(uintptr_t)MASK_SIZE, &thread->mask);
     if (error == 0)
