@@ -210,6 +210,10 @@ def as_markdown() -> str:
     ]
     for side in Side:
         lines += ["", f"### {side.name.capitalize()}, from {FIRST[side].name} on", "", "```", diagram(side), "```"]
+    lines += [
+        "",
+        "lm-serve and lm-restore stay STALLED, or IN_DOUBT, until they are ended: neither tries a new connection.",
+    ]
     lines += ["", "## The handshake", "", _outline(handshake), "", "## Control messages", "", _outline(messages)]
     lines += ["", "| kind | who, and what | fields |", "|---|---|---|", *_message_rows(), ""]
     return "\n".join(lines)
