@@ -24,11 +24,8 @@ from process.unix_sockets import LISTENING, UnixSocket
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
 
 
-def descriptor_rows(program: Program, table: Table, handed_over: Container[int]) -> None:
-    """Append every row that the descriptors of `table` need.
-
-    `handed_over` are the inodes of sockets that are the source's own.
-    """
+def descriptor_rows(program: Program, table: Table) -> None:
+    """Append every row that the descriptors of `table` need, but for those of `listen_rows`."""
     numbers = {each.number: each.close_on_exec for each in table.descriptors}
     replaced = {one.identity for one in table.descriptions if one.standard is not None}
     unsure = {each.number for each in table.descriptors if each.description in replaced}
@@ -39,10 +36,6 @@ def descriptor_rows(program: Program, table: Table, handed_over: Container[int])
         kind = one.kind
         if isinstance(kind, Epoll):
             epoll_rows(program, one.number, kind, numbers, unsure)
-        if isinstance(kind, UnixSocket) and kind.state == LISTENING and kind.inode not in handed_over:
-            # Listening again makes the process, not the one that bound it, its owner for SO_PEERCRED
-            # (unix(7)).
-            program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, kind.backlog)
         if one.locks:
             file = (getattr(kind, "device", 0), getattr(kind, "inode", 0))
             if file not in locked:
@@ -50,6 +43,18 @@ def descriptor_rows(program: Program, table: Table, handed_over: Container[int])
             locked.add(file)
         if one.owner is not None:
             owner_rows(program, one, one.owner)
+
+
+def listen_rows(program: Program, table: Table, handed_over: Container[int]) -> None:
+    """Rows, for the process with its own credentials, that make it the owner of its unix listeners.
+
+    Whoever connects is told by SO_PEERCRED who called listen(2) last (unix(7)), which was the one that
+    bound it.
+    """
+    for one in table.descriptions:
+        kind = one.kind
+        if isinstance(kind, UnixSocket) and kind.state == LISTENING and kind.inode not in handed_over:
+            program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, kind.backlog)
 
 
 def owner_rows(program: Program, one: Description, owner: Owner) -> None:

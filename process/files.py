@@ -20,9 +20,9 @@ from wire.obstacles import Obstacle
 DELETED = " (deleted)"
 # Character devices whose descriptors hold nothing but their flags: null, zero, full, random, urandom
 # (Documentation/admin-guide/devices.txt).
-# Their size and times say nothing (proc(5), sysfs(5)).
-KERNEL_FILES = ("/proc/", "/sys/")
 STATELESS_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
+# Files whose size and times say nothing (proc(5), sysfs(5)).
+KERNEL_FILES = ("/proc/", "/sys/")
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="file"):

@@ -1,7 +1,8 @@
-"""Filling the husk: first from the live description, with all the time in the world, then the difference, frozen.
+"""Filling the husk: first from the live description, with all the time in the world, then the difference,
+frozen.
 
-What is slow or can fail is done while staging. The final part changes only what differs, and ends with nothing left
-but letting the threads go.
+What is slow or can fail is done while staging. The final part changes only what differs, and ends with
+nothing left but letting the threads go.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from process.contents import Content, number_of_inode
 from process.credentials import Credentials
 from process.description import ProcessDescription
 from process.descriptor_options import DescriptorOptions
-from process.descriptor_rows import descriptor_rows
+from process.descriptor_rows import descriptor_rows, listen_rows
 from process.descriptor_table import Table
 from process.mapping_rows import AT_FDCWD, lock_rows
 from process.mappings import AddressSpace, difference
@@ -79,8 +80,9 @@ def stage(
     options: DescriptorOptions,
     offsets: clocks.Offsets | None,
 ) -> Construction:
-    """Fill the freshly started, stopped husk `pid`, which holds a pidfd of this process at `pidfd_number` and no other
-    descriptor. Raises SyscallFailed, OSError, ProcessGone."""
+    """Fill the freshly started, stopped husk `pid`, which holds a pidfd of this process at `pidfd_number`
+    and no other descriptor. Raises SyscallFailed, OSError, ProcessGone.
+    """
     area = make_area(pid, [description.memory])
     husk = Husk(pid, area, pidfd_number)
     opened = open_descriptors(description.descriptors, options)
@@ -209,8 +211,9 @@ def _inner_id(pid: int, host_tid: int) -> int:
 
 
 def content_descriptor(building: Construction, content: Content) -> int:
-    """Where the content of a file without a path goes. What nobody asked for (the source's own file is used, on one
-    machine) goes to a file that is forgotten."""
+    """Where the content of a file without a path goes. What nobody asked for (the source's own file is
+    used, on one machine) goes to a file that is forgotten.
+    """
     wanted = building.opened.content_wanted.get((content.device, content.inode))
     if wanted is not None:
         return wanted
@@ -243,7 +246,8 @@ def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
 
 
 def apply_threads(building: Construction, final: ProcessDescription) -> None:
-    """The second part, when hot and eager pages are in place: threads, signals, timers, credentials, registers.
+    """The second part, when hot and eager pages are in place: threads, signals, timers, credentials,
+    registers.
 
     Afterwards every thread is stopped in its final state and the programs' memory is gone."""
     task = final.task
@@ -265,12 +269,13 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     map_path = _bytes_map(building.options)
     task_rebuild.rebuild_process(program, task, map_path, building.restore_ids, building.staged.task)
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
-    descriptor_rows(program, final.descriptors, building.opened.handed_over)
+    descriptor_rows(program, final.descriptors)
     seal_descriptors(building.opened, final.descriptors)
     present = limits.present_limits(building.husk.pid)
     reachable = limits.reachable(task.limits.limits, present, building.may_raise)
     task_rebuild.limit_process(program, task, reachable, present)
     thread_rebuild.rebuild_thread(program, leader, task.pid, building.present, staged[leader.tid])
+    listen_rows(program, final.descriptors, building.opened.handed_over)
     elapsed = clocks.elapsed_since(task.clocks, building.offsets)
     task_rebuild.finish_process(program, task, elapsed)
     run(building.husk, program)
@@ -319,7 +324,8 @@ def let_go(building: Construction, final: ProcessDescription) -> None:
                 os.kill(building.husk.pid, number)
             else:
                 send_to_thread(building.husk.pid, building.threads[thread], number)
-    # Our death kills the process as long as any thread has EXITKILL, so all lose it before the first one runs.
+    # Our death kills the process as long as any thread has EXITKILL, so all lose it before the first one
+    # runs.
     for tid in building.threads.values():
         with contextlib.suppress(OSError, ProcessGone):
             tracee.set_options(tid, 0)

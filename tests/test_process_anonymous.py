@@ -204,7 +204,7 @@ def test_epoll_is_registered_inside_the_process() -> None:
                     if each.number > 2
                 ],
             )
-            descriptor_rows(program, table, set())
+            descriptor_rows(program, table)
             run_in_husk(pid, make_program_area(pid, 65536), program)
         finally:
             opened.close()

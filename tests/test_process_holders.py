@@ -79,7 +79,7 @@ def test_locks_are_taken_anew_elsewhere(tmp_path: Path) -> None:
         fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 15)
         os.close(other)
         program = Program("locks")
-        descriptor_rows(program, table, set())
+        descriptor_rows(program, table)
         assert len(program) == 1
     finally:
         opened.close()
@@ -105,7 +105,7 @@ def test_owners() -> None:
             "let the process give it another owner (F_SETOWN)"
         ]
         program = Program("owners")
-        descriptor_rows(program, table, set())
+        descriptor_rows(program, table)
         assert len(program) == 4
 
 
