@@ -6,6 +6,7 @@ reachable by a path: it is made anew in the same directory, and its content trav
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import stat
@@ -66,9 +67,19 @@ def names(pid: int, path: str, status: os.stat_result) -> bool:
     return False
 
 
+def seen_again(seen: Seen) -> Seen:
+    """The file as it is now, by the descriptor of this process."""
+    link = os.readlink(f"/proc/self/fd/{seen.duplicate}")
+    return dataclasses.replace(seen, link=link, status=os.fstat(seen.duplicate))
+
+
 def look_file(seen: Seen) -> File:
     """Describe a regular file from outside: /proc/PID/fd names the path, following renames."""
     linked = seen.status.st_nlink > 0 and names(seen.pid, seen.link, seen.status)
+    if not linked and seen.status.st_nlink > 0 and not seen.frozen:
+        # It may have been removed or renamed since its link was read.
+        seen = seen_again(seen)
+        linked = seen.status.st_nlink > 0 and names(seen.pid, seen.link, seen.status)
     return File(
         path=seen.link if linked else seen.link.removesuffix(DELETED),
         device=seen.status.st_dev,
