@@ -155,12 +155,15 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
         at_most("  ratio to the floor", ratios(faults("idle"), floor_fault), "x", IDLE_FAULT),
         at_most("fault while bulk runs", faults("bulk_faulting"), "us", None),
         at_most("  ratio to the floor", ratios(faults("bulk_faulting"), floor_fault), "x", BUSY_FAULT),
+        at_most("  the floor's while its bulk runs", every("floor", "busy_fault_p50_us"), "us", None),
         at_most("bulk, floor", [rate / 2**20 for rate in floor_bulk], "MiB/s", None),
     ]
     for title, name in (("bulk, process quiet", "bulk"), ("bulk, faults at full rate", "bulk_faulting")):
         rates = every(name, "bytes_per_second")
         verdicts.append(at_most(title, [rate / 2**20 for rate in rates], "MiB/s", None))
         verdicts.append(at_least("  ratio to the floor", ratios(rates, floor_bulk), "x", BULK))
+    busy_bulk = every("floor", "busy_bulk_bytes_per_second")
+    verdicts.append(at_most("  the floor's with its faults", [rate / 2**20 for rate in busy_bulk], "MiB/s", None))
     for title, name in (("lm-serve", "serve_bytes"), ("lm-restore", "restore_bytes")):
         sizes = [size / 2**20 for size in every("memory", name)]
         verdicts.append(at_most(f"memory of {title}, {large} MiB moved", sizes, "MiB", MEMORY_MIB))

@@ -5,7 +5,8 @@
  * pager (poll, recv, UFFDIO_COPY) and a destination that touches its memory. One page per fault, both sides
  * sleep in poll and recv, nothing is compressed, nothing is checked, nothing is remembered. Prints one line
  * of JSON: the median and 99th percentile of a fault in microseconds as the destination feels it, and the
- * rate of a bulk pull with 1 MiB requests of which eight are under way.
+ * rate of a bulk pull with 1 MiB requests of which eight are under way; first each alone, then both at once
+ * (busy_...), which shows what two processors leave for one beside the other.
  *
  *     floor [--pages N] [--faults N] [--address IP] [--source-netns PATH]
  *
@@ -35,10 +36,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, CHUNK = 1 << 20, UNDER_WAY = 8 };
+enum { PAGE = 4096, CHUNK = 1 << 20, UNDER_WAY = 8, LEAST_NS = 5000, BUSY_FAULTS = 1 << 18 };
 
 struct setup {
-    uint64_t pages, faults;
+    uint64_t pages, faults, third; /* third: the pages of one of three parts, whole chunks */
     const char *address, *netns;
     char *memory;
     int fault, bulk;
@@ -166,9 +167,34 @@ static int compare(const void *one, const void *other) {
     return *a < *b ? -1 : *a > *b;
 }
 
-/* The destination: makes a userfaultfd for its memory, says so, waits for a word and touches pages at random.
- */
-static void touch(const struct setup *setup, int say, int hear, uint64_t *times) {
+/* What the processes share. */
+struct results {
+    volatile uint64_t stop;
+    uint64_t busy_count;
+    double busy_rate;
+    uint64_t times[]; /* of the faults alone, then of those beside the bulk pull */
+};
+
+/* Touch pages of the first third at random. */
+static uint64_t touch_some(const struct setup *setup, struct results *results, uint64_t *times, uint64_t most,
+                           uint64_t *seed) {
+    uint64_t count = 0;
+    while (count < most && !results->stop) {
+        *seed ^= *seed << 13;
+        *seed ^= *seed >> 7;
+        *seed ^= *seed << 17;
+        uint64_t begin = now_ns();
+        (void)*(volatile char *)(setup->memory + *seed % setup->third * PAGE);
+        uint64_t took = now_ns() - begin;
+        /* A page touched before is no fault: leave out what takes less than one can take. */
+        if (took >= LEAST_NS)
+            times[count++] = took;
+    }
+    return count;
+}
+
+/* The destination: makes a userfaultfd for its memory, says so, waits for a word and touches pages; twice. */
+static void touch(const struct setup *setup, int say, int hear, struct results *results) {
     char byte;
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     struct uffdio_api api = {.api = UFFD_API};
@@ -179,14 +205,10 @@ static void touch(const struct setup *setup, int say, int hear, uint64_t *times)
     if (write(say, &fd, sizeof fd) != sizeof fd || read(hear, &byte, 1) != 1)
         fail("destination");
     uint64_t seed = 42;
-    for (uint64_t i = 0; i < setup->faults; i++) {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        uint64_t begin = now_ns();
-        (void)*(volatile char *)(setup->memory + seed % (setup->pages / 2) * PAGE);
-        times[i] = now_ns() - begin;
-    }
+    touch_some(setup, results, results->times, setup->faults, &seed);
+    if (write(say, "", 1) != 1 || read(hear, &byte, 1) != 1)
+        fail("destination");
+    results->busy_count = touch_some(setup, results, results->times + setup->faults, BUSY_FAULTS, &seed);
     if (write(say, "", 1) != 1)
         fail("destination");
     for (;;)
@@ -194,12 +216,12 @@ static void touch(const struct setup *setup, int say, int hear, uint64_t *times)
 }
 
 static void answer_faults(const struct setup *setup, int userfault, int done) {
-    char *page = aligned_alloc(PAGE, PAGE);
+    char *page = aligned_alloc(PAGE, PAGE), byte;
     struct pollfd events[2] = {{.fd = userfault, .events = POLLIN}, {.fd = done, .events = POLLIN}};
     for (;;) {
         struct uffd_msg message;
         poll(events, 2, -1);
-        if (events[1].revents)
+        if (events[1].revents && read(done, &byte, 1) == 1)
             break;
         if (read(userfault, &message, sizeof message) != sizeof message)
             continue;
@@ -213,10 +235,10 @@ static void answer_faults(const struct setup *setup, int userfault, int done) {
     free(page);
 }
 
-/* The upper half of the memory in one go; bytes per second. */
-static double pull(const struct setup *setup, int userfault) {
-    uint64_t first = (uint64_t)setup->memory + setup->pages / 2 * PAGE;
-    uint64_t chunks = (setup->pages - setup->pages / 2) * PAGE / CHUNK, asked = 0;
+/* A third of the memory in one go; bytes per second. */
+static double pull(const struct setup *setup, int userfault, uint64_t third) {
+    uint64_t first = (uint64_t)setup->memory + third * setup->third * PAGE;
+    uint64_t chunks = setup->third * PAGE / CHUNK, asked = 0;
     char *buffer = aligned_alloc(PAGE, CHUNK);
     uint64_t begin = now_ns();
     for (uint64_t i = 0; i < chunks; i++) {
@@ -234,6 +256,13 @@ static double pull(const struct setup *setup, int userfault) {
     return (double)(chunks * CHUNK) / seconds;
 }
 
+static void print_faults(const char *prefix, uint64_t *times, uint64_t count) {
+    qsort(times, count, sizeof *times, compare);
+    printf("\"%sfault_p50_us\": %.1f, \"%sfault_p99_us\": %.1f, \"%sfaults\": %llu, ", prefix,
+           count ? (double)times[count / 2] / 1000 : 0.0, prefix,
+           count ? (double)times[count * 99 / 100] / 1000 : 0.0, prefix, (unsigned long long)count);
+}
+
 int main(int argc, char **argv) {
     struct setup setup = {.pages = 262144, .faults = 4000, .address = "127.0.0.1"};
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -248,17 +277,22 @@ int main(int argc, char **argv) {
         else
             return 2;
     }
+    setup.third = setup.pages / 3 / (CHUNK / PAGE) * (CHUNK / PAGE);
+    if (!setup.third || !setup.faults || setup.faults > setup.third / 4) {
+        fprintf(stderr, "floor: too few pages for %llu faults\n", (unsigned long long)setup.faults);
+        return 2;
+    }
     setup.memory = map_pages(setup.pages);
-    size_t size = setup.faults * sizeof(uint64_t);
-    uint64_t *times = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    size_t size = sizeof(struct results) + (setup.faults + BUSY_FAULTS) * sizeof(uint64_t);
+    struct results *results = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     pid_t source = start_source(&setup), server = start_server(&setup, source);
     int say[2], hear[2], number;
-    if (times == MAP_FAILED || pipe(say) || pipe(hear))
+    if (results == MAP_FAILED || pipe(say) || pipe(hear))
         fail("pipe");
     pid_t destination = fork();
     if (destination == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        touch(&setup, say[1], hear[0], times);
+        touch(&setup, say[1], hear[0], results);
     }
     if (read(say[0], &number, sizeof number) != sizeof number)
         fail("destination");
@@ -267,19 +301,23 @@ int main(int argc, char **argv) {
     if (userfault < 0 || write(hear[1], "", 1) != 1)
         fail("pidfd_getfd");
     answer_faults(&setup, userfault, say[0]);
-    double rate = pull(&setup, userfault);
-    qsort(times, setup.faults, sizeof *times, compare);
-    /* Pages touched twice are no faults: leave out what took less than one can take. */
-    uint64_t skip = 0;
-    while (skip < setup.faults && times[skip] < 5000)
-        skip++;
-    uint64_t left = setup.faults - skip;
-    if (!left)
-        return 1;
-    printf("{\"fault_p50_us\": %.1f, \"fault_p99_us\": %.1f, \"faults\": %llu, \"bulk_bytes_per_second\": "
-           "%.0f}\n",
-           (double)times[skip + left / 2] / 1000, (double)times[skip + left * 99 / 100] / 1000,
-           (unsigned long long)left, rate);
+    double rate = pull(&setup, userfault, 1);
+    pid_t puller = fork();
+    if (puller == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        results->busy_rate = pull(&setup, userfault, 2);
+        results->stop = 1;
+        _exit(0);
+    }
+    if (write(hear[1], "", 1) != 1)
+        fail("destination");
+    answer_faults(&setup, userfault, say[0]);
+    waitpid(puller, NULL, 0);
+    printf("{");
+    print_faults("", results->times, setup.faults);
+    print_faults("busy_", results->times + setup.faults, results->busy_count);
+    printf("\"bulk_bytes_per_second\": %.0f, \"busy_bulk_bytes_per_second\": %.0f}\n", rate,
+           results->busy_rate);
     kill(destination, SIGKILL);
     kill(server, SIGKILL);
     kill(source, SIGKILL);

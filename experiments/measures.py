@@ -57,7 +57,8 @@ def compile_programs(folder: Path) -> None:
 
 
 def run_floor(laboratory: Laboratory, mebibytes: int, faults: int) -> Samples:
-    """The bare C pager over the same link: fault_p50_us, fault_p99_us and bulk_bytes_per_second."""
+    """The bare C pager over the same link: fault_p50_us, fault_p99_us and bulk_bytes_per_second, and what they are
+    when both run at once (busy_...)."""
     pages = mebibytes * 256
     words = [laboratory.program("floor"), "--pages", str(pages), "--faults", str(faults)]
     words += ["--address", laboratory.source.address, "--source-netns", f"/run/netns/{laboratory.source.namespace}"]
