@@ -37,6 +37,7 @@ void lm_page_sender_deinit(struct lm_page_sender *sender) {
 void lm_page_sender_begin(struct lm_page_sender *sender, uint32_t space, uint32_t id) {
     sender->space = space;
     sender->id = id;
+    sender->urgent = false;
 }
 
 static int add(struct lm_page_sender *sender, int kind, uint64_t address, uint32_t pages, const void *payload,
@@ -161,7 +162,7 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
             (struct iovec){.iov_base = &sender->frames[i], .iov_len = sizeof sender->frames[i]};
         bytes += sizeof sender->frames[i] + sender->parts[2 * i + 1].iov_len;
     }
-    if (sender->bucket)
+    if (sender->bucket && !sender->urgent)
         wait_for_bucket(sender, bytes);
     int error = lm_channel_writev(sender->channel, sender->parts + 2 * from, 2 * (to - from));
     if (error)
@@ -178,7 +179,8 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
 int lm_page_sender_flush(struct lm_page_sender *sender, bool last) {
     int frames = sender->count, step = frames, error = 0;
     /* Under a limit frame by frame, so that a fault's answer never waits behind a burst. */
-    if (sender->bucket && atomic_load_explicit(&sender->bucket->rate, memory_order_relaxed))
+    if (sender->bucket && !sender->urgent &&
+        atomic_load_explicit(&sender->bucket->rate, memory_order_relaxed))
         step = 1;
     if (last && frames)
         sender->frames[frames - 1].flags |= LM_FRAME_LAST;

@@ -38,6 +38,7 @@ struct lm_page_sender {
     struct lm_pace *pace;
     struct lm_bucket *bucket; /* NULL where nothing is ever held back */
     struct lm_server_statistics *statistics;
+    bool urgent;              /* what is being sent is not held back; until the next begin */
     const _Atomic bool *stop; /* ends a wait for the bucket */
     ZSTD_CCtx *compressor;
     unsigned char *packed; /* compressed payloads of the frames that are waiting */

@@ -28,6 +28,7 @@
 #define LM_PUSH_PRESENT 1
 #define LM_PUSH_REMEMBER 2
 #define LM_PUSH_CHANGED 4
+#define LM_PUSH_URGENT 8
 
 struct lm_page_server;
 
@@ -65,7 +66,8 @@ void lm_page_server_compress(struct lm_page_server *server, int level);
 
 /* Send the runs on the bulk channel and END with `id` (not 0) after them; returns when all is written.
  * LM_PUSH_REMEMBER: keep a digest of every page sent. LM_PUSH_CHANGED: leave out pages whose digest is the
- * remembered one; what was sent and is gone is sent as it reads now. Returns 0 or -errno: -ESRCH
+ * remembered one; what was sent and is gone is sent as it reads now. LM_PUSH_URGENT: no limit holds it back,
+ * for a frozen process waits for it. Returns 0 or -errno: -ESRCH
  * when the process is gone, -EPIPE when the peer is, -ENOENT for an unknown space. */
 int lm_page_server_push(struct lm_page_server *server, uint32_t id, const struct lm_push_run *runs,
                         size_t count, uint32_t flags);

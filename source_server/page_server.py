@@ -107,13 +107,23 @@ class PageServer:
         """COMPRESS_AUTO, COMPRESS_NONE or a level of zstd."""
         lib.lm_page_server_compress(self._server, policy)
 
-    def push(self, identifier: int, runs: Iterable[PushRun], *, remember: bool = False, changed: bool = False) -> None:
+    def push(
+        self,
+        identifier: int,
+        runs: Iterable[PushRun],
+        *,
+        remember: bool = False,
+        changed: bool = False,
+        urgent: bool = False,
+    ) -> None:
         """Send runs on the bulk channel, and END with `identifier` (not 0) behind them.
 
-        `remember`: keep a digest of every page; `changed`: leave out pages whose digest is the remembered one.
+        `remember`: keep a digest of every page; `changed`: leave out pages whose digest is the remembered one;
+        `urgent`: no limit holds it back, for a frozen process waits for it.
         Raises OSError: ESRCH when the process is gone, EPIPE when the peer is."""
         listed = [(run.start, run.end, run.space, lib.LM_PUSH_PRESENT if run.present else 0) for run in runs]
         flags = (lib.LM_PUSH_REMEMBER if remember else 0) | (lib.LM_PUSH_CHANGED if changed else 0)
+        flags |= lib.LM_PUSH_URGENT if urgent else 0
         array = ffi.new("struct lm_push_run[]", listed)
         check(lib.lm_page_server_push(self._server, identifier, array, len(listed), flags))
 

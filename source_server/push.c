@@ -76,6 +76,7 @@ static int push_run(struct lm_page_server *server, uint32_t id, const struct lm_
         uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
         pthread_mutex_lock(&server->bulk_lock);
         lm_page_sender_begin(&server->bulk_sender, run->space, id);
+        server->bulk_sender.urgent = flags & LM_PUSH_URGENT;
         error = push_some(server, reader, at, pages, run->flags, flags);
         pthread_mutex_unlock(&server->bulk_lock);
         at += (uint64_t)pages * LM_PAGE_SIZE;
@@ -96,6 +97,7 @@ int lm_page_server_push(struct lm_page_server *server, uint32_t id, const struct
     pthread_mutex_lock(&server->bulk_lock);
     if (!error) {
         lm_page_sender_begin(&server->bulk_sender, 0, id);
+        server->bulk_sender.urgent = flags & LM_PUSH_URGENT;
         error = lm_page_sender_empty(&server->bulk_sender, LM_FRAME_END, 0, 0);
     }
     if (!error)

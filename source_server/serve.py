@@ -278,9 +278,8 @@ def serve_new_contents(run: Run, source: FrozenSource) -> None:
 def push_quietly(server: PageServer, source: FrozenSource) -> None:
     """Push what is hot and what has changed. A lost connection shows on the control channel as well."""
     with contextlib.suppress(OSError):
-        server.push(
-            FINAL_PUSH, push_runs([*source.hot, *source.description.changed], source.description.contents), changed=True
-        )
+        runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
+        server.push(FINAL_PUSH, runs, changed=True, urgent=True)
 
 
 def left(deadline: float) -> float:

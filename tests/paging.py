@@ -84,6 +84,12 @@ class Move:
         self.pager.finish()
 
 
+def close_all(links: list[socket.socket]) -> None:
+    """Close the links, those too that a test has added."""
+    for link in links:
+        link.close()
+
+
 def connected_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a TCP connection over loopback."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -128,8 +134,7 @@ def moving(path: Path, pages: int, kind: str = "private", role: str = "source") 
         stack.callback(destination.close)
         pager.add_space(0, take_userfaultfd(destination), destination.pid)
         links = connect(server, pager)
-        for link in links:
-            stack.callback(link.close)
+        stack.callback(close_all, links)
         range_kind = RangeKind.SHARED if kind == "shared" else RangeKind.ANONYMOUS
         pager.set_ranges([PagedRange(BASE, BASE + pages * PAGE, range_kind)])
         pager.start()

@@ -154,3 +154,19 @@ def test_a_limit_holds_pushes_back(program: Path) -> None:
         thread.join()
         assert time.monotonic() - begin > 0.25
         move.complete()
+
+
+def test_an_urgent_push_is_not_held_back(program: Path) -> None:
+    with moving(program, 1000) as move:
+        move.server.limit(20_000)
+        move.server.compress(COMPRESS_NONE)
+        begin = time.monotonic()
+        runs = [PushRun(0, BASE, BASE + 1000 * PAGE)]
+        thread = threading.Thread(target=lambda: move.server.push(1, runs, urgent=True))
+        thread.start()
+        move.pager.receive_push(1)
+        thread.join()
+        # Held back, it would take 200 seconds.
+        assert time.monotonic() - begin < 20
+        move.server.limit(0)
+        move.complete()
