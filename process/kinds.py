@@ -102,6 +102,11 @@ class Kinds:
             return look_unix(seen, self.questions(), before)
         if isinstance(before, InetSocket):
             return look_inet(seen, before)
+        if lib.lm_has_socket_filter(seen.duplicate) == 1:
+            return Refused(
+                cause="a socket with a filter (SO_ATTACH_FILTER), which cannot be read back",
+                remedy="let the process detach it before the move",
+            )
         with socket.socket(fileno=os.dup(seen.duplicate)) as one:
             if one.family == socket.AF_UNIX:
                 return look_unix(seen, self.questions(), None)

@@ -162,3 +162,12 @@ int lm_closed_tcp_socket(int family) {
     }
     return result;
 }
+
+int lm_has_socket_filter(int number) {
+    socklen_t instructions = 0;
+
+    /* With no room given it tells how many instructions there are; eBPF has none of the classic kind to show. */
+    if (getsockopt(number, SOL_SOCKET, SO_GET_FILTER, NULL, &instructions) != 0)
+        return errno == EACCES ? 1 : -errno;
+    return instructions > 0;
+}

@@ -32,6 +32,8 @@ int lm_diag_open(int network);
 /* ENOENT: there is no unix socket with that inode in that network namespace. */
 int lm_diag_unix(int diag, unsigned int inode, struct lm_unix_socket *socket);
 int lm_tcp_state(int number, struct lm_tcp_state *state);
+/* Whether a filter is attached (SO_ATTACH_FILTER, SO_ATTACH_BPF; socket(7)): 0, 1 or -errno. */
+int lm_has_socket_filter(int number);
 /* A TCP socket whose peer has closed and whose own direction is shut: reading gives the end, writing EPIPE.
  * Made in a network namespace that nobody else sees, so it holds no port. Needs CAP_SYS_ADMIN. */
 int lm_closed_tcp_socket(int family);

@@ -316,6 +316,26 @@ def test_other_sockets_are_named() -> None:
     ]
 
 
+def test_socket_filters_are_named() -> None:
+    """What a filter lets through cannot be read back, and without it the process would see other packets."""
+
+    code = """
+    import ctypes
+    accept_all = ctypes.create_string_buffer(bytes([6, 0, 0, 0, 255, 255, 255, 255]))
+    program = (1).to_bytes(8, "little") + ctypes.addressof(accept_all).to_bytes(8, "little")
+    put(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach(), 20)
+    filtered = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    filtered.setsockopt(socket.SOL_SOCKET, 26, program)
+    put(filtered.detach(), 21)
+    ready()
+    """
+    with running(code) as child:
+        found = obstacles(child)
+    assert len(found) == 1
+    assert "a socket with a filter (SO_ATTACH_FILTER)" in found[0]
+    assert "let the process detach it" in found[0]
+
+
 def test_a_process_in_another_network_namespace() -> None:
     code = """
     import ctypes
