@@ -7,6 +7,7 @@ live process.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from process.status import parse_status, read_status
 from wire.obstacles import Obstacle
 
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
+UNINTERRUPTIBLE_SECONDS = 2.0
 ELF_MAGIC = b"\x7fELF"
 ELF_CLASS_OFFSET = 4
 ELF_CLASS_64 = 2
@@ -59,8 +61,8 @@ def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> 
         *child_obstacles(pid, status),
         *_namespaces(pid),
     ]
-    if stat[2] == "D":
-        # Not for ever, most of the time: said, since the freeze would wait for it.
+    if stays_in_the_kernel(pid):
+        # Said, since the freeze would wait for it.
         found.append(
             Obstacle(
                 object=name,
@@ -69,6 +71,17 @@ def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> 
             )
         )
     return found
+
+
+def stays_in_the_kernel(pid: int) -> bool:
+    """Is its first thread in an uninterruptible wait that does not end soon? A file operation makes many short ones.
+    Raises ProcessGone."""
+    end = time.monotonic() + UNINTERRUPTIBLE_SECONDS
+    while look_stat(pid)[2] == "D":
+        if time.monotonic() > end:
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def ancestors() -> list[int]:
