@@ -24,7 +24,7 @@ import msgspec
 
 from linux import cpu, pidfd
 from linux.errors import ProcessGone
-from process.contents import Content, identity_of, new_contents, number_of
+from process.contents import Content
 from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
 from process.mappings import AddressSpace
@@ -33,6 +33,7 @@ from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
+from source_server.contents import serve_contents, serve_new_contents
 from source_server.look import (
     FINAL_PUSH,
     PAGE,
@@ -81,6 +82,7 @@ class Run:
     custody: custodies.Custody
     report: Report
     same_machine: bool = False
+    served: list[Content] = field(default_factory=list)
     moments: dict[str, int] = field(default_factory=dict)
 
     def mark(self, name: str) -> None:
@@ -163,8 +165,8 @@ def stage(run: Run) -> None:
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
-    serve_contents(run)
-    run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.seen.contents), remember=True)
+    run.served = serve_contents(run.server, run.seen)
+    run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
     run.control.expect(messages.Pushed, STAGING_SECONDS)
     if not run.same_machine:
         flush_beforehand(run.seen.pid, run.seen.descriptors.table)
@@ -206,7 +208,7 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
             raise Refused([*source.obstacles, *passing], object=f"process {run.options.pid}", step="the frozen process")
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
-        serve_new_contents(run, source)
+        serve_new_contents(run.server, run.served, source)
         pusher = threading.Thread(target=push_quietly, args=(run.server, source), daemon=True)
         pusher.start()
         whole = MigrationDescription(processes=[without_known(run.seen, source.description)])
@@ -252,27 +254,6 @@ def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun
     """Pages and whole files to push, as the page server wants them."""
     pages = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
     return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
-
-
-def serve_contents(run: Run) -> None:
-    """Let the page server read the files without a path, through descriptors of its own."""
-    source = pidfd.open_pidfd(run.seen.pid)
-    try:
-        for content in run.seen.contents:
-            number = number_of(run.seen.descriptors.table, content)
-            duplicate = pidfd.fetch_descriptor(source, number)
-            run.server.add_object(content.space, duplicate)
-            os.close(duplicate)
-    finally:
-        os.close(source)
-
-
-def serve_new_contents(run: Run, source: FrozenSource) -> None:
-    """The same for those that have come, or changed their size, since then."""
-    description = source.description
-    for content in new_contents(description.contents, run.seen.contents):
-        identity = identity_of(description.descriptors, content)
-        run.server.add_object(content.space, source.descriptors.duplicates[identity])
 
 
 def push_quietly(server: PageServer, source: FrozenSource) -> None:
