@@ -1,5 +1,6 @@
 /* The bulk stream: asks for runs, a few under way at a time, and places what comes. */
 #define _GNU_SOURCE
+#include "linux/urgency.h"
 #include "pager/paging.h"
 
 #include <errno.h>
@@ -257,6 +258,7 @@ void *lm_bulk_main(void *argument) {
     uint64_t since_ns = lm_now_ns(),
              since_bytes = __atomic_load_n(&pager->statistics->bytes, __ATOMIC_RELAXED);
     int error = 0;
+    lm_urgency_last();
     while (!error && !atomic_load(&pager->stop)) {
         error = ask(pager);
         if (error)

@@ -24,14 +24,13 @@
  * loss of a connection.
  */
 #define _GNU_SOURCE
+#include "linux/urgency.h"
 #include "pager/paging.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -352,7 +351,7 @@ static int wait_for_work(struct loop *loop, size_t polls) {
 void *lm_fault_main(void *argument) {
     struct lm_pager *pager = argument;
     struct loop loop = {.pager = pager, .lost = true};
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -10);
+    lm_urgency_first();
     adopt(&loop);
     while (!atomic_load(&pager->stop)) {
         ssize_t spaces = prepare(&loop);

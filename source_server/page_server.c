@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include "linux/urgency.h"
 #include "source_server/serving.h"
 
 #include <errno.h>
@@ -9,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -71,7 +70,7 @@ static void *fault_main(void *argument) {
     uint64_t spin_until_ns = 0;
     int error = buffer ? 0 : -ENOMEM;
     /* Somebody waits for every answer of this thread; where it is allowed it goes before others. */
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -10);
+    lm_urgency_first();
     while (!error) {
         ssize_t got =
             receive_requests(server, (char *)requests + held, sizeof requests - held, spin_until_ns);
@@ -101,6 +100,7 @@ static void *fault_main(void *argument) {
 static void *bulk_main(void *argument) {
     struct lm_page_server *server = argument;
     int error = 0;
+    lm_urgency_last();
     while (!error) {
         struct lm_request request;
         error = lm_channel_read_exact(&server->bulk, &request, sizeof request);

@@ -1,0 +1,40 @@
+#define _GNU_SOURCE
+#include "linux/urgency.h"
+
+#include <sched.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* struct sched_attr of sched_setattr(2), as of its first version. */
+struct attributes {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+enum { URGENT_NICE = -10, SHORT_NS = 200000, LONG_NS = 10000000 };
+
+/* For ordinary threads `runtime` is the length of a slice since Linux 6.12: who asks for a shorter one than
+ * the thread that runs has takes its place when it wakes. Older kernels ignore it. */
+static void set(int policy, int nice, uint64_t runtime) {
+    struct attributes attributes = {
+        .size = sizeof attributes, .policy = (uint32_t)policy, .nice = nice, .runtime = runtime};
+    syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
+void lm_urgency_first(void) {
+    pid_t thread = (pid_t)syscall(SYS_gettid);
+    /* Without the right to go before others the slice is still worth having. */
+    int nice = setpriority(PRIO_PROCESS, (id_t)thread, URGENT_NICE) ? getpriority(PRIO_PROCESS, (id_t)thread)
+                                                                    : URGENT_NICE;
+    set(SCHED_OTHER, nice, SHORT_NS);
+}
+
+void lm_urgency_last(void) {
+    /* SCHED_BATCH: when data comes in, this thread does not take the place of one that runs. */
+    set(SCHED_BATCH, getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid)), LONG_NS);
+}
