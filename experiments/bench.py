@@ -143,6 +143,7 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
 
     floor_fault, floor_bulk = every("floor", "fault_p50_us"), every("floor", "bulk_bytes_per_second")
     felt = {size: every(name, "felt_ms") for size, name in ((small, "downtime_small"), (large, "downtime_large"))}
+    resting = every("downtime_small", "before_ms") + every("downtime_large", "before_ms")
     growth = statistics.median(felt[large]) / statistics.median(felt[small])
     verdicts = [
         at_most(f"downtime felt, {small} MiB", felt[small], "ms", DOWNTIME_MS),
@@ -150,6 +151,7 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
         at_most(f"downtime felt, {large} MiB", felt[large], "ms", DOWNTIME_MS),
         at_most("  as reported", every("downtime_large", "reported_ms"), "ms", None),
         at_most("  ratio of the medians", [growth], "x", GROWTH),
+        at_most("  largest gap at rest", resting, "ms", None),
         at_most("fault, floor", floor_fault, "us", None),
         at_most("fault, link idle", faults("idle"), "us", None),
         at_most("  ratio to the floor", ratios(faults("idle"), floor_fault), "x", IDLE_FAULT),
