@@ -353,5 +353,5 @@ void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages) {
 }
 
 void lm_pager_spin(struct lm_pager *pager, uint32_t microseconds) {
-    atomic_store(&pager->spin_us, microseconds);
+    atomic_store(&pager->spin_us, microseconds < LM_SPIN_MOST_US ? microseconds : LM_SPIN_MOST_US);
 }

@@ -262,7 +262,7 @@ void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_seco
 }
 
 void lm_page_server_spin(struct lm_page_server *server, uint32_t microseconds) {
-    atomic_store(&server->spin_us, microseconds);
+    atomic_store(&server->spin_us, microseconds < LM_SPIN_MOST_US ? microseconds : LM_SPIN_MOST_US);
 }
 
 void lm_page_server_compress(struct lm_page_server *server, int level) {
