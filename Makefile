@@ -15,6 +15,9 @@ NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(w
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
 PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
 PYTEST := $(BIN)/python -m pytest
+# Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
+WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
+                  tests/test_bench.py tests/test_command_lines.py
 
 .PHONY: setup demo test check bench sanitize clean packages programs format
 
@@ -63,7 +66,7 @@ sanitize: setup
 	@cd build/sanitize && LM_SANITIZE=address,undefined ../../$(BIN)/python build_native.py
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
-	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider
+	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%)
 
 format:
 	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch]

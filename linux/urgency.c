@@ -26,13 +26,10 @@ static void set(int policy, int nice, uint64_t runtime) {
     syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
-/* By the real-time scheduler, where it is allowed (sched(7)): beside bulk on two cores that others use too,
- * 99 % of the faults took up to 0.3 to 0.5 ms with it and up to 0.6 to 2.8 ms with short slices alone. */
+/* Not by the real-time scheduler: its wake-ups go to another core, and in pairs of runs beside bulk the median
+ * fault took 87 us with SCHED_FIFO and 65 us with short slices. */
 void lm_urgency_first(void) {
-    struct sched_param lowest = {.sched_priority = 1};
     pid_t thread = (pid_t)syscall(SYS_gettid);
-    if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest) == 0)
-        return;
     /* Without the right to go before others the slice is still worth having. */
     int nice = setpriority(PRIO_PROCESS, (id_t)thread, URGENT_NICE) ? getpriority(PRIO_PROCESS, (id_t)thread)
                                                                     : URGENT_NICE;
