@@ -95,12 +95,12 @@ def picture(pid: int) -> Picture:
 
 @dataclass
 class Subject:
-    """The program while it runs, where it was started."""
+    """The program while it runs, where it was started; `children` are those whose end somebody here asks after."""
 
     process: subprocess.Popen[bytes]
     folder: Path
     before: Picture
-    commands: list[Command] = field(default_factory=list)
+    children: set[int] = field(default_factory=set)
 
     @property
     def pid(self) -> int:
@@ -189,7 +189,7 @@ def begin(
 def start_command(subject: Subject, words: Sequence[str], name: str, variables: Mapping[str, str]) -> Command:
     """Start one of the commands, which will have to be gone at the end."""
     command = start(None, words, subject.folder, name, env=dict(variables), cwd=ROOT)
-    subject.commands.append(command)
+    subject.children.add(command.process.pid)
     return command
 
 
@@ -203,7 +203,7 @@ def process_name(pid: int) -> str:
 
 def reap_orphans(subject: Subject) -> None:
     """Take note of the dead that fell to this process, but not of those that somebody here still asks after."""
-    known = {subject.pid, *(command.process.pid for command in subject.commands)}
+    known = {subject.pid, *subject.children}
     for pid in descendants(os.getpid()):
         if pid not in known and not process_name(pid):
             with contextlib.suppress(OSError):
