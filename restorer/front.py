@@ -80,7 +80,7 @@ def _signal(front: Front, number: int) -> None:
     elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if front.stopping:
             # A second one: leave at once. The worker notices, and does what is right for where it is.
-            front.status = int(ExitCode.INTERRUPTED)
+            front.status = int(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED)
         front.stopping = True
         front.worker.tell("stop", number)
 

@@ -52,6 +52,11 @@ class Line:
         """For poll(2): orders, or the front's end."""
         return self.connection.fileno()
 
+    @property
+    def is_to_stop(self) -> bool:
+        """Has the front said to stop, or is it gone? What counts until the destination is ready."""
+        return self.front_is_gone or bool(self.orders)
+
     def send(self, event: str, **details: Any) -> None:
         """Tell the front."""
         try:

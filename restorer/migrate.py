@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import select
 import signal
 import time
 from collections.abc import Iterable
@@ -38,6 +37,15 @@ from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
 from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
+from restorer.waiting import (
+    LAST_WORDS_SECONDS,
+    expect,
+    interrupted_by_front,
+    last_words,
+    lost_pages,
+    receive_push,
+    stopped,
+)
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
@@ -49,7 +57,6 @@ from wire.report import Report
 
 GREETING_SECONDS = 30.0
 FINAL_SECONDS = 3600.0
-LAST_WORDS_SECONDS = 2.0
 COMPARED_AGAIN_SECONDS = 0.2
 TICK_MS = 100
 STAGING_PUSH = 1
@@ -66,7 +73,7 @@ def migrate(options: RestoreOptions, line: Line) -> int:
     roles = meet(options.meeting, "destination", voice, watch=[line.fileno()])
     if roles is None:
         line.hear()
-        raise stopped_by_user()
+        raise stopped(line)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert(words, DescriptorOptions)
     run = Run(options, described, line, roles, ControlChannel(roles.control), report)
@@ -101,12 +108,12 @@ def hand_over(run: Run) -> None:
 def prepare(run: Run) -> ProcessDescription:
     """Greet, take the description and find every obstacle."""
     edge("destination-connected")
-    greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
+    greeting = expect(run, messages.Greeting, GREETING_SECONDS)
     here = look_at_host(cpu.describe())
     # The source reads its clocks when this message has come to it.
     asked = clocks.look_clocks()
     run.control.send(messages.Greeting(host=here, wishes={"strategy": run.options.strategy.name}))
-    payload = run.control.expect(messages.Description, GREETING_SECONDS).payload
+    payload = expect(run, messages.Description, GREETING_SECONDS).payload
     described = messages.unpack(payload, MigrationDescription)
     process = only_process(described)
     edge("destination-described")
@@ -147,18 +154,10 @@ def stage(run: Run, description: ProcessDescription) -> None:
     for sentence in run.building.shortfalls:
         run.line.send("note", text=sentence, level=0)
     rehearse_rebuilding(description.task, run.building.present, run.building.restore_ids)
-    receive_push(run, STAGING_PUSH)
+    with interrupted_by_front(run):
+        receive_push(run, STAGING_PUSH)
     edge("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))
-
-
-def receive_push(run: Run, identifier: int) -> None:
-    """Take pushed pages in. Raises OSError, and MigrationError when the source is gone."""
-    assert run.pager is not None
-    try:
-        run.pager.receive_push(identifier)
-    except ConnectionError as error:
-        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(str(error)) from error
 
 
 def with_known(run: Run, final: ProcessDescription) -> ProcessDescription:
@@ -190,20 +189,10 @@ def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
 
 def wait_for_final(run: Run) -> ProcessDescription:
     """Wait for the freeze. The front may still stop everything."""
-    poll = select.poll()
-    poll.register(run.control.fileno(), select.POLLIN)
-    poll.register(run.line.fileno(), select.POLLIN)
-    while True:
-        for number, _ in poll.poll():
-            if number == run.line.fileno():
-                run.line.hear()
-                if run.line.front_is_gone or run.line.orders:
-                    raise stopped_by_user()
-            else:
-                run.control.expect(messages.Freezing, FINAL_SECONDS)
-                gc.disable()
-                final = run.control.expect(messages.Final, FINAL_SECONDS)
-                return with_known(run, only_process(messages.unpack(final.payload, MigrationDescription)))
+    expect(run, messages.Freezing, FINAL_SECONDS)
+    gc.disable()
+    final = expect(run, messages.Final, FINAL_SECONDS)
+    return with_known(run, only_process(messages.unpack(final.payload, MigrationDescription)))
 
 
 def apply_final(run: Run) -> None:
@@ -244,8 +233,8 @@ def wait_until_complete(run: Run) -> None:
     assert run.pager is not None
     while (state := run.pager.wait(PagerState.RUNNING, TICK_MS / 1000)) is PagerState.RUNNING:
         run.line.hear()
-        if run.line.front_is_gone or run.line.orders:
-            raise stopped_by_user()
+        if run.line.is_to_stop:
+            raise stopped(run.line)
     if state is not PagerState.COMPLETE:
         raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(run.pager.cause)
 
@@ -314,41 +303,4 @@ def cannot_build(cause: str) -> LocalError:
         object="the husk",
         cause=cause,
         remedy="the process runs on at the source; look at the cause and try again",
-    )
-
-
-def last_words(run: Run, seconds: float) -> MigrationError | None:
-    """What the source has said about its giving up, or that it is gone; None when it does neither for so long."""
-    try:
-        while True:
-            message = run.control.receive(seconds)
-            if isinstance(message, messages.Abort):
-                return messages.error_of(message)
-            if isinstance(message, messages.Obstacles):
-                return Refused(message.found)
-    except LocalError:
-        return None
-    except MigrationError as error:
-        return error
-
-
-def lost_pages(cause: str) -> LocalError:
-    """The page connections failed before the resume."""
-    return LocalError(
-        step="fetching the memory",
-        object="the page connections",
-        cause=cause,
-        remedy="the process runs on at the source; try again",
-        code=ExitCode.LOST_BEFORE,
-    )
-
-
-def stopped_by_user() -> LocalError:
-    """SIGINT, SIGTERM, or the front is gone, before READY."""
-    return LocalError(
-        step="waiting",
-        object="lm-restore",
-        cause="it was told to stop",
-        remedy="the process runs on at the source",
-        code=ExitCode.INTERRUPTED,
     )

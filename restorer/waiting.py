@@ -1,0 +1,118 @@
+"""Waiting for the source before READY: SIGINT, SIGTERM or the end of the front ends every wait."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+from restorer.line import Line
+from restorer.run import Run
+from wire import messages
+from wire.errors import LocalError, MigrationError, Refused
+from wire.exit_codes import ExitCode
+
+LAST_WORDS_SECONDS = 2.0
+PART_SECONDS = 0.05
+Expected = TypeVar("Expected")
+
+
+def expect(run: Run, kind: type[Expected], seconds: float) -> Expected:
+    """The next message, which must be of `kind`. Raises MigrationError, as ControlChannel.expect does, and when the
+    front says to stop or is gone."""
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(run.control.fileno(), select.POLLIN)
+    poll.register(run.line.fileno(), select.POLLIN)
+    while True:
+        left = deadline - time.monotonic()
+        ready = [number for number, _ in poll.poll(max(0.0, left) * 1000)]
+        if run.line.fileno() in ready:
+            run.line.hear()
+            if run.line.is_to_stop:
+                raise stopped(run.line)
+        try:
+            return run.control.expect(kind, min(PART_SECONDS, max(0.0, left)))
+        except LocalError:
+            # Nothing, a ping, or the beginning of a long message.
+            if left <= 0:
+                raise
+
+
+def receive_push(run: Run, identifier: int) -> None:
+    """Take pushed pages in. Raises OSError, and MigrationError when the source is gone or the front says to stop."""
+    assert run.pager is not None
+    try:
+        run.pager.receive_push(identifier)
+    except ConnectionError as error:
+        if run.line.is_to_stop:
+            raise stopped(run.line) from None
+        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(str(error)) from error
+
+
+@contextlib.contextmanager
+def interrupted_by_front(run: Run) -> Iterator[None]:
+    """Within, the bulk connection ends when the front says to stop, and with it what waits there."""
+    done = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def watch() -> None:
+        while not run.line.is_to_stop:
+            ready, _, _ = select.select([done, run.line.fileno()], [], [])
+            if done in ready:
+                return
+            run.line.hear()
+        with contextlib.suppress(OSError):
+            run.roles.bulk.shutdown(socket.SHUT_RDWR)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        os.eventfd_write(done, 1)
+        watcher.join()
+        os.close(done)
+
+
+def last_words(run: Run, seconds: float) -> MigrationError | None:
+    """What the source has said about its giving up, or that it is gone; None when it does neither for so long."""
+    try:
+        while True:
+            message = run.control.receive(seconds)
+            if isinstance(message, messages.Abort):
+                return messages.error_of(message)
+            if isinstance(message, messages.Obstacles):
+                return Refused(message.found)
+    except LocalError:
+        return None
+    except MigrationError as error:
+        return error
+
+
+def lost_pages(cause: str) -> LocalError:
+    """The page connections failed before the resume."""
+    return LocalError(
+        step="fetching the memory",
+        object="the page connections",
+        cause=cause,
+        remedy="the process runs on at the source; try again",
+        code=ExitCode.LOST_BEFORE,
+    )
+
+
+def stopped(line: Line) -> LocalError:
+    """SIGINT, SIGTERM, or the front is gone, before READY."""
+    number = next((number for _, number in line.orders), 0)
+    return LocalError(
+        step="waiting",
+        object="lm-restore",
+        cause=f"{signal.Signals(number).name} came" if number else "its first process has ended",
+        remedy="the process runs on at the source",
+        code=ExitCode.INTERRUPTED if number in (0, signal.SIGINT) else ExitCode.TERMINATED,
+    )
