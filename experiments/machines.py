@@ -66,9 +66,9 @@ def two_machines(names: Sequence[str] = ("source", "destination")) -> Iterator[t
         yield first, second
 
 
-def adopt_orphans() -> None:
-    """Make this process the parent of every descendant whose parent ends (PR_SET_CHILD_SUBREAPER)."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+def adopt_orphans(adopt: bool = True) -> None:
+    """Make this process the parent of every descendant whose parent ends (PR_SET_CHILD_SUBREAPER), or no more."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
 
 

@@ -28,6 +28,7 @@ def orphans() -> Iterator[None]:
     adopt_orphans()
     yield
     kill_descendants()
+    adopt_orphans(False)
 
 
 def skip(reason: str) -> None:
