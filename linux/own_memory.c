@@ -144,8 +144,12 @@ int lm_own_memory_drop(const void *const *kept, int count) {
     int error = open_maps(&maps);
     if (error)
         return error;
+    /* What directly follows a file's mapping is the zeroed data of a library, which its code may look at. */
+    uint64_t data_end = 0;
     while (next_mapping(&maps, &mapping)) {
-        bool needed = !mapping.anonymous || mapping.special || mapping.permissions[3] != 'p';
+        bool needed = !mapping.anonymous || mapping.special || mapping.permissions[3] != 'p' ||
+                      mapping.start == data_end;
+        data_end = !mapping.anonymous ? mapping.end : 0;
         for (int i = 0; i < count; i++) {
             uint64_t address = (uint64_t)(uintptr_t)kept[i];
             needed |= address >= mapping.start && address < mapping.end;

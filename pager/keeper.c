@@ -120,25 +120,40 @@ static int start_process(struct lm_keeper *keeper, int ready) {
     return error;
 }
 
+/* The end of the pipe that the keeper writes to is ours too, so its death does not end the pipe. */
+static int wait_until_ready(struct lm_keeper *keeper, int ready) {
+    struct pollfd event = {.fd = ready, .events = POLLIN};
+    int count;
+    while ((count = poll(&event, 1, 100)) <= 0) {
+        if (count < 0 && errno != EINTR)
+            return -errno;
+        if (waitpid(keeper->pid, NULL, __WALL | WNOHANG) == keeper->pid) {
+            keeper->pid = 0;
+            return -ECHILD;
+        }
+    }
+    return 0;
+}
+
 int lm_keeper_start(struct lm_keeper *keeper) {
     int ready[2] = {-1, -1};
-    char byte;
     keeper->finished = eventfd(0, EFD_CLOEXEC);
     keeper->pager = (int)syscall(SYS_pidfd_open, getpid(), 0);
     int error = keeper->finished < 0 || keeper->pager < 0 || pipe2(ready, O_CLOEXEC) ? -errno : 0;
     if (!error)
         error = start_process(keeper, ready[1]);
     /* The keeper closes the pipe's end in the table that both share. */
-    if (!error && read(ready[0], &byte, 1) != 1)
-        error = -EIO;
+    if (!error)
+        error = wait_until_ready(keeper, ready[0]);
     if (ready[0] >= 0)
         close(ready[0]);
-    if (error && ready[1] >= 0 && !keeper->pid)
-        close(ready[1]);
-    if (error)
-        lm_keeper_leave(keeper);
-    else
+    if (!error) {
         lm_own_memory_populate();
+    } else if (!keeper->pid) {
+        if (ready[1] >= 0)
+            close(ready[1]);
+        lm_keeper_finish(keeper);
+    }
     return error;
 }
 

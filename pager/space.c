@@ -49,6 +49,8 @@ static int compare_by_source(const void *one, const void *other, void *ranges) {
 
 struct lm_range *lm_space_by_source(struct lm_space *space, uint32_t source_space, uint64_t address,
                                     uint64_t end) {
+    if (!space->count)
+        return NULL;
     if (!space->sorted) {
         for (size_t i = 0; i < space->count; i++)
             space->by_source[i] = i;
