@@ -117,12 +117,6 @@ def connect(server: PageServer, pager: Pager, attempt: int = 1) -> list[socket.s
     return [*fault, *bulk]
 
 
-def close_all(links: list[socket.socket]) -> None:
-    """Close the links, those that were added later too."""
-    for link in links:
-        link.close()
-
-
 @contextmanager
 def moving(path: Path, pages: int, kind: str = "private", role: str = "source") -> Iterator[Move]:
     """A source of so many pages and a destination that is missing them all."""
