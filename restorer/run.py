@@ -17,7 +17,7 @@ from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
 from wire.edges import edge
-from wire.errors import ConnectionLost, MigrationError, Refused
+from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from wire.report import Report, write_report
 
 
@@ -47,7 +47,7 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
     """Tell the source why it ends here, if it can still hear."""
     with contextlib.suppress(MigrationError, OSError):
         if isinstance(error, Refused):
-            control.send(messages.Obstacles(found=list(error.obstacles)), 2.0)
+            control.send(messages.obstacles_of(error), 2.0)
         elif not isinstance(error, ConnectionLost):
             control.send(messages.abort_of(error), 2.0)
 
@@ -61,6 +61,9 @@ def edge_after_commit(run: Run, name: str) -> None:
 
 
 def write(run: Run) -> None:
-    """Write the report, if one was asked for."""
+    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
     if run.options.report:
-        write_report(run.options.report, run.report)
+        try:
+            write_report(run.options.report, run.report)
+        except LocalError as error:
+            run.line.send("note", text=str(error), level=0)

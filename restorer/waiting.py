@@ -15,7 +15,7 @@ from typing import TypeVar
 from restorer.line import Line
 from restorer.run import Run
 from wire import messages
-from wire.errors import LocalError, MigrationError, Refused
+from wire.errors import LocalError, MigrationError
 from wire.exit_codes import ExitCode
 
 LAST_WORDS_SECONDS = 2.0
@@ -88,7 +88,7 @@ def last_words(run: Run, seconds: float) -> MigrationError | None:
             if isinstance(message, messages.Abort):
                 return messages.error_of(message)
             if isinstance(message, messages.Obstacles):
-                return Refused(message.found)
+                return messages.refusal_of(message)
     except LocalError:
         return None
     except MigrationError as error:

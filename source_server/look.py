@@ -139,7 +139,20 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
     first = process_obstacles(pid, status)
     memory_is_there = "VmSize" in status
     if not memory_is_there:
-        raise Refused(first or [Obstacle(f"process {pid}", "has no memory of its own", "name another process")])
+        first = first or [Obstacle(f"process {pid}", "it has no memory of its own", "name another process")]
+        raise Refused(first, object=f"process {pid}")
+    try:
+        return _look_closely(pid, status)
+    except PermissionError as error:
+        if not first:
+            raise
+        # What is known without the right to look closely is said all the same.
+        lack = _not_permitted(pid, error)
+        found = [*first, Obstacle(lack.object, lack.cause, lack.remedy)]
+        raise Refused(found, object=f"process {pid}", code=ExitCode.NO_PERMISSION) from None
+
+
+def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Obstacle]]:
     live = tasks.look_task(pid)
     layout = maps_text(pid)
     descriptors = look_descriptors(pid)

@@ -17,6 +17,7 @@ import select
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -95,7 +96,12 @@ def serve(options: ServeOptions, events: Events) -> int:
     started = time.time()
     check_fault()
     stop_by_signal()
-    seen, obstacles = look(options.pid)
+    try:
+        seen, obstacles = look(options.pid)
+    except Refused as error:
+        if options.check:
+            return int(events.checked(options.pid, list(error.obstacles)))
+        raise
     if options.check:
         return int(events.checked(options.pid, [*obstacles, *check_obstacles(seen)]))
     if obstacles:
@@ -120,8 +126,7 @@ def serve(options: ServeOptions, events: Events) -> int:
             tell(control, error)
             raise
         finally:
-            if options.report:
-                write_report(options.report, report)
+            write(options, events, report)
     events.result(report)
     return int(ExitCode.OK)
 
@@ -297,6 +302,10 @@ def serve_until_finished(run: Run, committed: handover.Committed) -> None:
                 run.events.note(f"the page connections ended: {run.server.cause}", 1)
         except MigrationError as error:
             stalled(run, str(error))
+        except Exception as error:
+            # Even an error of lm-serve's own must not end it: the page server's threads serve on.
+            traceback.print_exc()
+            stalled(run, repr(error))
 
 
 def take_state(server: PageServer) -> ServerState:
@@ -337,10 +346,18 @@ def stalled(run: Run, cause: str) -> None:
     run.report.outcome = "stalled"
     run.events.emit("stalled", run.options.pid, cause=cause)
     run.events.note(f"the connection is lost ({cause}); " + KEPT.format(pid=run.options.pid), 0)
-    if run.options.report:
-        write_report(run.options.report, run.report)
+    write(run.options, run.events, run.report)
     while True:
         signal.pause()
+
+
+def write(options: ServeOptions, events: Events, report: Report) -> None:
+    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    if options.report:
+        try:
+            write_report(options.report, report)
+        except LocalError as error:
+            events.note(str(error), 0)
 
 
 def fill_report(run: Run) -> None:
@@ -355,7 +372,7 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
     """Tell the other side why it ends here, if it can still hear."""
     with contextlib.suppress(MigrationError, OSError):
         if isinstance(error, Refused):
-            control.send(messages.Obstacles(found=list(error.obstacles)), 2.0)
+            control.send(messages.obstacles_of(error), 2.0)
         elif not isinstance(error, ConnectionLost):
             control.send(messages.abort_of(error), 2.0)
 

@@ -12,7 +12,7 @@ import statistics
 import time
 from typing import TypeVar
 
-from wire.errors import ConnectionLost, LocalError, Refused
+from wire.errors import ConnectionLost, LocalError
 from wire.exit_codes import ExitCode
 from wire.messages import (
     Abort,
@@ -24,6 +24,7 @@ from wire.messages import (
     broken,
     encode,
     error_of,
+    refusal_of,
 )
 
 SEND_SECONDS = 30.0
@@ -90,7 +91,7 @@ class ControlChannel:
         if isinstance(message, Abort):
             raise error_of(message)
         if isinstance(message, Obstacles):
-            raise Refused(message.found)
+            raise refusal_of(message)
         raise broken(f"it is a {type(message).__name__} where a {kind.__name__} is due")
 
     def measure_round_trip(self, count: int = 5, timeout: float = 10.0) -> int:

@@ -112,14 +112,17 @@ class Terminal:
     def note(self, text: str) -> None:
         if self._bar is None:
             _print(text, to_error=True)
-        else:
+            return
+        with contextlib.suppress(OSError, ValueError):
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, pages: int, total: int, faults: int) -> None:
-        if self._bar is None:
-            self._begin()
         fields = {"amount": f"{show_bytes(pages * 4096)} of {show_bytes(total * 4096)}", "faults": faults}
-        self._bar.update(self._task, completed=pages, total=total, **fields)
+        # A terminal that has gone away is no reason to end a migration, either.
+        with contextlib.suppress(OSError, ValueError):
+            if self._bar is None:
+                self._begin()
+            self._bar.update(self._task, completed=pages, total=total, **fields)
 
     def _begin(self) -> None:
         from rich.console import Console
@@ -138,7 +141,8 @@ class Terminal:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError, ValueError):
+                self._bar.stop()
             self._bar = None
 
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 import zstandard
 
-from wire.errors import MigrationError, ProtocolError, RemoteError
+from wire.errors import MigrationError, ProtocolError, Refused, RemoteError
 from wire.exit_codes import ExitCode
 from wire.host import HostFacts
 from wire.obstacles import Obstacle
@@ -49,9 +49,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
 
 class Obstacles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="obstacles"):
-    """Either side: these stand in the way, all of them. The migration ends here."""
+    """Either side: these stand in the way, all of them. The migration ends here, with this exit code."""
 
     found: list[Obstacle]
+    code: int = int(ExitCode.REFUSED)
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="staged"):
@@ -290,6 +291,19 @@ def error_of(abort: Abort) -> RemoteError:
     code = next((code for code in kept if code == abort.code), ExitCode.PEER_FAILED)
     words = [_one_line(word) for word in (abort.step, abort.object, abort.cause, abort.remedy)]
     return RemoteError(step=words[0], object=words[1], cause=words[2], remedy=words[3], code=code)
+
+
+def obstacles_of(error: Refused) -> Obstacles:
+    """The message that tells the peer of obstacles found on this side."""
+    return Obstacles(found=list(error.obstacles), code=int(error.code))
+
+
+def refusal_of(message: Obstacles) -> Refused:
+    """The error that a peer's Obstacles mean here."""
+    kept = (ExitCode.FILES, ExitCode.NO_PERMISSION)
+    code = next((code for code in kept if code == message.code), ExitCode.REFUSED)
+    found = [Obstacle(*(_one_line(word) for word in (one.object, one.cause, one.remedy))) for one in message.found]
+    return Refused(found, step="the other side's preflight", code=code)
 
 
 def _one_line(text: str) -> str:
