@@ -10,7 +10,7 @@ import pytest
 from experiments.machines import Machine, adopt_orphans, kill_descendants, two_machines
 
 # Its assertions are to show what they compared, too.
-pytest.register_assert_rewrite("laws")
+pytest.register_assert_rewrite("laws", "commands")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -191,6 +192,30 @@ def start_command(subject: Subject, words: Sequence[str], name: str, variables: 
     command = start(None, words, subject.folder, name, env=dict(variables), cwd=ROOT)
     subject.children.add(command.process.pid)
     return command
+
+
+def fork_command(main: Callable[[Sequence[str]], int], arguments: list[str], output: Path) -> int:
+    """Run a command in a child; its process id. What it prints goes to a file."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 70
+    try:
+        target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for number, descriptor in ((0, null), (1, target), (2, target)):
+            os.dup2(descriptor, number)
+        os.closerange(3, 1024)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        for name in [name for name in os.environ if name.startswith("LM_")]:
+            del os.environ[name]
+        status = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def process_name(pid: int) -> str:

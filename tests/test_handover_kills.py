@@ -10,10 +10,8 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,30 +35,6 @@ COLD = 64
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return laws.build(tmp_path_factory.mktemp("laws"))
-
-
-def fork_command(main: Callable[[Sequence[str]], int], arguments: list[str], output: Path) -> int:
-    """Run a command in a child; its process id. What it prints goes to a file."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 70
-    try:
-        target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for number, descriptor in ((0, null), (1, target), (2, target)):
-            os.dup2(descriptor, number)
-        os.closerange(3, 1024)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        for name in [name for name in os.environ if name.startswith("LM_")]:
-            del os.environ[name]
-        status = main(arguments)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
 
 
 @dataclass
@@ -106,10 +80,10 @@ def shoot(subject: laws.Subject, target: str, strategy: str) -> Shot:
     """Start the two commands."""
     ticket = subject.folder / "ticket"
     arguments = [str(subject.pid), "--ticket-file", str(ticket), "--json", "--max-freeze", "2"]
-    serve = fork_command(source_server.main.main, arguments, subject.folder / "serve.txt")
+    serve = laws.fork_command(source_server.main.main, arguments, subject.folder / "serve.txt")
     wait_for("the ticket", lambda: ticket.exists() or None, 20, 0.001)
     arguments = [f"@{ticket}", f"--{strategy}", "--pid", "namespace", "--detach", "--stdio", "null", "--json"]
-    restore = fork_command(restorer.main.main, arguments, subject.folder / "restore.txt")
+    restore = laws.fork_command(restorer.main.main, arguments, subject.folder / "restore.txt")
     subject.children |= {serve, restore}
     return Shot(subject, target, serve, restore)
 
