@@ -310,4 +310,4 @@ def test_a_report_that_can_no_longer_be_written(leaving: laws.Subject) -> None:
     said = leaving.folder / "serve.err"
     wait_for("the note", lambda: f"writing the report: {reports}/report: " in said.read_text() or None)
     assert move.serve.process.poll() is None
-    leaving.await_progress()
+    assert laws.process_name(laws.moved_pid(move)) == "laws_program"
