@@ -228,21 +228,25 @@ time.sleep(1000)
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.DEVNULL, stdout=-1, stderr=-1, start_new_session=True
     )
-    assert process.stdout
-    child = int(process.stdout.readline())
-    before = laws.picture(process.pid)
-    for _ in range(2):
-        check = run(SERVE, process.pid, "--check", "--json")
-        assert check.returncode == ExitCode.REFUSED
-        event = json.loads(check.stdout)
-        assert (event["event"], event["pid"]) == ("checked", process.pid)
-        assert all(set(one) == {"object", "cause", "remedy"} and all(one.values()) for one in event["obstacles"])
-        objects = " | ".join(one["object"] for one in event["obstacles"])
-        assert f"process {child} (sleep)" in objects
-        assert sum("established" in one["cause"] for one in event["obstacles"]) >= 1, event
-        assert laws.picture(process.pid) == before
-    text = run(SERVE, process.pid, "--check")
-    assert text.stdout.splitlines() == [
-        f"{one['object']}: {one['cause']}; {one['remedy']}" for one in event["obstacles"]
-    ]
-    assert text.stderr == ""
+    try:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        before = laws.picture(process.pid)
+        for _ in range(2):
+            check = run(SERVE, process.pid, "--check", "--json")
+            assert check.returncode == ExitCode.REFUSED
+            event = json.loads(check.stdout)
+            assert (event["event"], event["pid"]) == ("checked", process.pid)
+            assert all(set(one) == {"object", "cause", "remedy"} and all(one.values()) for one in event["obstacles"])
+            objects = " | ".join(one["object"] for one in event["obstacles"])
+            assert f"process {child} (sleep)" in objects
+            assert sum("established" in one["cause"] for one in event["obstacles"]) >= 1, event
+            assert laws.picture(process.pid) == before
+        text = run(SERVE, process.pid, "--check")
+        assert text.stdout.splitlines() == [
+            f"{one['object']}: {one['cause']}; {one['remedy']}" for one in event["obstacles"]
+        ]
+        assert text.stderr == ""
+    finally:
+        process.kill()
+        process.communicate()
