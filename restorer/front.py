@@ -41,6 +41,7 @@ class Front:
     worker: Worker
     pid: int = 0
     husk: int = -1
+    frozen: bool = False
     resumed: bool = False
     stopping: bool = False
     status: int | None = None
@@ -116,6 +117,7 @@ def _show(front: Front, news: dict[str, Any]) -> None:
             with contextlib.suppress(OSError):
                 front.husk = pidfd.open_pidfd(pid)
         front.resumed = front.resumed or kind == "resumed"
+        front.frozen = front.frozen or kind == "frozen"
         front.events.emit(kind, pid, **news)
 
 
@@ -126,6 +128,9 @@ def _worker_is_gone(front: Front) -> int:
     if front.husk >= 0 and not select.select([front.husk], [], [], HUSK_END_SECONDS)[0]:
         cause, code = f"its worker ended ({how}) after the resume", ExitCode.LOST_AFTER
         remedy = f"process {front.pid} runs until it needs a page that is missing, and waits there; it reads no zeros"
+    elif front.frozen:
+        cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
+        remedy = "look at what lm-serve says: unless it has handed over, the process runs on at the source"
     else:
         cause = f"its worker ended ({how})"
         code = ExitCode.LOST_BEFORE if how.startswith("killed") else ExitCode.BUG

@@ -6,6 +6,7 @@ import ctypes
 import encodings.idna  # noqa: F401  # which a user without rights cannot read later
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -248,5 +249,7 @@ time.sleep(1000)
         ]
         assert text.stderr == ""
     finally:
+        # The child first: it has the other ends of the pipes, too.
+        os.kill(child, signal.SIGKILL)
         process.kill()
         process.communicate()
