@@ -1,5 +1,5 @@
 /*
- * The page stream, version 1: what travels on the FAULT and BULK channels.
+ * The page stream, version 2: what travels on the FAULT and BULK channels.
  *
  *     destination                                         source
  *     REQUEST fault {space, address, id}  ----------->    (FAULT channel)
@@ -10,7 +10,9 @@
  *                 <-----------------  FRAMEs that cover the run exactly, the last one bears LAST
  *     REQUEST map {space, address, pages} --------->      which of these pages exist?
  *                 <-----------------  FRAMEs absent for those that do not; END {id; LAST}
- *                 <-----------------  FRAMEs of a push (nobody asked), then END {push id}
+ *                 <-----------------  FRAMEs of a push (nobody asked), then END {push id}; in a push also
+ *                                     FORGET (what was pushed there is not true any more: ask again) and
+ *                                     GONE (it is zero now), both without payload
  *
  * A space is a number for something with addresses and pages: a process's memory (0, 1, ...), or an object
  * that is reached by a descriptor (a memfd: from LM_FIRST_OBJECT on; its addresses are offsets). Requests and
@@ -18,7 +20,7 @@
  *
  *     offset  request   frame
  *     0  u8   kind      kind      0 is invalid
- *     1  u8   version   version   1; another one is refused
+ *     1  u8   version   version   2; another one is refused
  *     2  u8   flags     flags
  *     3  u8   0         0
  *     4  u32  space     space
@@ -39,7 +41,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define LM_PAGE_STREAM_VERSION 1
+#define LM_PAGE_STREAM_VERSION 2
 #define LM_PAGE_SIZE 4096
 #define LM_HEADER_SIZE 32
 #define LM_FRAME_PAGES 64
@@ -59,6 +61,8 @@
 #define LM_FRAME_ABSENT 4
 #define LM_FRAME_END 5
 #define LM_FRAME_FAILED 6
+#define LM_FRAME_FORGET 7
+#define LM_FRAME_GONE 8
 #define LM_FRAME_LAST 1
 
 /* What the destination asks. LM_REQUEST_SHARED: the page tables of the process do not tell which pages exist.
