@@ -18,7 +18,7 @@ from typing import cast
 
 import kernel_packages
 from kernel_initramfs import write_initramfs
-from kernel_packages import ROOT, Kernel
+from kernel_packages import Kernel
 
 from experiments.machines import Command, wait_for
 
@@ -32,6 +32,7 @@ VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MEMORY = "1G"
 BOOT_SECONDS = 180.0
 OFF_SECONDS = 30.0
+SOCKET_SECONDS = 20.0
 COMMAND_SECONDS = 120.0
 CONSOLE_TAIL = 3000
 # A bind mount does not bring along what is mounted under it, and can be read-only by itself.
@@ -122,6 +123,11 @@ def started(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]
         process.wait()
 
 
+def wait_for_file(path: Path) -> None:
+    """Wait until something of the host's has made a file. Raises TimeoutError."""
+    wait_for(str(path), lambda: path.exists() or None, SOCKET_SECONDS)
+
+
 def share(folder: Path, name: str, read_only: bool) -> tuple[list[str], Path]:
     """What serves one of the host's folders to a guest, and the socket at which it does."""
     socket, mounted = folder / f"{name}.sock", folder / name
@@ -165,11 +171,11 @@ def guest(series: str, folder: Path, shared: Path, first: bool) -> Iterator[Gues
                 line = [word.replace(f"source={own / name}", f"source={shared}") for word in line]
             stack.enter_context(started(line, own / f"{name}.log"))
         for socket in sockets.values():
-            wait_for(str(socket), lambda socket=socket: socket.exists() or None, 20)
+            wait_for_file(socket)
         line = machine(kernel, own, sockets, first)
         running = stack.enter_context(started(line, own / "qemu.log"))
         if first:
-            wait_for("the link", lambda: (folder / "link.sock").exists() or None, 20)
+            wait_for_file(folder / "link.sock")
         yield Guest(kernel, address, box, running, own / "console")
 
 
@@ -200,6 +206,3 @@ def two_guests(series: Sequence[str] = kernel_packages.SERIES) -> Iterator[tuple
         for one in guests:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 one.machine.wait(OFF_SECONDS)
-
-
-__all__ = ["ROOT", "Guest", "missing_packages", "two_guests"]

@@ -106,7 +106,7 @@ def write_initramfs(target: Path, kernel: Kernel, busybox: Path, **words: object
     modules = needed_modules(kernel)
     script = SCRIPT.format(modules=" ".join(modules), **words)
     folders = ("bin", "proc", "sys", "dev", "modules", "lower", "upper", "new")
-    files: dict[str, tuple[int, bytes]] = {folder: (stat.S_IFDIR | 0o755, b"") for folder in folders}
+    files: dict[str, tuple[int, bytes]] = dict.fromkeys(folders, (stat.S_IFDIR | 493, b""))
     files["bin/busybox"] = (stat.S_IFREG | 0o755, busybox.read_bytes())
     files["init"] = (stat.S_IFREG | 0o755, script.encode())
     for name, module in modules.items():
