@@ -39,14 +39,18 @@ def start(path: Path) -> int:
     """Start what a command file asks for; its process id."""
     asked = json.loads(path.read_text())
     words = asked["words"]
-    files = [("/dev/null", os.O_RDONLY), (asked["out"], OPEN_FILE), (asked["err"], OPEN_FILE)]
-    if words[:2] == [sys.executable, "-m"]:
-        return fork(words[2], words[3:], files)
-    actions = [(os.POSIX_SPAWN_OPEN, number, name, flags, 0o644) for number, (name, flags) in enumerate(files)]
-    return os.posix_spawnp(words[0], words, dict(os.environ), file_actions=actions, setsid=True)
+    files = [os.open("/dev/null", os.O_RDONLY), *(os.open(asked[name], OPEN_FILE, 0o644) for name in ("out", "err"))]
+    try:
+        if words[:2] == [sys.executable, "-m"]:
+            return fork(words[2], words[3:], files)
+        actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
+        return os.posix_spawnp(words[0], words, dict(os.environ), file_actions=actions, setsid=True)
+    finally:
+        for file in files:
+            os.close(file)
 
 
-def fork(module: str, words: list[str], files: list[tuple[str, int]]) -> int:
+def fork(module: str, words: list[str], files: list[int]) -> int:
     """Run a module's main() in a child, as a command of its own would; its process id."""
     pid = os.fork()
     if pid:
@@ -54,11 +58,9 @@ def fork(module: str, words: list[str], files: list[tuple[str, int]]) -> int:
     status = 1
     try:
         os.setsid()
-        for number, (name, flags) in enumerate(files):
-            opened = os.open(name, flags, 0o644)
-            os.dup2(opened, number)
-            if opened != number:
-                os.close(opened)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        os.closerange(len(files), max(files) + 1)
         sys.argv = [module, *words]
         status = importlib.import_module(module).main()
     except SystemExit as error:
