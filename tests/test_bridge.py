@@ -13,15 +13,19 @@ import programs_help
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linux_husks import stopped_husk
 from programs_list import FOLDER, read_program
 
 from experiments.machines import Machine, begin_move
 from linux import tracee
 from linux.maps import maps
+from linux.program import Program
 from process import vdso
 from process.bridge import bridge_obstacles, changed_obstacles, is_needed, plan_bridge
-from process.mappings import AddressSpace, look_address_space
+from process.mappings import AddressSpace, Kind, Mapping, look_address_space
 from process.vdso import EntryPoint, entry_points, make_bridge, own_code
+from restorer.husk import Husk, empty_rows, make_area, run
+from restorer.kernel_mappings import write_bridge
 from source_server.vdso_exit import interrupted_places
 
 OTHER_VDSO = Path(__file__).resolve().parent / "other_vdso.py"
@@ -142,6 +146,30 @@ def test_the_kernels_mappings_keep_their_distances_and_are_out_of_the_way() -> N
         taken = [kept, *((mapping.start, mapping.end) for mapping in space.mappings)]
         assert all(move.to + move.length <= start or end <= move.to for start, end in taken)
     assert len(plan.code) == len(space.vdso)
+
+
+def test_the_mappings_of_another_kernel_may_be_fewer_and_smaller() -> None:
+    """6.1 has no [vvar_vclock]. The bridge has the places of the source's, whatever this kernel's are."""
+    own = look_address_space(os.getpid())
+    code = altered(own.vdso)
+    data = Mapping(0x7F0000000000, 0x7F0000003000, Kind.KERNEL, 1, 0, "00:00", 0, "[vvar]", False)
+    text = Mapping(0x7F0000003000, 0x7F0000003000 + len(code), Kind.KERNEL, 5, 0, "00:00", 0, "[vdso]", False)
+    space = AddressSpace(mappings=[data, text], vdso=code)
+    with stopped_husk() as pid:
+        husk = Husk(pid, make_area(pid, [space]), -1)
+        before = [entry for entry in maps(pid) if entry.path.startswith("[v")]
+        plan = plan_bridge(maps(pid), (husk.area.address, husk.area.address + 3 * husk.area.size), space)
+        program = Program("emptying")
+        empty_rows(program, pid, husk.area, space, plan)
+        run(husk, program)
+        run(husk, write_bridge(pid, plan))
+        after = {(entry.start, entry.end, entry.permissions, entry.path) for entry in maps(pid)}
+        assert (data.start, data.end, "r--p", "") in after
+        assert (text.start, text.end, "r-xp", "") in after
+        assert tracee.read_memory(pid, data.start, data.length) == bytes(data.length)
+        assert tracee.read_memory(pid, text.start, text.length) == plan.code
+        names = [entry.path for entry in before if entry.path != "[vsyscall]"]
+        assert sorted(name for *_, name in after if name.startswith("[v")) == sorted([*names, "[vsyscall]"])
 
 
 def test_a_vdso_that_the_program_changed_is_an_obstacle() -> None:

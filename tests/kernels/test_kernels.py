@@ -95,6 +95,7 @@ def begin_move(
     ticket = folder / f"ticket-{number}"
     words = [sys.executable, "-m", "source_server.main", str(pid), "--listen", f"{source.address}:0", "--json"]
     words += ["--ticket-file", str(ticket), "--report", str(folder / f"serve-{number}.json")]
+    words += ["--max-freeze", f"{SECONDS:g}"]
     if inside is not None:
         words = ["nsenter", f"--target={inside}", "--mount", "--pid", "--", *words]
     serving = source.start(words, folder, f"serve-{number}")
