@@ -12,6 +12,7 @@ from process.description import ProcessDescription
 from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import preflight_mapped_files
+from process.rseq_fields import rseq_obstacles
 from restorer.husk_process import taken_ids
 from restorer.options import RestoreOptions
 from wire.host import HostFacts
@@ -38,6 +39,7 @@ def preflight(
         *_host_obstacles(hosts, options),
         *_ability_obstacles(process, hosts, options),
         *bridge_obstacles(process.memory),
+        *rseq_obstacles(process.task.memory_plan.auxiliary_vector, process.memory.mappings, described.map_path),
         *_executable_obstacles(process, described),
         *preflight_mapped_files(process.files, described),
         *descriptor_obstacles(process.descriptors, described),

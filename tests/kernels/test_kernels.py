@@ -18,6 +18,7 @@ from kernel_guests import Guest, missing_packages, two_guests
 from programs_list import FOLDER
 
 from experiments.machines import Command, Move, wait_for
+from wire.exit_codes import ExitCode
 from wire.strategy import STRATEGIES
 
 # By every strategy, and, since a strategy decides about memory alone, only by the one that is the default.
@@ -147,6 +148,17 @@ def test_moved(name: str, direction: str, strategy: str, pair: Pair, folder: Pat
         print(move.said())
         print(*(guest.said() for guest in pair.guests.values()), sep="\n")
         raise
+
+
+def test_sequences_do_not_go_to_a_kernel_that_keeps_less_for_them(pair: Pair, folder: Path) -> None:
+    """They are refused by name, and the program goes on where it is."""
+    source, destination = pair.guests["6.12"], pair.guests["6.1"]
+    program = start_program(source, "rseq_section", folder)
+    move = begin_move(program.process.pid, source, destination, folder, "post-copy")
+    assert move.restore.process.wait(SECONDS) == ExitCode.REFUSED, move.said()
+    assert "restartable sequences in" in move.restore.said()
+    (folder / "moved").touch()
+    assert verdict(folder) == "passed"
 
 
 @pytest.mark.parametrize(
