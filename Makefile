@@ -1,6 +1,7 @@
 # make setup     packages, a Python environment in .venv, the C side; only what is missing
 # make demo      moves a real server between two network namespaces while a client talks to it
 # make test      style, types, unit tests, one program per kernel feature, real programs
+# make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make sanitize  the unit tests over C built with ASan and UBSan
 # make clean     removes everything that was built, .venv too
@@ -10,6 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3
+KERNEL_PACKAGES := qemu-system-x86
 LAYERS := linux wire process pager source_server restorer
 NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(wildcard $(layer)/*.h))
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
@@ -19,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest
 WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
                   tests/test_bench.py tests/test_command_lines.py
 
-.PHONY: setup demo test check bench sanitize clean packages programs format
+.PHONY: setup demo test test-kernels check bench sanitize clean packages programs format
 
 setup: packages .venv/installed _lm.abi3.so programs
 	@echo "setup: ready"
@@ -55,6 +57,11 @@ check: setup
 
 test: check
 	$(PYTEST) tests
+
+# Not part of `make test`, which pyproject.toml keeps from looking there.
+test-kernels: setup
+	@tests/install_packages.sh $(KERNEL_PACKAGES)
+	$(PYTEST) tests/kernels/test_kernels.py
 
 bench: setup
 	@$(BIN)/python -m experiments.bench

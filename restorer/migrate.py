@@ -21,7 +21,7 @@ from linux import cpu
 from linux.errors import ProcessGone, SyscallFailed
 from linux.program import ProgramTooLarge
 from pager.pager import PagedRange, Pager, PagerState, RangeKind
-from process import clocks
+from process import clocks, vdso
 from process.contents import Content, new_contents
 from process.description import MigrationDescription, ProcessDescription
 from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
@@ -109,7 +109,7 @@ def prepare(run: Run) -> ProcessDescription:
     """Greet, take the description and find every obstacle."""
     edge("destination-connected")
     greeting = expect(run, messages.Greeting, GREETING_SECONDS)
-    here = look_at_host(cpu.describe())
+    here = look_at_host(cpu.describe(), vdso.digest(vdso.own_code()))
     # The source reads its clocks when this message has come to it.
     asked = clocks.look_clocks()
     run.control.send(messages.Greeting(host=here, wishes={"strategy": run.options.strategy.name}))

@@ -29,6 +29,7 @@ from linux.source_threads import (
 from linux.walk_home import Gadgets, find_gadgets, place_frame
 from process import task as tasks
 from process import threads as thread_parts
+from process.bridge import changed_obstacles
 from process.clocks import look_clocks
 from process.contents import Content, inodes_without_path, look_contents
 from process.description import ProcessDescription, Runs
@@ -166,6 +167,7 @@ def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Ob
         *(Obstacle(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
         *tasks.task_obstacles(live),
         *mapping_obstacles(memory, pathless),
+        *changed_obstacles(pid, memory.vdso),
         *mapped_file_obstacles(files),
         *shared_memory_obstacles(pid, memory, descriptors.table),
         *_way_home_obstacles(pid, gadgets, end_signal),

@@ -25,6 +25,7 @@ import msgspec
 
 from linux import cpu, pidfd
 from linux.errors import ProcessGone
+from process import vdso
 from process.contents import Content
 from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
@@ -49,6 +50,7 @@ from source_server.look import (
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun, ServerState
 from source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
+from source_server.vdso_exit import leave_vdso
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
@@ -83,6 +85,7 @@ class Run:
     custody: custodies.Custody
     report: Report
     same_machine: bool = False
+    other_vdso: bool = False
     served: list[Content] = field(default_factory=list)
     moments: dict[str, int] = field(default_factory=dict)
 
@@ -159,9 +162,10 @@ def _migrate(run: Run) -> None:
 def stage(run: Run) -> None:
     """Greet, describe, wait until the husk stands, and push what cannot be paged on demand. The process runs."""
     edge("source-connected")
-    run.control.send(messages.Greeting(host=look_at_host(cpu.describe())))
+    run.control.send(messages.Greeting(host=look_at_host(cpu.describe(), vdso.digest(vdso.own_code()))))
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
     run.report.strategy = str(greeting.wishes.get("strategy", ""))
+    run.other_vdso = greeting.host.vdso != vdso.digest(run.seen.memory.vdso)
     run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
@@ -203,9 +207,12 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
     began = time.monotonic_ns()
     with signals_held(), bounded(run), handover.frozen(run.seen) as state:
         edge("source-frozen")
+        passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
+        if passing and not last:
+            raise PassingObstacles
         source = handover.describe(state)
         edge("source-asked")
-        passing = passing_obstacles(source.description.descriptors, run.same_machine)
+        passing += passing_obstacles(source.description.descriptors, run.same_machine)
         if passing and not last:
             source.descriptors.close()
             raise PassingObstacles
