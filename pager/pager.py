@@ -63,7 +63,7 @@ class HotRun:
 
 @dataclass(frozen=True)
 class Drop:
-    """Memory of the process to be dropped in it, `start` and `length` in bytes; `shared` anonymous memory or private."""
+    """Memory to be dropped in the process, `start` and `length` in bytes; `shared` anonymous memory or private."""
 
     start: int
     length: int

@@ -135,16 +135,21 @@ def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collec
     )
 
 
-def look_address_space(pid: int, by_descriptor: Collection[int] = ()) -> AddressSpace:
-    """The layout with all flags: reads smaps, which walks the memory (13 ms per GiB of small pages). Live.
+def look_address_space(
+    pid: int, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+) -> AddressSpace:
+    """The layout with all flags but `ours`, which this migration has set: reads smaps, which walks the memory (13 ms
+    per GiB of small pages). Live.
 
     Raises ProcessGone."""
     entries = [entry for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
-    mappings = [mapping_of(entry, entry.flags, by_descriptor) for entry in entries]
+    mappings = [mapping_of(entry, entry.flags - ours, by_descriptor) for entry in entries]
     return AddressSpace(mappings=mappings, vdso=read_code(pid, entries))
 
 
-def look_again(pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = ()) -> AddressSpace:
+def look_again(
+    pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+) -> AddressSpace:
     """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address.
 
     A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
@@ -156,7 +161,7 @@ def look_again(pid: int, earlier: AddressSpace, by_descriptor: Collection[int] =
         before = known.get((entry.start, entry.end))
         plain = mapping_of(entry, (), by_descriptor)
         if before is None or not same_object(before, plain):
-            return AddressSpace(mappings=look_address_space(pid, by_descriptor).mappings)
+            return AddressSpace(mappings=look_address_space(pid, by_descriptor, ours).mappings)
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
     return AddressSpace(mappings=mappings)
 

@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from linux import tracee
 from linux.arch_x86_64 import Registers
 from linux.errors import ProcessGone
@@ -32,7 +34,7 @@ from process import attributes, clocks, interrupted, limits, task_rebuild, threa
 from process.bridge import is_needed, plan_bridge
 from process.contents import Content, number_of_inode
 from process.credentials import Credentials
-from process.description import ProcessDescription
+from process.description import Layout, ProcessDescription
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows, listen_rows
 from process.descriptor_table import Table
@@ -240,6 +242,13 @@ def apply_layout(building: Construction, final: ProcessDescription) -> None:
     _install(building, before, final.descriptors)
     _lay_out(building, staged.memory, final)
     _drop_unchanged(building, final)
+
+
+def follow_layout(building: Construction, layout: Layout) -> None:
+    """While the source runs: its memory has another layout now. Raises SyscallFailed, OSError."""
+    now = msgspec.structs.replace(building.staged, memory=layout.memory, files=layout.files)
+    _lay_out(building, building.staged.memory, now)
+    building.staged = now
 
 
 def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:

@@ -63,7 +63,7 @@ STEP = "looking at the process"
 
 @dataclass(frozen=True)
 class SourceLook:
-    """What is known of the running process."""
+    """What is known of the running process. `ours`: flags of its mappings that this migration has set."""
 
     pid: int
     task: tasks.LiveTask
@@ -77,6 +77,7 @@ class SourceLook:
     questions: Questions
     contents: list[Content] = field(default_factory=list)
     pushed: list[Runs] = field(default_factory=list)
+    ours: frozenset[str] = frozenset()
 
     def description(self) -> ProcessDescription:
         """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
@@ -248,7 +249,7 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     programs = programs_for(questions, tids)
     layout = maps_text(pid)
     pathless = inodes_without_path(look.descriptors.table)
-    memory = look.memory if layout == look.layout else look_again(pid, look.memory, pathless)
+    memory = look.memory if layout == look.layout else look_again(pid, look.memory, pathless, look.ours)
     frame = frame_of(pid, look, memory)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)

@@ -23,7 +23,9 @@ struct lm_rounds {
     struct lm_round_range *ranges;
     size_t range_count;
     struct run_list collected; /* LM_DIRTY_SOFT: what is to be sent in this round */
-    bool absent_told;
+    uint32_t cut_number; /* the round whose time was over, to be gone on with; 0: none */
+    size_t cut_range;
+    uint64_t cut_at;
 };
 
 /* What is being done with the pages at hand. */
@@ -69,6 +71,7 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
     if (count)
         memcpy(copy, ranges, count * sizeof *copy);
     free(rounds->ranges);
+    rounds->cut_number = 0;
     rounds->ranges = copy;
     rounds->range_count = count;
     for (size_t i = 0; i < count; i++) {
@@ -221,17 +224,32 @@ static int take_all(struct work *work, const struct lm_round_range *range, uint6
     return 0;
 }
 
+static void cut(struct work *work, const struct lm_round_range *range, uint64_t at) {
+    work->result->cut = 1;
+    work->rounds->cut_number = work->number;
+    work->rounds->cut_range = (size_t)(range - work->rounds->ranges);
+    work->rounds->cut_at = at;
+}
+
+/* Where to begin in a range: at its start, unless this is the rest of a round. */
+static uint64_t from_cut(const struct work *work, const struct lm_round_range *range) {
+    const struct lm_rounds *rounds = work->rounds;
+    bool rest = work->number && rounds->cut_number == work->number &&
+                rounds->cut_range == (size_t)(range - rounds->ranges);
+    return rest ? rounds->cut_at : range->start;
+}
+
 /* What was written to in a range, armed again unless it is the last time. */
 static int take_written(struct work *work, const struct lm_round_range *range) {
     const struct lm_dirty_tracker *tracker = &work->rounds->tracker;
     struct lm_page_run runs[RUNS];
     if (!range->followed || work->flags & LM_LAST_VOID)
         return work->number ? 0 : take_all(work, range, range->start);
-    for (uint64_t at = range->start; at < range->end;) {
+    for (uint64_t at = from_cut(work, range); at < range->end;) {
         size_t count;
         uint64_t from = at;
         if (is_late(work)) {
-            work->result->cut = 1;
+            cut(work, range, at);
             return 0;
         }
         int error = lm_dirty_written(tracker, at, range->end, range->shared, work->number != 0, runs, RUNS, &count, &at);
@@ -379,17 +397,19 @@ int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint
     memset(result, 0, sizeof *result);
     if (rounds->tracker.kind == LM_DIRTY_SOFT)
         error = take_collected(&work);
-    for (size_t i = 0; !error && i < rounds->range_count; i++) {
+    size_t first = rounds->cut_number == number ? rounds->cut_range : 0;
+    for (size_t i = first; !error && !result->cut && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
         if (rounds->tracker.kind == LM_DIRTY_USERFAULTFD)
             error = take_written(&work, range);
-        if (!error && !rounds->absent_told && range->followed)
+        if (!error && !result->cut && number == 1 && range->followed)
             error = take_absent(&work, range);
         if (!error && !result->cut)
             error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING,
                              number & LM_PAGE_ROUND, send_rested);
     }
-    rounds->absent_told = true;
+    if (!result->cut)
+        rounds->cut_number = 0;
     return error;
 }
 

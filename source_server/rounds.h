@@ -53,7 +53,8 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
 int lm_rounds_collect(struct lm_rounds *rounds);
 
 /* Round `number` (from 1): send what was written to since the last one, without END, as push `id`; until
- * `deadline_ns` (CLOCK_MONOTONIC). 0 or -errno: see lm_page_server_push. */
+ * `deadline_ns` (CLOCK_MONOTONIC): called again with the same number it goes on where it was cut. 0 or -errno:
+ * see lm_page_server_push. */
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result);
 

@@ -1,5 +1,5 @@
 /*
- * The page stream, version 2: what travels on the FAULT and BULK channels.
+ * The page stream, version 1: what travels on the FAULT and BULK channels.
  *
  *     destination                                         source
  *     REQUEST fault {space, address, id}  ----------->    (FAULT channel)
@@ -20,7 +20,7 @@
  *
  *     offset  request   frame
  *     0  u8   kind      kind      0 is invalid
- *     1  u8   version   version   2; another one is refused
+ *     1  u8   version   version   1; another one is refused
  *     2  u8   flags     flags
  *     3  u8   0         0
  *     4  u32  space     space
@@ -41,7 +41,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define LM_PAGE_STREAM_VERSION 2
+#define LM_PAGE_STREAM_VERSION 1
 #define LM_PAGE_SIZE 4096
 #define LM_HEADER_SIZE 32
 #define LM_FRAME_PAGES 64
