@@ -48,7 +48,8 @@ class Link(msgspec.Struct, kw_only=True, frozen=True):
 class Cell(msgspec.Struct, kw_only=True, frozen=True):
     """What was varied. `peer`: "" for lm-serve and lm-restore, "criu", or "none" for a run without a migration.
 
-    `dirty_rate`: bytes of pages that the workload writes per second, None where it writes as it likes."""
+    `dirty_rate`: bytes of pages that the workload writes per second, None where it writes as it likes. `variant`: the
+    workload's settings that are not the usual ones, as "locality=zipf,threads=2"."""
 
     workload: str
     strategy: str
@@ -57,13 +58,13 @@ class Cell(msgspec.Struct, kw_only=True, frozen=True):
     dirty_rate: int | None = None
     peer: str = ""
     run: int = 0
+    variant: str = ""
 
     def key(self) -> str:
         """The same for the same cell, by which an interrupted sweep knows what is done."""
         rate = "own" if self.dirty_rate is None else str(self.dirty_rate)
-        return "/".join(
-            [self.peer or "lm", self.workload, self.strategy, self.link, str(self.memory), rate, str(self.run)]
-        )
+        parts = [self.peer or "lm", self.workload, self.strategy, self.link, str(self.memory), rate, str(self.run)]
+        return "/".join([*parts, *([self.variant] if self.variant else [])])
 
 
 class Histogram(msgspec.Struct, kw_only=True, frozen=True):
