@@ -34,7 +34,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Link(msgspec.Struct, kw_only=True, frozen=True):
-    """A link as it was asked for and as it was measured; a rate of 0 is no limit. `by`: veth, tbf, netem or relay."""
+    """A link as it was asked for and as it was measured; a rate of 0 is no limit. `by`: veth, tbf, netem or relay.
+    `measured_jitter_ms`: half of the round trips were at most so far from the median, which is `measured_rtt_ms`."""
 
     name: str
     asked_rtt_ms: float = 0.0
@@ -43,6 +44,7 @@ class Link(msgspec.Struct, kw_only=True, frozen=True):
     by: str = "veth"
     measured_rtt_ms: float = 0.0
     measured_rate: int = 0
+    measured_jitter_ms: float = 0.0
 
 
 class Cell(msgspec.Struct, kw_only=True, frozen=True):

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.errors import ExperimentError, Status
 from experiments.links import PRESETS, parse_link
 from experiments.machine_facts import machine_facts
+from experiments.measured_links import measure_link
 from experiments.moves import STRATEGIES
 from experiments.network import check_root, network
 from experiments.plans import (
@@ -33,7 +34,7 @@ from experiments.plans import (
     parse_rates,
 )
 from experiments.programs import compile_into
-from experiments.results import NAME, Cell, Result, append
+from experiments.results import NAME, Cell, Link, Result, append
 from experiments.trial import Bench, run_cell
 from experiments.workload_toucher import LOCALITIES
 from experiments.workloads import Toucher
@@ -152,6 +153,17 @@ def said(result: Result) -> str:
     return f"down {', '.join(parts) or 'unknown'}{total}, data right"
 
 
+def link_said(link: Link) -> str:
+    """A link as it was asked for and as it is."""
+    rate = f"{link.asked_rate * 8 / 1e6:g} Mbit/s" if link.asked_rate else "no limit"
+    loss = f", {link.loss:.2%} lost" if link.loss else ""
+    return (
+        f"link {link.name} by {link.by}: asked for {link.asked_rtt_ms:g} ms, {rate}{loss}; measured "
+        f"{link.measured_rtt_ms:.3f} ms, half of all within {link.measured_jitter_ms:.3f} ms of that, "
+        f"{link.measured_rate * 8 / 1e6:.0f} Mbit/s"
+    )
+
+
 def make_folder(folder: Path) -> None:
     """The folder of the results. ExperimentError when it cannot be made."""
     try:
@@ -182,12 +194,14 @@ def run_plans(plans: list[Plan], folder: Path, seconds: float, console: Console)
         sweep = Sweep(folder, progress)
         task = progress.add_task("compiling", total=count)
         if count:
-            compile_into(Path(programs), ["memory_toucher"])
+            compile_into(Path(programs), ["memory_toucher", "probe"])
         for plan, link, cells in left:
             if not cells:
                 continue
             progress.update(task, description=f"measuring the link {link.name}")
             with network(link, Path(programs)) as built:
+                built = replace(built, link=measure_link(built, Path(programs)))
+                progress.console.print(link_said(built.link), markup=False)
                 bench = Bench(
                     built, machine_facts(plan.peers), Path(programs), before=seconds / 2, after=seconds,
                     toucher=plan.toucher,

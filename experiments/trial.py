@@ -14,16 +14,23 @@ from pathlib import Path
 
 from experiments.costs import Costs, family
 from experiments.errors import ExperimentError
-from experiments.histograms import from_latencies, from_pairs
+from experiments.histograms import from_latencies
 from experiments.machines import adopt_orphans
 from experiments.moves import Moved, Order, move
 from experiments.network import Network
 from experiments.results import Cell, Histogram, Machine, Result
 from experiments.speed import Moments, speed_of
+from experiments.workload_python import start_python
+from experiments.workload_served import start_node, start_redis
 from experiments.workload_toucher import start_toucher
 from experiments.workloads import Observed, Place, Running, Starter, Toucher
 
-STARTERS: dict[str, Starter] = {"toucher": start_toucher}
+STARTERS: dict[str, Starter] = {
+    "toucher": start_toucher,
+    "redis": start_redis,
+    "python": start_python,
+    "node": start_node,
+}
 AROUND_SECONDS = 0.05
 """Around the freeze and the resume in which a wait belongs to the downtime."""
 FAULT_LEAST = 20e-6
@@ -175,8 +182,8 @@ def reported_faults(faults: dict[str, float]) -> Histogram:
     shares = ((0.5, "p50_us"), (0.9, "p90_us"), (0.99, "p99_us"), (1.0, "max_us"))
     pairs, seen = [], 0
     for share, name in shares:
-        here = round(count * share) - seen
-        seen += here
-        if here:
+        if here := round(count * share) - seen:
             pairs.append((faults[name], here))
-    return from_pairs(pairs)
+        seen += here
+    known = {name: faults[name] for _, name in shares}
+    return Histogram(buckets=pairs, count=count, **known) if count else Histogram()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from experiments.histograms import from_latencies
 from experiments.network import Network
 from experiments.results import Cell, Histogram
 from experiments.speed import Timeline
@@ -82,3 +84,32 @@ class Starter(Protocol):
 
     def __call__(self, cell: Cell, place: Place) -> Running:
         """Start it for a cell."""
+
+
+def observe(
+    operations: Sequence[tuple[int, int]],
+    resumed: float,
+    long: float,
+    *,
+    error: str | None,
+    at_client: bool = False,
+    gaps: Waits | None = None,
+    done: int | None = None,
+) -> Observed:
+    """What follows from a record of every operation (recorder.py). `long`: seconds from which on a wait is kept by
+    itself; `at_client`: the record is a client's, and what the process itself waited for are `gaps`, if it tells."""
+    step = round(STEP_SECONDS * 1e9)
+    begin = operations[0][0] if operations else 0
+    counts = Counter((end - begin) // step for end, _ in operations)
+    # The last step is not over.
+    timeline = Timeline(begin / 1e9, STEP_SECONDS, [counts[at] for at in range(max(counts, default=0))])
+    waits = [(end / 1e9, took / 1e9) for end, took in operations if took >= long * 1e9]
+    return Observed(
+        verified=error is None,
+        error=error,
+        timeline=timeline,
+        operations=from_latencies(took for end, took in operations if end > resumed * 1e9),
+        waits=gaps if at_client else waits,
+        client_waits=waits if at_client else None,
+        done=len(operations) if done is None else done,
+    )
