@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,12 +97,24 @@ def network(link: Link, folder: Path) -> Iterator[Network]:
 
 def _namespace(stack: contextlib.ExitStack, name: str) -> Any:
     """A new namespace that goes with the stack, and a netlink socket in it."""
-    netns.create(name)
-    stack.callback(_remove, name)
-    opened = NetNS(name)
-    stack.callback(opened.close)
+    with _signals_wait():
+        netns.create(name)
+        stack.callback(_remove, name)
+        opened = NetNS(name)
+        stack.callback(opened.close)
     opened.link("set", index=opened.link_lookup(ifname="lo")[0], state="up")
     return opened
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that end lm-bench wait. pyroute2 enters a namespace in a fork of this process and ends that with SIGTERM:
+    the fork would unwind this process's stack, with all its clean-ups, and remove what is still used."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove(name: str) -> None:
