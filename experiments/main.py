@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from experiments import listing, reporting, run
+from experiments import floors, listing, reporting, run
 from experiments.errors import ExperimentError, Status
 
 
@@ -16,7 +16,7 @@ def make_parser() -> argparse.ArgumentParser:
     """All verbs."""
     parser = argparse.ArgumentParser(prog="lm-bench", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (run, reporting, listing):
+    for module in (run, floors, reporting, listing):
         module.add_parser(verbs)
     return parser
 

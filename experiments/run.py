@@ -34,7 +34,7 @@ from experiments.plans import (
     parse_rates,
 )
 from experiments.programs import compile_into
-from experiments.results import NAME, Cell, Link, Result, append
+from experiments.results import NAME, Cell, Floor, Link, Result, append
 from experiments.trial import Bench, run_cell
 from experiments.workload_toucher import LOCALITIES
 from experiments.workloads import Toucher
@@ -124,16 +124,21 @@ class Sweep:
 
     def keep(self, result: Result) -> None:
         """Append a result and say it in a line. ExperimentError (NO_SPACE)."""
-        try:
-            append(self.folder / NAME, result)
-        except OSError as error:
-            raise ExperimentError(
-                f"{self.folder / NAME}: the result cannot be written ({error.strerror}); make room and give the same "
-                "command again, it goes on from here",
-                Status.NO_SPACE,
-            ) from None
+        keep_line(self.folder / NAME, result)
         self.failed += not result.verified
         self.progress.console.print(f"{title(result.cell)}: {said(result)}", markup=False)
+
+
+def keep_line(path: Path, result: Result | Floor) -> None:
+    """Append a result to its file. ExperimentError (NO_SPACE)."""
+    try:
+        append(path, result)
+    except OSError as error:
+        raise ExperimentError(
+            f"{path}: the result cannot be written ({error.strerror}); make room and give the same command again, it "
+            "goes on from here",
+            Status.NO_SPACE,
+        ) from None
 
 
 def title(cell: Cell) -> str:
