@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from experiments import floors, listing, reporting, run
@@ -28,21 +29,27 @@ def end_on(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status."""
-    given = make_parser().parse_args(words)
+def guarded(work: Callable[[], Status]) -> int:
+    """Do it; the exit status. An error is one sentence on standard error, a signal leaves through every clean-up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_on)
     try:
-        status: Status = given.verb(given)
+        return work()
     except ExperimentError as error:
         print(f"lm-bench: {error}", file=sys.stderr)
         return error.status
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        print(f"lm-bench: {name}{error.strerror or error}; see that it can be read and written", file=sys.stderr)
-        return Status.SYSTEM
-    return status
+        full = error.errno == errno.ENOSPC
+        remedy = "make room" if full else "see that it can be read and written"
+        print(f"lm-bench: {name}{error.strerror or error}; {remedy}", file=sys.stderr)
+        return Status.NO_SPACE if full else Status.SYSTEM
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status."""
+    given = make_parser().parse_args(words)
+    return guarded(lambda: given.verb(given))
 
 
 if __name__ == "__main__":

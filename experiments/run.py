@@ -17,11 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments import criu
 from experiments.errors import ExperimentError, Status
 from experiments.links import PRESETS, parse_link
 from experiments.machine_facts import machine_facts
 from experiments.measured_links import measure_link
-from experiments.moves import STRATEGIES
+from experiments.moves import STRATEGIES, move
 from experiments.network import check_root, network
 from experiments.plans import (
     PEERS,
@@ -210,6 +211,7 @@ def run_plans(plans: list[Plan], folder: Path, seconds: float, console: Console)
                 bench = Bench(
                     built, machine_facts(plan.peers), Path(programs), before=seconds / 2, after=seconds,
                     toucher=plan.toucher,
+                    movers={"": move, **{name: criu.mover(path) for name, path in plan.peers.items()}},
                 )  # fmt: skip
                 for cell in cells:
                     progress.update(task, description=title(cell))
