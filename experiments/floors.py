@@ -26,7 +26,7 @@ from experiments.network import Network, check_root, network
 from experiments.programs import compile_into
 from experiments.results import Floor, Link
 from experiments.run import keep_line, link_said, make_folder
-from experiments.self_check import measuring_cost, pairs
+from experiments.self_check import measuring_cost, turns
 from experiments.trial import nothing_left
 
 NAME = "floor.jsonl"
@@ -68,21 +68,23 @@ def measure_floors(links: list[Link], folder: Path, say: Callable[[str], None]) 
     with tempfile.TemporaryDirectory(prefix="lm-bench-") as name:
         programs = Path(name)
         compile_into(programs, ["floor", "freeze_resume", "probe", "memory_toucher"])
-        turns: list[tuple[float, float]] = []
+        taken: list[tuple[float, float]] = []
         for link in links:
             with network(link, programs) as built, nothing_left():
                 measured = replace(built, link=measure_link(built, programs))
                 say(link_said(measured.link))
                 found = measure_floor(measured, programs)
                 # The same for every link.
-                turns = turns or list(pairs(measured, programs))
-                found.samples["measuring"] = {"cost": measuring_cost(turns), "operations_per_second": turns}
+                taken = taken or turns(measured, programs)
+                found.samples["measuring"] = {"cost": measuring_cost(taken), "operations_per_second": taken}
                 keep_line(folder / NAME, found)
                 say(
                     f"floor of {link.name}: fault {found.fault_p50_us:.0f} us (p99 {found.fault_p99_us:.0f}), "
                     f"bulk {found.bulk_rate / 2**20:.0f} MiB/s, downtime {found.downtime_ms:.2f} ms"
                 )
-        say(f"measuring costs the toucher {measuring_cost(turns):.1%} of its speed, from {len(turns)} pairs of runs")
+        say(
+            f"measuring costs the toucher {measuring_cost(taken):.1%} of its speed, by {len(taken)} turns with and without it"
+        )
 
 
 def measure_floor(built: Network, programs: Path) -> Floor:

@@ -49,7 +49,8 @@ struct header {
     volatile uint64_t phase;                             /* which of a lane's two histograms is filled */
     volatile uint64_t state, wrong;
     uint64_t buckets, slow, lane; /* lane: bytes of a lane */
-    uint64_t unused[PAGE / 8 - 13];
+    volatile uint64_t measure;    /* 0: only count, also set from outside to see what measuring costs */
+    uint64_t unused[PAGE / 8 - 14];
 };
 
 struct slow {
@@ -196,7 +197,7 @@ static int is_write(struct worker *worker, uint64_t now, double *due) {
 static void *work(void *given) {
     struct worker *worker = given;
     struct header *header = worker->header;
-    int measure = worker->settings->measure != 0, paced = worker->write_ns > 0;
+    int paced = worker->write_ns > 0;
     uint64_t last = real_ns(), wrong = 0;
     double due = (double)last;
     while (header->command == 0) {
@@ -208,9 +209,9 @@ static void *work(void *given) {
             wrong += !page_is_right(worker, page);
         }
         worker->lane->operations++;
-        if (measure || paced) {
+        if (header->measure || paced) {
             uint64_t now = real_ns();
-            if (measure)
+            if (header->measure)
                 keep_time(worker, last, now);
             last = now;
         }
@@ -278,7 +279,7 @@ static void prepare(struct worker *worker, const struct settings *settings, stru
 
 int main(int argc, char **argv) {
     /* The order of struct settings. */
-    struct settings settings = {67108864, 0.5, UNIFORM, 0.2, -1, 0.5, 1, 3, 1e7, 120, 1};
+    struct settings settings = {67108864, 0.5, UNIFORM, 0.2, -1, 0.5, 1, 6, 1e7, 120, 1};
     for (int i = 2; i < argc; i++)
         set(&settings, argv[i]);
     uint64_t threads = (uint64_t)settings.threads;
@@ -296,6 +297,7 @@ int main(int argc, char **argv) {
     header->buckets = BUCKETS;
     header->slow = SLOW;
     header->lane = lane;
+    header->measure = settings.measure != 0;
     char *memory = mmap(NULL, threads * pages * PAGE, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     struct worker *workers = calloc(threads, sizeof *workers);

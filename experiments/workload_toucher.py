@@ -20,7 +20,7 @@ from experiments.workloads import STEP_SECONDS, Observed, Place
 PAGE = 4096
 LOCALITIES = ("uniform", "zipf", "sequential")
 # struct header of memory_toucher.c, in 64-bit words.
-BEGIN, STEP, STEPS, THREADS, PAGES, COMMAND, PHASE, STATE, WRONG, BUCKETS, SLOW, LANE = range(1, 13)
+BEGIN, STEP, STEPS, THREADS, PAGES, COMMAND, PHASE, STATE, WRONG, BUCKETS, SLOW, LANE, MEASURE = range(1, 14)
 RUNNING, VERIFIED = 1, 2
 SLOW_NS = 20_000
 FILL_SECONDS = 120.0
