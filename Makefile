@@ -2,6 +2,7 @@
 # make demo      moves a real server between two network namespaces while a client talks to it
 # make test      style, types, unit tests, one program per kernel feature, real programs
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
+# make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
 # make sanitize  the unit tests over C built with ASan and UBSan
 # make clean     removes everything that was built, .venv too
 
@@ -19,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest
 WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
                   tests/test_bench.py tests/test_command_lines.py
 
-.PHONY: setup demo test check bench sanitize clean packages programs format
+.PHONY: setup demo test check bench experiments sanitize clean packages programs format
 
 setup: packages .venv/installed _lm.abi3.so programs
 	@echo "setup: ready"
@@ -32,7 +33,7 @@ packages:
 	    { echo "setup: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 setup" >&2; exit 1; }
 	@echo "setup: Python environment in .venv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,experiments]'
 	@touch $@
 
 _lm.abi3.so: $(NATIVE) | .venv/installed
@@ -58,6 +59,9 @@ test: check
 
 bench: setup
 	@$(BIN)/python -m experiments.bench
+
+experiments: setup
+	@$(BIN)/python -m experiments.standard
 
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup

@@ -82,9 +82,8 @@ def measure_floors(links: list[Link], folder: Path, say: Callable[[str], None]) 
                     f"floor of {link.name}: fault {found.fault_p50_us:.0f} us (p99 {found.fault_p99_us:.0f}), "
                     f"bulk {found.bulk_rate / 2**20:.0f} MiB/s, downtime {found.downtime_ms:.2f} ms"
                 )
-        say(
-            f"measuring costs the toucher {measuring_cost(taken):.1%} of its speed, by {len(taken)} turns with and without it"
-        )
+        cost = f"measuring costs the toucher {measuring_cost(taken):.1%} of its speed"
+        say(f"{cost}, by {len(taken)} turns with and without it")
 
 
 def measure_floor(built: Network, programs: Path) -> Floor:

@@ -21,7 +21,7 @@ MEANINGS = {
 }
 MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 BITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
-LONGEST_RTT_MS = 10_000.0
+LONGEST_RTT_MS = 2_000.0
 SLOWEST_RATE = 8_000
 """Bytes per second. Below it a page takes half a second."""
 QUEUE_MS = 5.0
@@ -45,7 +45,7 @@ def parse_link(text: str) -> Link:
         found[name] = _number(text, name, value)
     if found["rtt"] > LONGEST_RTT_MS or not 0 <= found["loss"] < 1 or 0 < found["rate"] < SLOWEST_RATE:
         raise ExperimentError(
-            f"link {text!r}: out of range; an rtt is at most 10s, a rate at least 64kbit, a loss below 100%",
+            f"link {text!r}: out of range; an rtt is at most 2s, a rate at least 64kbit, a loss below 100%",
             Status.USAGE,
         )
     return Link(name=text, asked_rtt_ms=found["rtt"], asked_rate=int(found["rate"]), loss=found["loss"])

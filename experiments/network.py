@@ -63,7 +63,7 @@ def check_root() -> None:
     """ExperimentError unless this is root."""
     if os.geteuid() != 0:
         raise ExperimentError(
-            "lm-bench: network namespaces and migrations need root; run it as root", Status.NO_PERMISSION
+            "network namespaces and migrations need root; run it as root", Status.NO_PERMISSION
         )
 
 
