@@ -73,7 +73,7 @@ sanitize: setup
 	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%)
 
 format:
-	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch]
+	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch] experiments/*.[ch]
 	$(BIN)/ruff check --fix .
 
 clean:

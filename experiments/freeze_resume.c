@@ -1,8 +1,9 @@
 /*
- * The floor of a downtime: an empty process is stopped, its registers and the top of its stack go over TCP, and an equal
- * process, which was staged before, runs on with them. The two messages of any handover that never lets two copies run are
- * there (READY, COMMIT); nothing is described, compared, rebuilt or kept. Prints one line of JSON: "gaps_us", for each round
- * the longest time between two heartbeats, as the process itself felt it.
+ * The floor of a downtime: an empty process is stopped, its registers and the top of its stack go over TCP,
+ * and an equal process, which was staged before, runs on with them. The two messages of any handover that
+ * never lets two copies run are there (READY, COMMIT); nothing is described, compared, rebuilt or kept.
+ * Prints one line of JSON: "gaps_us", for each round the longest time between two heartbeats, as the process
+ * itself felt it.
  *
  *     freeze_resume [--rounds N] [--address IP] [--source-netns PATH]
  *
@@ -63,7 +64,8 @@ static void settle(void) {
     nanosleep(&time, NULL);
 }
 
-/* Both sides sleep until there is something to do, and are then not kept waiting by the process that they move. */
+/* Both sides sleep until there is something to do, and are then not kept waiting by the process that they
+ * move. */
 static void real_time(void) {
     sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &(struct sched_param){.sched_priority = 1});
 }

@@ -1,11 +1,12 @@
 /*
- * The workload "toucher": works on its memory page by page, knows what each page must hold, and keeps the time of
- * everything it does in a file that is mapped shared, so that what it writes there does not move with it.
+ * The workload "toucher": works on its memory page by page, knows what each page must hold, and keeps the
+ * time of everything it does in a file that is mapped shared, so that what it writes there does not move with
+ * it.
  *
- * An operation takes one page. A read computes the page's content from its number and the sequence number of its
- * last write and compares it; a write gives it the next sequence number and new content. The sequence numbers
- * stand in the file, so a page that was lost, mixed up or put back to an older state does not go unseen.
- * At the end every page is compared once more.
+ * An operation takes one page. A read computes the page's content from its number and the sequence number of
+ * its last write and compares it; a write gives it the next sequence number and new content. The sequence
+ * numbers stand in the file, so a page that was lost, mixed up or put back to an older state does not go
+ * unseen. At the end every page is compared once more.
  *
  *     memory_toucher FILE name=value ...
  *
@@ -21,8 +22,8 @@
  * seconds        how long the timeline is; after it nothing more is kept
  * measure        0: only count operations, to see what measuring costs
  *
- * The file's layout is struct header, then for each thread struct lane with its arrays; experiments/touched.py
- * reads it. Times are CLOCK_REALTIME in nanoseconds, which two machines share.
+ * The file's layout is struct header, then for each thread struct lane with its arrays;
+ * experiments/touched.py reads it. Times are CLOCK_REALTIME in nanoseconds, which two machines share.
  */
 #define _GNU_SOURCE
 #include "workload.h"
@@ -34,9 +35,9 @@
 enum {
     WORDS = PAGE / 8,
     BUCKETS = 1280,
-    FINE_BITS = 5,    /* 32 buckets for each doubling: 3 percent */
-    SLOW_NS = 20000,  /* what takes longer is kept one by one */
-    SLOW = 1 << 20,   /* how many of them at most, for each thread */
+    FINE_BITS = 5,     /* 32 buckets for each doubling: 3 percent */
+    SLOW_NS = 20000,   /* what takes longer is kept one by one */
+    SLOW = 1 << 20,    /* how many of them at most, for each thread */
     DEBT_NS = 10000000 /* writes that a stop has kept from happening are caught up with only this far */
 };
 
@@ -45,8 +46,8 @@ enum { RUNNING = 1, VERIFIED = 2, WRONG = 3 };
 
 struct header {
     uint64_t magic, begin, step, steps, threads, pages; /* pages: of each thread */
-    volatile uint64_t command;                           /* 1: stop and verify */
-    volatile uint64_t phase;                             /* which of a lane's two histograms is filled */
+    volatile uint64_t command;                          /* 1: stop and verify */
+    volatile uint64_t phase;                            /* which of a lane's two histograms is filled */
     volatile uint64_t state, wrong;
     uint64_t buckets, slow, lane; /* lane: bytes of a lane */
     volatile uint64_t measure;    /* 0: only count, also set from outside to see what measuring costs */
@@ -185,7 +186,8 @@ static void keep_time(const struct worker *worker, uint64_t begin, uint64_t end)
 /* Whether this operation writes. `due`: when the next write is, in nanoseconds, kept by the caller. */
 static int is_write(struct worker *worker, uint64_t now, double *due) {
     if (worker->write_ns == 0)
-        return (double)(next_random(&worker->seed) >> 11) / 9007199254740992.0 < worker->settings->write_share;
+        return (double)(next_random(&worker->seed) >> 11) / 9007199254740992.0 <
+               worker->settings->write_share;
     if (worker->write_ns < 0 || (double)now < *due)
         return 0;
     *due += worker->write_ns;
@@ -249,11 +251,12 @@ static struct header *map_file(const char *path, uint64_t size) {
     return mapped;
 }
 
-static void prepare(struct worker *worker, const struct settings *settings, struct header *header, uint64_t number,
-                    char *memory) {
+static void prepare(struct worker *worker, const struct settings *settings, struct header *header,
+                    uint64_t number, char *memory) {
     uint64_t pages = header->pages;
     char *lane = (char *)(header + 1) + number * header->lane;
-    *worker = (struct worker){.settings = settings, .header = header, .first = number * pages, .pages = pages};
+    *worker =
+        (struct worker){.settings = settings, .header = header, .first = number * pages, .pages = pages};
     worker->lane = (struct lane *)lane;
     worker->timeline = (uint32_t *)(lane + rounded(sizeof(struct lane)));
     worker->sequences = worker->timeline + rounded(header->steps * 4) / 4;

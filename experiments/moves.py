@@ -92,7 +92,8 @@ def move(order: Order) -> Moved:
         pid=pid,
         command=serve.started,
         start=float(complete["time"]) - report["total_ms"] / 1000,
-        frozen=float(frozen["time"]),
+        # The event comes when the frozen process has been described; the report knows since when it stands still.
+        frozen=min(float(frozen["time"]), float(resumed["time"]) - (report["downtime_ms"] or 0) / 1000),
         resumed=float(resumed["time"]),
         complete=float(complete["time"]),
         reported_downtime_ms=report["downtime_ms"],

@@ -1,7 +1,7 @@
 /*
- * What a link does: round trips of small UDP packets and the rate of one TCP connection, measured between two network
- * namespaces. Prints one line of JSON: "rtt_us", every round trip in microseconds, and "rate", bytes per second that
- * arrived in the second half of the time, when the connection has found its speed.
+ * What a link does: round trips of small UDP packets and the rate of one TCP connection, measured between two
+ * network namespaces. Prints one line of JSON: "rtt_us", every round trip in microseconds, and "rate", bytes
+ * per second that arrived in the second half of the time, when the connection has found its speed.
  *
  *     probe SOURCE_NETNS DESTINATION_NETNS SOURCE_ADDRESS ROUND_TRIPS SECONDS
  *
@@ -78,7 +78,8 @@ static void round_trips(const struct sockaddr_in *address, int count) {
             uint64_t took = now_ns() - begin, wait = took * 4 + LEAST_PATIENCE_NS;
             printf("%s%.1f", separator, (double)took / 1000);
             if (!*separator) {
-                patience = (struct timeval){(time_t)(wait / 1000000000u), (suseconds_t)(wait % 1000000000u / 1000)};
+                patience =
+                    (struct timeval){(time_t)(wait / 1000000000u), (suseconds_t)(wait % 1000000000u / 1000)};
                 setsockopt(udp, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
             }
             separator = ", ";
@@ -95,7 +96,8 @@ static double rate(const struct sockaddr_in *address, double seconds) {
     if (tcp < 0 || !chunk || setsockopt(tcp, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
         connect(tcp, (const struct sockaddr *)address, sizeof *address))
         fail("connect");
-    uint64_t begin = now_ns(), half = begin + (uint64_t)(seconds * 5e8), end = begin + (uint64_t)(seconds * 1e9);
+    uint64_t begin = now_ns(), half = begin + (uint64_t)(seconds * 5e8),
+             end = begin + (uint64_t)(seconds * 1e9);
     uint64_t now = begin, first = 0, bytes = 0;
     while (now < end) {
         ssize_t size = recv(tcp, chunk, CHUNK, 0);

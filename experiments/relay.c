@@ -1,19 +1,20 @@
 /*
  * A link with delay, rate and loss where the kernel has no netem: two TUN devices, one in each of two network
- * namespaces, and this process between them. Each packet is lost with the probability asked for, waits at the bottleneck for its
- * turn, and arrives half a round trip after it has left that. Prints "ready" when both devices are there, and runs until it is
- * killed.
+ * namespaces, and this process between them. Each packet is lost with the probability asked for, waits at the
+ * bottleneck for its turn, and arrives half a round trip after it has left that. Prints "ready" when both
+ * devices are there, and runs until it is killed.
  *
  *     relay NETNS NETNS DEVICE rtt=NANOSECONDS rate=BYTES_PER_SECOND loss=SHARE queue=BYTES
  *
- * rate 0: no bottleneck. queue: how much waits there at most; what comes then is dropped, as a router drops it.
+ * rate 0: no bottleneck. queue: how much waits there at most; what comes then is dropped, as a router drops
+ * it.
  *
- * The devices carry the header of virtio_net (IFF_VNET_HDR) and announce segmentation offload, so that packets of up
- * to 64 KiB pass as one and the rate is limited by the copying alone. Where packets get lost there is no such offload: each
- * of the link's real packets is lost by itself, never 45 in a row.
+ * The devices carry the header of virtio_net (IFF_VNET_HDR) and announce segmentation offload, so that
+ * packets of up to 64 KiB pass as one and the rate is limited by the copying alone. Where packets get lost
+ * there is no such offload: each of the link's real packets is lost by itself, never 45 in a row.
  *
- * Timing: sleep until shortly before the next packet is due, then look at the clock until it is. The real-time scheduler, where it
- * is allowed, since this stands for a cable, which no process keeps waiting.
+ * Timing: sleep until shortly before the next packet is due, then look at the clock until it is. The
+ * real-time scheduler, where it is allowed, since this stands for a cable, which no process keeps waiting.
  */
 #define _GNU_SOURCE
 #include "workload.h"
@@ -31,12 +32,12 @@
 #include <sys/socket.h>
 
 enum {
-    LARGEST = 65536 + 64,      /* a packet with its header, as the device hands it over */
-    HEADERS = 14,              /* of Ethernet, which a real link would carry and a TUN device does not */
-    SPIN_NS = 60000,           /* about what waking up costs here */
-    AT_ONCE = 16,              /* packets read from one side before the other has its turn */
-    ENDLESS = 64 << 20,        /* bytes under way where no rate limits them */
-    SLACK = 4 << 20            /* bytes, for packets under way beside the queue's */
+    LARGEST = 65536 + 64, /* a packet with its header, as the device hands it over */
+    HEADERS = 14,         /* of Ethernet, which a real link would carry and a TUN device does not */
+    SPIN_NS = 60000,      /* about what waking up costs here */
+    AT_ONCE = 16,         /* packets read from one side before the other has its turn */
+    ENDLESS = 64 << 20,   /* bytes under way where no rate limits them */
+    SLACK = 4 << 20       /* bytes, for packets under way beside the queue's */
 };
 
 struct packet {
@@ -82,7 +83,8 @@ static int open_device(const char *netns, const char *name, int offload) {
 
 /* Room for the largest packet at the ring's head, in one piece; NULL if there is none. */
 static struct packet *room(struct way *way) {
-    uint64_t at = way->head % way->capacity, needed = sizeof(struct packet) + LARGEST, rest = way->capacity - at;
+    uint64_t at = way->head % way->capacity, needed = sizeof(struct packet) + LARGEST,
+             rest = way->capacity - at;
     uint64_t skipped = rest < needed ? rest : 0;
     if (way->head + skipped + needed - way->tail > way->capacity)
         return NULL;
@@ -123,7 +125,8 @@ static int take(struct way *way, struct link *link) {
         ssize_t size = read(way->from, packet + 1, LARGEST);
         if (size <= 0)
             return 0;
-        uint64_t now = now_ns(), bytes = (uint64_t)size - sizeof(struct virtio_net_hdr) + HEADERS, leaves = now;
+        uint64_t now = now_ns(), bytes = (uint64_t)size - sizeof(struct virtio_net_hdr) + HEADERS,
+                 leaves = now;
         if (is_lost(link)) {
             way->dropped++;
             continue;
@@ -167,7 +170,8 @@ static void run(struct way ways[2], struct link *link) {
         }
         if (more)
             continue;
-        struct pollfd events[2] = {{.fd = ways[0].from, .events = POLLIN}, {.fd = ways[1].from, .events = POLLIN}};
+        struct pollfd events[2] = {{.fd = ways[0].from, .events = POLLIN},
+                                   {.fd = ways[1].from, .events = POLLIN}};
         uint64_t now = now_ns();
         if (due && due <= now + SPIN_NS)
             continue;
@@ -195,15 +199,18 @@ int main(int argc, char **argv) {
         return 2;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_TIMERSLACK, 1);
-    struct link link = {.delay = (uint64_t)(setting(argv[4], "rtt") / 2), .rate = (uint64_t)setting(argv[5], "rate"),
-                        .loss = setting(argv[6], "loss"), .queue = (uint64_t)setting(argv[7], "queue"),
+    struct link link = {.delay = (uint64_t)(setting(argv[4], "rtt") / 2),
+                        .rate = (uint64_t)setting(argv[5], "rate"),
+                        .loss = setting(argv[6], "loss"),
+                        .queue = (uint64_t)setting(argv[7], "queue"),
                         .seed = now_ns() | 1};
     uint64_t flying = (uint64_t)((double)link.rate * (double)link.delay / 1e9);
     uint64_t capacity = link.rate ? link.queue + flying + flying / 4 + SLACK : ENDLESS;
     struct way ways[2] = {{.capacity = capacity / 16 * 16}, {.capacity = capacity / 16 * 16}};
     for (int i = 0; i < 2; i++) {
         ways[i].from = open_device(argv[1 + i], argv[3], link.loss == 0);
-        ways[i].ring = mmap(NULL, ways[i].capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ways[i].ring =
+            mmap(NULL, ways[i].capacity, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (ways[i].ring == MAP_FAILED)
             fail("mmap");
     }
