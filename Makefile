@@ -3,6 +3,7 @@
 # make test      style, types, unit tests, one program per kernel feature, real programs
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
+# make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
 # make sanitize  the unit tests over C built with ASan and UBSan
 # make clean     removes everything that was built, .venv too
 
@@ -21,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest
 WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
                   tests/test_bench.py tests/test_command_lines.py
 
-.PHONY: setup demo test test-kernels check bench sanitize clean packages programs format
+.PHONY: setup demo test test-kernels check bench experiments sanitize clean packages programs format
 
 setup: packages .venv/installed _lm.abi3.so programs
 	@echo "setup: ready"
@@ -34,7 +35,7 @@ packages:
 	    { echo "setup: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 setup" >&2; exit 1; }
 	@echo "setup: Python environment in .venv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,experiments]'
 	@touch $@
 
 _lm.abi3.so: $(NATIVE) | .venv/installed
@@ -66,6 +67,9 @@ test-kernels: setup
 bench: setup
 	@$(BIN)/python -m experiments.bench
 
+experiments: setup
+	@$(BIN)/python -m experiments.standard
+
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup
 	@rm -rf build/sanitize && mkdir -p build/sanitize
@@ -76,7 +80,7 @@ sanitize: setup
 	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%)
 
 format:
-	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch]
+	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch] experiments/*.[ch]
 	$(BIN)/ruff check --fix .
 
 clean:
