@@ -32,7 +32,7 @@ packages:
 	    { echo "setup: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 setup" >&2; exit 1; }
 	@echo "setup: Python environment in .venv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
 	@touch $@
 
 _lm.abi3.so: $(NATIVE) | .venv/installed
