@@ -7,6 +7,7 @@ line style say the same once more, for print without colour.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ WIDTH = 7.4
 DOTS_PER_INCH = 160
 FLOOR = "#555555"
 PALE = 0.45
+TITLE_SIZE = 10.5
 
 SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -42,12 +44,11 @@ SETTINGS: dict[str, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "legend.handlelength": 2.6,
+    "legend.handlelength": 3.0,
     "lines.linewidth": 1.5,
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "path",  # the same everywhere, whatever fonts the reader has
     "svg.hashsalt": "lm-bench",
-    "path.simplify": False,
 }
 
 
@@ -57,7 +58,8 @@ class Style:
 
     color: str
     marker: str
-    line: str | tuple[int, tuple[float, ...]]
+    line: Any
+    """As matplotlib wants it: a name, or (offset, (ink, gap, ink, gap))."""
 
 
 STYLES = {
@@ -85,30 +87,46 @@ def style_of(series: Series, everything: Sequence[Series]) -> Style:
 @contextmanager
 def look() -> Iterator[None]:
     """Everything in it is drawn with the settings above, whatever the user's own matplotlibrc says."""
+    # Its stubs name every parameter and differ from version to version.
+    parameters: Any = matplotlib.rcParams
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
+        for name, value in SETTINGS.items():
+            parameters[name] = value
         yield
 
 
-def canvas(rows: int, columns: int, height: float, title: str, **more: Any) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of panels, each `height` inches high, with its title above."""
+def canvas(rows: int, columns: int, height: float, **more: Any) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of panels, each `height` inches high, with room for title and legend."""
     figure = Figure(figsize=(WIDTH, rows * height + 0.75), layout="constrained")
-    figure.suptitle(title, x=0.012, ha="left", fontsize=10.5, fontweight="bold")
     axes = figure.subplots(rows, columns, squeeze=False, **more)
     return figure, [list(row) for row in axes]
 
 
-def legend(figure: Figure, handles: Sequence[Artist], columns: int = 5) -> None:
-    """Between title and panels, where it covers no data."""
-    if handles:
-        figure.legend(handles=list(handles), loc="outside upper left", ncols=min(columns, len(handles)),
-                      columnspacing=1.4, borderaxespad=0.2)  # fmt: skip
+def head(figure: Figure, title: str, handles: Sequence[Artist] = ()) -> None:
+    """The title, and below it the legend, where it covers no data."""
+    if not handles:
+        figure.suptitle(title, x=0.012, ha="left", fontsize=TITLE_SIZE, fontweight="bold")
+        return
+    lengths = [len(str(handle.get_label())) for handle in handles]
+    columns = next(count for count in range(len(handles), 0, -1) if count == 1 or legend_width(lengths, count) <= WIDTH)
+    # The title belongs to the legend: a layout with both outside of the panels would draw one over the other.
+    box = figure.legend(handles=list(handles), loc="outside upper left", ncols=columns, title=title, alignment="left",
+                        columnspacing=1.4, borderaxespad=0.3, borderpad=0.2)  # fmt: skip
+    box.get_title().set(fontsize=TITLE_SIZE, fontweight="bold")
+
+
+def legend_width(lengths: Sequence[int], columns: int) -> float:
+    """Inches that a legend with labels of so many letters takes, estimated; it is filled column by column."""
+    rows, longer = divmod(len(lengths), columns)
+    ends = itertools.accumulate(rows + (1 if column < longer else 0) for column in range(columns))
+    starts = [0, *ends]
+    return sum(0.72 + 0.072 * max(lengths[begin:end]) for begin, end in itertools.pairwise(starts))
 
 
 def series_handle(series: Series, style: Style, joined: bool = True) -> Line2D:
     """The line of a legend that stands for a series."""
-    line = style.line if joined else "none"
+    line: Any = style.line if joined else "none"
     return Line2D([], [], color=style.color, marker=style.marker, linestyle=line, markersize=5.5, label=series.label)
 
 
@@ -132,6 +150,8 @@ def nothing(axes: Axes, sentence: str) -> None:
 def save(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as SVG and as PNG, without dates and versions in them."""
     drawn, painted = io.BytesIO(), io.BytesIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out now; laying it out again for each file takes as long as drawing
     figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     figure.savefig(painted, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return drawn.getvalue(), painted.getvalue()
@@ -148,7 +168,7 @@ class Scale:
     def step(self) -> float:
         """The smallest distance between two places."""
         ordered = sorted(self.places.values())
-        return min((after - before for before, after in zip(ordered, ordered[1:], strict=False)), default=1.0)
+        return min((after - before for before, after in itertools.pairwise(ordered)), default=1.0)
 
     def apply(self, axes: Axes) -> None:
         """Ticks at the values and nowhere else; of values too close for their labels only some get one."""
@@ -185,8 +205,8 @@ def ranked(values: Sequence[str], words: Callable[[str], str]) -> Scale:
 def spread_points(
     axes: Axes, scale: Scale, points: dict[Any, list[float]], style: Style, slot: tuple[int, int], joined: bool
 ) -> None:
-    """Every value as a pale point, medians joined by a line, quartiles as whiskers. `slot`: (number, of how many): series
-    stand beside each other, so that none hides another."""
+    """Every value as a pale point, medians joined by a line, quartiles as whiskers. `slot`: (number, of how many):
+    series stand beside each other, so that none hides another."""
     number, several = slot
     width = min(scale.step * 0.6, scale.step * 0.16 * several)
     shift = ((number + 0.5) / several - 0.5) * width if several > 1 else 0.0
@@ -209,9 +229,9 @@ def fan(count: int, width: float) -> list[float]:
     return [((place + 0.5) / count - 0.5) * width for place in range(count)]
 
 
-def log_axis(axis: Any, values: Sequence[float], words: Callable[[float], str]) -> None:
-    """A logarithmic axis over the values with at least two labelled ticks: 1, 2, 5 of each power of ten where there is
-    room for them, else the powers. `axis`: axes.xaxis or axes.yaxis."""
+def log_axis(axis: Any, values: Sequence[float], words: Callable[[float], str], most: int = 7) -> None:
+    """A logarithmic axis over the values with two to `most` labelled ticks: 1, 2, 5 of each power of ten where there is
+    room for them, else 1 and 3, else some of the powers. `axis`: axes.xaxis or axes.yaxis."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = min(positive) / 1.5, max(positive) * 1.5
     if high / low < 10:
@@ -219,8 +239,12 @@ def log_axis(axis: Any, values: Sequence[float], words: Callable[[float], str]) 
         low, high = middle / math.sqrt(10), middle * math.sqrt(10)
     axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 400 else (1,)
-    ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    choices: list[tuple[tuple[int, ...], int]] = [((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3)]
+    for steps, every in choices:
+        ticks = [step * 10.0**power for power in powers if power % every == 0 for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            break
     small = [step * 10.0**power for power in powers for step in range(1, 10)]
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter([words(tick) for tick in ticks]))
@@ -233,8 +257,8 @@ def from_zero(axes: Axes, values: Sequence[float], words: Callable[[float], str]
     top = max([*values, 0.0]) * 1.12 or 1.0
     axes.set_ylim(0, top)
     if binary:
-        axes.yaxis.set_major_locator(binary_ticks(top))
-    axes.yaxis.set_major_formatter(lambda value, _: words(value))
+        axes.yaxis.set_major_locator(FixedLocator(binary_ticks(top)))
+    axes.yaxis.set_major_formatter(lambda value, _: words(value) if value else "0")
 
 
 def few_ticks(count: int) -> MaxNLocator:
@@ -242,7 +266,12 @@ def few_ticks(count: int) -> MaxNLocator:
     return MaxNLocator(nbins=count, steps=[1, 2, 5, 10])
 
 
-def binary_ticks(top: float) -> FixedLocator:
-    """At most six ticks from zero, a power of two apart."""
+def round_ticks(top: float) -> list[float]:
+    """At most six ticks from zero, at round numbers."""
+    return [float(tick) for tick in few_ticks(5).tick_values(0, top) if 0 <= tick <= top]
+
+
+def binary_ticks(top: float) -> list[float]:
+    """At most seven ticks from zero, a power of two apart."""
     step = 2.0 ** math.ceil(math.log2(max(top, 1.0) / 6))
-    return FixedLocator([step * number for number in range(int(top / step) + 1)])
+    return [step * number for number in range(int(top / step) + 1)]

@@ -40,12 +40,12 @@ class Drawn:
 
 
 POINTS = (
-    "Large marks are medians, whiskers the quartiles, small pale marks the single runs; series stand a little beside each "
-    "other so that none hides another."
+    "Large marks are medians, whiskers the quartiles, small pale marks the single runs; series stand a little beside "
+    "each other so that none hides another."
 )
 SLICE = (
-    "Of a sweep over several things, each panel shows the setting that was measured most fully; its title names it, and "
-    "the table of runs has the others."
+    "Of a sweep over several things, each panel shows the setting that was measured most fully; its title names it, "
+    "and the table of runs has the others."
 )
 
 FIGURES = (
@@ -68,8 +68,8 @@ FIGURES = (
     Drawing(
         "times-dirty-rate",
         "Downtime and total time against the dirty rate",
-        "The dirty rate is what the workload writes each second, in whole pages. Total time ends when the last page is at "
-        "the destination; its floor is the process's memory at the bulk rate of the bare C pager.",
+        "The dirty rate is what the workload writes each second, in whole pages. Total time ends when the last page is "
+        "at the destination; its floor is the process's memory at the bulk rate of the bare C pager.",
         figures_sweep.times_against_dirty_rate,
     ),
     Drawing(
@@ -81,21 +81,22 @@ FIGURES = (
     Drawing(
         "fault-latency",
         "Latency of faults",
-        "What share of the faults that had to go over the network took at most so long, all runs together. The marks are "
-        "the median and the p99 of each series, the dashed lines those of the bare C pager over the same link.",
+        "What share of the faults that had to go over the network took at most so long, all runs together. The marks "
+        "are the median and the p99 of each series, the dashed lines those of the bare C pager over the same link.",
         figures_time.fault_latency,
     ),
     Drawing(
         "bytes-link",
         "Bytes on the wire against the link",
-        "Counted at the link, in both directions. Below the dashed line, compression or pages that are zero saved something.",
+        "Counted at the link, in both directions. Below the dashed line, compression or pages that are zero saved "
+        "something.",
         figures_sweep.bytes_against_link,
     ),
     Drawing(
         "recovery",
         "Recovery",
-        "How long after the resume the workload has 95 % of its old speed again and holds it, and how many operations it "
-        "did not do until then, compared with the speed before the migration.",
+        "How long after the resume the workload has 95 % of its old speed again and holds it, and how many operations "
+        "it did not do from the begin of the migration until then, compared with the speed before.",
         figures_strategies.recovery,
     ),
     Drawing(

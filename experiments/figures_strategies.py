@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from experiments import drawing
 from experiments.figures_sweep import empty
-from experiments.quantities import duration, plain, size
-from experiments.results import Floor, Result
+from experiments.quantities import duration, plain, shortened, size
+from experiments.results import Cost, Floor, Result
 from experiments.summary import Panel, Series, by_series, known, migrations, panels, spread
 
 SIDES = {"serve": "lm-serve", "restore": "lm-restore"}
@@ -28,6 +28,27 @@ class Column:
     log: bool
 
 
+@dataclass(frozen=True)
+class Need:
+    """Something that a command uses, and the ticks of an axis that ends at a value."""
+
+    value: Callable[[Cost], float]
+    label: str
+    words: Callable[[float], str]
+    ticks: Callable[[float], list[float]]
+
+
+def seconds(value: float) -> str:
+    """1.9 s."""
+    return f"{plain(value)} s"
+
+
+NEEDS = (
+    Need(lambda cost: cost.cpu_seconds, "processor time", seconds, drawing.round_ticks),
+    Need(lambda cost: float(cost.memory), "largest resident size", size, drawing.binary_ticks),
+)
+
+
 def recovered_ms(result: Result) -> float | None:
     """Until 95 % of the old speed."""
     return result.speed.recovered_ms if result.speed is not None else None
@@ -38,17 +59,9 @@ def lost_operations(result: Result) -> float | None:
     return result.speed.lost if result.speed is not None else None
 
 
-def count(value: float) -> str:
-    """1.2 million."""
-    for unit, name in ((1e9, "billion"), (1e6, "million")):
-        if abs(value) >= unit:
-            return f"{plain(value / unit)} {name}"
-    return plain(value)
-
-
 RECOVERY = (
-    Column(recovered_ms, "from the resume to 95 % of the old speed (log scale)", duration, True),
-    Column(lost_operations, "operations lost until recovery (log scale)", count, True),
+    Column(recovered_ms, "time to 95 % of the old speed (log scale)", duration, True),
+    Column(lost_operations, "operations lost (log scale)", shortened, True),
 )
 
 
@@ -69,15 +82,16 @@ def draw_row(
     hollow: bool = False,
 ) -> None:  # fmt: skip
     """All values pale, the median with its quartiles, and the median in words."""
-    jitter = drawing.fan(len(values), 0.3)
-    axes.plot(values, [place + one for one in jitter], style.marker, color=style.color, alpha=drawing.PALE, markersize=3,
-              markeredgewidth=0, zorder=2.5)  # fmt: skip
+    jitter = drawing.fan(len(values), 0.22)
+    axes.plot(values, [place + one for one in jitter], style.marker, color=style.color, alpha=drawing.PALE,
+              markersize=3, markeredgewidth=0, zorder=2.5)  # fmt: skip
     middle = spread(values)
+    face, edge = ("white", style.color) if hollow else (style.color, "white")
     axes.errorbar([middle.median], [place], xerr=[[middle.median - middle.low], [middle.high - middle.median]],
                   color=style.color, marker=style.marker, markersize=6.5, markeredgewidth=1.1 if hollow else 0.6,
-                  markerfacecolor="white" if hollow else style.color, markeredgecolor=style.color if hollow else "white",
+                  markerfacecolor=face, markeredgecolor=edge,
                   capsize=2.5, elinewidth=1.1, linestyle="none", zorder=3)  # fmt: skip
-    axes.annotate(words(middle.median), (middle.median, place), xytext=(0, 6), textcoords="offset points",
+    axes.annotate(words(middle.median), (middle.median, place), xytext=(0, 7), textcoords="offset points",
                   fontsize=7.5, ha="center", color="#333333", zorder=4)  # fmt: skip
 
 
@@ -88,13 +102,13 @@ def recovery(results: Sequence[Result], order: Sequence[Series], floors: Callabl
     if not shown:
         return empty(title, "no verified run counts its operations through time")
     tall = max(len(by_series(panel.results)) for panel in shown)
-    figure, grid = drawing.canvas(len(shown), 2, 0.75 + 0.42 * tall, title)
+    figure, grid = drawing.canvas(len(shown), 2, 0.75 + 0.42 * tall)
     never = False
     for row, panel in zip(grid, shown, strict=True):
         never = recovery_row(row, panel, order) or never
-    if never:
-        drawing.legend(figure, [Line2D([], [], color="#444444", marker=">", linestyle="none", markersize=6,
-                                       label="at the right edge: not recovered within the record")])  # fmt: skip
+    mark = Line2D([], [], color="#444444", marker=">", linestyle="none", markersize=6,
+                  label="at the right edge: not recovered within the record")  # fmt: skip
+    drawing.head(figure, title, [mark] if never else [])
     return figure
 
 
@@ -107,7 +121,8 @@ def recovery_row(row: Sequence[Axes], panel: Panel, order: Sequence[Series]) -> 
         smallest = min((value for value in everything if value > 0), default=1.0)
         # Nothing lost, or recovered within the first step: less than the smallest that was measured.
         shown = [value if value > 0 else smallest / 2 for value in everything]
-        drawing.log_axis(axes.xaxis, [*shown, max(shown, default=1.0) * 2, min(shown, default=1.0) / 1.5], column.words)
+        room = [max(shown, default=1.0) * 2, min(shown, default=1.0) / 1.5]  # for the words beside the marks
+        drawing.log_axis(axes.xaxis, [*shown, *room], column.words, 5)
         for place, (series, results) in enumerate(groups.items()):
             values = known(results, column.value)
             style = drawing.style_of(series, order)
@@ -142,29 +157,28 @@ def costs(results: Sequence[Result], order: Sequence[Series], floors: Callable[[
     # One setting is enough here: the one with most runs.
     panel = max(shown, key=lambda one: len(one.results))
     groups = by_series(panel.results)
-    figure, grid = drawing.canvas(1, 2, 0.9 + 0.62 * len(groups), title)
+    figure, grid = drawing.canvas(1, 2, 0.9 + 0.62 * len(groups))
     known_names = list(SIDES)
     names = sorted({name for one in panel.results for name in one.costs},
                    key=lambda name: (known_names.index(name) if name in SIDES else len(SIDES), name))  # fmt: skip
-    columns = (
-        (lambda cost: cost.cpu_seconds, "processor time, seconds", lambda value: f"{plain(value)} s"),
-        (lambda cost: cost.memory, "largest resident size", size),
-    )
-    for axes, (value, label, words) in zip(grid[0], columns, strict=True):
+    for axes, need in zip(grid[0], NEEDS, strict=True):
         most = 0.0
         for place, (series, runs) in enumerate(groups.items()):
             for number, name in enumerate(names):
-                values = [float(value(one.costs[name])) for one in runs if name in one.costs]
+                values = [need.value(one.costs[name]) for one in runs if name in one.costs]
                 if values:
                     offset = ((number + 0.5) / len(names) - 0.5) * 0.62
-                    draw_row(axes, place + offset, values, drawing.style_of(series, order), words, hollow=number > 0)
+                    style = drawing.style_of(series, order)
+                    draw_row(axes, place + offset, values, style, need.words, hollow=number > 0)
                     most = max([most, *values])
         rows_of(axes, groups)
-        axes.set(xlabel=label, title=panel.setting.words() if axes is grid[0][0] else "", xlim=(0, most * 1.18 or 1))
-        axes.xaxis.set_major_formatter(lambda number, _, words=words: words(number) if number else "0")
-        axes.xaxis.set_major_locator(drawing.few_ticks(5) if words is not size else drawing.binary_ticks(most))
+        axes.set(xlabel=need.label, title=panel.setting.words() if axes is grid[0][0] else "")
+        top = most * 1.18 or 1.0
+        axes.set_xlim(0, top)
+        ticks = need.ticks(top)
+        axes.set_xticks(ticks, [need.words(tick) if tick else "0" for tick in ticks])
     grid[0][1].tick_params(labelleft=False)
     marks = [Line2D([], [], color="#444444", marker="o", linestyle="none", markersize=6, label=SIDES.get(name, name),
                     markerfacecolor="white" if number else "#444444") for number, name in enumerate(names)]  # fmt: skip
-    drawing.legend(figure, marks)
+    drawing.head(figure, title, marks)
     return figure

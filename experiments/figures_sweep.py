@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments import drawing
-from experiments.quantities import PAGE, dirty_words, downtime, duration, link_rate, page_multiple, plain, size, times
+from experiments.quantities import PAGE, dirty_words, downtime, duration, link_rate, page_multiple, size, times
 from experiments.results import Floor, Link, Result
 from experiments.summary import Panel, Series, Value, by_series, median_of, migrations, panels
 
@@ -101,7 +101,8 @@ BYTES = Measured(
 
 def empty(title: str, sentence: str) -> Figure:
     """A figure for which no run has the data."""
-    figure, grid = drawing.canvas(1, 1, 1.2, title)
+    figure, grid = drawing.canvas(1, 1, 1.2)
+    drawing.head(figure, title)
     drawing.nothing(grid[0][0], sentence)
     return figure
 
@@ -120,7 +121,7 @@ def in_pairs(
     """Panels two beside each other, all with the same axes."""
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    figure, grid = drawing.canvas(rows, columns, HEIGHT + (0.35 if rows == 1 else 0), title, sharey=True)
+    figure, grid = drawing.canvas(rows, columns, HEIGHT + (0.35 if rows == 1 else 0), sharey=True)
     places = [axes for row in grid for axes in row]
     seen: list[float] = []
     limited = False
@@ -136,7 +137,7 @@ def in_pairs(
             axes.set_xlabel(label)
     for axes in places[len(shown):]:  # fmt: skip
         axes.set_axis_off()
-    drawing.legend(figure, handles(shown, order, joined, limit if limited else None))
+    drawing.head(figure, title, handles(shown, order, joined, limit if limited else None))
     return figure
 
 
@@ -149,7 +150,7 @@ def against_memory(results: Sequence[Result], order: Sequence[Series], floors: C
         return empty(title, "no verified run tells a downtime")
     scale = drawing.swept([one.cell.memory for panel in shown for one in panel.results], size)
     return in_pairs(title, shown, "memory", scale, DOWNTIME, "memory of the workload (log scale)", order, floors,
-                    "floor: freeze and resume, empty process")  # fmt: skip
+                    "floor: an empty process")  # fmt: skip
 
 
 def dirty_scale(shown: Sequence[Panel]) -> drawing.Scale:
@@ -169,7 +170,7 @@ def times_against_dirty_rate(
     scale = dirty_scale(shown)
     columns = (DOWNTIME, TOTAL)
     height = HEIGHT + (0.35 if len(shown) == 1 else 0)
-    figure, grid = drawing.canvas(len(shown), 2, height, title, sharex=True, sharey="col")
+    figure, grid = drawing.canvas(len(shown), 2, height, sharex=True, sharey="col")
     seen: list[list[float]] = [[], []]
     for row, panel in zip(grid, shown, strict=True):
         for axes, measured, values in zip(row, columns, seen, strict=True):
@@ -180,8 +181,8 @@ def times_against_dirty_rate(
     for axes in grid[-1]:
         axes.set_xlabel("dirty rate of the workload (log scale)")
     limited = any(floors(panel.setting.link) is not None for panel in shown)
-    limit = "floor: empty process; memory at the bulk rate" if limited else None
-    drawing.legend(figure, handles(shown, order, True, limit))
+    limit = "floor: bare C pager" if limited else None
+    drawing.head(figure, title, handles(shown, order, True, limit))
     return figure
 
 
@@ -215,9 +216,9 @@ def bytes_against_link(
 
     def words(name: str) -> str:
         asked = links[name]
-        round_trip = f", {duration(asked.asked_rtt_ms)}" if asked.asked_rtt_ms else ""
+        round_trip = f"\n{duration(asked.asked_rtt_ms)}" if asked.asked_rtt_ms else ""
         return f"{name}\n{link_rate(asked.asked_rate)}{round_trip}"
 
     return in_pairs(title, shown, "link", drawing.ranked(names, words), BYTES, "link, asked rate and round trip", order,
-                    floors, "memory of the process, uncompressed", joined=False)  # fmt: skip
+                    floors, "memory of the process", joined=False)  # fmt: skip
 

@@ -14,16 +14,16 @@ from matplotlib.patches import Patch
 
 from experiments import drawing
 from experiments.figures_sweep import empty
-from experiments.quantities import duration, latency, lost_ms, plain, round_times
+from experiments.quantities import duration, latency, lost_ms, plain, round_times, shortened
 from experiments.results import Floor, Histogram, Result
 from experiments.summary import Panel, Series, by_series, panels, series_of
 
-STEPS = 700
+STEPS = 350
 """Points along a timeline; more would not be seen, and the page would grow with every second of a run."""
 STILL = "#f6d9c4"
 ROUND = ("#dcebf5", "#c3dcee")
-LONGEST = 4.0
-"""The time axis ends at this many times the median of what the series need; what is later is named at its edge."""
+PATIENCE = 1.6
+"""Peers get this many times the time axis that our own strategies need; what is beyond is named at its edge."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,12 @@ def end_of(result: Result) -> float:
 def window_of(results: Sequence[Result]) -> Window:
     """The time that all rows of a column show."""
 
-    def bounded(values: list[float]) -> float:
-        return min(max(values), LONGEST * statistics.median(values)) if statistics.median(values) > 0 else max(values)
+    ours = [one for one in results if not one.cell.peer] or results
 
-    before, after = bounded([-begin_of(one) for one in results]), bounded([end_of(one) for one in results])
+    def needed(what: Callable[[Result], float]) -> float:
+        return min(max(what(one) for one in results), PATIENCE * max(what(one) for one in ours))
+
+    before, after = needed(lambda one: -begin_of(one)), needed(end_of)
     length = max(before + after, 4 * max(one.speed.step_ms for one in results if one.speed is not None))
     known = [at for one in results if one.speed is not None for at, _ in one.speed.timeline]
     begin, end = -before - 0.12 * length, after + 0.18 * length
@@ -106,13 +108,14 @@ def mark_moments(axes: Axes, result: Result, window: Window) -> None:
     if frozen is not None:
         axes.axvspan(max(frozen, window.begin), 0, color=STILL, linewidth=0, zorder=0.5)
         axes.axvline(max(frozen, window.begin), color="#b5582a", linewidth=0.8, zorder=0.6)
-        # The report tells how long each round took; they come one after the other and the last one ends with the freeze.
+        # How long each round took is known; they come one after the other, and the last one ends with the freeze.
         end = frozen
         for number, length in reversed(list(enumerate(round_times(result)))):
             if end > window.begin:
                 axes.axvspan(max(end - length, window.begin), end, color=ROUND[number % 2], linewidth=0, zorder=0.4)
             end -= length
-    axes.axvline(0, color="#222222", linewidth=0.8, zorder=0.7)
+    if result.moments_ms:
+        axes.axvline(0, color="#222222", linewidth=0.8, zorder=0.7)
     if complete is not None and window.begin < complete <= window.end:
         axes.axvline(complete, color="#222222", linewidth=1.1, linestyle=(0, (1, 1.3)), zorder=1.6)
 
@@ -144,8 +147,7 @@ def draw_timeline(axes: Axes, results: Sequence[Result], series: Series, style: 
     assert shown.speed is not None
     if shown.speed.before > 0:
         axes.axhline(0.95 * shown.speed.before, color="#777777", linewidth=0.7, linestyle=(0, (3, 3)), zorder=1.2)
-    name = series.label if len(results) == 1 else f"{series.label} (one of {len(results)} runs)"
-    axes.set_title(name, color=style.color, fontweight="bold")
+    axes.set_title(series.label, color=style.color, fontweight="bold")
     if words := beyond(shown, window):
         axes.set_title(words, loc="right", fontsize=7.5, color="#444444")
     return most
@@ -159,56 +161,46 @@ def throughput(results: Sequence[Result], order: Sequence[Series], floors: Calla
         return empty(title, "no verified run has a timeline of its operations")
     columns = min(2, len(shown))
     blocks = [shown[first : first + columns] for first in range(0, len(shown), columns)]
-    heights = [max(len(by_series(panel.results)) for panel in block) for block in blocks]
-    figure, grid = drawing.canvas(sum(heights), columns, 1.12 if sum(heights) > 1 else 2.4, title)
+    rows = [list(by_series(run for panel in block for run in panel.results)) for block in blocks]
+    heights = [len(series) for series in rows]
+    figure, grid = drawing.canvas(sum(heights), columns, 1.12 if sum(heights) > 1 else 2.4)
     first = 0
-    for block, height in zip(blocks, heights, strict=True):
+    for block, series, height in zip(blocks, rows, heights, strict=True):
         for column in range(columns):
             places = [row[column] for row in grid[first : first + height]]
             if column < len(block):
-                fill_column(places, block[column], order, len(shown) > 1)
+                fill_column(places, series, block[column], order)
             else:
                 for axes in places:
                     axes.set_axis_off()
         first += height
     figure.supylabel("operations per second", fontsize=8.5)
-    drawing.legend(figure, moment_handles([result for panel in shown for result in panel.results]), 3)
+    drawing.head(figure, title, moment_handles([result for panel in shown for result in panel.results]))
     return figure
 
 
-def fill_column(places: Sequence[Axes], panel: Panel, order: Sequence[Series], several: bool) -> None:
-    """The strategies of one workload, sharing both axes."""
+def fill_column(places: Sequence[Axes], rows: Sequence[Series], panel: Panel, order: Sequence[Series]) -> None:
+    """The strategies of one workload, sharing both axes; a row for those too that only its neighbour has."""
     groups = by_series(panel.results)
     # A run without a migration has no time at which it could have ended; the others say what is worth showing.
     moved = [one for one in panel.results if one.moments_ms] or panel.results
     window = window_of(moved)
     most = 0.0
-    for axes, (series, results) in zip(places, groups.items(), strict=False):
-        most = max(most, draw_timeline(axes, results, series, drawing.style_of(series, order), window))
+    for axes, series in zip(places, rows, strict=True):
+        if series in groups:
+            most = max(most, draw_timeline(axes, groups[series], series, drawing.style_of(series, order), window))
+        else:
+            axes.set_title(f"{series.label}: not measured", color="#777777")
     unit, name = (1000, "s") if window.end - window.begin >= 2000 else (1, "ms")
-    for number, axes in enumerate(places):
-        if number >= len(groups):
-            axes.set_axis_off()
-            continue
+    for axes in places:
         axes.set_xlim(window.begin, window.end)
         axes.set_ylim(0, most * 1.1 or 1)
-        axes.yaxis.set_major_formatter(lambda value, _: short(value))
+        axes.yaxis.set_major_formatter(lambda value, _: shortened(value))
         axes.yaxis.set_major_locator(drawing.few_ticks(3))
         axes.xaxis.set_major_locator(drawing.few_ticks(7))
         axes.xaxis.set_major_formatter(lambda value, _: plain(value / unit))
-        last = number == len(groups) - 1
-        axes.tick_params(labelbottom=last)
-        if last:
-            setting = panel.setting.words() if several else ""
-            axes.set_xlabel(f"time from the resume, {name}" + (f"\n{setting}" if setting else ""))
-
-
-def short(value: float) -> str:
-    """12,000 as 12k."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{plain(value / unit)}{name}"
-    return plain(value)
+        axes.tick_params(labelbottom=axes is places[-1])
+    places[-1].set_xlabel(f"time from the resume, {name}\n{panel.setting.words()}")
 
 
 def moment_handles(results: Sequence[Result]) -> list[Line2D | Patch]:
@@ -257,7 +249,7 @@ def fault_latency(results: Sequence[Result], order: Sequence[Series], floors: Ca
         return empty(title, "no verified run had a fault over the network")
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    figure, grid = drawing.canvas(rows, columns, 2.55 if rows > 1 else 2.9, title, sharex=True, sharey=True)
+    figure, grid = drawing.canvas(rows, columns, 2.55 if rows > 1 else 2.9, sharex=True, sharey=True)
     places = [axes for row in grid for axes in row]
     seen: list[float] = []
     limited = False
@@ -277,10 +269,10 @@ def fault_latency(results: Sequence[Result], order: Sequence[Series], floors: Ca
             seen += at
         if floor is not None:
             limited = True
-            for value, name, height in ((floor.fault_p50_us, "p50", 0.03), (floor.fault_p99_us, "p99", 0.03)):
+            for value, name, side in ((floor.fault_p50_us, "p50", "right"), (floor.fault_p99_us, "p99", "left")):
                 drawing.floor_line(axes, value, upright=True)
-                axes.annotate(name, (value, height), xytext=(2, 0), textcoords="offset points", fontsize=7.5,
-                              color=drawing.FLOOR)  # fmt: skip
+                axes.annotate(name, (value, 0.03), xytext=(2 if side == "left" else -2, 0), ha=side,
+                              textcoords="offset points", fontsize=7.5, color=drawing.FLOOR)  # fmt: skip
                 seen.append(value)
     for place, axes in enumerate(places):
         if place >= len(shown):
@@ -295,7 +287,7 @@ def fault_latency(results: Sequence[Result], order: Sequence[Series], floors: Ca
     lines = [drawing.series_handle(series, drawing.style_of(series, order)) for series in order_shown]
     if limited:
         lines.append(drawing.floor_handle("floor's p50 and p99"))
-    drawing.legend(figure, lines)
+    drawing.head(figure, title, lines)
     return figure
 
 

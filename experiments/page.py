@@ -63,7 +63,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[object]], words: int = 
 
 
 def inline(figure: Drawn) -> Markup:
-    """The figure's SVG as a part of the page: without a head, its identifiers made its own, since figures share them."""
+    """The figure's SVG as a part of the page: without a head, its identifiers its own, since figures share them."""
     body = NOT_NEEDED.sub(b"", HEAD.sub(b"", figure.svg, count=1))
     body = ID.sub(rb"\g<1>" + figure.name.encode() + b"-", body)
     body = re.sub(rb' width="[^"]*pt" height="[^"]*pt"', b"", body, count=1)

@@ -1,4 +1,4 @@
-"""The tables of a report: the best strategy for each setting, ratios to the floor, links, machines, runs; and the CSV."""
+"""The tables of a report: the best strategy for each setting, ratios to the floor, links, machines, runs; the CSV."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Ratio:
     words: Callable[[float], str]
 
 
-def has_faults(result: Result) -> bool:
-    """Whether there are latencies to speak of."""
-    return result.faults.count > 0
+def of_faults(result: Result, value: float) -> float | None:
+    """A quantile of the faults' latency, if there were any."""
+    return value if result.faults.count else None
 
 
 RATIOS = (
-    Ratio("fault p50", lambda one: one.faults.p50_us if has_faults(one) else None, lambda one: one.fault_p50_us, latency),
-    Ratio("fault p99", lambda one: one.faults.p99_us if has_faults(one) else None, lambda one: one.fault_p99_us, latency),
+    Ratio("fault p50", lambda one: of_faults(one, one.faults.p50_us), lambda one: one.fault_p50_us, latency),
+    Ratio("fault p99", lambda one: of_faults(one, one.faults.p99_us), lambda one: one.fault_p99_us, latency),
     Ratio("bulk rate", bulk_rate, lambda one: one.bulk_rate, rate),
     Ratio("downtime", downtime, lambda one: one.downtime_ms, duration),
 )
@@ -72,7 +72,7 @@ def floor_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
     """How far each series is from the floor of its link."""
     title, name = "Distance to the floor", "floor"
     if not floors:
-        words = "No floor was measured. lm-bench floor, with the same folder, measures what this machine and link allow."
+        words = "No floor was measured. lm-bench floor, with the same folder, measures what machine and link allow."
         return section(title, name, paragraph(words))
     rows: list[list[object]] = []
     for panel in panels(migrations(results), downtime, None, ("workload", "link")):
@@ -90,10 +90,9 @@ def floor_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
     if not rows:
         return section(title, name, paragraph("No verified run used a link whose floor was measured."))
     note = paragraph(
-        "Medians, and beside each the ratio to the bare C pager over the same link. Fault latencies and downtime are the "
-        "better the nearer their ratio is to 1 from above; the bulk rate, the nearer it is from below. The bulk rate is "
-        "memory before compression, so compression can lift it above the link's. The floor's downtime is that of freezing "
-        "and resuming an empty process.",
+        "Medians, and beside each the ratio to the bare C pager over the same link. Of fault latencies and downtime a "
+        "low ratio is good, of the bulk rate a high one. The bulk rate is memory before compression, so compression "
+        "can lift it above the link's. The floor's downtime is that of freezing and resuming an empty process.",
         "note",
     )
     return section(title, name, table(["setting", "series", *(ratio.title for ratio in RATIOS)], rows, words=2), note)
@@ -152,7 +151,7 @@ def choice_part(results: Sequence[Result]) -> Markup:
 def links_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
     """What was asked of each link, and what it was measured to be."""
     rows: list[list[object]] = []
-    every = [one.link for one in [*results, *floors]]
+    every = [*(one.link for one in results), *(one.link for one in floors)]
     for name in sorted({link.name for link in every}):
         same = [link for link in every if link.name == name]
         trips = [link.measured_rtt_ms for link in same if link.measured_rtt_ms > 0]
@@ -161,7 +160,8 @@ def links_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
         rows.append([
             name, ", ".join(sorted({one.by for one in same})),
             duration(link.asked_rtt_ms) if link.asked_rtt_ms else "no delay", between(trips, duration),
-            link_rate(link.asked_rate), between(rates, link_rate), f"{plain(link.loss * 100)} %" if link.loss else "none",
+            link_rate(link.asked_rate), between(rates, link_rate),
+            f"{plain(link.loss * 100)} %" if link.loss else "none",
         ])  # fmt: skip
     titles = ["link", "made by", "round trip asked", "measured", "rate asked", "measured", "loss asked"]
     return section("Links", "links", table(titles, rows, words=2))
@@ -177,12 +177,11 @@ def between(values: Sequence[float], words: Callable[[float], str]) -> object:
 
 def machines_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
     """What the figures depend on."""
-    seen = {}
-    for one in [*results, *floors]:
-        machine = one.machine
+    seen: dict[tuple[str, str, int, int, str, str], list[object]] = {}
+    for machine in [*(one.machine for one in results), *(one.machine for one in floors)]:
         versions = ", ".join(f"{name} {version}" for name, version in sorted(machine.versions.items()))
         key = (machine.kernel, machine.processor, machine.cores, machine.memory, machine.python, versions)
-        seen[key] = [machine.kernel, machine.processor, str(machine.cores), size(machine.memory), machine.python, versions]
+        seen[key] = [*key[:3], size(machine.memory), *key[4:]]
     titles = ["kernel", "processor", "cores", "memory", "Python", "versions"]
     return section("Machine", "machine", table(titles, [seen[key] for key in sorted(seen)], words=len(titles)))
 

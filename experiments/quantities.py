@@ -131,3 +131,11 @@ def dirty_words(value: float | None) -> str:
 def times(ratio: float) -> str:
     """A ratio: 1.4×."""
     return f"{plain(ratio)}×"
+
+
+def shortened(value: float) -> str:
+    """1.2M, 233k."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{plain(value / unit)}{name}"
+    return plain(value)

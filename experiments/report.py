@@ -110,7 +110,7 @@ def read_results(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise ExperimentError(f"{folder}: there is no such folder; name the one that lm-bench run wrote to (-o DIR)")
     if not path.exists():
-        raise ExperimentError(f"{folder}: it holds no {NAME}; run lm-bench run -o {folder} first, or name another folder")
+        raise ExperimentError(f"{folder}: it holds no {NAME}; measure by lm-bench run -o {folder}, or name another one")
     latest: dict[str, Result] = {}
     with readable(path):
         for result in read(path):
@@ -149,6 +149,6 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        remedies = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "copy the folder first"}
-        remedy = remedies.get(error.errno or 0, "make it writable, or copy the results to a folder that is")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "make it writable, or copy the results to a folder that is"
         raise ExperimentError(f"{path}: it cannot be written: {error.strerror}; {remedy}") from error

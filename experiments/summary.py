@@ -150,12 +150,16 @@ def fullest(results: Iterable[Result], value: Value, varied: str | None = None) 
 
 
 def panels(results: Sequence[Result], value: Value, varied: str | None, by: Sequence[str]) -> list[Panel]:
-    """One panel for each value of the fields `by` (workload, link), each with its fullest setting."""
+    """One panel for each value of the fields `by` (workload, link), each with its fullest setting. Where one of them
+    has several places on the axis, those with a single place are left out."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(getattr(result.cell, name) for name in by), []).append(result)
     found = [fullest(groups[key], value, varied) for key in sorted(groups)]
-    return [panel for panel in found if panel is not None]
+    shown = [panel for panel in found if panel is not None]
+    if varied is None:
+        return shown
+    return [one for one in shown if len({getattr(run.cell, varied) for run in one.results}) > 1] or shown
 
 
 def floor_of(floors: Sequence[Floor], link: str) -> Floor | None:

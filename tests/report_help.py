@@ -22,9 +22,8 @@ from experiments.results import (
 )
 
 MIB = 2**20
-MACHINE = Machine(
-    kernel="6.18.0", processor="A <processor> & more", cores=2, memory=8 * 2**30, python="3.11.2", versions={"redis": "7"}
-)
+MACHINE = Machine(kernel="6.18.0", processor="A <processor> & more", cores=2, memory=8 * 2**30, python="3.11.2",
+                  versions={"redis": "7"})  # fmt: skip
 LINKS = {
     "1gbit": Link(name="1gbit", asked_rtt_ms=0.2, asked_rate=125_000_000, by="tbf", measured_rtt_ms=0.23,
                   measured_rate=118_000_000),
@@ -54,8 +53,11 @@ def histogram(generator: random.Random, count: int, middle: float) -> Histogram:
                      max_us=values[-1])  # fmt: skip
 
 
-def timeline(generator: random.Random, start: float, frozen: float, slow: float, steps: float) -> list[tuple[float, float]]:
-    """Operations in each step of `steps` milliseconds: slower in the rounds, none while frozen, recovering over `slow`."""
+Timeline = list[tuple[float, float]]
+
+
+def timeline(generator: random.Random, start: float, frozen: float, slow: float, steps: float) -> Timeline:
+    """Operations in steps of `steps` milliseconds: slower in the rounds, none while frozen, recovering over `slow`."""
     points = []
     at = start - 600.0
     while at < max(slow * 2, 600.0) + 300:
@@ -112,8 +114,10 @@ def result(
                   during_rounds=SPEED * 0.88 if rounds else None, lowest=0.0 if down > step else SPEED * 0.2,
                   recovered_ms=slow * 0.9 + 5, lost=lost)  # fmt: skip
     fields: dict[str, Any] = {
-        "cell": Cell(workload=workload, strategy=strategy, link=link, memory=memory, dirty_rate=dirty, peer=peer, run=run),
-        "link": LINKS[link], "machine": MACHINE, "started": 1_750_000_000.0 + run, "verified": True, "downtime_ms": down,
+        "cell": Cell(workload=workload, strategy=strategy, link=link, memory=memory, dirty_rate=dirty, peer=peer,
+                     run=run),
+        "link": LINKS[link], "machine": MACHINE, "started": 1_750_000_000.0 + run, "verified": True,
+        "downtime_ms": down,
         "reported_downtime_ms": None if peer else down * 0.9, "total_ms": complete - start,
         "wire_bytes": int((pages + resent) * 4096 * 0.7), "pages": pages, "pages_sent": pages + resent,
         "pages_resent": resent, "faults": histogram(generator, faults, trip * 1000 + (90 if not peer else 160)),
