@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.quantities import (
-    dip,
+    depth,
+    dip_ms,
     dirty_words,
     downtime,
     duration,
     fault_share,
-    lost_ms,
     page_multiple,
     plain,
     size,
@@ -72,7 +72,7 @@ class Growth:
 
     def words(self, text: Callable[[float], str]) -> str:
         """`from 5 ms to 50 ms (10×)`."""
-        ratio = f" ({times(self.high.median / self.low.median)})" if self.low.median > 0 else ""
+        ratio = f" ({times(self.high.median / self.low.median, 2)})" if self.low.median > 0 else ""
         return f"from {text(self.low.median)} to {text(self.high.median)}{ratio}"
 
 
@@ -229,19 +229,22 @@ def few_network_faults(results: Sequence[Result]) -> Finding:
 
 
 def smallest_dip(results: Sequence[Result]) -> Finding:
-    """Work that hybrid's runs lost, beside that of post-copy and pre-copy."""
+    """What the dip cost under hybrid, beside post-copy and pre-copy."""
     cases = []
     for setting, runs in by_setting(results).items():
-        lost = {series.strategy: median_of(group, lost_ms) for series, group in by_series(runs).items()}
+        lost = {series.strategy: median_of(group, dip_ms) for series, group in by_series(runs).items()}
         losses = {strategy: value for strategy, value in lost.items() if value is not None}
         if not {"hybrid", "post-copy", "pre-copy"} <= losses.keys():
             continue
         rest = {strategy: value for strategy, value in losses.items() if strategy != "hybrid"}
-        depth = median_of((one for one in runs if one.cell.strategy == "hybrid"), dip)
+        deepest = median_of((one for one in runs if one.cell.strategy == "hybrid"), depth)
         beside = ", ".join(f"{strategy} {duration(value)}" for strategy, value in rest.items())
-        lowest = "" if depth is None else f" (at the lowest {plain(depth * 100, 3)} % below the old speed)"
-        numbers = f"Hybrid lost {duration(losses['hybrid'])} of work at the old speed{lowest}, {beside}"
+        lowest = "" if deepest is None else f" (at its lowest {plain(deepest * 100)} % below the old speed)"
+        numbers = (
+            f"Between freeze and recovery hybrid lost the work of {duration(losses['hybrid'])} at the old "
+            f"speed{lowest}, {beside}"
+        )
         margin = losses["hybrid"] - min(rest.values())
         cases.append(Case(setting, margin <= 0, numbers, abs(margin)))
-    claim = "Hybrid has the smallest dip, counted as work lost until recovery"
+    claim = "Hybrid has the smallest dip, counted as work lost between freeze and recovery"
     return conclude(claim, cases, "runs of hybrid, post-copy and pre-copy under the same setting")

@@ -79,7 +79,8 @@ def figure_part(figure: Drawn) -> Markup:
     )
     caption = element("figcaption", Markup(f'{html.escape(figure.caption)} <span class="files">{files}</span>'))
     picture = element("div", inline(figure), kind="picture")
-    return section(figure.title, figure.name, element("figure", together([picture, caption])))
+    heading = element("h2", figure.title, kind="unseen")  # the figure itself shows its title
+    return element("section", together([heading, element("figure", together([picture, caption]))]), id=figure.name)
 
 
 def findings_part(findings: Sequence[Finding]) -> Markup:

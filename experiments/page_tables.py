@@ -7,10 +7,11 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experiments.page import Markup, element, escape, paragraph, section, table
+from experiments.page import Markup, element, escape, paragraph, section, table, together
 from experiments.quantities import (
     bulk_rate,
-    dip,
+    depth,
+    dip_ms,
     dirty_words,
     downtime,
     duration,
@@ -35,8 +36,11 @@ from experiments.summary import (
     migrations,
     panels,
     series_of,
+    setting_of,
 )
 
+NEARLY = 1.1
+"""Two medians that differ by less are called equal in the table of the best strategies."""
 ABSENT = Markup('<span class="soft">–</span>')
 
 
@@ -102,7 +106,7 @@ def with_ratio(words: str, value: float, limit: float) -> object:
     """A value with its ratio to the floor."""
     if limit <= 0:
         return words
-    return Markup(f"{escape(words)} {element('strong', times(float(f'{value / limit:.2g}')))}")
+    return Markup(f"{escape(words)} {element('strong', times(value / limit, 2))}")
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,19 @@ def choice_part(results: Sequence[Result]) -> Markup:
             if len(medians) < 2:
                 row.append(ABSENT)
                 continue
-            best = min(medians, key=lambda label: medians[label])
-            row.append(Markup(f"{escape(best)} <span class='soft'>{escape(question.words(medians[best]))}</span>"))
+            least = min(medians.values())
+            best = ", ".join(label for label, value in medians.items() if value <= least * NEARLY)
+            row.append(together([best, element("span", question.words(least), kind="soft")]))
         rows.append(row)
     if not rows:
         text = "To compare strategies, this needs two of them under the same setting."
         return section("Which strategy", "which", paragraph(text))
-    note = paragraph("Of the strategies measured under the same setting, the one with the lowest median. Work lost is "
-                     "operations not done until recovery, as time at the old speed.", "note")  # fmt: skip
+    note = paragraph(
+        f"Of the strategies measured under the same setting, the one with the lowest median, and those within "
+        f"{(NEARLY - 1) * 100:.0f} % of it. Work lost is operations not done from the begin of the migration until "
+        "recovery, as time at the old speed.",
+        "note",
+    )
     titles = ["setting", *(question.title for question in QUESTIONS)]
     return section("Which strategy", "which", table(titles, rows, words=len(titles)), note)
 
@@ -203,9 +212,7 @@ def failed_part(results: Sequence[Result]) -> Markup:
 
 def settings_words(result: Result) -> str:
     """The setting of a run."""
-    cell = result.cell
-    written = "" if cell.dirty_rate is None else f", writing {dirty_words(cell.dirty_rate)}"
-    return f"{cell.workload}, {size(cell.memory)}{written}, over {cell.link}"
+    return setting_of(result.cell).words()
 
 
 def runs_part(results: Sequence[Result]) -> Markup:
@@ -260,7 +267,8 @@ COLUMNS: tuple[tuple[str, Callable[[Result], object]], ...] = (
     ("operations_per_second_before", lambda one: one.speed.before if one.speed else None),
     ("operations_per_second_during_rounds", lambda one: one.speed.during_rounds if one.speed else None),
     ("operations_per_second_lowest", lambda one: one.speed.lowest if one.speed else None),
-    ("dip", dip),
+    ("deepest_dip", depth),
+    ("dip_ms_of_work", dip_ms),
     ("recovered_ms", lambda one: one.speed.recovered_ms if one.speed else None),
     ("lost_operations", lambda one: one.speed.lost if one.speed else None),
     ("rounds", lambda one: len(one.rounds)),

@@ -58,7 +58,18 @@ def lost_ms(result: Result) -> float | None:
     return speed.lost / speed.before * 1000 if speed is not None and speed.before > 0 else None
 
 
-def dip(result: Result) -> float | None:
+def dip_ms(result: Result) -> float | None:
+    """What the dip at the handover cost: operations missing between the freeze and recovery, as milliseconds of work at
+    the old speed. Unlike lost_ms without what the rounds before it cost."""
+    speed, frozen = result.speed, result.moments_ms.get("frozen")
+    if speed is None or speed.before <= 0 or frozen is None or not speed.timeline:
+        return None
+    end = speed.recovered_ms if speed.recovered_ms is not None else speed.timeline[-1][0] + speed.step_ms
+    counts = [count for at, count in speed.timeline if at + speed.step_ms > frozen and at < end]
+    return max(0.0, len(counts) * speed.step_ms - sum(counts) / speed.before * 1000)
+
+
+def depth(result: Result) -> float | None:
     """How far the speed fell at the lowest, as a share of the old speed."""
     speed = result.speed
     return 1 - speed.lowest / speed.before if speed is not None and speed.before > 0 else None
@@ -128,9 +139,14 @@ def dirty_words(value: float | None) -> str:
     return "its own" if value is None else rate(value)
 
 
-def times(ratio: float) -> str:
+def writing(value: float | None) -> str:
+    """A dirty rate within a setting; nothing for a workload that writes as it likes."""
+    return "" if value is None else f"writing {rate(value) if value else 'nothing'}"
+
+
+def times(ratio: float, digits: int = 3) -> str:
     """A ratio: 1.4×."""
-    return f"{plain(ratio)}×"
+    return f"{plain(ratio, digits)}×"
 
 
 def shortened(value: float) -> str:

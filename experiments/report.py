@@ -66,7 +66,7 @@ def summary(results: Sequence[Result]) -> str:
     links = listed(sorted({one.cell.link for one in results}))
     series = listed([one.label for one in by_series(moved)])
     settings = len({setting_of(one.cell) for one in results})
-    told = f" {counted(failed, 'run')} of them failed and {'is' if failed == 1 else 'are'} left out." if failed else ""
+    told = f" {failed:,} of them failed and {'is' if failed == 1 else 'are'} left out." if failed else ""
     return (
         f"{counted(len(results), 'run')} in {counted(settings, 'setting')}: {workloads} moved over {links} by "
         f"{series or 'nothing'}.{told} Everything here is computed from results.jsonl beside this page."

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.quantities import dirty_words, size
+from experiments.quantities import size, writing
 from experiments.results import Cell, Floor, Result
 
 Value = Callable[[Result], float | None]
@@ -50,7 +50,7 @@ class Setting:
         parts = {
             "workload": self.workload,
             "memory": size(self.memory),
-            "dirty_rate": "" if self.dirty_rate is None else f"writing {dirty_words(self.dirty_rate)}",
+            "dirty_rate": writing(self.dirty_rate),
             "link": f"over {self.link}",
         }
         return ", ".join(text for name, text in parts.items() if text and name not in without)
