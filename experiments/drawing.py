@@ -151,7 +151,7 @@ def save(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as SVG and as PNG, without dates and versions in them."""
     drawn, painted = io.BytesIO(), io.BytesIO()
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # it is laid out now; laying it out again for each file takes as long as drawing
+    figure.set_layout_engine(None)  # it is laid out now; laying it out again for each file takes longer than drawing
     figure.savefig(drawn, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     figure.savefig(painted, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return drawn.getvalue(), painted.getvalue()

@@ -273,7 +273,7 @@ def fault_latency(results: Sequence[Result], order: Sequence[Series], floors: Ca
                 drawing.floor_line(axes, value, upright=True)
                 axes.annotate(name, (value, 0.03), xytext=(2 if side == "left" else -2, 0), ha=side,
                               textcoords="offset points", fontsize=7.5, color=drawing.FLOOR)  # fmt: skip
-                seen.append(value)
+                seen.append(value / 1.4)  # room for its name
     for place, axes in enumerate(places):
         if place >= len(shown):
             axes.set_axis_off()

@@ -141,8 +141,10 @@ def choice_part(results: Sequence[Result]) -> Markup:
                 row.append(ABSENT)
                 continue
             least = min(medians.values())
-            best = ", ".join(label for label, value in medians.items() if value <= least * NEARLY)
-            row.append(together([best, element("span", question.words(least), kind="soft")]))
+            best = [label for label, value in medians.items() if value <= least * NEARLY]
+            names = ["all alike"] if len(best) == len(medians) else [f"{label}," for label in best[:-1]] + best[-1:]
+            unbroken = [element("span", name, kind="unbroken") for name in names]
+            row.append(together([*unbroken, element("span", question.words(least), kind="soft unbroken")]))
         rows.append(row)
     if not rows:
         text = "To compare strategies, this needs two of them under the same setting."
@@ -201,18 +203,15 @@ def failed_part(results: Sequence[Result]) -> Markup:
     if not failed:
         return Markup("")
     rows: list[list[object]] = [
-        [series_of(one).label, settings_words(one), one.cell.run, one.error or "its data was not as it should be"]
+        [
+            series_of(one).label, setting_of(one.cell).words(), one.cell.run,
+            element("div", one.error or "its data was not as it should be", kind="long"),
+        ]
         for one in failed
-    ]
+    ]  # fmt: skip
     body = table(["series", "setting", "run", "error"], rows, words=4)
-    body = Markup(body.replace("<td>", '<td class="long">'))
     words = f"{len(failed)} of {len(results)} runs; they are in the table below and in no figure, median or finding."
     return section("Failed runs", "failed", paragraph(words), body)
-
-
-def settings_words(result: Result) -> str:
-    """The setting of a run."""
-    return setting_of(result.cell).words()
 
 
 def runs_part(results: Sequence[Result]) -> Markup:

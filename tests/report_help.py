@@ -40,7 +40,7 @@ def histogram(generator: random.Random, count: int, middle: float) -> Histogram:
     if not count:
         return Histogram()
     values = sorted(middle * math.exp(abs(generator.gauss(0, 0.3)) ** 1.7 + generator.gauss(0, 0.12))
-                    for _ in range(min(count, 2000)))  # fmt: skip
+                    for _ in range(min(count, 300)))  # fmt: skip
     buckets: dict[float, int] = {}
     for value in values:
         bucket = round(2 ** (math.ceil(math.log2(value) * 16) / 16), 2)
@@ -62,10 +62,10 @@ def timeline(generator: random.Random, start: float, frozen: float, slow: float,
     at = start - 600.0
     while at < max(slow * 2, 600.0) + 300:
         speed = SPEED * generator.uniform(0.97, 1.0)
-        if start <= at < frozen:
+        if start <= at < frozen - steps:
             speed *= 0.88
-        if frozen <= at < 0:
-            speed = 0.0
+        still = max(0.0, min(at + steps, 0.0) - max(at, frozen)) / steps
+        speed *= 1 - still
         if at >= 0:
             speed *= 1 - 0.75 * math.exp(-3 * at / slow) if slow else 1.0
         points.append((round(at, 3), round(speed * steps / 1000, 1)))
@@ -108,7 +108,7 @@ def result(
     frozen = -down
     start = frozen - sum(one["ms"] for one in rounds) - 120
     complete = slow * 1.02 if slow else 0.0
-    step = 10.0
+    step = 10.0 if slow < 2000 else 50.0
     lost = SPEED * (down / 1000 + slow / 1000 * 0.25 + sum(one["ms"] for one in rounds) / 1000 * 0.12)
     speed = Speed(step_ms=step, timeline=timeline(generator, start, frozen, slow, step), before=SPEED,
                   during_rounds=SPEED * 0.88 if rounds else None, lowest=0.0 if down > step else SPEED * 0.2,
