@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def legend_width(lengths: Sequence[int], columns: int) -> float:
     rows, longer = divmod(len(lengths), columns)
     ends = itertools.accumulate(rows + (1 if column < longer else 0) for column in range(columns))
     starts = [0, *ends]
-    return sum(0.72 + 0.072 * max(lengths[begin:end]) for begin, end in itertools.pairwise(starts))
+    return sum(0.64 + 0.068 * max(lengths[begin:end]) for begin, end in itertools.pairwise(starts))
 
 
 def series_handle(series: Series, style: Style, joined: bool = True) -> Line2D:
@@ -139,6 +140,17 @@ def floor_line(axes: Axes, value: float, upright: bool = False) -> None:
     """The limit of this machine and link, across the panel."""
     draw = axes.axvline if upright else axes.axhline
     draw(value, color=FLOOR, linestyle=(0, (2, 1.5)), linewidth=1.2, zorder=1.5)
+
+
+def wrapped(text: str, width: int = 48) -> str:
+    """In lines that fit above a panel or below a tick, broken at spaces and commas: a link may be named by all that was
+    asked of it, without a space."""
+    lines = [""]
+    for piece in re.findall(r"[^ ,]*[ ,]*", text):
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def nothing(axes: Axes, sentence: str) -> None:

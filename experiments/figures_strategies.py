@@ -25,7 +25,8 @@ class Column:
     value: Callable[[Result], float | None]
     label: str
     words: Callable[[float], str]
-    log: bool
+    nothing: str
+    """What is said of a value of 0, which has no place on the logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def lost_operations(result: Result) -> float | None:
 
 
 RECOVERY = (
-    Column(recovered_ms, "time to 95 % of the old speed (log scale)", duration, True),
-    Column(lost_operations, "operations lost (log scale)", shortened, True),
+    Column(recovered_ms, "time to 95 % of the old speed (log scale)", duration, "at once"),
+    Column(lost_operations, "operations lost (log scale)", shortened, "none"),
 )
 
 
@@ -128,7 +129,7 @@ def recovery_row(row: Sequence[Axes], panel: Panel, order: Sequence[Series]) -> 
             style = drawing.style_of(series, order)
             if values:
                 draw_row(axes, place, [value if value > 0 else smallest / 2 for value in values], style,
-                         at_least_zero(column.words, smallest))  # fmt: skip
+                         words_of(column, smallest))  # fmt: skip
             missing = len(results) - len(values)
             if missing:
                 never = True
@@ -143,9 +144,9 @@ def recovery_row(row: Sequence[Axes], panel: Panel, order: Sequence[Series]) -> 
     return never
 
 
-def at_least_zero(words: Callable[[float], str], smallest: float) -> Callable[[float], str]:
-    """Values drawn below the smallest stand for nothing at all."""
-    return lambda value: "none" if value < smallest else words(value)
+def words_of(column: Column, smallest: float) -> Callable[[float], str]:
+    """A value in words; those drawn below the smallest stand for 0."""
+    return lambda value: column.nothing if value < smallest else column.words(value)
 
 
 def costs(results: Sequence[Result], order: Sequence[Series], floors: Callable[[str], Floor | None]) -> Figure:

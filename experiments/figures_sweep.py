@@ -111,7 +111,7 @@ def of_panel(panel: Panel, varied: str) -> str:
     """What a panel holds fixed, in two short lines."""
     first = panel.setting.workload + (f" over {panel.setting.link}" if panel.setting.link else "")
     rest = panel.setting.words("workload", "link", varied)
-    return f"{first}\n{rest}" if rest else first
+    return "\n".join(drawing.wrapped(line) for line in (first, rest) if line)
 
 
 def in_pairs(
@@ -217,7 +217,7 @@ def bytes_against_link(
     def words(name: str) -> str:
         asked = links[name]
         round_trip = f"\n{duration(asked.asked_rtt_ms)}" if asked.asked_rtt_ms else ""
-        return f"{name}\n{link_rate(asked.asked_rate)}{round_trip}"
+        return f"{drawing.wrapped(name, 14)}\n{link_rate(asked.asked_rate)}{round_trip}"
 
     return in_pairs(title, shown, "link", drawing.ranked(names, words), BYTES, "link, asked rate and round trip", order,
                     floors, "memory of the process", joined=False)  # fmt: skip

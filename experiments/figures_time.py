@@ -90,6 +90,9 @@ def end_of(result: Result) -> float:
 def window_of(results: Sequence[Result]) -> Window:
     """The time that all rows of a column show."""
 
+    known = [at for one in results if one.speed is not None for at, _ in one.speed.timeline]
+    if not any(one.moments_ms for one in results):
+        return Window(min(known), max(known) + 1.0)
     ours = [one for one in results if not one.cell.peer] or results
 
     def needed(what: Callable[[Result], float]) -> float:
@@ -97,7 +100,6 @@ def window_of(results: Sequence[Result]) -> Window:
 
     before, after = needed(lambda one: -begin_of(one)), needed(end_of)
     length = max(before + after, 4 * max(one.speed.step_ms for one in results if one.speed is not None))
-    known = [at for one in results if one.speed is not None for at, _ in one.speed.timeline]
     begin, end = -before - 0.12 * length, after + 0.18 * length
     return Window(max(begin, min(known)), max(min(end, max(known)), length * 0.05))
 
@@ -303,5 +305,6 @@ def finish_distribution(axes: Axes, panel: Panel, seen: Sequence[float]) -> None
     axes.set_ylim(0, 1.03)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 0.99], ["0 %", "25 %", "50 %", "75 %", "99 %"])
     setting = panel.setting
-    axes.set(title=f"{setting.workload} over {setting.link}\n{setting.words('workload', 'link')}",
-             xlabel="latency of a fault (log scale)", ylabel="faults that took at most this")  # fmt: skip
+    lines = (f"{setting.workload} over {setting.link}", setting.words("workload", "link"))
+    axes.set(title="\n".join(drawing.wrapped(line) for line in lines), xlabel="latency of a fault (log scale)",
+             ylabel="faults that took at most this")  # fmt: skip

@@ -23,6 +23,7 @@ from experiments.quantities import (
     page_multiple,
     plain,
     rate,
+    rounds_share,
     size,
     times,
 )
@@ -166,15 +167,16 @@ def links_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
     for name in sorted({link.name for link in every}):
         same = [link for link in every if link.name == name]
         trips = [link.measured_rtt_ms for link in same if link.measured_rtt_ms > 0]
+        jitters = [link.measured_jitter_ms for link in same if link.measured_jitter_ms > 0]
         rates = [link.measured_rate for link in same if link.measured_rate > 0]
         link = same[0]
         rows.append([
             name, ", ".join(sorted({one.by for one in same})),
             duration(link.asked_rtt_ms) if link.asked_rtt_ms else "no delay", between(trips, duration),
-            link_rate(link.asked_rate), between(rates, link_rate),
+            between(jitters, duration), link_rate(link.asked_rate), between(rates, link_rate),
             f"{plain(link.loss * 100)} %" if link.loss else "none",
         ])  # fmt: skip
-    titles = ["link", "made by", "round trip asked", "measured", "rate asked", "measured", "loss asked"]
+    titles = ["link", "made by", "round trip asked", "measured", "jitter", "rate asked", "measured", "loss asked"]
     return section("Links", "links", table(titles, rows, words=2))
 
 
@@ -217,28 +219,33 @@ def failed_part(results: Sequence[Result]) -> Markup:
 def runs_part(results: Sequence[Result]) -> Markup:
     """Every run."""
     titles = ["series", "workload", "link", "memory", "writing", "run", "downtime", "client's", "total", "on the wire",
-              "pages sent", "again", "faults", "p50", "p99", "95 % after", "work lost", "verified"]  # fmt: skip
+              "pages sent", "again", "faults", "p50", "p99", "in rounds", "95 % after", "work lost",
+              "verified"]  # fmt: skip
     rows: list[list[object]] = []
     for one in results:
         cell, faults = one.cell, one.faults
         recovered = one.speed.recovered_ms if one.speed is not None else None
         rows.append([
-            series_of(one).label, cell.workload, cell.link, size(cell.memory), dirty_words(cell.dirty_rate), cell.run,
+            series_of(one).label, setting_of(cell).workload, cell.link, size(cell.memory),
+            dirty_words(cell.dirty_rate), cell.run,
             or_absent(one.downtime_ms, duration), or_absent(one.client_downtime_ms, duration),
             or_absent(one.total_ms, duration), or_absent(one.wire_bytes, size),
             or_absent(page_multiple(one), times), or_absent(one.pages_resent, lambda value: f"{value:,.0f}"),
             f"{faults.count:,}", or_absent(faults.p50_us if faults.count else None, latency),
-            or_absent(faults.p99_us if faults.count else None, latency), or_absent(recovered, duration),
+            or_absent(faults.p99_us if faults.count else None, latency),
+            or_absent(rounds_share(one), lambda value: f"{value * 100:.0f} %"), or_absent(recovered, duration),
             or_absent(lost_ms(one), duration), "yes" if one.verified else "no",
         ])  # fmt: skip
     note = Markup(f'The same with more columns and full precision: {element("a", "runs.csv", href="runs.csv")}.')
-    return section("All runs", "runs", table(titles, rows, words=3), element("p", note, kind="note"))
+    words = paragraph("In rounds: the speed while rounds were copied, of the old speed.", "note")
+    return section("All runs", "runs", table(titles, rows, words=3), words, element("p", note, kind="note"))
 
 
 COLUMNS: tuple[tuple[str, Callable[[Result], object]], ...] = (
     ("peer", lambda one: one.cell.peer),
     ("strategy", lambda one: one.cell.strategy),
     ("workload", lambda one: one.cell.workload),
+    ("variant", lambda one: one.cell.variant),
     ("link", lambda one: one.cell.link),
     ("memory_bytes", lambda one: one.cell.memory),
     ("dirty_bytes_per_second", lambda one: one.cell.dirty_rate),

@@ -69,6 +69,14 @@ def dip_ms(result: Result) -> float | None:
     return max(0.0, len(counts) * speed.step_ms - sum(counts) / speed.before * 1000)
 
 
+def rounds_share(result: Result) -> float | None:
+    """The speed while rounds were copied, as a share of the old speed."""
+    speed = result.speed
+    if speed is None or speed.during_rounds is None or speed.before <= 0:
+        return None
+    return speed.during_rounds / speed.before
+
+
 def depth(result: Result) -> float | None:
     """How far the speed fell at the lowest, as a share of the old speed."""
     speed = result.speed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, Status
 from experiments.findings import find
 from experiments.quantities import WORKING_SET
 from experiments.results import NAME, VERSION, Floor, OtherVersion, Result, read
@@ -31,7 +31,8 @@ def report(folder: Path, say: Callable[[str], None]) -> None:
         from experiments import figures, page, page_tables
     except ImportError as error:
         raise ExperimentError(
-            f"the report's figures: {error}; install matplotlib, for example by pip install 'live-migration[bench]'"
+            f"the report's figures: {error}; install matplotlib, for example by pip install 'live-migration[bench]'",
+            Status.SYSTEM,
         ) from error
     failed = sum(1 for one in results if not one.verified)
     say(f"{folder / NAME}: {counted(len(results), 'run')}, {failed} failed, {counted(len(floors), 'floor')}")
@@ -62,7 +63,7 @@ def summary(results: Sequence[Result]) -> str:
     """What was measured, in two sentences."""
     moved = [one for one in results if one.cell.peer != NO_MIGRATION]
     failed = sum(1 for one in results if not one.verified)
-    workloads = listed(sorted({one.cell.workload for one in results}))
+    workloads = listed(sorted({setting_of(one.cell).workload for one in results}))
     links = listed(sorted({one.cell.link for one in results}))
     series = listed([one.label for one in by_series(moved)])
     settings = len({setting_of(one.cell) for one in results})
@@ -95,31 +96,36 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OtherVersion as error:
-        raise ExperimentError(f"{error}; measure again, or use the lm-bench that wrote them") from error
+        words = f"{error}; measure again, or use the lm-bench that wrote them"
+        raise ExperimentError(words, Status.BAD_DATA) from error
     except (msgspec.DecodeError, AttributeError, UnicodeDecodeError) as error:
         raise ExperimentError(
-            f"{path}: a line is not a result of lm-bench ({error}); remove that line, or measure again"
+            f"{path}: a line is not a result of lm-bench ({error}); remove that line, or measure again",
+            Status.BAD_DATA,
         ) from error
     except OSError as error:
-        raise ExperimentError(f"{path}: {error.strerror}; check the folder and its permissions") from error
+        raise ExperimentError(f"{path}: {error.strerror}; check it and its permissions", status_of(error)) from error
 
 
 def read_results(folder: Path) -> list[Result]:
     """The runs in order, the last one of each cell if one was run again. Raises ExperimentError."""
     path = folder / NAME
-    if not folder.is_dir():
-        raise ExperimentError(f"{folder}: there is no such folder; name the one that lm-bench run wrote to (-o DIR)")
-    if not path.exists():
-        raise ExperimentError(f"{folder}: it holds no {NAME}; measure by lm-bench run -o {folder}, or name another one")
     latest: dict[str, Result] = {}
     with readable(path):
+        if not folder.is_dir():
+            words = f"{folder}: there is no such folder; name the one that lm-bench run wrote to (-o DIR)"
+            raise ExperimentError(words, Status.BAD_DATA)
+        if not path.exists():
+            words = f"{folder}: it holds no {NAME}; measure by lm-bench run -o {folder} first"
+            raise ExperimentError(words, Status.BAD_DATA)
         for result in read(path):
             # Samples and reports are most of a result's size, and nothing else of them is drawn.
             result.samples = {key: value for key, value in result.samples.items() if key == WORKING_SET}
             result.reports = {}
             latest[result.cell.key()] = result
     if not latest:
-        raise ExperimentError(f"{path}: it holds no finished run; run lm-bench run -o {folder} again, which resumes it")
+        words = f"{path}: it holds no finished run; run lm-bench run -o {folder} again, which resumes it"
+        raise ExperimentError(words, Status.BAD_DATA)
     return sorted(latest.values(), key=place_of)
 
 
@@ -127,9 +133,9 @@ def read_floors(folder: Path) -> list[Floor]:
     """The floors in the order in which they were measured, none if there are none. Raises ExperimentError."""
     path = folder / FLOORS
     floors: list[Floor] = []
-    if not path.exists():
-        return floors
     with readable(path):
+        if not path.exists():
+            return floors
         for line in path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break
@@ -149,6 +155,14 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        status = status_of(error)
+        full = status is Status.NO_SPACE
         remedy = "free some space" if full else "make it writable, or copy the results to a folder that is"
-        raise ExperimentError(f"{path}: it cannot be written: {error.strerror}; {remedy}") from error
+        raise ExperimentError(f"{path}: it cannot be written: {error.strerror}; {remedy}", status) from error
+
+
+def status_of(error: OSError) -> Status:
+    """The status that says what kind of obstacle it was."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Status.NO_SPACE
+    return Status.NO_PERMISSION if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else Status.SYSTEM

@@ -38,7 +38,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the strategies are compared under. `memory` in bytes, `dirty_rate` in bytes per second or None."""
+    """What the strategies are compared under. `workload` with its settings that are not the usual ones, `memory` in
+    bytes, `dirty_rate` in bytes per second or None."""
 
     workload: str
     link: str
@@ -85,7 +86,8 @@ def series_of(result: Result) -> Series:
 
 def setting_of(cell: Cell) -> Setting:
     """The cell's setting."""
-    return Setting(cell.workload, cell.link, cell.memory, cell.dirty_rate)
+    workload = f"{cell.workload} ({cell.variant.replace(',', ', ')})" if cell.variant else cell.workload
+    return Setting(workload, cell.link, cell.memory, cell.dirty_rate)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -154,7 +156,7 @@ def panels(results: Sequence[Result], value: Value, varied: str | None, by: Sequ
     has several places on the axis, those with a single place are left out."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault(tuple(getattr(result.cell, name) for name in by), []).append(result)
+        groups.setdefault(tuple(getattr(setting_of(result.cell), name) for name in by), []).append(result)
     found = [fullest(groups[key], value, varied) for key in sorted(groups)]
     shown = [panel for panel in found if panel is not None]
     if varied is None:

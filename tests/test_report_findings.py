@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from report_help import MIB, result, sweep
 
+from experiments.drawing import wrapped
 from experiments.findings import Finding, Outcome, find
 from experiments.quantities import bulk_rate, dip_ms, downtime, duration, link_rate, plain, shortened, size
 from experiments.results import Histogram, Result, Speed
@@ -158,6 +160,29 @@ def test_a_single_place_is_shown_only_where_nothing_else_is() -> None:
     assert [one.setting.workload for one in panels(one_size, downtime, "memory", ["workload"])] == ["redis"]
     both = one_size + sweep(dirty=[0], runs=1)
     assert [one.setting.workload for one in panels(both, downtime, "memory", ["workload"])] == ["toucher"]
+
+
+def test_variants_of_a_workload_are_settings_of_their_own() -> None:
+    runs = sweep(memories=[64 * MIB], dirty=[0], runs=1)
+    others = [msgspec.structs.replace(one, cell=msgspec.structs.replace(one.cell, variant="locality=zipf,threads=2"))
+              for one in runs]  # fmt: skip
+    shown = [one.setting.words() for one in panels(runs + others, downtime, None, ["workload", "link"])]
+    assert shown == ["toucher, 64 MiB, writing nothing, over 1gbit",
+                     "toucher (locality=zipf, threads=2), 64 MiB, writing nothing, over 1gbit"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short, and so on", "short, and so on"),
+        ("rtt=20ms,rate=100mbit,loss=0.1%", "rtt=20ms,\nrate=100mbit,\nloss=0.1%"),
+        ("rtt=1ms,a b", "rtt=1ms,a b"),
+        ("averylongnamewithoutany", "averylongnamewithoutany"),
+        ("", ""),
+    ],
+)
+def test_long_names_are_wrapped(text: str, lines: str) -> None:
+    assert wrapped(text, 16) == lines
 
 
 def test_quantities() -> None:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from report_help import LINKS, MIB, floor, put, result, sweep
 
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, Status
 from experiments.figures import FIGURES
 from experiments.page_tables import choice_part, floor_part
 from experiments.report import read_results, report
@@ -156,10 +156,11 @@ def test_tables_of_all_settings() -> None:
     assert ratios.count("×") == 4 * 2 + 2, "four strategies, of which one has faults"
 
 
-def refused(folder: Path) -> str:
+def refused(folder: Path, status: Status = Status.BAD_DATA) -> str:
     """The sentence of a report that cannot be made."""
     with pytest.raises(ExperimentError) as caught:
         report(folder, lambda text: None)
+    assert caught.value.status == status
     return str(caught.value)
 
 
@@ -195,10 +196,15 @@ def test_damaged_results(tmp_path: Path, line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "make it writable")]
-)  # fmt: skip
+    ("number", "status", "remedy"),
+    [
+        (errno.ENOSPC, Status.NO_SPACE, "free some space"),
+        (errno.EACCES, Status.NO_PERMISSION, "make it writable"),
+        (errno.EIO, Status.SYSTEM, "make it writable"),
+    ],
+)
 def test_a_folder_that_cannot_be_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: Status, remedy: str
 ) -> None:
     def fail(self: Path, content: bytes) -> NoReturn:
         with self.open("wb") as file:
@@ -207,7 +213,7 @@ def test_a_folder_that_cannot_be_written_to(
 
     put(tmp_path, [result("post-copy")])
     monkeypatch.setattr(Path, "write_bytes", fail)
-    sentence = refused(tmp_path)
+    sentence = refused(tmp_path, status)
     assert sentence.startswith(f"{tmp_path / 'runs.csv'}: it cannot be written: cannot; ")
     assert remedy in sentence
     assert [one.name for one in tmp_path.iterdir()] == [NAME]
