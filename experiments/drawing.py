@@ -146,7 +146,7 @@ def wrapped(text: str, width: int = 48) -> str:
     """In lines that fit above a panel or below a tick, broken at spaces and commas: a link may be named by all that was
     asked of it, without a space."""
     lines = [""]
-    for piece in re.findall(r"[^ ,]*[ ,]*", text):
+    for piece in re.findall(r"[^ ,]+[ ,]*|[ ,]+", text):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
             lines.append("")
         lines[-1] += piece

@@ -17,6 +17,7 @@ from experiments.quantities import (
     downtime,
     duration,
     fault_share,
+    network_faults,
     page_multiple,
     plain,
     size,
@@ -213,7 +214,7 @@ def few_network_faults(results: Sequence[Result]) -> Finding:
         shares = known((one for one in runs if one.cell.strategy == "post-copy"), fault_share)
         if not shares:
             continue
-        faults = median_of((one for one in runs if one.cell.strategy == "post-copy"), lambda one: one.faults.count)
+        faults = median_of((one for one in runs if one.cell.strategy == "post-copy"), network_faults)
         share = spread(shares).median
         numbers = (
             f"Under post-copy {plain(faults or 0, 6)} faults went over the network, {plain(share * 100, 2)} % of the "

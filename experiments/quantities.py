@@ -89,10 +89,18 @@ def working_set(result: Result) -> float | None:
     return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
+def network_faults(result: Result) -> int:
+    """Pages that came because they were touched: as lm-restore counted them, or as many faults as were timed. A process
+    that times its own waits also counts those for the processor."""
+    pages = (result.reports.get("restore") or {}).get("pages") or {}
+    counted = pages.get("faulted")
+    return counted if isinstance(counted, int) else result.faults.count
+
+
 def fault_share(result: Result) -> float | None:
     """Faults over the network for each page of the working set."""
     pages = working_set(result)
-    return result.faults.count / pages if pages else None
+    return network_faults(result) / pages if pages else None
 
 
 def plain(value: float, digits: int = 3) -> str:

@@ -119,9 +119,8 @@ def read_results(folder: Path) -> list[Result]:
             words = f"{folder}: it holds no {NAME}; measure by lm-bench run -o {folder} first"
             raise ExperimentError(words, Status.BAD_DATA)
         for result in read(path):
-            # Samples and reports are most of a result's size, and nothing else of them is drawn.
+            # Samples are most of a result's size, and nothing else of them is drawn.
             result.samples = {key: value for key, value in result.samples.items() if key == WORKING_SET}
-            result.reports = {}
             latest[result.cell.key()] = result
     if not latest:
         words = f"{path}: it holds no finished run; run lm-bench run -o {folder} again, which resumes it"

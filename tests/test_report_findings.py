@@ -10,7 +10,17 @@ from report_help import MIB, result, sweep
 
 from experiments.drawing import wrapped
 from experiments.findings import Finding, Outcome, find
-from experiments.quantities import bulk_rate, dip_ms, downtime, duration, link_rate, plain, shortened, size
+from experiments.quantities import (
+    bulk_rate,
+    dip_ms,
+    downtime,
+    duration,
+    link_rate,
+    network_faults,
+    plain,
+    shortened,
+    size,
+)
 from experiments.results import Histogram, Result, Speed
 from experiments.summary import fullest, panels, spread
 
@@ -99,6 +109,12 @@ def test_network_faults(faults: Histogram, outcome: Outcome) -> None:
     found = finding([result("post-copy", faults=faults)], "Prefetch")
     assert found.outcome is outcome
     assert "Hines and Gopalan" in found.claim
+
+
+def test_faults_are_counted_by_lm_restore_where_it_can() -> None:
+    counted = {"restore": {"pages": {"faulted": 100}}, "serve": {}}
+    assert finding([result("post-copy", faults=MANY, reports=counted)], "Prefetch").outcome is Outcome.HOLDS
+    assert network_faults(result("post-copy", faults=FEW, reports={"restore": {}})) == 1000
 
 
 def test_without_a_working_set_the_share_of_faults_is_unknown() -> None:
