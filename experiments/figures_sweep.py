@@ -216,6 +216,8 @@ def bytes_against_link(
 
     def words(name: str) -> str:
         asked = links[name]
+        if "=" in name:  # named by what was asked of it
+            return drawing.wrapped(name, 14)
         round_trip = f"\n{duration(asked.asked_rtt_ms)}" if asked.asked_rtt_ms else ""
         return f"{drawing.wrapped(name, 14)}\n{link_rate(asked.asked_rate)}{round_trip}"
 

@@ -86,10 +86,17 @@ def figure_part(figure: Drawn) -> Markup:
 def findings_part(findings: Sequence[Finding]) -> Markup:
     """Each finding: what came of it, the claim, the numbers."""
     counts = {outcome: sum(1 for one in findings if one.outcome is outcome) for outcome in Outcome}
-    told = ", ".join(f"{counts[outcome]} {words}" for outcome, words in (
-        (Outcome.HOLDS, "hold"), (Outcome.FAILS, "do not hold"), (Outcome.UNKNOWN, "were not measured"),
-    ) if counts[outcome])  # fmt: skip
-    intro = paragraph(f"Of the {len(findings)} classic findings about live migration, {told} in these runs.")
+    verbs = {
+        Outcome.HOLDS: ("holds", "hold"),
+        Outcome.FAILS: ("does not hold", "do not hold"),
+        Outcome.UNKNOWN: ("was not measured", "were not measured"),
+    }
+    told = ", ".join(
+        f"{counts[outcome]} {one if counts[outcome] == 1 else several}"
+        for outcome, (one, several) in verbs.items()
+        if counts[outcome]
+    )
+    intro = paragraph(f"Of {len(findings)} classic findings about live migration, in these runs {told}.")
     items = [
         element("li", together([
             element("span", one.outcome.value, kind=f"badge {BADGES[one.outcome]}"),
