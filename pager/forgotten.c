@@ -9,10 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
+static int add(struct lm_pager *pager, const struct lm_forgotten_run *run) {
     struct lm_forgotten *list = &pager->forgotten;
-    if (frame->space >= LM_FIRST_OBJECT)
-        return -EPROTO;
     if (list->count == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 256;
         struct lm_forgotten_run *runs = realloc(list->runs, capacity * sizeof *runs);
@@ -21,12 +19,22 @@ int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
         list->runs = runs;
         list->capacity = capacity;
     }
-    list->runs[list->count++] =
-        (struct lm_forgotten_run){.start = frame->address,
-                                  .end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE,
-                                  .source_space = frame->space,
-                                  .gone = frame->kind == LM_FRAME_GONE};
+    list->runs[list->count++] = *run;
     return 0;
+}
+
+int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
+    struct lm_forgotten_run run = {.start = frame->address,
+                                   .end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE,
+                                   .source_space = frame->space,
+                                   .gone = frame->kind == LM_FRAME_GONE};
+    return frame->space >= LM_FIRST_OBJECT ? -EPROTO : add(pager, &run);
+}
+
+int lm_forgotten_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space) {
+    struct lm_forgotten_run run = {
+        .start = address, .end = address + pages * LM_PAGE_SIZE, .source_space = source_space};
+    return add(pager, &run);
 }
 
 /* Call `visit` for each part of a range that the runs of the list fall into. */
