@@ -39,8 +39,8 @@ int lm_forgotten_add(struct lm_pager *pager, uint64_t address, uint64_t pages, u
 
 /* Call `visit` for each part of a range that the runs of the list fall into. */
 static int each_part(struct lm_pager *pager, void *out,
-                     int (*visit)(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
-                                  const struct lm_forgotten_run *run, void *out)) {
+                     int (*visit)(struct lm_pager *pager, struct lm_range *range, uint64_t first,
+                                  uint64_t pages, const struct lm_forgotten_run *run, void *out)) {
     for (size_t i = 0; i < pager->forgotten.count; i++) {
         const struct lm_forgotten_run *run = &pager->forgotten.runs[i];
         for (size_t j = 0; j < pager->space_count; j++)
@@ -49,7 +49,8 @@ static int each_part(struct lm_pager *pager, void *out,
                     lm_space_by_source(pager->spaces[j], run->source_space, at, run->end);
                 if (!range)
                     break;
-                uint64_t low = at > range->source ? at - range->source : 0, length = range->end - range->start;
+                uint64_t low = at > range->source ? at - range->source : 0,
+                         length = range->end - range->start;
                 uint64_t high = run->end - range->source < length ? run->end - range->source : length;
                 int error = range->table ? visit(pager, range, range->first + low / LM_PAGE_SIZE,
                                                  (high - low) / LM_PAGE_SIZE, run, out)
@@ -115,8 +116,9 @@ int lm_pager_dropped(struct lm_pager *pager) {
     /* What was written to last is what will be touched first. */
     for (size_t i = 0; i < list->count; i++)
         if (!list->runs[i].gone)
-            hot[count++] = (struct lm_hot_run){
-                .start = list->runs[i].start, .end = list->runs[i].end, .source_space = list->runs[i].source_space};
+            hot[count++] = (struct lm_hot_run){.start = list->runs[i].start,
+                                               .end = list->runs[i].end,
+                                               .source_space = list->runs[i].source_space};
     free(pager->prefetch.hot);
     pager->prefetch.hot = hot;
     pager->prefetch.hot_count = count;

@@ -32,8 +32,8 @@ static uint64_t next(uint64_t below) {
 static void check_page(const struct slot *slot, size_t page) {
     const uint64_t *words = (const uint64_t *)(slot->memory + page * PAGE);
     for (size_t i = 0; i < WORDS; i += WORDS - 1)
-        CHECK(words[i] == slot->tags[page], "slot %zu page %zu word %zu is %lx, not %lx", (size_t)(slot - slots),
-              page, i, words[i], slot->tags[page]);
+        CHECK(words[i] == slot->tags[page], "slot %zu page %zu word %zu is %lx, not %lx",
+              (size_t)(slot - slots), page, i, words[i], slot->tags[page]);
 }
 
 static void write_page(struct slot *slot, size_t page) {
@@ -74,7 +74,8 @@ static void move_slot(struct slot *slot) {
     size_t size = slot->pages * PAGE;
     CHECK(mremap(slot->memory, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, other) == other, "mremap: %s",
           strerror(errno));
-    void *place = mmap(slot->memory, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    void *place =
+        mmap(slot->memory, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     CHECK(place == slot->memory, "mmap: %s", strerror(errno));
     slot->memory = other;
 }
@@ -85,8 +86,8 @@ static void shrink(struct slot *slot) {
     if (!cut)
         return;
     char *end = slot->memory + pages * PAGE;
-    CHECK(mmap(end, cut, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == end, "mmap: %s",
-          strerror(errno));
+    CHECK(mmap(end, cut, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == end,
+          "mmap: %s", strerror(errno));
     slot->pages = pages;
 }
 
@@ -131,8 +132,8 @@ static void *change(void *argument) {
 int main(int argc, char **argv) {
     check_start(argc, argv);
     for (int i = 0; i < SLOTS; i++) {
-        slots[i].reserved = mmap(NULL, 2 * MOST_PAGES * PAGE, PROT_NONE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        slots[i].reserved =
+            mmap(NULL, 2 * MOST_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         CHECK(slots[i].reserved != MAP_FAILED, "mmap: %s", strerror(errno));
         map_slot(&slots[i]);
         for (size_t page = 0; page < slots[i].pages; page += 1 + next(2))
