@@ -17,7 +17,7 @@ from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from restorer import build
 from restorer.husk import run as run_in
 from restorer.run import Run
-from restorer.waiting import expect, receive_push
+from restorer.waiting import expect, interrupted_by_front, receive_push
 from wire import messages
 from wire.edges import edge
 from wire.errors import Refused
@@ -54,7 +54,8 @@ def take_rounds(run: Run) -> None:
         run.pager.follow()
         if message.payload != messages.NOTHING:
             _follow_layout(run, messages.unpack(message.payload, Layout))
-        receive_push(run, message.push)
+        with interrupted_by_front(run):
+            receive_push(run, message.push)
         edge("destination-round")
         run.control.send(messages.Pushed(push=message.push))
 
