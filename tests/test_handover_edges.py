@@ -12,13 +12,15 @@ import laws
 import pytest
 
 from experiments.machines import Command, Move, descendants, wait_for
-from wire.edges import EDGES, SOURCE_EDGES
+from wire.edges import DESTINATION_EDGES, EDGES, SOURCE_EDGES
 from wire.exit_codes import ExitCode
 
 AFTER_COMMIT = [
     "source-committed",
     "source-finished",
+    "destination-waiting",
     "destination-committed",
+    "destination-letting-go",
     "destination-resumed",
     "destination-complete",
 ]
@@ -161,7 +163,7 @@ def test_a_source_killed_when_all_is_over(subject: laws.Subject) -> None:
     goes_on(subject, move)
 
 
-@pytest.mark.parametrize("edge", ["destination-resumed", "destination-complete"])
+@pytest.mark.parametrize("edge", [edge for edge in AFTER_COMMIT if edge in DESTINATION_EDGES])
 def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
     """The moved process runs or waits, the copy stays inert, and lm-serve keeps the memory and says so."""
     move = laws.begin(subject, fault=f"{edge}:kill")
