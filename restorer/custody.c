@@ -218,18 +218,20 @@ __attribute__((noreturn)) void lm_husk_custodian_run(const struct lm_husk *share
 
     let_go_of_memory();
     __atomic_store_n(&husk.custody->custodian, getpid(), __ATOMIC_SEQ_CST);
-    for (;;) {
-        const uint32_t state = load(&husk.custody->state);
-
-        if (poll(watched, 2, -1) < 0)
+    while (watched[0].revents == 0) {
+        if (poll(watched, 2, -1) <= 0 || watched[1].revents == 0)
             continue;
-        /* The worker's descriptors close after it has ended, so its end shows first, or at once. */
-        if (watched[0].revents != 0) {
-            take_over(&husk, control_socket, pidfd);
-            _exit(0);
+        /* The worker lets us go; or it is dying, and its descriptors have closed before its end can be seen.
+         */
+        switch (load(&husk.custody->state)) {
+        case LM_HUSK_ARMED:
+        case LM_HUSK_COMMITTED:
+        case LM_HUSK_IN_DOUBT:
+            watched[1].fd = -1;
+            continue;
         }
-        if (state != LM_HUSK_ARMED && state != LM_HUSK_COMMITTED)
-            _exit(0);
-        watched[1].fd = -1;
+        break;
     }
+    take_over(&husk, control_socket, pidfd);
+    _exit(0);
 }

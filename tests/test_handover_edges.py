@@ -185,6 +185,23 @@ def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
         raise
 
 
+@pytest.mark.parametrize("edge", ["waiting", "committed", "letting-go"])
+def test_a_worker_killed_in_the_handover_of_a_whole_process(edge: str, subject: laws.Subject) -> None:
+    """Every page is there, so that all threads run on, with the masks that they had."""
+    masks = laws.signal_masks(subject.pid)
+    move = laws.begin(subject, restore=["--stop-and-copy"], fault=f"destination-{edge}:kill")
+    try:
+        assert ends(move.restore) == ExitCode.LOST_AFTER
+        laws.assert_inert(subject)
+        pid = wait_for("the process", lambda: laws.let_go(subject) or None, 10)
+        assert laws.signal_masks(pid) == masks
+        subject.await_progress()
+        subject.signal(pid, signal.SIGUSR1, laws.Row.SIGNALS)
+    except BaseException:
+        print(move.said())
+        raise
+
+
 def test_without_a_fault(subject: laws.Subject) -> None:
     """The control run: both sides end, and only the process and its namespace are left."""
     move = laws.begin(subject)
