@@ -15,7 +15,7 @@ from pathlib import Path
 import programs_help
 import pytest
 from _lm import lib
-from programs_list import all_programs
+from programs_list import Program, all_programs
 
 from experiments.machines import Machine, begin_move, descendants, start, wait_for
 from restorer import custody as custodies
@@ -42,7 +42,7 @@ def built() -> None:
 @pytest.mark.program
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_let_go_by_the_custodian(
-    program: programs_help.Program,
+    program: Program,
     built: None,
     tmp_path: Path,
     machines: tuple[Machine, Machine],
