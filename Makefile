@@ -1,7 +1,9 @@
 # make setup     packages, a Python environment in .venv, the C side; only what is missing
 # make demo      moves a real server between two network namespaces while a client talks to it
 # make test      style, types, unit tests, one program per kernel feature, real programs
+# make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
+# make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
 # make sanitize  the unit tests over C built with ASan and UBSan
 # make clean     removes everything that was built, .venv too
 
@@ -10,6 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3
+KERNEL_PACKAGES := qemu-system-x86
 LAYERS := linux wire process pager source_server restorer
 NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(wildcard $(layer)/*.h))
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
@@ -18,8 +21,10 @@ PYTEST := $(BIN)/python -m pytest
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
                   tests/test_bench.py tests/test_command_lines.py
+# Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
+DRAWING := $(wildcard tests/test_report_*.py)
 
-.PHONY: setup demo test check bench sanitize clean packages programs format
+.PHONY: setup demo test test-kernels check bench experiments sanitize clean packages programs format
 
 setup: packages .venv/installed _lm.abi3.so programs
 	@echo "setup: ready"
@@ -32,7 +37,7 @@ packages:
 	    { echo "setup: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 setup" >&2; exit 1; }
 	@echo "setup: Python environment in .venv"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,experiments]'
 	@touch $@
 
 _lm.abi3.so: $(NATIVE) | .venv/installed
@@ -56,8 +61,16 @@ check: setup
 test: check
 	$(PYTEST) tests
 
+# Not part of `make test`, which pyproject.toml keeps from looking there.
+test-kernels: setup
+	@tests/install_packages.sh $(KERNEL_PACKAGES)
+	$(PYTEST) tests/kernels/test_kernels.py
+
 bench: setup
 	@$(BIN)/python -m experiments.bench
+
+experiments: setup
+	@$(BIN)/python -m experiments.standard
 
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup
@@ -66,10 +79,10 @@ sanitize: setup
 	@cd build/sanitize && LM_SANITIZE=address,undefined ../../$(BIN)/python build_native.py
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
-	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%)
+	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
 
 format:
-	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch]
+	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch] experiments/*.[ch]
 	$(BIN)/ruff check --fix .
 
 clean:

@@ -200,26 +200,28 @@ def begin_move(
     restore: Sequence[str] = (),
     number: int | None = None,
     inside: int | None = None,
+    serving: Sequence[str] = ("-m", "source_server.main"),
 ) -> Move:
     """Start lm-serve for a process and lm-restore with its ticket. Raises as Command.event and TimeoutError.
 
-    `inside`: run lm-serve in the mount and PID namespaces of this process, where `pid` is its id."""
+    `inside`: run lm-serve in the mount and PID namespaces of this process, where `pid` is its id; `serving`: what
+    Python runs as lm-serve."""
     suffix = "" if number is None else f"-{number}"
     source, destination = machines
     ticket = folder / f"ticket{suffix}"
     listen = f"{source.address if source else '127.0.0.1'}:0"
-    words = [sys.executable, "-m", "source_server.main", str(pid), "--listen", listen, "--json"]
+    words = [sys.executable, *serving, str(pid), "--listen", listen, "--json"]
     words += ["--ticket-file", str(ticket), "--report", str(folder / f"serve{suffix}.json"), *serve]
     if inside is not None:
         words = ["nsenter", f"--target={inside}", "--mount", "--pid", "--", *words]
-    serving = start(source, words, folder, f"serve{suffix}")
+    source_command = start(source, words, folder, f"serve{suffix}")
 
     def look() -> bool | None:
-        if serving.process.poll() is not None:
-            raise RuntimeError(f"lm-serve ended before there was a ticket\n{serving.said()}")
+        if source_command.process.poll() is not None:
+            raise RuntimeError(f"lm-serve ended before there was a ticket\n{source_command.said()}")
         return ticket.exists() or None
 
     wait_for("the ticket", look)
     words = [sys.executable, "-m", "restorer.main", f"--{strategy}", f"@{ticket}", "--json"]
     words += ["--report", str(folder / f"restore{suffix}.json"), *restore]
-    return Move(serving, start(destination, words, folder, f"restore{suffix}"))
+    return Move(source_command, start(destination, words, folder, f"restore{suffix}"))

@@ -34,7 +34,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Link(msgspec.Struct, kw_only=True, frozen=True):
-    """A link as it was asked for and as it was measured; a rate of 0 is no limit. `by`: veth, tbf, netem or relay."""
+    """A link as it was asked for and as it was measured; a rate of 0 is no limit. `by`: veth, tbf, netem or relay.
+    `measured_jitter_ms`: half of the round trips were at most so far from the median, which is `measured_rtt_ms`."""
 
     name: str
     asked_rtt_ms: float = 0.0
@@ -43,12 +44,14 @@ class Link(msgspec.Struct, kw_only=True, frozen=True):
     by: str = "veth"
     measured_rtt_ms: float = 0.0
     measured_rate: int = 0
+    measured_jitter_ms: float = 0.0
 
 
 class Cell(msgspec.Struct, kw_only=True, frozen=True):
     """What was varied. `peer`: "" for lm-serve and lm-restore, "criu", or "none" for a run without a migration.
 
-    `dirty_rate`: bytes of pages that the workload writes per second, None where it writes as it likes."""
+    `dirty_rate`: bytes of pages that the workload writes per second, None where it writes as it likes. `variant`: the
+    workload's settings that are not the usual ones, as "locality=zipf,threads=2"."""
 
     workload: str
     strategy: str
@@ -57,13 +60,13 @@ class Cell(msgspec.Struct, kw_only=True, frozen=True):
     dirty_rate: int | None = None
     peer: str = ""
     run: int = 0
+    variant: str = ""
 
     def key(self) -> str:
         """The same for the same cell, by which an interrupted sweep knows what is done."""
         rate = "own" if self.dirty_rate is None else str(self.dirty_rate)
-        return "/".join(
-            [self.peer or "lm", self.workload, self.strategy, self.link, str(self.memory), rate, str(self.run)]
-        )
+        parts = [self.peer or "lm", self.workload, self.strategy, self.link, str(self.memory), rate, str(self.run)]
+        return "/".join([*parts, *([self.variant] if self.variant else [])])
 
 
 class Histogram(msgspec.Struct, kw_only=True, frozen=True):

@@ -98,6 +98,20 @@ int lm_probe_pagemap_scan(void) {
     return ioctl(pagemap, LM_PAGEMAP_SCAN, &request) < 0 ? -errno : 0;
 }
 
+int lm_probe_soft_dirty(void) {
+    OWNED int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint64_t entry = 0;
+    ssize_t length = 0;
+
+    if (page == MAP_FAILED)
+        return -errno;
+    *(volatile char *)page = 1;
+    length = pread(pagemap, &entry, sizeof entry, (off_t)((uintptr_t)page / 4096 * sizeof entry));
+    munmap(page, 4096);
+    return length == sizeof entry && entry >> 55 & 1 ? 0 : -ENOSYS;
+}
+
 /* The status of a child made for a try, which exits with an errno. */
 static int result_of(pid_t child) {
     int status = 0;

@@ -16,6 +16,9 @@ int lm_probe_userfaultfd_events(void);
 /* Whether such a userfaultfd offers UFFD_FEATURE_WP_ASYNC and UFFD_FEATURE_WP_UNPOPULATED. */
 int lm_probe_write_tracking(void);
 
+/* Whether a page that has just been written to shows bit 55 in /proc/self/pagemap; -ENOSYS if not. */
+int lm_probe_soft_dirty(void);
+
 /* PAGEMAP_SCAN on our own memory. */
 int lm_probe_pagemap_scan(void);
 

@@ -26,6 +26,7 @@ struct thread {
     uint64_t mask;
     uint64_t frame;
     bool started;
+    bool stop_held; /* a SIGSTOP came while a program ran: it is sent again afterwards */
     char *xstate;
     size_t xstate_size;
 };
@@ -204,6 +205,28 @@ int lm_source_run(struct lm_source_threads *threads, const struct lm_source_prog
         if (error == 0)
             error = failed;
     }
+    return error;
+}
+
+int lm_source_run_half(struct lm_source_threads *threads, const struct lm_source_program *program,
+                       uint64_t stub, int end_signal) {
+    struct thread *leader = &threads->threads[0];
+    int error = start(leader, program, stub, end_signal);
+
+    leader->stop_held = false;
+    return error != 0 ? error : await(leader, end_signal, &leader->stop_held);
+}
+
+int lm_source_run_rest(struct lm_source_threads *threads, int end_signal) {
+    struct thread *leader = &threads->threads[0];
+    int error = trace(PTRACE_CONT, leader->tid, NULL, NULL);
+
+    if (error == 0)
+        error = await(leader, end_signal, &leader->stop_held);
+    if (error == 0)
+        error = go_home(leader);
+    if (leader->stop_held)
+        syscall(SYS_tkill, leader->tid, SIGSTOP);
     return error;
 }
 

@@ -64,7 +64,8 @@ static int receive(struct lm_pager *pager, uint32_t id) {
         lm_count(&pager->statistics->eager_bytes, LM_HEADER_SIZE + lm_frame_payload(&frame));
         if (frame.kind == LM_FRAME_END)
             return 0;
-        error = place(pager, LM_FOR_PUSH, &frame, payload);
+        bool forget = frame.kind == LM_FRAME_FORGET || frame.kind == LM_FRAME_GONE;
+        error = forget ? lm_forgotten_note(pager, &frame) : place(pager, LM_FOR_PUSH, &frame, payload);
         if (error)
             return error;
     }

@@ -244,6 +244,8 @@ static int place_answers(struct loop *loop) {
             loop->placed = 0;
             loop->placing = true;
         }
+        if (loop->frame.kind >= LM_FRAME_FORGET)
+            return -EPROTO;
         if (loop->frame.kind != LM_FRAME_END)
             error = lm_place_frame(pager, LM_FOR_FAULT, &loop->frame, loop->data, &loop->placed);
         if (error)

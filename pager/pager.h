@@ -59,6 +59,13 @@ struct lm_hot_run {
     uint32_t reserved;
 };
 
+/* A stretch of the process's memory to be dropped there: madvise(2) MADV_DONTNEED, MADV_REMOVE where shared. */
+struct lm_drop {
+    uint64_t start;
+    uint64_t length;
+    uint64_t shared;
+};
+
 /* `statistics` may be NULL, else it must outlive the pager. Returns NULL when there is no memory. */
 struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics);
 
@@ -86,6 +93,14 @@ int lm_pager_start(struct lm_pager *pager);
 /* Receive pushed pages up to END `id` into the process; not while prefetching. Returns 0 or -errno: -EPROTO
  * for a peer that breaks the rules (an address that is not in a range, for one), -EPIPE when it is gone. */
 int lm_pager_receive_push(struct lm_pager *pager, uint32_t id);
+/* Pages are pushed while the source runs, and the source follows what changes there: what it said to be empty
+ * stays known over the next set_ranges. */
+void lm_pager_follow(struct lm_pager *pager);
+/* What pushes since the last lm_pager_dropped have told to forget and the process has: at most `capacity`
+ * stretches, to be dropped in the process before anything else. Returns how many there are. */
+size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity);
+/* They are dropped: from now on they are missing, or zero; what is missing is fetched before all else. */
+int lm_pager_dropped(struct lm_pager *pager);
 /* Write pages that came by another way: `length` bytes for source address `address`, both multiples of the
  * page size. */
 int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t address, const void *data,

@@ -62,6 +62,15 @@ class HotRun:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Memory to be dropped in the process, `start` and `length` in bytes; `shared` anonymous memory or private."""
+
+    start: int
+    length: int
+    shared: bool
+
+
+@dataclass(frozen=True)
 class Latencies:
     """Of faults, from the message being read to the page being placed, in microseconds."""
 
@@ -177,6 +186,21 @@ class Pager:
     def forget(self, start: int, end: int, source_space: int = 0) -> None:
         """Pages that were placed, and dropped in the process since, are to be fetched again. Raises OSError."""
         check(lib.lm_pager_forget(self._pager, source_space, start, end))
+
+    def follow(self) -> None:
+        """Pages are pushed while the source runs and follows what changes there: what is empty stays known."""
+        lib.lm_pager_follow(self._pager)
+
+    def drops(self) -> list[Drop]:
+        """What pushes have told to forget and the process has: to be dropped in it before anything else."""
+        count = lib.lm_pager_drops(self._pager, ffi.NULL, 0)
+        found = ffi.new("struct lm_drop[]", count)
+        lib.lm_pager_drops(self._pager, found, count)
+        return [Drop(one.start, one.length, bool(one.shared)) for one in found]
+
+    def dropped(self) -> None:
+        """They are dropped: from now on they are missing, and fetched first, or zero. Raises OSError."""
+        check(lib.lm_pager_dropped(self._pager))
 
     def prefetch_start(self) -> None:
         """Begin to fetch everything. Raises OSError."""

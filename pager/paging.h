@@ -85,6 +85,18 @@ struct lm_prefetch {
     uint64_t map_address;
 };
 
+/* Pages, by source address, that a push says are not what was pushed before. */
+struct lm_forgotten_run {
+    uint64_t start, end;
+    uint32_t source_space;
+    bool gone; /* they are zero now */
+};
+
+struct lm_forgotten {
+    struct lm_forgotten_run *runs;
+    size_t count, capacity;
+};
+
 struct lm_object {
     uint32_t number;
     int fd;
@@ -109,6 +121,7 @@ struct lm_pager {
     int next_fault_fd;   /* the fault loop is to go over to this connection; -1: none */
     uint32_t next_attempt;
     bool connected; /* faults can be asked for */
+    bool followed;  /* the source tells what changes, so that what was said to be empty stays known */
 
     /* Set up before the threads that use them. */
     struct lm_object *objects;
@@ -144,6 +157,7 @@ struct lm_pager {
     bool bulk_running;
     struct lm_flight flights[LM_FLIGHTS];
     uint32_t next_run_id;
+    struct lm_forgotten forgotten;
     uint64_t base_ns; /* the quickest answer */
     struct lm_bucket bucket;
 };
@@ -174,6 +188,9 @@ int lm_unpack(const struct lm_frame *frame, const void *payload, ZSTD_DCtx *deco
               unsigned char *buffer, const void **data);
 /* Answer with a zero page at a destination address. Lock held. Returns 0 or -EAGAIN. */
 int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t address);
+
+/* forgotten.c: remember a FORGET or GONE frame of a push. Returns 0 or -errno. */
+int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame);
 
 /* pending.c; lock held. */
 struct lm_pending *lm_pending_find(struct lm_pager *pager, const struct lm_space *space, uint64_t address);

@@ -124,8 +124,10 @@ static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struc
     }
     if (state == LM_PAGE_PLACED) {
         int error = write_pages(space, true, address, data, pages);
-        if (error != -EIO && error != -EFAULT)
-            return error ? error : (counted(pager, how->purpose, pages), 0);
+        if (error != -EIO && error != -EFAULT) {
+            lm_count(&pager->statistics->rewritten_pages, error ? 0 : pages);
+            return error;
+        }
         /* Given back by the process since: it is missing in the kernel's eyes. */
         error = note(range, first, pages, data ? LM_PAGE_MISSING : LM_PAGE_ZERO);
         if (error || !data)

@@ -100,12 +100,18 @@ static struct lm_range *unchanged(const struct lm_space *old, const struct lm_ra
     return same ? before : NULL;
 }
 
-/* Go on with the table of a range that is as it was; what was empty then is asked for again. */
-static int keep_range(const struct lm_range *before, struct lm_range *range) {
+/* What stays known of a page when the ranges are told anew: what was empty then may be so no more, unless the
+ * source follows what changes. */
+static uint32_t kept_states(const struct lm_pager *pager) {
+    return LM_STATES(LM_PAGE_PLACED) | (pager->followed ? LM_STATES(LM_PAGE_ZERO) : 0);
+}
+
+/* Go on with the table of a range that is as it was. */
+static int keep_range(const struct lm_pager *pager, const struct lm_range *before, struct lm_range *range) {
     *range = *before;
     lm_page_table_hold(range->table);
     return lm_page_table_set(range->table, range->first, (range->end - range->start) / LM_PAGE_SIZE,
-                             ~LM_STATES(LM_PAGE_PLACED), LM_PAGE_MISSING);
+                             ~kept_states(pager), LM_PAGE_MISSING);
 }
 
 /* A range as described, with what is known of its pages from the ranges before. */
@@ -134,7 +140,7 @@ static int make_range(struct lm_pager *pager, const struct lm_space *old,
         uint64_t high = before->end < what->end ? before->end : what->end;
         error = lm_page_table_take(range->table, (low - what->start) / LM_PAGE_SIZE, before->table,
                                    lm_range_page(before, low), (high - low) / LM_PAGE_SIZE,
-                                   LM_STATES(LM_PAGE_PLACED));
+                                   kept_states(pager));
     }
     return error;
 }
@@ -160,7 +166,7 @@ static int replace_ranges(struct lm_pager *pager, struct lm_space *space,
         if (!error && !before && ranges[i].kind != LM_RANGE_WRITTEN)
             error = lm_userfault_register(space->userfault, ranges[i].start, ranges[i].end);
         if (!error)
-            error = before ? keep_range(before, &range) : make_range(pager, space, &ranges[i], &range);
+            error = before ? keep_range(pager, before, &range) : make_range(pager, space, &ranges[i], &range);
         if (!error)
             error = lm_space_insert(&fresh, &range);
         if (error)
@@ -342,6 +348,12 @@ int lm_pager_prefetch_first(struct lm_pager *pager, const struct lm_hot_run *run
     pager->prefetch.hot_at = 0;
     lm_pager_unlock(pager);
     return 0;
+}
+
+void lm_pager_follow(struct lm_pager *pager) {
+    lm_pager_lock_patient(pager);
+    pager->followed = true;
+    lm_pager_unlock(pager);
 }
 
 void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second) {

@@ -35,6 +35,8 @@ struct lm_pager_statistics {
     uint64_t zero_pages;       /* the source said that they are zero */
     uint64_t absent_pages;     /* the source has none */
     uint64_t discarded_pages;  /* thrown away or unmapped by the process while still missing */
+    uint64_t rewritten_pages;  /* pushed over what had been placed before */
+    uint64_t dropped_pages;    /* placed, and dropped before the process ran, since they had changed */
     uint64_t late_pages;       /* arrived when they were no longer wanted */
     uint64_t wanted_pages;     /* still to come */
     uint64_t faults;           /* messages of faults */

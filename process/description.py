@@ -21,6 +21,7 @@ class Runs(msgspec.Struct, frozen=True, array_like=True):
 class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     """One process. `space` is the number of its memory in the page stream, `executable` the path of its program.
 
+    `corrected` numbers a push that says what is not true any more of what rounds have sent; 0: there were none.
     `changed` are the pages of private file mappings that differ from the file, `dropped` those that did when they were
     pushed first and do not any more; `pushed` numbers the push on the bulk connection that carries the changed ones,
     with the pages that the process touches first. `as_staged`: the memory and the files behind it are as they were in
@@ -36,7 +37,15 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     changed: list[Runs] = []
     dropped: list[Runs] = []
     pushed: int = 0
+    corrected: int = 0
     as_staged: bool = False
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory of a running process whose layout has changed since it was described, and the files behind it."""
+
+    memory: AddressSpace
+    files: list[MappedFile]
 
 
 class MigrationDescription(msgspec.Struct, frozen=True, kw_only=True):

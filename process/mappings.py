@@ -10,22 +10,21 @@ A mapping's kind says how its pages come to the destination:
 | PRIVATE_FILE | from the file; changed pages eagerly |
 | SHARED_FILE | from the file, which the destination sees too |
 | BY_DESCRIPTOR (memfds, unlinked files) | through the process's own descriptor, eagerly |
-| KERNEL ([vdso], [vvar] ...) | the destination's own, moved to the old address |
+| KERNEL ([vdso], [vvar] ...) | the destination's own, moved to the old address, or a bridge (process/bridge.py) |
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
 import itertools
 import mmap
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from linux.maps import MapEntry, maps, smaps
+from process.vdso import NAME, read_code
 from wire.obstacles import Obstacle
 
 PAGE = mmap.PAGESIZE
@@ -82,10 +81,10 @@ class KernelMapping(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
-    """All mappings of a space in the order of their addresses, and a digest of the code in [vdso]."""
+    """All mappings of a space in the order of their addresses; in a live look the code in [vdso], too."""
 
     mappings: list[Mapping]
-    vdso_digest: bytes = b""
+    vdso: bytes = b""
 
     def kernel_mappings(self) -> list[KernelMapping]:
         """[vvar], [vdso] and their like, in the order of their addresses."""
@@ -97,7 +96,7 @@ class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DELETED = " (deleted)"
-KERNEL_NAMES = ("[vdso]", "[vvar]", "[vvar_vclock]")
+KERNEL_NAMES = (NAME, "[vvar]", "[vvar_vclock]")
 IGNORED_NAMES = ("[vsyscall]",)
 
 
@@ -136,17 +135,21 @@ def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collec
     )
 
 
-def look_address_space(pid: int, by_descriptor: Collection[int] = ()) -> AddressSpace:
-    """The layout with all flags: reads smaps, which walks the memory (13 ms per GiB of small pages). Live.
+def look_address_space(
+    pid: int, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+) -> AddressSpace:
+    """The layout with all flags but `ours`, which this migration has set: reads smaps, which walks the memory (13 ms
+    per GiB of small pages). Live.
 
     Raises ProcessGone."""
-    mappings = [
-        mapping_of(entry, entry.flags, by_descriptor) for entry in smaps(pid) if entry.path not in IGNORED_NAMES
-    ]
-    return AddressSpace(mappings=mappings, vdso_digest=_vdso_digest(pid, mappings))
+    entries = [entry for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
+    mappings = [mapping_of(entry, entry.flags - ours, by_descriptor) for entry in entries]
+    return AddressSpace(mappings=mappings, vdso=read_code(pid, entries))
 
 
-def look_again(pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = ()) -> AddressSpace:
+def look_again(
+    pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+) -> AddressSpace:
     """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address.
 
     A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
@@ -158,23 +161,13 @@ def look_again(pid: int, earlier: AddressSpace, by_descriptor: Collection[int] =
         before = known.get((entry.start, entry.end))
         plain = mapping_of(entry, (), by_descriptor)
         if before is None or not same_object(before, plain):
-            return AddressSpace(
-                mappings=look_address_space(pid, by_descriptor).mappings, vdso_digest=earlier.vdso_digest
-            )
+            return AddressSpace(mappings=look_address_space(pid, by_descriptor, ours).mappings)
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
-    return AddressSpace(mappings=mappings, vdso_digest=earlier.vdso_digest)
+    return AddressSpace(mappings=mappings)
 
 
 def _with_flags(mapping: Mapping, flags: frozenset[str]) -> Mapping:
     return msgspec.structs.replace(mapping, flags=flags)
-
-
-def _vdso_digest(pid: int, mappings: Sequence[Mapping]) -> bytes:
-    for mapping in mappings:
-        if mapping.path == "[vdso]":
-            with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-                return hashlib.sha256(os.pread(memory.fileno(), mapping.length, mapping.start)).digest()
-    return b""
 
 
 def same_object(one: Mapping, other: Mapping) -> bool:

@@ -11,7 +11,9 @@ import time
 import msgspec
 
 from linux import pidfd
-from pager.pager import Pager, PagerState
+from pager.pager import HotRun, Pager, PagerState
+from process.description import Runs
+from process.mappings import PAGE
 from restorer.husk_process import husk_ended
 from restorer.plain_locks import lock_plainly
 from restorer.run import Run, edge_after_commit, write
@@ -21,6 +23,7 @@ from wire.exit_codes import ExitCode
 
 TICK_MS = 100
 GOODBYE_SECONDS = 30.0
+MOST_HOT = 1 << 16
 
 
 def follow(run: Run) -> int:
@@ -30,7 +33,7 @@ def follow(run: Run) -> int:
     assert run.pager is not None
     assert run.husk is not None
     pager = run.pager
-    if run.options.strategy.resume_at_once:
+    if run.resume_at_once:
         pager.prefetch_start()
     watch = select.poll()
     watch.register(run.control.fileno(), select.POLLIN)
@@ -105,10 +108,20 @@ def _hear(run: Run) -> bool:
         message = run.control.receive(GOODBYE_SECONDS)
     except MigrationError:
         return False
+    if isinstance(message, messages.Hot):
+        _fetch_first(run, message)
     if isinstance(message, messages.Signal):
         with contextlib.suppress(OSError):
             _deliver(run, message.thread, message.number)
     return True
+
+
+def _fetch_first(run: Run, message: messages.Hot) -> None:
+    """The source's word on what will be touched soon; one that cannot be used is passed over."""
+    assert run.pager is not None
+    with contextlib.suppress(MigrationError, OSError, OverflowError):
+        runs = messages.unpack(message.payload, list[Runs])
+        run.pager.prefetch_first([HotRun(one.address, one.address + one.pages * PAGE) for one in runs[:MOST_HOT]])
 
 
 def _deliver(run: Run, thread: int, number: int) -> None:
@@ -181,6 +194,8 @@ def fill(run: Run) -> None:
     report.pages.zero = counted["zero_pages"]
     report.pages.faulted = counted["faulted_pages"]
     report.pages.prefetched = counted["prefetched_pages"]
+    report.pages.pushed = counted["pushed_pages"]
+    report.pages.resent = counted["rewritten_pages"] + counted["dropped_pages"] + counted["late_pages"]
     report.bytes.memory = counted["bytes"]
     report.bytes.wire = counted["wire_bytes"]
     report.bytes.eager = counted["eager_bytes"]

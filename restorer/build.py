@@ -13,9 +13,12 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from linux import tracee
 from linux.arch_x86_64 import Registers
 from linux.errors import ProcessGone
+from linux.maps import maps
 from linux.program import Program
 from linux.syscall_numbers import (
     SYS_close,
@@ -27,9 +30,10 @@ from linux.syscall_numbers import (
 )
 from linux.userfaultfd import take_userfaultfd
 from process import attributes, clocks, interrupted, limits, task_rebuild, thread_rebuild, timers
+from process.bridge import is_needed, plan_bridge
 from process.contents import Content, number_of_inode
 from process.credentials import Credentials
-from process.description import ProcessDescription
+from process.description import Layout, ProcessDescription
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows, listen_rows
 from process.descriptor_table import Table
@@ -47,6 +51,7 @@ from process.threads import Thread, whole_xstate
 from restorer.custody import Custody
 from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, lowest_free, remove_rows
 from restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
+from restorer.kernel_mappings import write_bridge
 
 DONTNEED = 4
 CAP_SYS_RESOURCE = 24
@@ -116,10 +121,15 @@ def _stage_threads(building: Construction) -> None:
 
 
 def _empty(building: Construction) -> None:
+    husk, memory = building.husk, building.staged.memory
+    kept = (husk.area.address, husk.area.address + 3 * husk.area.size)
+    bridge = plan_bridge(maps(husk.pid), kept, memory) if is_needed(memory) else None
     program = Program("emptying the husk")
     program.call("setsid", SYS_setsid, check=False)
-    empty_rows(program, building.husk.pid, building.husk.area, building.staged.memory)
-    run(building.husk, program)
+    empty_rows(program, husk.pid, husk.area, memory, bridge)
+    run(husk, program)
+    if bridge is not None:
+        run(husk, write_bridge(husk.pid, bridge))
 
 
 def _installed(building: Construction, table: Table, numbers: Iterable[int]) -> list[Installed]:
@@ -232,6 +242,13 @@ def apply_layout(building: Construction, final: ProcessDescription) -> None:
     _install(building, before, final.descriptors)
     _lay_out(building, staged.memory, final)
     _drop_unchanged(building, final)
+
+
+def follow_layout(building: Construction, layout: Layout) -> None:
+    """While the source runs: its memory has another layout now. Raises SyscallFailed, OSError."""
+    now = msgspec.structs.replace(building.staged, memory=layout.memory, files=layout.files)
+    _lay_out(building, building.staged.memory, now)
+    building.staged = now
 
 
 def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:

@@ -19,9 +19,11 @@ from linux.program import (
     make_program_area,
     run_in_husk,
 )
-from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap
-from process.mapping_rows import MAP_FIXED_NOREPLACE, MREMAP_FIXED, MREMAP_MAYMOVE, advise_rows, map_rows, unmap_row
+from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_munmap
+from process.bridge import Bridge
+from process.mapping_rows import MAP_FIXED_NOREPLACE, advise_rows, map_rows, unmap_row
 from process.mappings import AddressSpace, Change, Kind, Mapping, mapping_of, shared_more_than_once
+from restorer.kernel_mappings import bridge_rows, move_row
 
 AREA_SIZE = 1 << 20
 ROOM_PER_MAPPING = 1024
@@ -53,8 +55,11 @@ def make_area(pid: int, wanted: Sequence[AddressSpace]) -> ProgramArea:
     return make_program_area(pid, size, free_range(taken, 3 * size))
 
 
-def empty_rows(program: Program, pid: int, area: ProgramArea, space: AddressSpace) -> None:
-    """Rows that unmap all that exec has mapped, and move the kernel's own mappings to where the source has them."""
+def empty_rows(
+    program: Program, pid: int, area: ProgramArea, space: AddressSpace, bridge: Bridge | None = None
+) -> None:
+    """Rows that unmap all that exec has mapped, and move the kernel's own mappings to where the source has them, or
+    where the `bridge` wants them."""
     kernel: dict[str, Mapping] = {}
     for entry in maps(pid):
         mapping = mapping_of(entry)
@@ -62,6 +67,9 @@ def empty_rows(program: Program, pid: int, area: ProgramArea, space: AddressSpac
             kernel[mapping.path] = mapping
         elif entry.path != "[vsyscall]" and not area.address <= entry.start < area.address + area.size:
             unmap_row(program, entry.start, entry.end)
+    if bridge is not None:
+        bridge_rows(program, bridge)
+        return
     wanted = space.kernel_mappings()
     # An old place that overlaps any new one is left by a detour, since mremap(2) refuses overlaps.
     aside = area.address + 2 * area.size
@@ -71,15 +79,11 @@ def empty_rows(program: Program, pid: int, area: ProgramArea, space: AddressSpac
         if start == special.start:
             continue
         if any(start < other.start + other.length and other.start < start + old.length for other in wanted):
-            _move(program, special.name, start, old.length, aside)
+            move_row(program, special.name, start, old.length, aside)
             start, aside = aside, aside + old.length + mmap.PAGESIZE
-        _move(program, special.name, start, old.length, special.start)
+        move_row(program, special.name, start, old.length, special.start)
     for left in kernel.values():
         unmap_row(program, left.start, left.end)
-
-
-def _move(program: Program, name: str, start: int, length: int, to: int) -> None:
-    program.call(f"move {name}", SYS_mremap, start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to)
 
 
 def layout_rows(

@@ -20,14 +20,13 @@ import msgspec
 from linux import cpu
 from linux.errors import ProcessGone, SyscallFailed
 from linux.program import ProgramTooLarge
-from pager.pager import PagedRange, Pager, PagerState, RangeKind
-from process import clocks
+from pager.pager import Pager, PagerState
+from process import clocks, vdso
 from process.contents import Content, new_contents
 from process.description import MigrationDescription, ProcessDescription
 from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
-from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from process.rehearsal import rehearse_rebuilding
 from restorer import build
 from restorer.aftermath import follow
@@ -36,6 +35,7 @@ from restorer.husk_process import end_husk, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
+from restorer.rounds import correct, memory_ranges, take_rounds
 from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
 from restorer.waiting import (
@@ -70,7 +70,7 @@ IN_DOUBT = (
 
 def migrate(options: RestoreOptions, line: Line) -> int:
     """Take the process over; the exit status of the worker. Raises MigrationError before the handover."""
-    report = Report(side="destination", outcome="failed", strategy=options.strategy.name, pid=0, started=time.time())
+    report = Report(side="destination", outcome="failed", strategy=options.wishes.strategy, pid=0, started=time.time())
     voice = Voice(line)
     roles = meet(options.meeting, "destination", voice, watch=[line.fileno()])
     if roles is None:
@@ -112,10 +112,10 @@ def prepare(run: Run) -> ProcessDescription:
     """Greet, take the description and find every obstacle."""
     edge("destination-connected")
     greeting = expect(run, messages.Greeting, GREETING_SECONDS)
-    here = look_at_host(cpu.describe())
+    here = look_at_host(cpu.describe(), vdso.digest(vdso.own_code()))
     # The source reads its clocks when this message has come to it.
     asked = clocks.look_clocks()
-    run.control.send(messages.Greeting(host=here, wishes={"strategy": run.options.strategy.name}))
+    run.control.send(messages.Greeting(host=here, wishes=msgspec.to_builtins(run.options.wishes)))
     payload = expect(run, messages.Description, GREETING_SECONDS).payload
     described = messages.unpack(payload, MigrationDescription)
     process = only_process(described)
@@ -184,19 +184,9 @@ def add_contents(run: Run, contents: Iterable[Content]) -> None:
         run.pager.add_object(content.space, build.content_descriptor(run.building, content), content.size)
 
 
-def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
-    """All of the memory that pages may be sent for, in the order of addresses, and how they arrive."""
-    ranges = [
-        PagedRange(m.start, m.end, RangeKind.SHARED if m.kind is Kind.SHARED_ANONYMOUS else RangeKind.ANONYMOUS)
-        for m in paged_on_demand(memory)
-    ]
-    ranges += [PagedRange(m.start, m.end, RangeKind.WRITTEN) for m in eager_mappings(memory)]
-    return sorted(ranges, key=lambda one: one.start)
-
-
 def wait_for_final(run: Run) -> ProcessDescription:
     """Wait for the freeze. The front may still stop everything."""
-    expect(run, messages.Freezing, FINAL_SECONDS)
+    take_rounds(run)
     gc.disable()
     final = expect(run, messages.Final, FINAL_SECONDS)
     return with_known(run, only_process(messages.unpack(final.payload, MigrationDescription)))
@@ -218,6 +208,7 @@ def apply_final(run: Run) -> None:
     if not final.as_staged:
         run.pager.set_ranges(memory_ranges(final.memory), final.space)
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
+    correct(run, final)
     receive_push(run, final.pushed)
     edge("destination-laid-out")
     build.apply_threads(run.building, final, run.custody)
@@ -231,7 +222,7 @@ def apply_final(run: Run) -> None:
         different = Refused(obstacles, step="comparing written files", code=ExitCode.FILES)
         raise last_words(run, COMPARED_AGAIN_SECONDS) or different
     run.building.opened.close()
-    if not run.options.strategy.resume_at_once:
+    if not run.resume_at_once:
         run.pager.prefetch_start()
         wait_until_complete(run)
 

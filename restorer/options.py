@@ -12,17 +12,20 @@ from wire.command_line import (
     OneSentenceParser,
     destination_of,
     parse_listen,
+    parse_number,
+    parse_rate,
+    parse_seconds,
     take_ticket,
     usage_error,
 )
 from wire.meeting import Meeting
 from wire.report import check_report_path
-from wire.strategy import STRATEGIES, Strategy
+from wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Wishes
 from wire.ticket import Ticket, check_secret
 
 DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on the destination: it rebuilds the
-process, lets it run at once (--post-copy, the default) or when its memory is complete
-(--stop-and-copy), stays until the process ends, and ends with its status."""
+process, lets it run at once (--post-copy, the default; --hybrid) or when its memory is complete
+(--pre-copy, --stop-and-copy), stays until the process ends, and ends with its status."""
 
 EPILOGUE = """environment:
   LM_DEST_PORT    without TICKET and --listen: wait at this port for lm-serve
@@ -38,7 +41,7 @@ class RestoreOptions:
     """What lm-restore was asked to do.
 
     meeting       the ticket of the source, or where to listen
-    strategy      one of wire/strategy.py
+    wishes        the strategy and its limits, as lm-serve is told
     pid           "keep", "namespace", or "auto": keep if the ids are free
     detach        exit when every page is in, and let the process live on
     stdio         "attach" or "null": what stands for descriptors 0 to 2 that lead outside
@@ -51,7 +54,7 @@ class RestoreOptions:
     """
 
     meeting: Meeting
-    strategy: Strategy
+    wishes: Wishes
     pid: str
     detach: bool
     stdio: str
@@ -90,11 +93,46 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group()
     for name, strategy in STRATEGIES.items():
         when = "at once, its memory follows" if strategy.resume_at_once else "when its memory is complete"
+        before = "; what it can, is copied before it is frozen" if strategy.rounds else ""
         how.add_argument(
-            f"--{name}", dest="strategy", action="store_const", const=name, help=f"the process runs {when}"
+            f"--{name}", dest="strategy", action="store_const", const=name, help=f"the process runs {when}{before}"
         )
+    names = (*STRATEGIES, AUTO)
     how.add_argument(
-        "--strategy", metavar="NAME", choices=STRATEGIES, help=f"one of {', '.join(STRATEGIES)} (default: post-copy)"
+        "--strategy",
+        metavar="NAME",
+        choices=names,
+        help=f"one of {', '.join(names)} (default: post-copy); auto: by the size, how fast it writes, and the link",
+    )
+    add(
+        "--max-rounds",
+        metavar="N",
+        type=parse_number(1, MOST_ROUNDS, "a number of rounds"),
+        help="with pre-copy, hybrid and auto: at most so many before the freeze (default: 30, hybrid 5)",
+    )
+    add(
+        "--max-downtime",
+        metavar="MS",
+        type=_milliseconds,
+        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300)",
+    )
+    add(
+        "--round-timeout",
+        metavar="SECONDS",
+        type=parse_seconds,
+        help="a round that takes longer is ended (default: none)",
+    )
+    add(
+        "--on-no-convergence",
+        choices=NO_CONVERGENCE,
+        help="when the process writes as fast as the link sends: freeze it all the same, resume it at once, or give up "
+        "(default: post-copy)",
+    )
+    add(
+        "--bandwidth-limit",
+        metavar="RATE",
+        type=parse_rate,
+        help="bytes per second with K, M or G; holds bulk back, never faults (default: no limit)",
     )
     add(
         "--listen",
@@ -150,6 +188,44 @@ def make_parser() -> argparse.ArgumentParser:
     return parser  # fmt: skip
 
 
+def _milliseconds(text: str) -> float:
+    """Milliseconds, by themselves or with a unit. Not 0."""
+    return parse_seconds(text if text.endswith("s") else f"{text}ms") * 1000
+
+
+def _wishes(given: argparse.Namespace) -> Wishes:
+    """The strategy and its limits. Raises LocalError (USAGE) for limits of rounds that there are none of."""
+    name = given.strategy or "post-copy"
+    # What is chosen in the end, the source finds out; until then it copies as pre-copy would.
+    strategy = STRATEGIES["pre-copy" if name == AUTO else name]
+    limits = {
+        "--max-rounds": given.max_rounds,
+        "--max-downtime": given.max_downtime,
+        "--round-timeout": given.round_timeout,
+        "--on-no-convergence": given.on_no_convergence,
+    }
+    for option, value in limits.items():
+        if value is not None and not strategy.rounds:
+            raise usage_error(
+                f"{option} and --{name}",
+                "without rounds before the freeze there is nothing to limit",
+                "choose --pre-copy, --hybrid or --strategy auto, or leave it out",
+            )
+    if given.on_no_convergence and strategy.resume_at_once:
+        raise usage_error(
+            f"--on-no-convergence and --{name}", "it resumes at once in any case", "leave it out, or choose --pre-copy"
+        )
+    return Wishes(
+        strategy=name,
+        rounds=given.max_rounds or strategy.rounds,
+        resume_at_once=strategy.resume_at_once,
+        max_downtime_ms=given.max_downtime or 300.0,
+        round_timeout=given.round_timeout,
+        no_convergence=given.on_no_convergence or "post-copy",
+        bandwidth_limit=given.bandwidth_limit or 0,
+    )
+
+
 def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
     """Connect or listen, from the options, else from the environment."""
     if given.ticket is not None:
@@ -187,7 +263,7 @@ def parse_options(
         check_report_path(given.report)
     return RestoreOptions(
         meeting=meeting,
-        strategy=STRATEGIES[given.strategy or "post-copy"],
+        wishes=_wishes(given),
         pid=given.pid,
         detach=given.detach,
         stdio=given.stdio,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 
 from linux import cpu, probe
-from linux.maps import maps
 from process import task_rebuild, timers
+from process.bridge import bridge_obstacles
 from process.description import ProcessDescription
 from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import preflight_mapped_files
-from process.mappings import Kind, mapping_of
+from process.rseq_fields import rseq_obstacles
 from restorer.husk_process import taken_ids
 from restorer.options import RestoreOptions
 from wire.host import HostFacts
@@ -39,7 +38,8 @@ def preflight(
     return [
         *_host_obstacles(hosts, options),
         *_ability_obstacles(process, hosts, options),
-        *_kernel_mapping_obstacles(process),
+        *bridge_obstacles(process.memory),
+        *rseq_obstacles(process.task.memory_plan.auxiliary_vector, process.memory.mappings, described.map_path),
         *_executable_obstacles(process, described),
         *preflight_mapped_files(process.files, described),
         *descriptor_obstacles(process.descriptors, described),
@@ -79,29 +79,6 @@ def _host_obstacles(hosts: Peer, options: RestoreOptions) -> list[Obstacle]:
                 )
             )
     return found
-
-
-def _kernel_mapping_obstacles(process: ProcessDescription) -> list[Obstacle]:
-    """The code that the kernel gives every process has to be the same here, since it stays at its address."""
-    here = {}
-    digest = b""
-    for entry in maps(os.getpid()):
-        mapping = mapping_of(entry)
-        if mapping.kind is Kind.KERNEL:
-            here[mapping.path] = mapping.length
-            if mapping.path == "[vdso]":
-                with open("/proc/self/mem", "rb", buffering=0) as memory:
-                    digest = hashlib.sha256(os.pread(memory.fileno(), mapping.length, mapping.start)).digest()
-    wanted = {mapping.name: mapping.length for mapping in process.memory.kernel_mappings()}
-    if wanted.items() <= here.items() and process.memory.vdso_digest in (b"", digest):
-        return []
-    return [
-        Obstacle(
-            "this host's kernel",
-            "maps another vdso into processes than the source's kernel",
-            "run the same kernel on both hosts",
-        )
-    ]
 
 
 def _executable_obstacles(process: ProcessDescription, described: DescriptorOptions) -> list[Obstacle]:

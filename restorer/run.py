@@ -24,7 +24,8 @@ from wire.report import Report, write_report
 
 @dataclass
 class Run:
-    """One migration, as the destination has it."""
+    """One migration, as the destination has it. `resume_at_once`: before the last page has arrived, as the source has
+    said in the end."""
 
     options: RestoreOptions
     descriptor_options: DescriptorOptions
@@ -39,6 +40,7 @@ class Run:
     pager: Pager | None = None
     final: ProcessDescription | None = None
     exit_status: int | None = None
+    resume_at_once: bool = True
 
     def mark(self, name: str) -> None:
         """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""

@@ -29,6 +29,7 @@ from linux.source_threads import (
 from linux.walk_home import Gadgets, find_gadgets, place_frame
 from process import task as tasks
 from process import threads as thread_parts
+from process.bridge import changed_obstacles
 from process.clocks import look_clocks
 from process.contents import Content, inodes_without_path, look_contents
 from process.description import ProcessDescription, Runs
@@ -62,7 +63,7 @@ STEP = "looking at the process"
 
 @dataclass(frozen=True)
 class SourceLook:
-    """What is known of the running process."""
+    """What is known of the running process. `ours`: flags of its mappings that this migration has set."""
 
     pid: int
     task: tasks.LiveTask
@@ -76,6 +77,7 @@ class SourceLook:
     questions: Questions
     contents: list[Content] = field(default_factory=list)
     pushed: list[Runs] = field(default_factory=list)
+    ours: frozenset[str] = frozenset()
 
     def description(self) -> ProcessDescription:
         """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
@@ -166,6 +168,7 @@ def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Ob
         *(Obstacle(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
         *tasks.task_obstacles(live),
         *mapping_obstacles(memory, pathless),
+        *changed_obstacles(pid, memory.vdso),
         *mapped_file_obstacles(files),
         *shared_memory_obstacles(pid, memory, descriptors.table),
         *_way_home_obstacles(pid, gadgets, end_signal),
@@ -246,7 +249,7 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     programs = programs_for(questions, tids)
     layout = maps_text(pid)
     pathless = inodes_without_path(look.descriptors.table)
-    memory = look.memory if layout == look.layout else look_again(pid, look.memory, pathless)
+    memory = look.memory if layout == look.layout else look_again(pid, look.memory, pathless, look.ours)
     frame = frame_of(pid, look, memory)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)

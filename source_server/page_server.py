@@ -69,6 +69,11 @@ class PageServer:
         if not self._server:
             raise MemoryError("no memory for the page server")
 
+    @property
+    def handle(self) -> Any:
+        """The struct lm_page_server, for what works beside it."""
+        return self._server
+
     def __enter__(self) -> PageServer:
         return self
 

@@ -1,6 +1,6 @@
 """lm-serve: the order of events on the source. It reads like the picture in docs/design.md.
 
-    look -> connect -> describe -> (staged) -> push -> freeze -> describe -> (ready) -> park, COMMIT
+    look -> connect -> describe -> (staged) -> push -> rounds -> freeze -> describe -> (ready) -> park, COMMIT
         -> serve pages -> leave
 
 Before COMMIT every way out, an exception or a signal, thaws the process as it was; after COMMIT none does.
@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import os
 import random
-import select
-import signal
 import threading
 import time
-import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import msgspec
 
 from linux import cpu, pidfd
 from linux.errors import ProcessGone
+from process import vdso
 from process.contents import Content
 from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
@@ -34,7 +30,9 @@ from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
+from source_server.aftermath import serve_until_finished, tell_hot
 from source_server.contents import serve_contents, serve_new_contents
+from source_server.live_copy import CORRECTION_PUSH, LiveCopy, copy_live
 from source_server.look import (
     FINAL_PUSH,
     PAGE,
@@ -47,48 +45,25 @@ from source_server.look import (
     look,
 )
 from source_server.options import ServeOptions
-from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun, ServerState
+from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
+from source_server.run import KEPT, Run, fill_report, tell, write
 from source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
+from source_server.vdso_exit import leave_vdso
 from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
 from wire.edges import check_fault, edge
-from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from wire.errors import LocalError, MigrationError, Refused
 from wire.events import Events
 from wire.exit_codes import ExitCode
 from wire.host import look_at_host
 from wire.meeting import meet
-from wire.report import Bytes, Faults, Pages, Report, write_report
+from wire.report import Report
+from wire.strategy import Wishes
 
 GREETING_SECONDS = 30.0
 STAGING_SECONDS = 600.0
-TICK_MS = 200
-KEPT = (
-    "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
-    "it never runs here again"
-)
-
 MOST_FREEZES = 40
-
-
-@dataclass
-class Run:
-    """One migration, as the source has it: its parts and what becomes of them."""
-
-    options: ServeOptions
-    events: Events
-    seen: SourceLook
-    control: ControlChannel
-    server: PageServer
-    custody: custodies.Custody
-    report: Report
-    same_machine: bool = False
-    served: list[Content] = field(default_factory=list)
-    moments: dict[str, int] = field(default_factory=dict)
-
-    def mark(self, name: str) -> None:
-        """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""
-        self.moments[name] = time.monotonic_ns()
 
 
 def serve(options: ServeOptions, events: Events) -> int:
@@ -136,7 +111,6 @@ def make_server(options: ServeOptions, roles: Roles) -> PageServer:
     server = PageServer()
     levels = {"auto": COMPRESS_AUTO, "none": COMPRESS_NONE}
     server.compress(levels[options.compress] if isinstance(options.compress, str) else options.compress)
-    server.limit(options.bandwidth_limit or 0)
     server.add_process(SPACE, options.pid)
     server.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
     return server
@@ -144,10 +118,21 @@ def make_server(options: ServeOptions, roles: Roles) -> PageServer:
 
 def _migrate(run: Run) -> None:
     run.mark("staging")
-    stage(run)
-    run.mark("freezing")
-    committed = freeze_and_commit(run)
-    run.mark("committed")
+    wishes = stage(run)
+    run.mark("rounds")
+    run.copy = copy_live(run.seen, run.server, run.control, run.events, wishes)
+    with contextlib.closing(run.copy):
+        run.seen = run.copy.seen
+        run.report.strategy, run.report.tracking = run.copy.strategy, run.copy.tracking
+        run.report.rounds = run.copy.done
+        if not run.same_machine:
+            flush_beforehand(run.seen.pid, run.seen.descriptors.table)
+        run.control.measure_round_trip()
+        edge("source-staged")
+        run.mark("freezing")
+        committed = freeze_and_commit(run)
+        run.mark("committed")
+        tell_hot(run)
     run.events.emit("resumed", run.options.pid)
     try:
         serve_until_finished(run, committed)
@@ -156,12 +141,17 @@ def _migrate(run: Run) -> None:
         fill_report(run)
 
 
-def stage(run: Run) -> None:
-    """Greet, describe, wait until the husk stands, and push what cannot be paged on demand. The process runs."""
+def stage(run: Run) -> Wishes:
+    """Greet, describe, wait until the husk stands, and push what cannot be paged on demand. The process runs. What the
+    destination wishes."""
     edge("source-connected")
-    run.control.send(messages.Greeting(host=look_at_host(cpu.describe())))
+    run.control.send(messages.Greeting(host=look_at_host(cpu.describe(), vdso.digest(vdso.own_code()))))
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
-    run.report.strategy = str(greeting.wishes.get("strategy", ""))
+    wishes = messages.wishes_of(greeting)
+    run.report.strategy = wishes.strategy
+    limits = [limit for limit in (run.options.bandwidth_limit, wishes.bandwidth_limit) if limit]
+    run.server.limit(min(limits, default=0))
+    run.other_vdso = greeting.host.vdso != vdso.digest(run.seen.memory.vdso)
     run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
@@ -173,10 +163,7 @@ def stage(run: Run) -> None:
     run.served = serve_contents(run.server, run.seen)
     run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
     run.control.expect(messages.Pushed, STAGING_SECONDS)
-    if not run.same_machine:
-        flush_beforehand(run.seen.pid, run.seen.descriptors.table)
-    run.control.measure_round_trip()
-    edge("source-staged")
+    return wishes
 
 
 class PassingObstacles(Exception):
@@ -186,8 +173,17 @@ class PassingObstacles(Exception):
 def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
+    assert run.copy is not None
     gc.disable()
-    run.control.send(messages.Freezing())
+    rounds = messages.pack(run.copy.done)
+    run.control.send(
+        messages.Freezing(
+            strategy=run.copy.strategy,
+            resume_at_once=run.copy.resume_at_once,
+            tracking=run.copy.tracking,
+            payload=rounds,
+        )
+    )
     for attempt in range(MOST_FREEZES):
         if attempt:
             # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
@@ -203,9 +199,12 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
     began = time.monotonic_ns()
     with signals_held(), bounded(run), handover.frozen(run.seen) as state:
         edge("source-frozen")
+        passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
+        if passing and not last:
+            raise PassingObstacles
         source = handover.describe(state)
         edge("source-asked")
-        passing = passing_obstacles(source.description.descriptors, run.same_machine)
+        passing += passing_obstacles(source.description.descriptors, run.same_machine)
         if passing and not last:
             source.descriptors.close()
             raise PassingObstacles
@@ -214,9 +213,10 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         serve_new_contents(run.server, run.served, source)
-        pusher = threading.Thread(target=push_quietly, args=(run.server, source), daemon=True)
+        pusher = threading.Thread(target=push_quietly, args=(run.server, source, run.copy), daemon=True)
         pusher.start()
-        whole = MigrationDescription(processes=[without_known(run.seen, source.description)])
+        described = without_known(run.seen, source.description, run.copy)
+        whole = MigrationDescription(processes=[described])
         run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
         edge("source-final-sent")
         run.events.emit("frozen", run.options.pid)
@@ -248,8 +248,10 @@ def bounded(run: Run) -> Iterator[None]:
         run.custody.thawed()
 
 
-def without_known(seen: SourceLook, description: ProcessDescription) -> ProcessDescription:
+def without_known(seen: SourceLook, description: ProcessDescription, copy: LiveCopy | None) -> ProcessDescription:
     """The final description without what the destination has already: the shortest message freezes the least."""
+    if copy is not None and copy.is_to_correct:
+        description = msgspec.structs.replace(description, corrected=CORRECTION_PUSH)
     if description.memory is not seen.memory:
         return description
     return msgspec.structs.replace(description, memory=AddressSpace(mappings=[]), files=[], as_staged=True)
@@ -261,9 +263,11 @@ def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun
     return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
 
 
-def push_quietly(server: PageServer, source: FrozenSource) -> None:
+def push_quietly(server: PageServer, source: FrozenSource, copy: LiveCopy | None) -> None:
     """Push what is hot and what has changed. A lost connection shows on the control channel as well."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ProcessGone):
+        if copy is not None:
+            copy.correct(source.description)
         runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
         server.push(FINAL_PUSH, runs, changed=True, urgent=True)
 
@@ -282,99 +286,6 @@ def too_long(run: Run) -> LocalError:
         remedy="choose post-copy, a faster link, or a higher --max-freeze",
         code=ExitCode.TIMEOUT,
     )
-
-
-def serve_until_finished(run: Run, committed: handover.Committed) -> None:
-    """Serve pages and forward signals until the destination has everything; then let the source leave.
-
-    A lost connection is a pause."""
-    poll = select.poll()
-    poll.register(run.control.fileno(), select.POLLIN)
-    poll.register(run.server.event, select.POLLIN)
-    while True:
-        ready = [number for number, _ in poll.poll(TICK_MS)]
-        try:
-            handover.forward_signals(committed, run.control)
-            if run.control.fileno() in ready and hear(run, committed):
-                return
-            if run.server.event in ready and take_state(run.server) is not ServerState.CONNECTED:
-                poll.unregister(run.server.event)
-                run.events.note(f"the page connections ended: {run.server.cause}", 1)
-        except MigrationError as error:
-            stalled(run, str(error))
-        except Exception as error:
-            # Even an error of lm-serve's own must not end it: the page server's threads serve on.
-            traceback.print_exc()
-            stalled(run, repr(error))
-
-
-def take_state(server: PageServer) -> ServerState:
-    """The server's state, with its event armed again."""
-    with contextlib.suppress(BlockingIOError):
-        os.read(server.event, 8)
-    return server.state
-
-
-def take_counts(run: Run, payload: msgspec.Raw) -> None:
-    """What the destination has counted is the truth of both reports. A peer that tells nothing of it loses nobody."""
-    with contextlib.suppress(MigrationError):
-        counted = messages.unpack(payload, tuple[Pages, Bytes, Faults])
-        run.report.pages, run.report.bytes, run.report.faults = counted
-
-
-def hear(run: Run, committed: handover.Committed) -> bool:
-    """Take one message; whether the migration is over."""
-    message = run.control.receive(GREETING_SECONDS)
-    if isinstance(message, messages.Resumed):
-        frozen = committed.frozen_ns + run.control.round_trip_ns // 2 + message.resume_ns
-        run.report.downtime_ms = frozen / 1e6
-    elif isinstance(message, messages.Progress):
-        run.events.progress(message.pages, message.pages_total, message.faults)
-    elif isinstance(message, messages.Finished):
-        edge("source-finished")
-        take_counts(run, message.payload)
-        handover.leave(committed, run.options.exit_status)
-        run.control.send(messages.Goodbye())
-        run.report.outcome = "complete"
-        run.events.emit("complete", run.options.pid)
-        return True
-    return False
-
-
-def stalled(run: Run, cause: str) -> None:
-    """The connection is gone after COMMIT: keep the memory, say so, and wait for SIGKILL."""
-    run.report.outcome = "stalled"
-    run.events.emit("stalled", run.options.pid, cause=cause)
-    run.events.note(f"the connection is lost ({cause}); " + KEPT.format(pid=run.options.pid), 0)
-    write(run.options, run.events, run.report)
-    while True:
-        signal.pause()
-
-
-def write(options: ServeOptions, events: Events, report: Report) -> None:
-    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
-    if options.report:
-        try:
-            write_report(options.report, report)
-        except LocalError as error:
-            events.note(str(error), 0)
-
-
-def fill_report(run: Run) -> None:
-    """Counters and phases."""
-    names = list(run.moments)
-    for first, second in itertools.pairwise(names):
-        run.report.phases_ms[first] = (run.moments[second] - run.moments[first]) / 1e6
-    run.report.total_ms = (run.moments[names[-1]] - run.moments[names[0]]) / 1e6
-
-
-def tell(control: ControlChannel, error: MigrationError) -> None:
-    """Tell the other side why it ends here, if it can still hear."""
-    with contextlib.suppress(MigrationError, OSError):
-        if isinstance(error, Refused):
-            control.send(messages.obstacles_of(error), 2.0)
-        elif not isinstance(error, ConnectionLost):
-            control.send(messages.abort_of(error), 2.0)
 
 
 def _ended(pid: int) -> LocalError:

@@ -17,7 +17,7 @@ from wire.command_line import parse_rate, parse_seconds
 from wire.errors import LocalError
 from wire.exit_codes import ExitCode
 from wire.meeting import Meeting
-from wire.strategy import STRATEGIES
+from wire.strategy import Wishes
 from wire.ticket import Ticket, make_ticket, write_ticket_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +61,7 @@ def test_the_defaults_of_lm_serve() -> None:
 def test_the_defaults_of_lm_restore() -> None:
     assert restore(str(TICKET)) == RestoreOptions(
         meeting=Meeting(ticket=TICKET),
-        strategy=STRATEGIES["post-copy"],
+        wishes=Wishes(),
         pid="auto",
         detach=False,
         stdio="attach",
@@ -91,14 +91,51 @@ def test_every_option_of_lm_restore(tmp_path: Path) -> None:
     words = "--stop-and-copy --listen 0.0.0.0:0 --ticket-file t --pid namespace --detach --stdio null"
     more = f"--files trust --map-path /a=/b --map-path /c/=/d --tcp close --cpu trust --report {tmp_path}/r -v"
     options = restore(*words.split(), *more.split())
-    assert options.strategy.name == "stop-and-copy"
-    assert not options.strategy.resume_at_once
+    assert options.wishes.strategy == "stop-and-copy"
+    assert not options.wishes.resume_at_once
     assert options.meeting == Meeting(listen=("0.0.0.0", 0), ticket_file="t")
     assert (options.pid, options.detach, options.stdio, options.files) == ("namespace", True, "null", "trust")
     assert options.map_path == (("/a", "/b"), ("/c", "/d"))
     assert (options.tcp, options.cpu, options.verbose) == ("close", "trust", 1)
-    assert restore("--post-copy", str(TICKET)).strategy.resume_at_once
-    assert restore("--strategy", "stop-and-copy", str(TICKET)).strategy.name == "stop-and-copy"
+    assert restore("--post-copy", str(TICKET)).wishes.resume_at_once
+    assert restore("--strategy", "stop-and-copy", str(TICKET)).wishes.strategy == "stop-and-copy"
+
+
+def test_limits_of_rounds() -> None:
+    words = "--pre-copy --max-rounds 7 --max-downtime 20 --round-timeout 3s --on-no-convergence abort"
+    assert restore(*words.split(), "--bandwidth-limit", "2M", str(TICKET)).wishes == Wishes(
+        strategy="pre-copy",
+        rounds=7,
+        resume_at_once=False,
+        max_downtime_ms=20,
+        round_timeout=3,
+        no_convergence="abort",
+        bandwidth_limit=2 << 20,
+    )
+    assert restore("--hybrid", "--max-downtime", "1.5s", str(TICKET)).wishes.max_downtime_ms == 1500
+    assert restore("--strategy", "auto", str(TICKET)).wishes == Wishes(strategy="auto", rounds=30, resume_at_once=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--post-copy --max-rounds 3", "--max-rounds and --post-copy"),
+        ("--stop-and-copy --max-downtime 3", "--max-downtime and --stop-and-copy"),
+        ("--hybrid --on-no-convergence abort", "--on-no-convergence and --hybrid"),
+    ],
+)
+def test_limits_of_rounds_that_there_are_none_of(words: str, sentence: str) -> None:
+    with pytest.raises(LocalError, match=sentence) as error:
+        restore(*words.split(), str(TICKET))
+    assert error.value.code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize("option", ["--max-rounds", "--max-downtime", "--round-timeout", "--bandwidth-limit"])
+def test_a_limit_of_nothing(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        restore("--pre-copy", option, "0", str(TICKET))
+    assert error.value.code == ExitCode.USAGE
+    assert option in capsys.readouterr().err
 
 
 def test_the_ticket_from_a_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.machines import Machine, begin_move
 PROGRAMS = all_programs()
 MOVED = [program for program in PROGRAMS if not program.refused]
 REFUSED = [program for program in PROGRAMS if program.refused]
-STRATEGIES = ("post-copy", "stop-and-copy")
+STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
 
 
 @pytest.fixture(scope="module", autouse=True)

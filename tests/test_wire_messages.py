@@ -49,7 +49,7 @@ from wire.messages import (
 from wire.obstacles import Obstacle
 
 EVERY: list[Message] = [
-    Greeting(host=look_at_host({"avx": True}), wishes={"strategy": "post-copy"}),
+    Greeting(host=look_at_host({"avx": True}, ""), wishes={"strategy": "post-copy"}),
     Description(payload=pack({"a": [1, 2]})),
     Obstacles(found=[Obstacle("descriptor 3", "a terminal", "redirect it")]),
     Staged(pid=7),
@@ -166,9 +166,9 @@ def test_an_abort_carries_the_error_to_the_other_side() -> None:
 
 
 def test_one_machine_is_recognised() -> None:
-    here = look_at_host({})
-    assert same_machine(here, look_at_host({}))
-    assert same_namespace(here, look_at_host({}), "net")
+    here = look_at_host({}, "")
+    assert same_machine(here, look_at_host({}, ""))
+    assert same_namespace(here, look_at_host({}, ""), "net")
     other = msgspec.structs.replace(here, boot_id="other")
     assert not same_namespace(here, other, "net")
 

@@ -119,7 +119,8 @@ class ControlChannel:
             raise error_of(message)
         if isinstance(message, Obstacles):
             raise refusal_of(message)
-        raise broken(f"it is a {type(message).__name__} where a {kind.__name__} is due")
+        due = getattr(kind, "__name__", str(kind))
+        raise broken(f"it is a {type(message).__name__} where a {due} is due")
 
     def measure_round_trip(self, count: int = 5, timeout: float = 10.0) -> int:
         """Ask `count` times; the median in nanoseconds, also kept as `round_trip_ns`.

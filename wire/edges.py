@@ -20,6 +20,7 @@ HANG_SECONDS = 600.0
 SOURCE_EDGES = (
     "source-connected",
     "source-described",
+    "source-round",
     "source-staged",
     "source-frozen",
     "source-asked",
@@ -35,6 +36,7 @@ DESTINATION_EDGES = (
     "destination-husk",
     "destination-staged",
     "destination-pushed",
+    "destination-round",
     "destination-final",
     "destination-laid-out",
     "destination-built",

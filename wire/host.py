@@ -25,6 +25,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     boot_id         the same on two sides: one kernel, so one machine
     namespaces      kind -> inode of the one that lm-serve or lm-restore lives in (namespaces(7))
     cpu             what linux/cpu.py found
+    vdso            a digest of the code that the kernel maps into processes (process/vdso.py)
     monotonic_ns, boottime_ns, realtime_ns   the clocks, read one right after the other
     """
 
@@ -36,15 +37,14 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
     namespaces: dict[str, int]
     cpu: dict[str, Any]
+    vdso: str
     monotonic_ns: int
     boottime_ns: int
     realtime_ns: int
 
 
-def look_at_host(cpu: dict[str, Any]) -> HostFacts:
-    """The facts of this host; `cpu` is what linux/cpu.py describes. Raises OSError where /proc is
-    missing.
-    """
+def look_at_host(cpu: dict[str, Any], vdso: str) -> HostFacts:
+    """The facts of this host; `cpu` and `vdso` are found by others. Raises OSError where /proc is missing."""
     system = os.uname()
     return HostFacts(
         version=VERSION,
@@ -55,6 +55,7 @@ def look_at_host(cpu: dict[str, Any]) -> HostFacts:
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         namespaces={name: _inode_of_namespace(name) for name in NAMESPACES},
         cpu=cpu,
+        vdso=vdso,
         monotonic_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         realtime_ns=time.clock_gettime_ns(time.CLOCK_REALTIME),

@@ -25,6 +25,7 @@ from wire.errors import MigrationError, ProtocolError, Refused, RemoteError
 from wire.exit_codes import ExitCode
 from wire.host import HostFacts
 from wire.obstacles import Obstacle
+from wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Wishes
 
 LONGEST = 64 << 20
 COMPRESS_FROM = 64 << 10
@@ -69,8 +70,25 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="p
     payload: msgspec.Raw = NOTHING
 
 
+class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="round"):
+    """Source: a round of pages follows on BULK as push number `push`; `payload` is the layout, if it has changed."""
+
+    number: int
+    push: int
+    payload: msgspec.Raw = NOTHING
+
+
 class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="freezing"):
-    """Source: the freeze begins now. Wakes the destination up; needs no answer."""
+    """Source: the freeze begins now. Wakes the destination up; needs no answer.
+
+    strategy        what it came to be; `resume_at_once`: before the last page has arrived
+    payload         the rounds, as the report has them
+    """
+
+    strategy: str = ""
+    resume_at_once: bool = True
+    tracking: str = "none"
+    payload: msgspec.Raw = NOTHING
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="final"):
@@ -107,6 +125,12 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
     pid: int
     resume_ns: int
+
+
+class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
+    """Source, after COMMIT: runs of pages that were written to last, to be fetched before all else."""
+
+    payload: msgspec.Raw
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signal"):
@@ -166,12 +190,14 @@ Message = (
     | Obstacles
     | Staged
     | Pushed
+    | Round
     | Freezing
     | Final
     | Late
     | Ready
     | Commit
     | Resumed
+    | Hot
     | Signal
     | Progress
     | Finished
@@ -193,6 +219,19 @@ def unpack(payload: msgspec.Raw, kind: type[Payload]) -> Payload:
         return msgspec.msgpack.decode(payload, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise broken(f"its payload is no {kind.__name__}: {error}") from None
+
+
+def wishes_of(greeting: Greeting) -> Wishes:
+    """What the destination wishes. ProtocolError for what cannot be wished."""
+    try:
+        wishes = msgspec.convert(greeting.wishes, Wishes)
+    except msgspec.ValidationError as error:
+        raise broken(f"its wishes cannot be read: {error}") from None
+    known = wishes.strategy in (*STRATEGIES, AUTO) and wishes.no_convergence in NO_CONVERGENCE
+    limits = 0 <= wishes.rounds <= MOST_ROUNDS and wishes.max_downtime_ms > 0 and wishes.bandwidth_limit >= 0
+    if not known or not limits or (wishes.round_timeout is not None and wishes.round_timeout <= 0):
+        raise broken("it wishes what does not exist")
+    return wishes
 
 
 def broken(cause: str) -> ProtocolError:

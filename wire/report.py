@@ -29,6 +29,8 @@ class Pages(msgspec.Struct, kw_only=True):
     zero: Annotated[int, _said("of these, pages that were zero and needed no payload")] = 0
     faulted: Annotated[int, _said("pages that came because the process touched them")] = 0
     prefetched: Annotated[int, _said("pages that came in bulk, before they were touched")] = 0
+    pushed: Annotated[int, _said("pages that came before the resume, by rounds, eagerly, or for being hot")] = 0
+    resent: Annotated[int, _said("pages that came a second time or more, changed since or asked for twice")] = 0
 
 
 class Bytes(msgspec.Struct, kw_only=True):
@@ -55,9 +57,12 @@ class Round(msgspec.Struct, kw_only=True):
     """One round of copying while the source runs."""
 
     pages: Annotated[int, _said("pages sent")] = 0
+    zero: Annotated[int, _said("of these, pages that were zero and needed no payload")] = 0
+    again: Annotated[int, _said("of these, pages that an earlier round had sent")] = 0
+    deferred: Annotated[int, _said("pages that are written to in every round, and wait for the end")] = 0
     bytes: Annotated[int, _said("bytes sent, after compression")] = 0
     ms: Annotated[float, _said("how long it took, milliseconds")] = 0.0
-    dirty: Annotated[int, _said("pages that were written to meanwhile")] = 0
+    dirty: Annotated[int, _said("pages that were dirty at its end")] = 0
     rate: Annotated[float, _said("what the link carried, bytes per second")] = 0.0
 
 
@@ -66,7 +71,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     side: Annotated[str, _said('"source" or "destination"')]
     outcome: Annotated[str, _said('"complete", "failed" or "stalled"')]
-    strategy: Annotated[str, _said('"post-copy", "stop-and-copy"')]
+    strategy: Annotated[str, _said("post-copy, hybrid, pre-copy or stop-and-copy: what it came to be")]
     pid: Annotated[int, _said("the moved process, as this side's host sees it; 0 before there was one")]
     started: Annotated[float, _said("when the command started, seconds since 1970")]
     downtime_ms: Annotated[
@@ -88,6 +93,7 @@ class Report(msgspec.Struct, kw_only=True):
     bytes: Annotated[Bytes, _said("see below")] = msgspec.field(default_factory=Bytes)
     faults: Annotated[Faults, _said("see below")] = msgspec.field(default_factory=Faults)
     rounds: Annotated[list[Round], _said("one for each round before the freeze, see below; empty if none")] = []
+    tracking: Annotated[str, _said('how writes were tracked: "userfaultfd", "soft-dirty" or "none"')] = "none"
     error: Annotated[str | None, _said("the sentence that ended it, if it failed")] = None
     exit_status: Annotated[
         int | None, _said("destination without --detach: the status of the process, once it has ended")

@@ -3,17 +3,38 @@
  */
 #include "check.h"
 
+struct line {
+    unsigned long start, end, offset;
+    char protection[8], name[500];
+};
+
+/* Neighbours of anonymous memory are one: whether the kernel joins them depends on who wrote to them first. */
+static int joins(const struct line *line, const struct line *next) {
+    return line->end == next->start && !line->offset && !next->offset && !line->name[0] && !next->name[0] &&
+           !strcmp(line->protection, next->protection);
+}
+
 /* Addresses, protections, offsets and names; not inodes and devices, which may differ on another machine. */
 static char *layout(void) {
     FILE *file = fopen("/proc/self/maps", "re");
-    static char line[1000], text[1 << 20];
+    static char text_of_line[1000], text[1 << 20];
+    struct line held = {0};
     char *out = text;
     CHECK(file, "/proc/self/maps: %s", strerror(errno));
-    while (fgets(line, sizeof(line), file)) {
-        unsigned long start, end, offset;
-        char protection[8], name[500] = "";
-        if (sscanf(line, "%lx-%lx %7s %lx %*s %*s %499[^\n]", &start, &end, protection, &offset, name) >= 4)
-            out += sprintf(out, "%lx-%lx %s %lx %s\n", start, end, protection, offset, name);
+    for (int more = 1; more;) {
+        struct line line = {0};
+        more = fgets(text_of_line, sizeof(text_of_line), file) != NULL;
+        if (more && sscanf(text_of_line, "%lx-%lx %7s %lx %*s %*s %499[^\n]", &line.start, &line.end,
+                           line.protection, &line.offset, line.name) < 4)
+            continue;
+        if (more && held.end && joins(&held, &line)) {
+            held.end = line.end;
+            continue;
+        }
+        if (held.end)
+            out += sprintf(out, "%lx-%lx %s %lx %s\n", held.start, held.end, held.protection, held.offset,
+                           held.name);
+        held = line;
     }
     fclose(file);
     return strdup(text);

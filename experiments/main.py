@@ -1,0 +1,56 @@
+"""lm-bench: compares strategies of migration on the same workloads and links."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from experiments import floors, listing, reporting, run
+from experiments.errors import ExperimentError, Status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All verbs."""
+    parser = argparse.ArgumentParser(prog="lm-bench", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for module in (run, floors, reporting, listing):
+        module.add_parser(verbs)
+    return parser
+
+
+def end_on(number: int, frame: FrameType | None) -> None:
+    """A signal handler that leaves through every clean-up; a second signal does not disturb that."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def guarded(work: Callable[[], Status]) -> int:
+    """Do it; the exit status. An error is one sentence on standard error, a signal leaves through every clean-up."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_on)
+    try:
+        return work()
+    except ExperimentError as error:
+        print(f"lm-bench: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        full = error.errno == errno.ENOSPC
+        remedy = "make room" if full else "see that it can be read and written"
+        print(f"lm-bench: {name}{error.strerror or error}; {remedy}", file=sys.stderr)
+        return Status.NO_SPACE if full else Status.SYSTEM
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status."""
+    given = make_parser().parse_args(words)
+    return guarded(lambda: given.verb(given))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

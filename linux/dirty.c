@@ -1,0 +1,118 @@
+#define _GNU_SOURCE
+#include "linux/dirty.h"
+
+#include "linux/kernel.h"
+
+#include <errno.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+enum { BATCH = 512, PAGE = 4096, ARM_PAGES = 2048 };
+
+/* Bits of an entry of /proc/PID/pagemap. */
+static const uint64_t ENTRY_THERE = UINT64_C(3) << 62;
+static const uint64_t ENTRY_SOFT_DIRTY = UINT64_C(1) << 55;
+
+int lm_dirty_handshake(int userfaultfd) {
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED};
+
+    return ioctl(userfaultfd, UFFDIO_API, &api) == 0 ? 0 : -errno;
+}
+
+int lm_dirty_watch(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end) {
+    struct uffdio_register range = {.range = {.start = start, .len = end - start},
+                                    .mode = UFFDIO_REGISTER_MODE_WP};
+
+    if (tracker->kind != LM_DIRTY_USERFAULTFD)
+        return 0;
+    return ioctl(tracker->control, UFFDIO_REGISTER, &range) == 0 ? 0 : -errno;
+}
+
+static int scan(const struct lm_dirty_tracker *tracker, struct lm_pagemap_scan *request,
+                struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
+    struct lm_page_region regions[BATCH];
+    int found = 0;
+
+    request->size = sizeof *request;
+    request->vec = (uint64_t)(uintptr_t)regions;
+    request->vec_len = capacity < BATCH ? capacity : BATCH;
+    request->return_mask = LM_PAGE_IS_WRITTEN;
+    *count = 0;
+    *looked = request->start;
+    found = ioctl(tracker->pagemap, LM_PAGEMAP_SCAN, request);
+    if (found < 0)
+        return -errno;
+    for (int i = 0; i < found; i++)
+        runs[i] = (struct lm_page_run){regions[i].start, regions[i].end};
+    *count = (size_t)found;
+    *looked = request->walk_end;
+    return 0;
+}
+
+static int entries(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool absent,
+                   struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
+    uint64_t read[BATCH];
+    uint64_t pages = (end - start) / PAGE;
+    size_t wanted = pages < BATCH ? (size_t)pages : BATCH;
+    ssize_t length =
+        pread(tracker->pagemap, read, wanted * sizeof *read, (off_t)(start / PAGE * sizeof *read));
+
+    if (length < 0)
+        return -errno;
+    if (length < (ssize_t)sizeof *read)
+        return -ESRCH;
+    *count = 0;
+    *looked = start;
+    for (size_t i = 0; i < (size_t)length / sizeof *read; i++) {
+        uint64_t address = start + i * PAGE;
+        bool there = read[i] & ENTRY_THERE;
+
+        if (absent ? !there : there && read[i] & ENTRY_SOFT_DIRTY) {
+            if (*count > 0 && runs[*count - 1].end == address)
+                runs[*count - 1].end += PAGE;
+            else if (*count == capacity)
+                return 0;
+            else
+                runs[(*count)++] = (struct lm_page_run){address, address + PAGE};
+        }
+        *looked = address + PAGE;
+    }
+    return 0;
+}
+
+int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared, bool arm,
+                     struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
+    struct lm_pagemap_scan request = {
+        .flags = LM_PM_SCAN_CHECK_WPASYNC | (arm ? LM_PM_SCAN_WP_MATCHING : 0),
+        .start = start,
+        .end = end,
+        /* What is armed is read soon after, so that it is seldom written to in between. */
+        .max_pages = arm ? ARM_PAGES : 0,
+        .category_mask = LM_PAGE_IS_WRITTEN,
+        .category_anyof_mask = shared ? 0 : LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED,
+    };
+
+    if (tracker->kind == LM_DIRTY_SOFT)
+        return entries(tracker, start, end, false, runs, capacity, count, looked);
+    return scan(tracker, &request, runs, capacity, count, looked);
+}
+
+int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
+                    struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
+    struct lm_pagemap_scan request = {
+        .start = start,
+        .end = end,
+        .category_inverted = LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED,
+        .category_mask = LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED,
+    };
+
+    if (tracker->kind == LM_DIRTY_SOFT)
+        return entries(tracker, start, end, true, runs, capacity, count, looked);
+    return scan(tracker, &request, runs, capacity, count, looked);
+}
+
+int lm_dirty_clear(const struct lm_dirty_tracker *tracker) {
+    if (tracker->kind != LM_DIRTY_SOFT)
+        return -EINVAL;
+    return pwrite(tracker->control, "4", 1, 0) == 1 ? 0 : -errno;
+}

@@ -1,0 +1,119 @@
+/*
+ * Pages that were pushed while the source ran and are not what they were: they are dropped in the process,
+ * which has not begun to run, and then asked for again, or zero.
+ */
+#define _GNU_SOURCE
+#include "pager/paging.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
+    struct lm_forgotten *list = &pager->forgotten;
+    if (frame->space >= LM_FIRST_OBJECT)
+        return -EPROTO;
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? 2 * list->capacity : 256;
+        struct lm_forgotten_run *runs = realloc(list->runs, capacity * sizeof *runs);
+        if (!runs)
+            return -ENOMEM;
+        list->runs = runs;
+        list->capacity = capacity;
+    }
+    list->runs[list->count++] =
+        (struct lm_forgotten_run){.start = frame->address,
+                                  .end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE,
+                                  .source_space = frame->space,
+                                  .gone = frame->kind == LM_FRAME_GONE};
+    return 0;
+}
+
+/* Call `visit` for each part of a range that the runs of the list fall into. */
+static int each_part(struct lm_pager *pager, void *out,
+                     int (*visit)(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
+                                  const struct lm_forgotten_run *run, void *out)) {
+    for (size_t i = 0; i < pager->forgotten.count; i++) {
+        const struct lm_forgotten_run *run = &pager->forgotten.runs[i];
+        for (size_t j = 0; j < pager->space_count; j++)
+            for (uint64_t at = run->start; at < run->end;) {
+                struct lm_range *range =
+                    lm_space_by_source(pager->spaces[j], run->source_space, at, run->end);
+                if (!range)
+                    break;
+                uint64_t low = at > range->source ? at - range->source : 0, length = range->end - range->start;
+                uint64_t high = run->end - range->source < length ? run->end - range->source : length;
+                int error = range->table ? visit(pager, range, range->first + low / LM_PAGE_SIZE,
+                                                 (high - low) / LM_PAGE_SIZE, run, out)
+                                         : 0;
+                if (error)
+                    return error;
+                at = range->source + high;
+            }
+    }
+    return 0;
+}
+
+struct drops {
+    struct lm_drop *drops;
+    size_t capacity, count;
+};
+
+static int list_placed(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
+                       const struct lm_forgotten_run *run, void *out) {
+    struct drops *drops = out;
+    for (uint64_t page = first, end = first + pages, count; page < end; page += count) {
+        page = lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_PLACED), pages, &count);
+        if (!count)
+            break;
+        if (drops->count < drops->capacity)
+            drops->drops[drops->count] =
+                (struct lm_drop){.start = range->start + (page - range->first) * LM_PAGE_SIZE,
+                                 .length = count * LM_PAGE_SIZE,
+                                 .shared = range->kind == LM_RANGE_SHARED};
+        drops->count++;
+    }
+    return 0;
+}
+
+size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity) {
+    struct drops found = {.drops = drops, .capacity = capacity};
+    lm_pager_lock_patient(pager);
+    each_part(pager, &found, list_placed);
+    lm_pager_unlock(pager);
+    return found.count;
+}
+
+static int settle(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
+                  const struct lm_forgotten_run *run, void *out) {
+    for (uint64_t page = first, end = first + pages, count; page < end; page += count) {
+        page = lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_PLACED), pages, &count);
+        pager->statistics->dropped_pages += count;
+        pager->statistics->total_pages -= count;
+        if (!count)
+            break;
+    }
+    return lm_page_table_set(range->table, first, pages, ~0u, run->gone ? LM_PAGE_ZERO : LM_PAGE_MISSING);
+}
+
+int lm_pager_dropped(struct lm_pager *pager) {
+    struct lm_forgotten *list = &pager->forgotten;
+    struct lm_hot_run *hot = calloc(list->count ? list->count : 1, sizeof *hot);
+    size_t count = 0;
+    if (!hot)
+        return -ENOMEM;
+    lm_pager_lock_patient(pager);
+    int error = each_part(pager, NULL, settle);
+    /* What was written to last is what will be touched first. */
+    for (size_t i = 0; i < list->count; i++)
+        if (!list->runs[i].gone)
+            hot[count++] = (struct lm_hot_run){
+                .start = list->runs[i].start, .end = list->runs[i].end, .source_space = list->runs[i].source_space};
+    free(pager->prefetch.hot);
+    pager->prefetch.hot = hot;
+    pager->prefetch.hot_count = count;
+    pager->prefetch.hot_at = 0;
+    list->count = 0;
+    lm_pager_unlock(pager);
+    return error;
+}

@@ -1,0 +1,90 @@
+"""Rounds, as the destination has them: pages land in the husk while the source runs, at their final place.
+
+What the source says of them in the end, that they are another or gone, is applied before the process runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from linux.program import Program
+from linux.syscall_numbers import SYS_madvise
+from pager.pager import Drop, PagedRange, RangeKind
+from process.description import Layout, ProcessDescription
+from process.mapped_files import preflight_mapped_files
+from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
+from restorer import build
+from restorer.husk import run as run_in
+from restorer.run import Run
+from restorer.waiting import expect, receive_push
+from wire import messages
+from wire.edges import edge
+from wire.errors import Refused
+from wire.report import Round
+
+WAIT_SECONDS = 3600.0
+DROPS_AT_A_TIME = 4096
+MADV_DONTNEED, MADV_REMOVE = 4, 9
+
+
+def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
+    """All of the memory that pages may be sent for, in the order of addresses, and how they arrive."""
+    ranges = [
+        PagedRange(m.start, m.end, RangeKind.SHARED if m.kind is Kind.SHARED_ANONYMOUS else RangeKind.ANONYMOUS)
+        for m in paged_on_demand(memory)
+    ]
+    ranges += [PagedRange(m.start, m.end, RangeKind.WRITTEN) for m in eager_mappings(memory)]
+    return sorted(ranges, key=lambda one: one.start)
+
+
+def take_rounds(run: Run) -> None:
+    """Take rounds in until the freeze begins. Raises MigrationError, OSError."""
+    assert run.pager is not None
+    due: Any = messages.Round | messages.Freezing
+    while True:
+        message: messages.Round | messages.Freezing = expect(run, due, WAIT_SECONDS)
+        if isinstance(message, messages.Freezing):
+            run.resume_at_once = message.resume_at_once
+            run.report.strategy = message.strategy
+            run.report.tracking = message.tracking
+            if message.payload != messages.NOTHING:
+                run.report.rounds = messages.unpack(message.payload, list[Round])
+            return
+        run.pager.follow()
+        if message.payload != messages.NOTHING:
+            _follow_layout(run, messages.unpack(message.payload, Layout))
+        receive_push(run, message.push)
+        edge("destination-round")
+        run.control.send(messages.Pushed(push=message.push))
+
+
+def _follow_layout(run: Run, layout: Layout) -> None:
+    """Lay the husk out as the source is now."""
+    assert run.building is not None
+    assert run.pager is not None
+    obstacles = preflight_mapped_files(layout.files, run.descriptor_options)
+    if obstacles:
+        raise Refused(obstacles, object="a file that the process has mapped meanwhile")
+    build.follow_layout(run.building, layout)
+    run.pager.set_ranges(memory_ranges(layout.memory), run.building.staged.space)
+
+
+def correct(run: Run, final: ProcessDescription) -> None:
+    """Take in what is not true any more of the pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
+    assert run.pager is not None
+    assert run.building is not None
+    if not final.corrected:
+        return
+    receive_push(run, final.corrected)
+    drops = run.pager.drops()
+    for first in range(0, len(drops), DROPS_AT_A_TIME):
+        program = Program("dropping pages that have changed")
+        for drop in drops[first : first + DROPS_AT_A_TIME]:
+            _drop_row(program, drop)
+        run_in(run.building.husk, program)
+    run.pager.dropped()
+
+
+def _drop_row(program: Program, drop: Drop) -> None:
+    advice = MADV_REMOVE if drop.shared else MADV_DONTNEED
+    program.call("drop", SYS_madvise, drop.start, drop.length, advice)

@@ -1,0 +1,52 @@
+"""When the rounds end: a rule over what they have measured, without any I/O."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Sequence
+
+from wire.report import Round
+from wire.strategy import Wishes
+
+# Fewer pages than this are sent in any freeze without being felt.
+FEW_PAGES = 64
+# So many rounds in a row after which no less is dirty mean that no later one will be better.
+PATIENCE = 2
+SHRINKS = 0.9
+# A page that is armed costs its writer a fault of about 1 us: a round is given four times that.
+SECONDS_PER_PAGE = 4e-6
+LONGEST_PAUSE = 2.0
+
+
+class Verdict(enum.Enum):
+    """What to do after a round."""
+
+    GO_ON = "another round"
+    FREEZE = "what is dirty can be sent in the time that is allowed"
+    NO_CONVERGENCE = "the process writes as fast as the link sends"
+    NO_ROUNDS_LEFT = "the last round that was allowed is over"
+
+
+def sendable(round_: Round, milliseconds: float) -> float:
+    """How many pages can be sent in so many milliseconds, by the rate of a round; 0 where it sent none."""
+    return round_.pages / round_.ms * milliseconds if round_.ms > 0 else 0.0
+
+
+def decide(rounds: Sequence[Round], wishes: Wishes) -> Verdict:
+    """What to do after the last of these rounds."""
+    last = rounds[-1]
+    if last.dirty <= max(FEW_PAGES, sendable(last, wishes.max_downtime_ms)):
+        return Verdict.FREEZE
+    if len(rounds) >= wishes.rounds:
+        return Verdict.NO_ROUNDS_LEFT
+    if len(rounds) > PATIENCE:
+        dirty = [one.dirty for one in rounds[-PATIENCE - 1 :]]
+        if all(after > SHRINKS * before for before, after in itertools.pairwise(dirty)):
+            return Verdict.NO_CONVERGENCE
+    return Verdict.GO_ON
+
+
+def pause_before_next(last: Round) -> float:
+    """Seconds to leave the process in peace before the next round, so that being tracked costs it little."""
+    return min(LONGEST_PAUSE, max(0.0, SECONDS_PER_PAGE * last.pages - last.ms / 1000))

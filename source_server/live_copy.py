@@ -1,0 +1,314 @@
+"""Copying while the process runs: round after round, until what is dirty is little, or will not become less.
+
+The rounds change nothing in the process but that its writes are tracked, and that ends with this object, on every way
+out. What they have sent is corrected when the process stands still (`correct`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from linux import tracee
+from linux.errors import ProcessGone
+from linux.maps import maps_text
+from process.contents import inodes_without_path
+from process.description import Layout, ProcessDescription, Runs
+from process.descriptor_table import Table
+from process.files import File
+from process.mapped_files import look_mapped_files
+from process.mappings import Kind, look_again
+from source_server.convergence import Verdict, decide, pause_before_next
+from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
+from source_server.page_server import PageServer, PushRun
+from source_server.rounds import Rounds, round_ranges
+from source_server.stopping import signals_held
+from source_server.tracking import OURS, start_tracking
+from wire import messages
+from wire.control import ControlChannel
+from wire.edges import edge
+from wire.errors import LocalError
+from wire.events import Events
+from wire.exit_codes import ExitCode
+from wire.report import Round, show_seconds
+from wire.strategy import AUTO, STRATEGIES, Wishes
+
+ROUND_PUSH = 16
+CORRECTION_PUSH = 3
+PART_NS = 250_000_000
+ANSWER_SECONDS = 600.0
+LEARNING_SECONDS = 0.3
+HOT_RUNS = 4096
+LAST_WORDS_SECONDS = 2.0
+
+
+@dataclass
+class LiveCopy:
+    """What was copied of a running process, and how. `seen` is the look at it that the destination has."""
+
+    seen: SourceLook
+    server: PageServer
+    control: ControlChannel
+    events: Events
+    wishes: Wishes
+    strategy: str
+    resume_at_once: bool
+    rounds: Rounds | None = None
+    done: list[Round] = field(default_factory=list)
+
+    @property
+    def tracking(self) -> str:
+        """How writes are tracked, as the report says it."""
+        return "none" if self.rounds is None else self.rounds.kind.name.lower().replace("_", "-")
+
+    @property
+    def is_to_correct(self) -> bool:
+        """Whether anything was sent that may be another now."""
+        return bool(self.done)
+
+    def close(self) -> None:
+        """End the tracking."""
+        if self.rounds is not None:
+            self.rounds.close()
+            self.rounds = None
+
+    def correct(self, frozen: ProcessDescription) -> None:
+        """At the frozen process: push what is not true any more of what was sent, or tell that it is to be forgotten.
+
+        Raises OSError, ProcessGone."""
+        if self.rounds is not None and self.is_to_correct:
+            if frozen.memory is not self.seen.memory:
+                self.rounds.watch(round_ranges(frozen.memory))
+            void = writes_past_the_tracker(frozen.descriptors)
+            self.rounds.last(CORRECTION_PUSH, forget=self.resume_at_once, void=void)
+            self.server.push(CORRECTION_PUSH, [], urgent=True)
+
+    def hot(self) -> list[Runs]:
+        """What was written to last, when the process stands still. Never raises: it is a help, nothing more."""
+        if self.rounds is not None:
+            with contextlib.suppress(OSError, ProcessGone):
+                return self.rounds.hot(HOT_RUNS)
+        return []
+
+
+def writes_past_the_tracker(table: Table) -> bool:
+    """Whether a file is open with O_DIRECT: devices write to its reader's memory, and no page table tells."""
+    return any(isinstance(one.kind, File) and one.flags & os.O_DIRECT for one in table.descriptions)
+
+
+def copy_live(
+    seen: SourceLook, server: PageServer, control: ControlChannel, events: Events, wishes: Wishes
+) -> LiveCopy:
+    """Copy in rounds as the destination wishes it. Raises MigrationError; the process runs on, untracked."""
+    strategy = wishes.strategy if wishes.strategy in STRATEGIES else "hybrid"
+    copy = LiveCopy(seen, server, control, events, wishes, strategy, wishes.resume_at_once)
+    with closed_on_error(copy):
+        try:
+            _begin(copy)
+            if copy.rounds is not None and wishes.rounds:
+                _run_rounds(copy)
+        except ProcessGone:
+            raise _gone(seen) from None
+        except (OSError, TimeoutError) as error:
+            raise _failed(copy, error) from None
+    return copy
+
+
+@contextlib.contextmanager
+def closed_on_error(copy: LiveCopy) -> Iterator[None]:
+    """Within, an error ends the tracking."""
+    try:
+        yield
+    except BaseException:
+        copy.close()
+        raise
+
+
+def _begin(copy: LiveCopy) -> None:
+    if not copy.wishes.rounds and not copy.wishes.resume_at_once:
+        return
+    if writes_past_the_tracker(copy.seen.descriptors.table):
+        if copy.wishes.rounds:
+            _say(copy, "a file is open with O_DIRECT, whose reads are not tracked: nothing is copied before the freeze")
+        return
+    tracker = start_tracking(copy.seen)
+    if tracker is None:
+        if copy.wishes.rounds:
+            _say(copy, "this kernel tracks no writes: nothing is copied before the freeze")
+        return
+    copy.rounds = Rounds(copy.server, SPACE, copy.seen.pid, tracker)
+    copy.seen = dataclasses.replace(copy.seen, ours=OURS)
+    copy.rounds.watch(round_ranges(copy.seen.memory))
+
+
+def _say(copy: LiveCopy, text: str) -> None:
+    copy.events.note(text, 0)
+
+
+def _run_rounds(copy: LiveCopy) -> None:
+    if copy.wishes.strategy == AUTO:
+        _choose(copy)
+    verdict = Verdict.GO_ON
+    while verdict is Verdict.GO_ON and len(copy.done) < copy.wishes.rounds:
+        if copy.done:
+            time.sleep(pause_before_next(copy.done[-1]))
+        _round(copy)
+        verdict = decide(copy.done, copy.wishes)
+    if verdict is Verdict.FREEZE or copy.resume_at_once:
+        return
+    last = copy.done[-1]
+    cause = f"{verdict.value}: {last.dirty} pages are dirty after round {len(copy.done)}"
+    if copy.wishes.no_convergence == "abort":
+        raise LocalError(
+            step="copying while the process runs",
+            object=f"process {copy.seen.pid}",
+            cause=cause,
+            remedy="it runs on here; choose --on-no-convergence post-copy or freeze, or a higher --max-downtime",
+            code=ExitCode.TIMEOUT,
+        )
+    if copy.wishes.no_convergence == "post-copy":
+        copy.resume_at_once = True
+        copy.strategy = "hybrid"
+        _say(copy, f"{cause}; it resumes at once, and the rest follows")
+    else:
+        _say(copy, f"{cause}; it is frozen all the same")
+
+
+def _choose(copy: LiveCopy) -> None:
+    """Measure the process and the link, and choose; the pages that are sent meanwhile are not sent in vain."""
+    wishes = copy.wishes
+    _round(copy, PART_NS)
+    begun, before = time.monotonic(), copy.done[-1].dirty
+    time.sleep(LEARNING_SECONDS)
+    assert copy.rounds is not None
+    first = copy.done[-1]
+    size = first.pages + before
+    link = first.pages / max(first.ms, 0.001) * 1000
+    # Only what has been sent is armed, and shows when it is written to: a part that stands for the whole.
+    writes = max(0, copy.rounds.dirty() - before) / (time.monotonic() - begun) * size / max(first.pages, 1)
+    share = writes / link if link else 1.0
+    said = (
+        f"{size * PAGE >> 20} MiB, {writes * PAGE / 2**20:.0f} MiB/s of it written, "
+        f"a link of {link * PAGE / 2**20:.0f} MiB/s"
+    )
+    if before <= link * wishes.max_downtime_ms / 1000:
+        name, why = "stop-and-copy", f"the rest fits into {show_seconds(wishes.max_downtime_ms)}"
+    elif share <= 0.5:
+        name, why = "pre-copy", "rounds converge, and nothing is missing afterwards"
+    elif share < 1:
+        name, why = "hybrid", "rounds would converge slowly"
+    else:
+        name, why = "post-copy", "it writes faster than the link sends"
+    chosen = STRATEGIES[name]
+    copy.strategy, copy.resume_at_once = name, chosen.resume_at_once
+    copy.wishes = msgspec.structs.replace(wishes, strategy=name, rounds=len(copy.done) + chosen.rounds)
+    _say(copy, f"{name}: {said}: {why}")
+
+
+def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
+    """One round, on both sides. Raises MigrationError, OSError, ProcessGone."""
+    assert copy.rounds is not None
+    number = len(copy.done) + 1
+    push = ROUND_PUSH + number
+    layout = _follow_layout(copy)
+    payload = messages.pack(layout) if layout is not None else messages.NOTHING
+    copy.control.send(messages.Round(number=number, push=push, payload=payload))
+    copy.rounds.watch(round_ranges(copy.seen.memory))
+    begun = time.monotonic_ns()
+    if copy.rounds.collects:
+        _collect(copy.rounds, copy.seen.pid)
+    if most_ns is None and copy.wishes.round_timeout is not None:
+        most_ns = int(copy.wishes.round_timeout * 1e9)
+    done = Round()
+    while True:
+        now = time.monotonic_ns()
+        part = min(now + PART_NS, begun + most_ns if most_ns is not None else now + PART_NS)
+        result = copy.rounds.round(push, number, part)
+        done.pages += result.pages
+        done.zero += result.zero
+        done.again += result.again
+        done.deferred += result.deferred
+        done.bytes += result.bytes
+        if not result.cut or (most_ns is not None and time.monotonic_ns() >= begun + most_ns):
+            break
+    _push_eager(copy, push)
+    copy.control.expect(messages.Pushed, ANSWER_SECONDS)
+    done.ms = (time.monotonic_ns() - begun) / 1e6
+    done.dirty = copy.rounds.dirty()
+    done.rate = done.bytes / (done.ms / 1000)
+    copy.done.append(done)
+    copy.events.note(
+        f"round {number}: {done.pages} pages in {show_seconds(done.ms)}, {done.dirty} are dirty afterwards", 1
+    )
+    edge("source-round")
+
+
+def _collect(rounds: Rounds, pid: int) -> None:
+    """Soft-dirty bits are read and cleared in two steps, between which nothing may be written."""
+    with signals_held():
+        stops = tracee.freeze(pid)
+        try:
+            rounds.collect()
+        finally:
+            tracee.thaw(stops, True)
+
+
+def _push_eager(copy: LiveCopy, push: int) -> None:
+    """What cannot be paged on demand and has changed since it was pushed last; and the end of the round's push."""
+    changed = changed_file_pages(copy.seen.pid, copy.seen.memory)
+    known = set(copy.seen.pushed)
+    copy.seen.pushed.extend(run for run in changed if run not in known)
+    runs = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in changed]
+    copy.server.push(push, runs, remember=True, changed=True)
+
+
+def _follow_layout(copy: LiveCopy) -> Layout | None:
+    """The layout, if it is another than the destination's, and can be told while the process runs: what is mapped by
+    a descriptor that is new waits for the end."""
+    pid, seen = copy.seen.pid, copy.seen
+    text = maps_text(pid)
+    if text == seen.layout:
+        return None
+    memory = look_again(pid, seen.memory, inodes_without_path(seen.descriptors.table), seen.ours)
+    known = {(one.start, one.end) for one in seen.memory.mappings if one.kind is Kind.BY_DESCRIPTOR}
+    if any(one.kind is Kind.BY_DESCRIPTOR and (one.start, one.end) not in known for one in memory.mappings):
+        return None
+    files = look_mapped_files(pid, memory.mappings)
+    copy.seen = dataclasses.replace(seen, memory=memory, layout=text, files=files)
+    return Layout(memory=memory, files=files)
+
+
+def _gone(seen: SourceLook) -> LocalError:
+    living = os.path.exists(f"/proc/{seen.pid}/mem") and _is_alive(seen.pid)
+    return LocalError(
+        step="copying while the process runs",
+        object=f"process {seen.pid}",
+        cause="it has executed another program" if living else "it has ended",
+        remedy="it runs on here; start again" if living else "nothing is left to move",
+        code=ExitCode.SYSTEM if living else ExitCode.NO_PROCESS,
+    )
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def _failed(copy: LiveCopy, error: OSError) -> LocalError:
+    """What the other side has said about it, if it was the one that gave up, goes before."""
+    if isinstance(error, ConnectionError):
+        copy.control.expect(messages.Pushed, LAST_WORDS_SECONDS)
+    return LocalError(
+        step="copying while the process runs",
+        object=f"process {copy.seen.pid}",
+        cause=str(error),
+        remedy="it runs on here; try again",
+        code=ExitCode.LOST_BEFORE if isinstance(error, ConnectionError) else ExitCode.SYSTEM,
+    )

@@ -1,0 +1,73 @@
+"""One migration as the source has it: its parts, its phases, and its last words."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from dataclasses import dataclass, field
+
+from process.contents import Content
+from source_server import custody as custodies
+from source_server.live_copy import LiveCopy
+from source_server.look import SourceLook
+from source_server.options import ServeOptions
+from source_server.page_server import PageServer
+from wire import messages
+from wire.control import ControlChannel
+from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from wire.events import Events
+from wire.report import Report, write_report
+
+KEPT = (
+    "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
+    "it never runs here again"
+)
+
+
+@dataclass
+class Run:
+    """One migration, as the source has it: its parts and what becomes of them."""
+
+    options: ServeOptions
+    events: Events
+    seen: SourceLook
+    control: ControlChannel
+    server: PageServer
+    custody: custodies.Custody
+    report: Report
+    same_machine: bool = False
+    other_vdso: bool = False
+    served: list[Content] = field(default_factory=list)
+    copy: LiveCopy | None = None
+    moments: dict[str, int] = field(default_factory=dict)
+
+    def mark(self, name: str) -> None:
+        """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""
+        self.moments[name] = time.monotonic_ns()
+
+
+def write(options: ServeOptions, events: Events, report: Report) -> None:
+    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    if options.report:
+        try:
+            write_report(options.report, report)
+        except LocalError as error:
+            events.note(str(error), 0)
+
+
+def fill_report(run: Run) -> None:
+    """Counters and phases."""
+    names = list(run.moments)
+    for first, second in itertools.pairwise(names):
+        run.report.phases_ms[first] = (run.moments[second] - run.moments[first]) / 1e6
+    run.report.total_ms = (run.moments[names[-1]] - run.moments[names[0]]) / 1e6
+
+
+def tell(control: ControlChannel, error: MigrationError) -> None:
+    """Tell the other side why it ends here, if it can still hear."""
+    with contextlib.suppress(MigrationError, OSError):
+        if isinstance(error, Refused):
+            control.send(messages.obstacles_of(error), 2.0)
+        elif not isinstance(error, ConnectionLost):
+            control.send(messages.abort_of(error), 2.0)

@@ -1,0 +1,34 @@
+"""lm-serve as on a machine whose kernel has another vdso than this one: the same code, but not the same bytes.
+
+A script for tests, with lm-serve's arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from unittest import mock
+
+from linux.maps import MapEntry
+from process import vdso
+from source_server.main import main
+
+# Padding of the ELF header (elf(5), EI_PAD): nothing reads it.
+PLACE = 15
+
+read_code = vdso.read_code
+
+
+def read_other_code(pid: int, mappings: Iterable[MapEntry]) -> bytes:
+    """A process's vdso as another kernel might have it."""
+    code = bytearray(read_code(pid, mappings))
+    if code:
+        code[PLACE] ^= 1
+    return bytes(code)
+
+
+if __name__ == "__main__":
+    with (
+        mock.patch("process.vdso.read_code", read_other_code),
+        mock.patch("process.mappings.read_code", read_other_code),
+    ):
+        sys.exit(main())
