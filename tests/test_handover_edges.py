@@ -12,13 +12,15 @@ import laws
 import pytest
 
 from experiments.machines import Command, Move, descendants, wait_for
-from wire.edges import EDGES, SOURCE_EDGES
+from wire.edges import DESTINATION_EDGES, EDGES, SOURCE_EDGES
 from wire.exit_codes import ExitCode
 
 AFTER_COMMIT = [
     "source-committed",
     "source-finished",
+    "destination-waiting",
     "destination-committed",
+    "destination-letting-go",
     "destination-resumed",
     "destination-complete",
 ]
@@ -163,7 +165,7 @@ def test_a_source_killed_when_all_is_over(subject: laws.Subject) -> None:
     goes_on(subject, move)
 
 
-@pytest.mark.parametrize("edge", ["destination-resumed", "destination-complete"])
+@pytest.mark.parametrize("edge", [edge for edge in AFTER_COMMIT if edge in DESTINATION_EDGES])
 def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
     """The moved process runs or waits, the copy stays inert, and lm-serve keeps the memory and says so."""
     move = laws.begin(subject, fault=f"{edge}:kill")
@@ -180,6 +182,23 @@ def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
         else:
             subject.await_standstill()
         assert laws.process_name(moved[0]) == "laws_program"
+    except BaseException:
+        print(move.said())
+        raise
+
+
+@pytest.mark.parametrize("edge", ["waiting", "committed", "letting-go"])
+def test_a_worker_killed_in_the_handover_of_a_whole_process(edge: str, subject: laws.Subject) -> None:
+    """Every page is there, so that all threads run on, with the masks that they had."""
+    masks = laws.signal_masks(subject.pid)
+    move = laws.begin(subject, restore=["--stop-and-copy"], fault=f"destination-{edge}:kill")
+    try:
+        assert ends(move.restore) == ExitCode.LOST_AFTER
+        laws.assert_inert(subject)
+        pid = wait_for("the process", lambda: laws.let_go(subject) or None, 10)
+        assert laws.signal_masks(pid) == masks
+        subject.await_progress()
+        subject.signal(pid, signal.SIGUSR1, laws.Row.SIGNALS)
     except BaseException:
         print(move.said())
         raise
