@@ -105,7 +105,7 @@ static int settle(struct lm_pager *pager, struct lm_range *range, uint64_t first
     return lm_page_table_set(range->table, first, pages, ~0u, run->gone ? LM_PAGE_ZERO : LM_PAGE_MISSING);
 }
 
-int lm_pager_dropped(struct lm_pager *pager) {
+int lm_pager_dropped(struct lm_pager *pager, bool in_order) {
     struct lm_forgotten *list = &pager->forgotten;
     struct lm_hot_run *hot = calloc(list->count ? list->count : 1, sizeof *hot);
     size_t count = 0;
@@ -119,6 +119,8 @@ int lm_pager_dropped(struct lm_pager *pager) {
             hot[count++] = (struct lm_hot_run){.start = list->runs[i].start,
                                                .end = list->runs[i].end,
                                                .source_space = list->runs[i].source_space};
+    if (in_order)
+        count = 0;
     free(pager->prefetch.hot);
     pager->prefetch.hot = hot;
     pager->prefetch.hot_count = count;

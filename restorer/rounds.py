@@ -88,7 +88,7 @@ def drop_forgotten(run: Run, final: ProcessDescription) -> None:
         for drop in drops[first : first + DROPS_AT_A_TIME]:
             _drop_rows(program, drop, final.memory)
         run_in(run.building.husk, program)
-    run.pager.dropped()
+    run.pager.dropped(in_order=not run.options.wishes.hot_first)
 
 
 def _drop_rows(program: Program, drop: Drop, memory: AddressSpace) -> None:

@@ -43,6 +43,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     round_timeout       seconds after which a round is ended; None: none
     no_convergence      one of NO_CONVERGENCE
     bandwidth_limit     bytes per second for bulk, 0 for none
+    hot_first           fetch what was written to last before all else
     """
 
     strategy: str = "post-copy"
@@ -52,3 +53,4 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     round_timeout: float | None = None
     no_convergence: str = "post-copy"
     bandwidth_limit: int = 0
+    hot_first: bool = True
