@@ -14,8 +14,7 @@ HELD_STEPS = 10
 
 
 def recovered(steps: Sequence[int], before: float, resumed: int) -> float | None:
-    """Milliseconds from the step of the resume until 95 % of the old speed is held for a tenth of a second; None: never.
-    """
+    """Milliseconds from the step of the resume until 95 % of the old speed is held for a tenth of a second, if ever."""
     for place in range(resumed, len(steps) - HELD_STEPS):
         if statistics.fmean(steps[place : place + HELD_STEPS]) >= 0.95 * before:
             return (place - resumed) * STEP_SECONDS * 1000
