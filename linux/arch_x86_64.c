@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/syscall.h>
 
+enum { SYSCALL_LENGTH = 2 };
+
 #define TEXT_OF(value) #value
 #define TEXT(value) TEXT_OF(value)
 
@@ -138,6 +140,18 @@ void lm_arch_call(struct user_regs_struct *registers, uint64_t instruction, uint
     registers->r9 = arguments[5];
 }
 
+void lm_arch_pause(struct user_regs_struct *registers, uint64_t instruction) {
+    registers->rip = instruction;
+    registers->orig_rax = (unsigned long long)-1;
+    registers->rax = SYS_pause;
+}
+
+int lm_arch_is_paused(const struct user_regs_struct *registers, uint64_t instruction) {
+    if (registers->rip == instruction)
+        return registers->rax == SYS_pause;
+    return registers->rip == instruction + SYSCALL_LENGTH && registers->orig_rax == SYS_pause;
+}
+
 int64_t lm_arch_syscall_number(const struct user_regs_struct *registers) {
     return (int64_t)registers->orig_rax;
 }
@@ -152,7 +166,7 @@ uint64_t lm_arch_instruction_pointer(const struct user_regs_struct *registers) {
 
 void lm_arch_rewind(struct user_regs_struct *registers) {
     registers->rax = registers->orig_rax;
-    registers->rip -= 2;
+    registers->rip -= SYSCALL_LENGTH;
     registers->orig_rax = (unsigned long long)-1;
 }
 

@@ -74,6 +74,11 @@ void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t wo
 void lm_arch_call(struct user_regs_struct *registers, uint64_t instruction, uint64_t number,
                   const uint64_t *arguments);
 
+/* Registers that wait in pause(2) by the syscall instruction at `instruction`, everything else as it is; and
+ * whether a thread is about to make that call, or in it. */
+void lm_arch_pause(struct user_regs_struct *registers, uint64_t instruction);
+int lm_arch_is_paused(const struct user_regs_struct *registers, uint64_t instruction);
+
 /* The system call that a stopped thread is in, or -1; its result. */
 int64_t lm_arch_syscall_number(const struct user_regs_struct *registers);
 int64_t lm_arch_result(const struct user_regs_struct *registers);

@@ -161,6 +161,8 @@ def _finish(run: Run) -> None:
         counted = messages.pack([run.report.pages, run.report.bytes, run.report.faults])
         run.control.send(messages.Finished(payload=counted))
         run.control.expect(messages.Goodbye, GOODBYE_SECONDS)
+    if run.custody is not None:
+        run.custody.end()
     run.report.outcome = "complete"
     _phases(run)
     write(run)

@@ -19,7 +19,6 @@ from linux import tracee
 from linux.arch_x86_64 import Registers
 from linux.errors import ProcessGone
 from linux.maps import maps
-from linux.pidfd import send_to_thread
 from linux.program import Program
 from linux.syscall_numbers import (
     SYS_close,
@@ -49,6 +48,7 @@ from process.open_descriptors import (
 )
 from process.signals import sent_after_resume
 from process.threads import Thread, whole_xstate
+from restorer.custody import Custody
 from restorer.descriptor_install import Installed, install_rows, keep_pidfd_rows, lowest_free, remove_rows
 from restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
 from restorer.kernel_mappings import write_bridge
@@ -262,11 +262,12 @@ def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
         run(building.husk, program)
 
 
-def apply_threads(building: Construction, final: ProcessDescription) -> None:
+def apply_threads(building: Construction, final: ProcessDescription, custody: Custody) -> None:
     """The second part, when hot and eager pages are in place: threads, signals, timers, credentials,
     registers.
 
-    Afterwards every thread is stopped in its final state and the programs' memory is gone."""
+    Afterwards the programs' memory is gone and every thread is parked: stopped in its final state but for
+    registers and mask, which the custody has."""
     task = final.task
     _match_threads(building, task.threads)
     locks = Program("locking memory")
@@ -298,11 +299,13 @@ def apply_threads(building: Construction, final: ProcessDescription) -> None:
     run(building.husk, program)
     final_registers = [(thread, _final_registers(building, thread, elapsed)) for thread in task.threads]
     drop_area(building.husk)
-    for thread, registers in final_registers:
+    for place, (thread, registers) in enumerate(final_registers):
         tid = building.threads[thread.tid]
         tracee.set_xstate(tid, whole_xstate(thread))
-        tracee.set_signal_mask(tid, thread.signal_mask)
-        tracee.set_registers(tid, registers)
+        custody.park(place, tid, registers, thread.signal_mask)
+    queues = [(thread.tid, thread.pending) for thread in task.threads]
+    waiting = sent_after_resume(task.signals, queues)
+    custody.send_first([(0 if tid is None else building.threads[tid], number) for tid, number in waiting])
 
 
 def _bytes_map(options: DescriptorOptions) -> Callable[[bytes], bytes]:
@@ -331,21 +334,3 @@ def _final_registers(building: Construction, thread: Thread, elapsed: int) -> Re
     tid = building.threads[thread.tid]
     return interrupted.continue_call(tid, building.husk.area, thread.call, registers, elapsed)
 
-
-def let_go(building: Construction, final: ProcessDescription) -> None:
-    """After COMMIT: every thread runs, and is not traced any more."""
-    queues = [(thread.tid, thread.pending) for thread in final.task.threads]
-    for thread, number in sent_after_resume(final.task.signals, queues):
-        with contextlib.suppress(OSError, ProcessGone):
-            if thread is None:
-                os.kill(building.husk.pid, number)
-            else:
-                send_to_thread(building.husk.pid, building.threads[thread], number)
-    # Our death kills the process as long as any thread has EXITKILL, so all lose it before the first one
-    # runs.
-    for tid in building.threads.values():
-        with contextlib.suppress(OSError, ProcessGone):
-            tracee.set_options(tid, 0)
-    for tid in building.threads.values():
-        with contextlib.suppress(OSError, ProcessGone):
-            tracee.detach(tid)

@@ -7,7 +7,6 @@ destination has said READY the worker gives up when the front dies; after that i
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from linux import pidfd
+from restorer.custody import Fate, State, await_outcome
 from restorer.line import Worker
 from restorer.options import RestoreOptions
 from restorer.worker import start_worker
@@ -29,18 +28,16 @@ from wire.ticket import parse_ticket
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SIGNAL_STATUS = 128
-HUSK_END_SECONDS = 2.0
 
 
 @dataclass
 class Front:
-    """What the front knows so far. `husk` is a pidfd of the new process, `status` the exit status, once known."""
+    """What the front knows so far; `status` is the exit status, once known."""
 
     options: RestoreOptions
     events: Events
     worker: Worker
     pid: int = 0
-    husk: int = -1
     frozen: bool = False
     resumed: bool = False
     stopping: bool = False
@@ -113,22 +110,36 @@ def _show(front: Front, news: dict[str, Any]) -> None:
         front.status = int(news["code"])
     else:
         front.pid = pid
-        if kind == "staged":
-            with contextlib.suppress(OSError):
-                front.husk = pidfd.open_pidfd(pid)
         front.resumed = front.resumed or kind == "resumed"
         front.frozen = front.frozen or kind == "frozen"
         front.events.emit(kind, pid, **news)
 
 
 def _worker_is_gone(front: Front) -> int:
-    """The worker ended without a word: it was killed, or there is a bug in it. An unfinished husk ends with it, so that
-    a process which is still here some time later is one that was resumed."""
+    """The worker ended without a word: it was killed, or there is a bug in it. Until READY the husk ends with it; from
+    then on the custodian finds out what the source has decided, and acts on it (restorer/custody.h)."""
     how = front.worker.reap()
-    if front.husk >= 0 and not select.select([front.husk], [], [], HUSK_END_SECONDS)[0]:
-        cause, code = f"its worker ended ({how}) after the resume", ExitCode.LOST_AFTER
-        remedy = f"process {front.pid} runs until it needs a page that is missing, and waits there; it reads no zeros"
-    elif front.frozen:
+    found = await_outcome(front.worker.page)
+    here = f"process {front.pid}"
+    if found.state is State.LET_GO or found.fate is Fate.LET_GO:
+        cause, code = f"its worker ended ({how}) after the handover", ExitCode.LOST_AFTER
+        remedy = f"{here} runs until it needs a page that is missing, and waits there; it reads no zeros"
+    elif found.fate is Fate.KILLED:
+        cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
+        remedy = "the source has not handed over: the process runs on there; try again"
+    elif found.fate is Fate.KEPT or found.state is State.IN_DOUBT:
+        cause, code = f"its worker ended ({how}), and the connection broke during the handover", ExitCode.IN_DOUBT
+        remedy = (
+            f"{here} is kept, stopped; if process and lm-serve still run at the source, end this one "
+            f"(kill -9 {front.pid}), else call for help"
+        )
+    elif found.state is not State.UNARMED:
+        cause, code = f"its worker ended ({how}) during the handover", ExitCode.IN_DOUBT
+        remedy = (
+            f"{here} is kept, stopped, until its custodian (process {found.custodian}) hears what the source has "
+            "decided; look at what lm-serve says"
+        )
+    elif front.frozen and not found.guarded:
         cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
         remedy = "look at what lm-serve says: unless it has handed over, the process runs on at the source"
     else:

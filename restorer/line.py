@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import socket
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ import msgspec
 
 @dataclass
 class Worker:
-    """The front's side of the line."""
+    """The front's side of the line. `page` is the one that both share (restorer/custody.py)."""
 
     pid: int
     news: socket.socket
+    page: mmap.mmap
     held: bytes = b""
     ended: bool = False
 
@@ -44,6 +46,7 @@ class Line:
     """The worker's side of the line. News to a front that is gone are dropped."""
 
     connection: socket.socket
+    page: mmap.mmap
     held: bytes = b""
     front_is_gone: bool = False
     orders: list[tuple[str, int]] = field(default_factory=list)

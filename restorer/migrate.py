@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import signal
+import select
 import time
 from collections.abc import Iterable
 from typing import NoReturn
@@ -30,11 +30,12 @@ from process.mapped_files import compare_written_mappings
 from process.rehearsal import rehearse_rebuilding
 from restorer import build
 from restorer.aftermath import follow
+from restorer.custody import State, start_custody
 from restorer.husk_process import end_husk, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
-from restorer.rounds import correct, memory_ranges, take_rounds
+from restorer.rounds import correct, drop_forgotten, memory_ranges, take_rounds
 from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
 from restorer.waiting import (
@@ -62,7 +63,8 @@ TICK_MS = 100
 STAGING_PUSH = 1
 IN_DOUBT = (
     "the connection broke after READY ({cause}), and nobody here can know whether the source has handed over: process "
-    "{pid} is kept, stopped; if process and lm-serve still run at the source, end this worker, else call for help"
+    "{pid} is kept, stopped; if process and lm-serve still run at the source, end this one (kill -9 {pid}), else call "
+    "for help"
 )
 
 
@@ -78,8 +80,8 @@ def migrate(options: RestoreOptions, line: Line) -> int:
     described = msgspec.convert(words, DescriptorOptions)
     run = Run(options, described, line, roles, ControlChannel(roles.control), report)
     try:
-        hand_over(run)
-        commit = await_commit(run)
+        ready = hand_over(run)
+        commit = await_commit(run, ready)
     except MigrationError as error:
         report.error = str(error)
         destroy(run)
@@ -90,8 +92,8 @@ def migrate(options: RestoreOptions, line: Line) -> int:
     return follow(run)
 
 
-def hand_over(run: Run) -> None:
-    """Everything up to READY. Raises MigrationError, after which the husk has to be destroyed."""
+def hand_over(run: Run) -> bytes:
+    """Everything up to READY, which it returns. Raises MigrationError, after which the husk has to be destroyed."""
     try:
         run.mark("preflight")
         described = prepare(run)
@@ -99,6 +101,7 @@ def hand_over(run: Run) -> None:
         stage(run, described)
         run.mark("staged")
         apply_final(run)
+        return arm(run)
     except SyscallFailed as error:
         raise cannot_build(str(error)) from error
     except (OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
@@ -122,6 +125,8 @@ def prepare(run: Run) -> ProcessDescription:
         raise Refused(obstacles, object=f"process {process.task.pid}")
     offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
     run.husk = start_husk(process.task, run.options.pid, offsets)
+    threads = len(process.task.threads)
+    run.custody = start_custody(run.line.page, run.control.fileno(), run.husk.pid, run.husk.pidfd, threads)
     if run.husk.namespace:
         asked_for = run.options.pid == "namespace"
         text = f"id {process.task.pid} is the process's own in a PID namespace; this host knows it as {run.husk.pid}"
@@ -140,6 +145,7 @@ def only_process(described: MigrationDescription) -> ProcessDescription:
 def stage(run: Run, description: ProcessDescription) -> None:
     """Fill the husk while the source runs, and take in what cannot be paged on demand."""
     assert run.husk is not None
+    assert run.custody is not None
     husk = run.husk
     run.building = build.stage(husk.pid, husk.pidfd_number, description, run.descriptor_options, husk.offsets)
     run.pager = Pager()
@@ -151,8 +157,9 @@ def stage(run: Run, description: ProcessDescription) -> None:
     edge("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
     run.line.send("staged", pid=husk.pid)
-    for sentence in run.building.shortfalls:
+    for sentence in run.building.shortfalls + run.custody.prepare():
         run.line.send("note", text=sentence, level=0)
+    run.custody.rehearse(len(run.building.threads))
     rehearse_rebuilding(description.task, run.building.present, run.building.restore_ids)
     with interrupted_by_front(run):
         receive_push(run, STAGING_PUSH)
@@ -188,6 +195,7 @@ def wait_for_final(run: Run) -> ProcessDescription:
 def apply_final(run: Run) -> None:
     """Apply what has changed since staging, and for a strategy that resumes when complete, fetch every page."""
     assert run.building is not None
+    assert run.custody is not None
     assert run.pager is not None
     final = wait_for_final(run)
     run.final = final
@@ -202,8 +210,9 @@ def apply_final(run: Run) -> None:
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
     correct(run, final)
     receive_push(run, final.pushed)
+    drop_forgotten(run, final)
     edge("destination-laid-out")
-    build.apply_threads(run.building, final)
+    build.apply_threads(run.building, final, run.custody)
     edge("destination-built")
     obstacles = [
         *compare_written_files(final.descriptors, run.descriptor_options),
@@ -230,16 +239,33 @@ def wait_until_complete(run: Run) -> None:
         raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(run.pager.cause)
 
 
-def await_commit(run: Run) -> messages.Commit:
+def arm(run: Run) -> bytes:
+    """Everything is built: see to it that from now on our death leaves the process be. READY, as it will be sent."""
+    assert run.building is not None
+    assert run.custody is not None
+    handed_over = sorted(run.building.opened.handed_over)
+    ready = messages.encode(messages.Ready(payload=messages.pack(handed_over)))
+    run.custody.arm(ready)
+    return ready
+
+
+def await_commit(run: Run, ready: bytes) -> messages.Commit:
     """READY, and the source's decision. Raises MigrationError when it decided not to hand over.
 
     Only COMMIT, an orderly end of the connection or words to that effect tell what the source decided. Anything else
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
+    assert run.custody is not None
     edge("destination-ready")
-    assert run.building is not None
-    handed_over = sorted(run.building.opened.handed_over)
-    run.control.send(messages.Ready(payload=messages.pack(handed_over)))
+    run.control.send_bytes(ready)
+    edge_after_commit(run, "destination-waiting")
     try:
+        ahead = run.control.look_ahead()
+        if isinstance(ahead, messages.Commit):
+            # Known to the custodian before it is taken out of the socket, where it could find it.
+            run.custody.tell(State.COMMITTED)
+            with contextlib.suppress(MigrationError):
+                run.control.receive()
+            return ahead
         return run.control.expect(messages.Commit)
     except (RemoteError, Refused):
         raise
@@ -250,37 +276,56 @@ def await_commit(run: Run) -> messages.Commit:
 
 
 def wait_in_doubt(run: Run, cause: str) -> NoReturn:
-    """Nobody here can know whether the source has handed over: keep everything, say so, and wait."""
-    pid = run.building.husk.pid if run.building is not None else 0
+    """Nobody here can know whether the source has handed over: keep everything, say so, and wait.
+
+    Raises LocalError when the process that was kept has been ended by hand."""
+    assert run.husk is not None
+    assert run.custody is not None
+    run.custody.tell(State.IN_DOUBT)
     run.report.outcome = "stalled"
     write(run)
-    run.line.send("stalled", pid=pid, cause=cause)
-    run.line.send("note", text=IN_DOUBT.format(pid=pid, cause=cause), level=0)
-    while True:
-        signal.pause()
+    run.line.send("stalled", pid=run.husk.pid, cause=cause)
+    run.line.send("note", text=IN_DOUBT.format(pid=run.husk.pid, cause=cause), level=0)
+    ended = select.poll()
+    ended.register(run.husk.pidfd, select.POLLIN)
+    ended.poll()
+    raise LocalError(
+        step="the handover",
+        object=f"process {run.husk.pid}",
+        cause="was ended here while nobody knew whether the source had handed over",
+        remedy="it runs on at the source if it had not",
+        code=ExitCode.IN_DOUBT,
+    )
 
 
 def resume(run: Run, commit: messages.Commit, received: int) -> None:
     """Let the process run. It is the only copy now: whatever fails here is said, and nothing is taken back."""
-    assert run.building is not None
-    assert run.final is not None
-    pid = run.building.husk.pid
+    assert run.husk is not None
+    assert run.custody is not None
     edge_after_commit(run, "destination-committed")
-    build.let_go(run.building, run.final)
+    run.custody.send_signals()
+    run.custody.make_final(0, 1)
+    edge_after_commit(run, "destination-letting-go")
+    run.custody.make_final(1)
+    run.custody.detach()
     resume_ns = time.monotonic_ns() - received
     edge_after_commit(run, "destination-resumed")
     run.mark("resumed")
     run.report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
-    run.report.pid = pid
+    run.report.pid = run.husk.pid
     with contextlib.suppress(MigrationError):
-        run.control.send(messages.Resumed(pid=pid, resume_ns=resume_ns))
-    run.line.send("resumed", pid=pid, downtime_ms=run.report.downtime_ms)
+        run.control.send(messages.Resumed(pid=run.husk.pid, resume_ns=resume_ns))
+    run.line.send("resumed", pid=run.husk.pid, downtime_ms=run.report.downtime_ms)
 
 
 def destroy(run: Run) -> None:
     """Before COMMIT: nothing of the husk is left."""
+    if run.custody is not None:
+        run.custody.tell(State.DOOMED)
     if run.husk is not None:
         end_husk(run.husk)
+    if run.custody is not None:
+        run.custody.end()
     if run.pager is not None:
         run.pager.close()
     if run.building is not None:

@@ -10,6 +10,7 @@ from pager.pager import Pager
 from process.description import ProcessDescription
 from process.descriptor_options import DescriptorOptions
 from restorer import build
+from restorer.custody import Custody
 from restorer.husk_process import HuskProcess
 from restorer.line import Line
 from restorer.options import RestoreOptions
@@ -34,6 +35,7 @@ class Run:
     report: Report
     moments: dict[str, int] = field(default_factory=dict)
     husk: HuskProcess | None = None
+    custody: Custody | None = None
     building: build.Construction | None = None
     pager: Pager | None = None
     final: ProcessDescription | None = None

@@ -10,6 +10,7 @@ import traceback
 
 import msgspec
 
+from restorer.custody import shared_page
 from restorer.line import Line, Worker
 from restorer.migrate import migrate
 from restorer.options import RestoreOptions
@@ -22,12 +23,13 @@ NAME = b"lm-pager"
 def start_worker(options: RestoreOptions) -> Worker:
     """Fork the worker. Call it while lm-restore has one thread."""
     ours, theirs = socket.socketpair()
+    page = shared_page()
     pid = os.fork()
     if pid == 0:
         ours.close()
         status = int(ExitCode.BUG)
         try:
-            status = _be_worker(options, Line(theirs))
+            status = _be_worker(options, Line(theirs, page))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -35,7 +37,7 @@ def start_worker(options: RestoreOptions) -> Worker:
             sys.stderr.flush()
             os._exit(status)
     theirs.close()
-    return Worker(pid, ours)
+    return Worker(pid, ours, page)
 
 
 def _be_worker(options: RestoreOptions, line: Line) -> int:

@@ -1,10 +1,10 @@
 #define _GNU_SOURCE
 #include "source_server/custody.h"
 
+#include "wire/written.h"
+
 #include <errno.h>
 #include <linux/sockios.h>
-#include <linux/tcp.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -14,45 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum {
-    READS_BOUND = 100,
-    DRAIN_CHUNK = 4096,
-    POLL_US = 10000,
-    DELIVERY_POLLS = 60000,
-    WATCH_MS = 200,
-    DRAIN_MS = 5000
-};
-
-static int bytes_acknowledged(int socket, uint64_t *count) {
-    struct tcp_info info = {0};
-    socklen_t length = sizeof info;
-
-    if (getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0)
-        return -errno;
-    *count = info.tcpi_bytes_acked;
-    return 0;
-}
-
-int lm_bytes_written(int socket, uint64_t *count) {
-    /* Bytes move from queued to acknowledged between the two readings: read until nothing did. */
-    for (int reads = 0; reads < READS_BOUND; reads++) {
-        uint64_t before = 0, after = 0;
-        int queued = 0;
-        int error = bytes_acknowledged(socket, &before);
-
-        if (error == 0 && ioctl(socket, SIOCOUTQ, &queued) != 0)
-            error = -errno;
-        if (error == 0)
-            error = bytes_acknowledged(socket, &after);
-        if (error != 0)
-            return error;
-        if (before == after) {
-            *count = before + (uint64_t)queued;
-            return 0;
-        }
-    }
-    return -EAGAIN;
-}
+enum { DRAIN_CHUNK = 4096, POLL_US = 10000, DELIVERY_POLLS = 60000, WATCH_MS = 200, DRAIN_MS = 5000 };
 
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
     struct iovec here = {&word, sizeof word};

@@ -36,10 +36,6 @@ struct lm_custody {
     uint64_t bytes_before_commit;
 };
 
-/* Bytes ever written into a TCP socket: acknowledged ones and those still queued (tcp(7): TCP_INFO
- * tcpi_bytes_acked; SIOCOUTQ). 0 or -errno. */
-int lm_bytes_written(int socket, uint64_t *count);
-
 /* The custodian's life: blocks until the other end of `lifeline` is closed, decides if that is needed, and
  * returns 0, or -errno when the word could not be written. */
 int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline);

@@ -131,7 +131,7 @@ def closed_on_error(copy: LiveCopy) -> Iterator[None]:
 
 
 def _begin(copy: LiveCopy) -> None:
-    if not copy.wishes.rounds and not copy.wishes.resume_at_once:
+    if not copy.wishes.rounds and not (copy.wishes.resume_at_once and copy.wishes.hot_first):
         return
     if writes_past_the_tracker(copy.seen.descriptors.table):
         if copy.wishes.rounds:

@@ -30,6 +30,10 @@ SIGNAL_KEYS = ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
 STAT_FIELDS = (18, 19, 20, 40, 41)
 
 
+# All signals but the two that cannot be blocked, as /proc/PID/status says it.
+PARKED = "SigBlk:\tfffffffffffbfeff"
+
+
 class Row(enum.IntEnum):
     """What a record tells of: enum thread of the program."""
 
@@ -292,6 +296,26 @@ def processor_time(pid: int) -> int:
     except OSError:
         return 0
     return int(fields[11]) + int(fields[12])
+
+
+def signal_masks(pid: int) -> list[str]:
+    """What each thread of a process blocks, as /proc/PID/status has it; nothing when it is gone."""
+    masks = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            masks += [line for line in (thread / "status").read_text().splitlines() if line.startswith("SigBlk:")]
+    return sorted(masks)
+
+
+def let_go(subject: Subject) -> int:
+    """The process at the destination when it runs: a copy that nobody traces and that is not parked; else 0."""
+    for pid, name in left_over(subject).items():
+        if name == "laws_program":
+            with contextlib.suppress(OSError):
+                masks = signal_masks(pid)
+                if "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() and masks and PARKED not in masks:
+                    return pid
+    return 0
 
 
 def assert_inert(subject: Subject) -> None:

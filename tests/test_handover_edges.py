@@ -12,13 +12,15 @@ import laws
 import pytest
 
 from experiments.machines import Command, Move, descendants, wait_for
-from wire.edges import EDGES, SOURCE_EDGES
+from wire.edges import DESTINATION_EDGES, EDGES, SOURCE_EDGES
 from wire.exit_codes import ExitCode
 
 AFTER_COMMIT = [
     "source-committed",
     "source-finished",
+    "destination-waiting",
     "destination-committed",
+    "destination-letting-go",
     "destination-resumed",
     "destination-complete",
 ]
@@ -28,6 +30,8 @@ BEFORE_COMMIT = [edge for edge in EDGES if edge not in AFTER_COMMIT]
 STUB_IS_THERE = ("source-asked", "source-final-sent", "source-ready", "source-parked")
 HANGING_SOURCE = ("source-frozen", "source-final-sent", "source-parked")
 HANGING_DESTINATION = ("destination-final", "destination-built", "destination-ready")
+# Edges that only a strategy with rounds comes to.
+ROUNDS = ("source-round", "destination-round")
 # What the side that goes on may end with: it was told why, or it lost the other one.
 TOLD = (ExitCode.SYSTEM, ExitCode.LOST_BEFORE)
 
@@ -59,7 +63,7 @@ def failed_event(command: Command) -> dict[str, object]:
 
 @pytest.mark.parametrize("edge", BEFORE_COMMIT)
 def test_an_error_before_commit(edge: str, subject: laws.Subject) -> None:
-    move = laws.begin(subject, fault=f"{edge}:fail")
+    move = laws.begin(subject, fault=f"{edge}:fail", restore=["--hybrid"] if edge in ROUNDS else [])
     failing, other = (move.serve, move.restore) if edge in SOURCE_EDGES else (move.restore, move.serve)
     try:
         assert ends(failing) == ExitCode.SYSTEM
@@ -74,7 +78,7 @@ def test_an_error_before_commit(edge: str, subject: laws.Subject) -> None:
 
 @pytest.mark.parametrize("edge", BEFORE_COMMIT)
 def test_a_death_before_commit(edge: str, subject: laws.Subject) -> None:
-    move = laws.begin(subject, fault=f"{edge}:kill")
+    move = laws.begin(subject, fault=f"{edge}:kill", restore=["--hybrid"] if edge in ROUNDS else [])
     try:
         if edge in SOURCE_EDGES:
             assert ends(move.serve) == -signal.SIGKILL
@@ -161,7 +165,7 @@ def test_a_source_killed_when_all_is_over(subject: laws.Subject) -> None:
     goes_on(subject, move)
 
 
-@pytest.mark.parametrize("edge", ["destination-resumed", "destination-complete"])
+@pytest.mark.parametrize("edge", [edge for edge in AFTER_COMMIT if edge in DESTINATION_EDGES])
 def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
     """The moved process runs or waits, the copy stays inert, and lm-serve keeps the memory and says so."""
     move = laws.begin(subject, fault=f"{edge}:kill")
@@ -178,6 +182,23 @@ def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
         else:
             subject.await_standstill()
         assert laws.process_name(moved[0]) == "laws_program"
+    except BaseException:
+        print(move.said())
+        raise
+
+
+@pytest.mark.parametrize("edge", ["waiting", "committed", "letting-go"])
+def test_a_worker_killed_in_the_handover_of_a_whole_process(edge: str, subject: laws.Subject) -> None:
+    """Every page is there, so that all threads run on, with the masks that they had."""
+    masks = laws.signal_masks(subject.pid)
+    move = laws.begin(subject, restore=["--stop-and-copy"], fault=f"destination-{edge}:kill")
+    try:
+        assert ends(move.restore) == ExitCode.LOST_AFTER
+        laws.assert_inert(subject)
+        pid = wait_for("the process", lambda: laws.let_go(subject) or None, 10)
+        assert laws.signal_masks(pid) == masks
+        subject.await_progress()
+        subject.signal(pid, signal.SIGUSR1, laws.Row.SIGNALS)
     except BaseException:
         print(move.said())
         raise

@@ -20,6 +20,8 @@ import pytest
 
 import restorer.front
 import restorer.main
+import restorer.migrate
+import restorer.run
 import source_server.main
 import source_server.serve  # here, so that a fork has it
 from experiments.machines import Move, descendants, kill_descendants, wait_for
@@ -28,8 +30,17 @@ from wire.exit_codes import ExitCode
 RUNS = int(os.environ.get("LM_KILLS", "100"))
 SEED = int(os.environ.get("LM_KILLS_SEED", "1"))
 LONGEST = 0.25
-TARGETS = ("serve", "restore", "worker")
+TARGETS = ("serve", "restore", "worker", "custodian")
+PAGER, CUSTODIAN = "lm-pager", "lm-custodian"
 COLD = 64
+# Edges at which the worker's death is set for later, and how many seconds at most.
+AIMED = {
+    "destination-final": 0.006,
+    "destination-built": 0.002,
+    "destination-ready": 0.0006,
+    "destination-waiting": 0.0006,
+    "destination-committed": 0.0002,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +56,7 @@ class Shot:
     target: str
     serve: int
     restore: int
+    masks: list[str]
     ended: dict[int, int] = field(default_factory=dict)
 
     def look(self) -> None:
@@ -63,8 +75,14 @@ class Shot:
             return 0 if self.serve in self.ended else self.serve
         if self.target == "restore":
             return 0 if self.restore in self.ended else self.restore
-        names = {pid: laws.process_name(pid) for pid in descendants(os.getpid())}
-        return next((pid for pid, name in names.items() if name == "lm-pager"), 0)
+        workers = [pid for pid in descendants(os.getpid()) if laws.process_name(pid) == PAGER]
+        if self.target == "custodian":
+            return (
+                next((pid for pid in descendants(workers[0]) if laws.process_name(pid) == CUSTODIAN), 0)
+                if workers
+                else 0
+            )
+        return workers[0] if workers else 0
 
     def said(self) -> str:
         """What the commands printed."""
@@ -85,23 +103,13 @@ def shoot(subject: laws.Subject, target: str, strategy: str) -> Shot:
     arguments = [f"@{ticket}", f"--{strategy}", "--pid", "namespace", "--detach", "--stdio", "null", "--json"]
     restore = laws.fork_command(restorer.main.main, arguments, subject.folder / "restore.txt")
     subject.children |= {serve, restore}
-    return Shot(subject, target, serve, restore)
+    return Shot(subject, target, serve, restore, laws.signal_masks(subject.pid))
 
 
 def await_staged(shot: Shot) -> None:
     """Wait until the interesting part begins."""
     path = shot.subject.folder / "serve.txt"
     wait_for("staged", lambda: '"staged"' in path.read_text() or None, 20, 0.0005)
-
-
-def moved_process(subject: laws.Subject) -> int:
-    """The process at the destination when it has been let go: a copy that nobody traces; else 0."""
-    for pid, name in laws.left_over(subject).items():
-        if name == "laws_program":
-            with contextlib.suppress(OSError):
-                if "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text():
-                    return pid
-    return 0
 
 
 def outcome(shot: Shot) -> int:
@@ -114,11 +122,11 @@ def outcome(shot: Shot) -> int:
     def look() -> int | None:
         shot.look()
         left = laws.left_over(shot.subject)
-        moved = moved_process(shot.subject)
+        moved = laws.let_go(shot.subject)
         if moved:
             # A husk whose tracer has just died is not traced either, and about to die.
             time.sleep(0.05)
-            return moved if moved_process(shot.subject) == moved else None
+            return moved if laws.let_go(shot.subject) == moved else None
         if not left and len(shot.ended) == 2:
             assert shot.subject.process.poll() is None, "no copy is left"
             return 0
@@ -139,6 +147,7 @@ def check(shot: Shot) -> str:
         return "untouched"
     laws.assert_inert(subject)
     assert laws.process_name(moved) == "laws_program"
+    assert laws.signal_masks(moved) == shot.masks
     os.kill(moved, signal.SIGUSR2)
     time.sleep(0.05)
     assert laws.process_name(moved) == "laws_program"
@@ -172,6 +181,46 @@ def test_death_at_any_instant(program: Path, tmp_path: Path, orphans: None) -> N
         subject.rows()
     print(seen)
     assert {became for _, became in seen} == {"untouched", "moved"} or RUNS < 50, seen
+
+
+@dataclass
+class Aim:
+    """Where a timer is set, and for how long."""
+
+    edge: str = ""
+    seconds: float = 0.0
+
+    def at(self, name: str) -> None:
+        """The edge `name` is reached: what stands in the place of wire.edges.edge."""
+        if name == self.edge:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+
+def test_death_of_the_worker_in_the_handover(
+    program: Path, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is ended by a timer that it sets at an edge: at instants that no other process could hit."""
+    chance = random.Random(SEED)
+    seen: dict[tuple[str, str], int] = {}
+    aim = Aim()
+    monkeypatch.setattr(restorer.migrate, "edge", aim.at)
+    monkeypatch.setattr(restorer.run, "edge", aim.at)
+    for number in range(RUNS):
+        aim.edge, strategy = chance.choice(list(AIMED)), chance.choice(("post-copy", "stop-and-copy"))
+        aim.seconds = 1e-6 + chance.random() * AIMED[aim.edge]
+        subject = laws.start_subject(program, tmp_path / f"aimed{number}", warm=128, cold=COLD)
+        shot = shoot(subject, "worker", strategy)
+        try:
+            became = check(shot)
+            seen[aim.edge, became] = seen.get((aim.edge, became), 0) + 1
+        except BaseException:
+            print(f"run {number}, seed {SEED}, {strategy}, {aim}")
+            print(shot.said())
+            raise
+        finally:
+            kill_descendants()
+        subject.rows()
+    print(seen)
 
 
 @pytest.fixture
@@ -251,9 +300,7 @@ def test_the_front_killed_while_pages_are_missing(slow: tuple[laws.Subject, Move
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_after_commit_do_not_end_lm_serve(
-    slow: tuple[laws.Subject, Move, int], number: signal.Signals
-) -> None:
+def test_signals_after_commit_do_not_end_lm_serve(slow: tuple[laws.Subject, Move, int], number: signal.Signals) -> None:
     subject, move, pid = slow
     os.kill(move.serve.process.pid, number)
     err = subject.folder / "serve.err"

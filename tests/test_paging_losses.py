@@ -92,9 +92,9 @@ time.sleep(1000)
 """
 
 
-def start_pager(destination: Program, pages: int, fault: socket.socket, bulk: socket.socket, mode: int) -> tuple[
-    subprocess.Popen[str], int
-]:
+def start_pager(
+    destination: Program, pages: int, fault: socket.socket, bulk: socket.socket, mode: int
+) -> tuple[subprocess.Popen[str], int]:
     """A pager in a process of its own, and its keeper."""
     descriptor = take_userfaultfd(destination)
     arguments = [descriptor, destination.pid, fault.fileno(), bulk.fileno(), BASE, pages, mode]

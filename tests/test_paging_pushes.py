@@ -173,9 +173,7 @@ def test_a_push_to_nowhere_is_refused(program: Path) -> None:
         with pytest.raises(OSError, match="Protocol error") as caught:
             push(move, 1, [PushRun(0, BASE, BASE + 100 * PAGE)])
         assert caught.value.errno == errno.EPROTO
-        assert move.pager.cause == (
-            "the bulk connection is lost: the source broke the rules of the page stream"
-        )
+        assert move.pager.cause == ("the bulk connection is lost: the source broke the rules of the page stream")
 
 
 def test_an_unknown_space_cannot_be_pushed(program: Path) -> None:

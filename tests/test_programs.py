@@ -52,9 +52,7 @@ def test_unmoved(program: Program, folder: Path, orphans: None) -> None:
 @pytest.mark.program
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("program", MOVED, ids=lambda program: program.name)
-def test_moved(
-    program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None
-) -> None:
+def test_moved(program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None) -> None:
     running = programs_help.run(program, folder, machines[0])
     running.wait_ready()
     more = ["--pid", "namespace", *program.restore]

@@ -28,6 +28,8 @@ from wire.messages import (
 )
 
 SEND_SECONDS = 30.0
+LOOKED_AT = 1 << 16
+LOOK_AGAIN_SECONDS = 0.001
 Expected = TypeVar("Expected")
 
 
@@ -79,6 +81,31 @@ class ControlChannel:
                 self._pongs.append(message)
             else:
                 return message
+
+    def look_ahead(self) -> Message | None:
+        """The next message, which stays where it is: whoever reads next gets it, in whatever process. Waits as long as
+        it takes; None for one that did not come whole, or is too long to be looked at.
+        """
+        broken_off = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
+        while True:
+            ((_, events),) = poll.poll()
+            try:
+                data = self._connection.recv(LOOKED_AT, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise _lost(error.strerror or str(error)) from None
+            if not data:
+                raise _lost("it was closed", True)
+            reader = FrameReader()
+            while data and (message := reader.receive(data[: (wanted := reader.wanted())])) is None:
+                data = data[wanted:]
+            if message is not None or reader.wanted() > LOOKED_AT or events & broken_off:
+                return message
+            # The rest of it is under way, and poll(2) would not wait for that.
+            time.sleep(LOOK_AGAIN_SECONDS)
 
     def expect(self, kind: type[Expected], timeout: float | None = None) -> Expected:
         """The next message, which must be of `kind`.

@@ -41,7 +41,9 @@ DESTINATION_EDGES = (
     "destination-laid-out",
     "destination-built",
     "destination-ready",
+    "destination-waiting",
     "destination-committed",
+    "destination-letting-go",
     "destination-resumed",
     "destination-complete",
 )

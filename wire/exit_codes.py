@@ -38,6 +38,7 @@ class ExitCode(enum.IntEnum):
     PROTOCOL = 76, "The peer speaks another protocol version, or broke the protocol."
     NO_PERMISSION = 77, "A permission is missing; the sentence names the capability or setting."
     PEER_FAILED = 78, "The other side gave up before COMMIT and said why. The source runs on."
+    IN_DOUBT = 79, "The handover broke off in the middle. The process here is kept, stopped, or was ended by hand."
     INTERRUPTED = 130, "SIGINT before the handover: the process is untouched."
     TERMINATED = 143, "SIGTERM before the handover: the process is untouched."
 
