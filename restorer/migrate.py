@@ -173,7 +173,7 @@ def with_known(run: Run, final: ProcessDescription) -> ProcessDescription:
     staged = run.building.staged
     if not final.as_staged:
         return final
-    return msgspec.structs.replace(final, memory=staged.memory, files=staged.files)
+    return msgspec.structs.replace(final, memory=staged.memory, files=final.files or staged.files)
 
 
 def add_contents(run: Run, contents: Iterable[Content]) -> None:
