@@ -245,6 +245,23 @@ int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint
     return error;
 }
 
+int lm_rounds_arm(struct lm_rounds *rounds) {
+    struct lm_page_run runs[RUNS];
+    for (size_t i = 0; i < rounds->range_count; i++) {
+        const struct lm_round_range *range = &rounds->ranges[i];
+        for (uint64_t at = range->start; range->followed && at < range->end;) {
+            size_t count;
+            int error = lm_dirty_written(&rounds->tracker, at, range->end, range->shared, true, runs, RUNS,
+                                         &count, &at);
+            if (error == -EPERM)
+                break;
+            if (error)
+                return error;
+        }
+    }
+    return 0;
+}
+
 static int count_written(struct lm_rounds *rounds, const struct lm_round_range *range, uint64_t *pages,
                          struct lm_page_run *kept, size_t capacity, size_t *held) {
     struct lm_page_run runs[RUNS];

@@ -60,6 +60,9 @@ int lm_rounds_collect(struct lm_rounds *rounds);
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result);
 
+/* LM_DIRTY_USERFAULTFD: arm everything, and send nothing: what is written to from now on is hot. */
+int lm_rounds_arm(struct lm_rounds *rounds);
+
 /* How many pages a round would send now. */
 int lm_rounds_dirty(struct lm_rounds *rounds, uint64_t *pages);
 

@@ -86,7 +86,10 @@ zero. A mapping that is another at an old place is wholly dirty: the kernel tell
 |---|---|---|
 | `userfaultfd` | UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN (Linux 6.7) | a minor fault for a page's first write in a round |
 | `soft-dirty` | /proc/PID/clear_refs and bit 55 of pagemap | the same, and a short stop at the begin of each round |
-| `none` | other kernels; a file open with O_DIRECT, as its reads are not told | no rounds, and a warning |
+| `none` | other kernels; a file open with O_DIRECT, as its reads are not told | see below |
+
+Without tracking pre-copy is one plain round, and in the freeze all memory is compared with digests of what was sent;
+hybrid and auto become post-copy. It is said.
 
 Which it is, is found by trying. The userfaultfd is made by the process itself, in a program that closes its
 descriptor by itself even if lm-serve dies in the middle; the tracking ends with lm-serve's own descriptor, on every

@@ -1,7 +1,7 @@
 /*
  * feature: memory that is written, discarded, moved, mapped anew, protected, grown and shrunk without a pause
  *          before, during and after the move
- * serve: --bandwidth-limit 40M
+ * restore: --bandwidth-limit 60M
  */
 #include "check.h"
 
