@@ -109,4 +109,4 @@ def count_pages(moved: Moved, report: dict[str, Any]) -> None:
     not sent."""
     pages = report["pages"]
     moved.pages, moved.pages_resent = pages["total"], pages["resent"]
-    moved.pages_sent = pages["total"] - pages["zero"] + pages["resent"]
+    moved.pages_sent = pages["total"] - pages["zero"] + pages["resent"] + pages["late"]
