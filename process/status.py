@@ -25,6 +25,11 @@ def read_status(pid: int, tid: int | None = None) -> bytes:
         raise ProcessGone(tid or pid) from None
 
 
+def resident_bytes(status: dict[str, str]) -> int:
+    """Bytes of anonymous and shared memory that a process has in memory or in swap; 0 for one without memory."""
+    return sum(int(status.get(name, "0").split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap")) * 1024
+
+
 def parse_status(raw: bytes) -> dict[str, str]:
     """Its lines by name, without the surrounding space."""
     lines = {}

@@ -49,7 +49,7 @@ from process.mappings import (
 )
 from process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
 from process.shared_memory import shared_memory_obstacles
-from process.status import parse_status, read_status
+from process.status import parse_status, read_status, resident_bytes
 from wire.errors import LocalError, Refused
 from wire.exit_codes import ExitCode
 from wire.obstacles import Obstacle
@@ -89,6 +89,7 @@ class SourceLook:
             descriptors=self.descriptors.table,
             files=self.files,
             contents=self.contents,
+            resident=resident_bytes(parse_status(read_status(self.pid))),
         )
 
 
