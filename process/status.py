@@ -26,8 +26,9 @@ def read_status(pid: int, tid: int | None = None) -> bytes:
 
 
 def resident_bytes(status: dict[str, str]) -> int:
-    """Bytes of anonymous and shared memory that a process has in memory or in swap; 0 for one without memory."""
-    return sum(int(status.get(name, "0").split()[0]) for name in ("RssAnon", "RssShmem", "VmSwap")) * 1024
+    """Bytes of anonymous memory that a process has in memory or in swap; 0 for one without memory. Shared memory is not
+    among them, for RssShmem counts files on a tmpfs, too, which do not travel."""
+    return sum(int(status.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
 
 
 def parse_status(raw: bytes) -> dict[str, str]:
