@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from linux import tracee
 from linux.errors import ProcessGone
 from linux.maps import maps_text
 from process.contents import inodes_without_path
@@ -28,8 +27,7 @@ from source_server.convergence import Verdict, decide, pause_before_next
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
 from source_server.page_server import PageServer, PushRun
 from source_server.rounds import Rounds, round_ranges
-from source_server.stopping import signals_held
-from source_server.tracking import OURS, start_tracking
+from source_server.tracking import OURS, brief_freeze, start_tracking
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
@@ -254,7 +252,9 @@ def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
     copy.rounds.watch(round_ranges(copy.seen.memory))
     begun = time.monotonic_ns()
     if copy.rounds.collects:
-        _collect(copy.rounds, copy.seen.pid)
+        # Soft-dirty bits are read and cleared in two steps, between which nothing may be written.
+        with brief_freeze(copy.seen):
+            copy.rounds.collect()
     if most_ns is None and copy.wishes.round_timeout is not None:
         most_ns = int(copy.wishes.round_timeout * 1e9)
     done = Round()
@@ -279,16 +279,6 @@ def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
         f"round {number}: {done.pages} pages in {show_seconds(done.ms)}, {done.dirty} are dirty afterwards", 1
     )
     edge("source-round")
-
-
-def _collect(rounds: Rounds, pid: int) -> None:
-    """Soft-dirty bits are read and cleared in two steps, between which nothing may be written."""
-    with signals_held():
-        stops = tracee.freeze(pid)
-        try:
-            rounds.collect()
-        finally:
-            tracee.thaw(stops, True)
 
 
 def _push_eager(copy: LiveCopy, push: int) -> None:
