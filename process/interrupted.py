@@ -196,6 +196,22 @@ def sleeps_gone_on(interrupted: dict[int, Sleep], seconds: float = GOES_ON_SECON
     return found
 
 
+def longest_epoll_wait(tids: Iterable[int]) -> int:
+    """Milliseconds of the longest timeout of an epoll_wait(2) that one of these threads sleeps in; 0 for none.
+
+    A stop makes such a wait begin anew with all of its time."""
+    longest = 0
+    for tid in tids:
+        try:
+            words = Path(f"/proc/{tid}/syscall").read_text().split()
+        except OSError:
+            continue
+        if words[0].isdecimal() and int(words[0]) in EPOLL_WAITS and len(words) > 4:
+            timeout = int(words[4], 16) & 0xFFFFFFFF
+            longest = max(longest, timeout if timeout <= MAXIMUM_TIMEOUT else 0)
+    return longest
+
+
 def _current_call(tid: int) -> int | None:
     """The system call that a sleeping thread is in (proc_pid_syscall(5)); None if it runs or that is not told."""
     try:

@@ -21,6 +21,7 @@ from process.contents import inodes_without_path
 from process.description import Layout, ProcessDescription, Runs
 from process.descriptor_table import Table
 from process.files import File
+from process.interrupted import longest_epoll_wait
 from process.mapped_files import look_mapped_files
 from process.mappings import AddressSpace, Kind, look_again
 from source_server.convergence import Verdict, decide, pause_before_next
@@ -44,6 +45,7 @@ ANSWER_SECONDS = 600.0
 LEARNING_SECONDS = 0.3
 HOT_RUNS = 4096
 HOT_SECONDS = 0.05
+HARMLESS_WAIT_MS = 200
 LAST_WORDS_SECONDS = 2.0
 
 
@@ -142,6 +144,9 @@ def _begin(copy: LiveCopy) -> None:
     if not copy.wishes.rounds and not (copy.wishes.resume_at_once and copy.wishes.hot_first):
         return
     if writes_past_the_tracker(copy.seen.descriptors.table):
+        return
+    # To know what is hot is not worth a wait that is much too long.
+    if not copy.wishes.rounds and longest_epoll_wait(copy.seen.task.outside) > HARMLESS_WAIT_MS:
         return
     tracker = start_tracking(copy.seen, soft=copy.wishes.rounds > 0)
     if tracker is None:
