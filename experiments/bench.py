@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments import bench_rounds
 from experiments.machines import adopt_orphans, kill_descendants, two_machines
 from experiments.measures import (
     Laboratory,
@@ -34,6 +35,7 @@ from experiments.measures import (
     measure_idle_faults,
     run_floor,
 )
+from experiments.verdicts import Verdict, at_least, at_most
 
 DOWNTIME_MS = 8.0
 GROWTH = 1.5
@@ -54,41 +56,11 @@ class Plan:
     bulk_size: int
     fault_size: int
     faults: int
+    rounds_runs: int
 
 
-FULL = Plan(runs=5, downtime_sizes=(64, 2048), bulk_size=1024, fault_size=512, faults=4000)
-QUICK = Plan(runs=2, downtime_sizes=(64, 512), bulk_size=512, fault_size=128, faults=1000)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A line of the table: what was measured, over how many runs, and whether the bound holds."""
-
-    measure: str
-    runs: int
-    median: float
-    least: float
-    most: float
-    unit: str
-    bound: str
-    holds: bool | None
-    """None: shown for comparison, nothing is asked for."""
-
-
-def at_most(measure: str, values: Sequence[float], unit: str, bound: float | None) -> Verdict:
-    """The median may not be more than the bound."""
-    median = statistics.median(values)
-    asked = "" if bound is None else f"<= {bound:g} {unit}"
-    holds = None if bound is None else median <= bound
-    return Verdict(measure, len(values), median, min(values), max(values), unit, asked, holds)
-
-
-def at_least(measure: str, values: Sequence[float], unit: str, bound: float) -> Verdict:
-    """The median may not be less than the bound."""
-    median = statistics.median(values)
-    return Verdict(
-        measure, len(values), median, min(values), max(values), unit, f">= {bound:g} {unit}", median >= bound
-    )
+FULL = Plan(runs=5, downtime_sizes=(64, 2048), bulk_size=1024, fault_size=512, faults=4000, rounds_runs=3)
+QUICK = Plan(runs=2, downtime_sizes=(64, 512), bulk_size=512, fault_size=128, faults=1000, rounds_runs=1)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -125,6 +97,10 @@ def collect(laboratory: Laboratory, plan: Plan, say: Callable[[str], None]) -> d
             samples[name].append(measure())
     say("memory of both commands")
     samples["memory"] = [measure_bulk(laboratory, large, faulting=True, watched=True)]
+    for number in range(plan.rounds_runs):
+        for name, measure in bench_rounds.measures(laboratory).items():
+            say(f"rounds, {number + 1} of {plan.rounds_runs}: {name}")
+            samples.setdefault(name, []).append(measure())
     return samples
 
 
@@ -169,7 +145,7 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
     for title, name in (("lm-serve", "serve_bytes"), ("lm-restore", "restore_bytes")):
         sizes = [size / 2**20 for size in every("memory", name)]
         verdicts.append(at_most(f"memory of {title}, {large} MiB moved", sizes, "MiB", MEMORY_MIB))
-    return verdicts
+    return verdicts + bench_rounds.judge(samples)
 
 
 def show(console: Console, facts: dict[str, Any], verdicts: Sequence[Verdict]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import mmap
 import os
 import signal
 import statistics
@@ -48,7 +49,7 @@ class Laboratory:
 
 def compile_programs(folder: Path) -> None:
     """Compile the programs that are moved, and the floor. Raises RuntimeError with what gcc said."""
-    for name in ("floor", "heartbeat", "toucher"):
+    for name in ("floor", "heartbeat", "toucher", "writer"):
         source = Path(__file__).with_name(f"{name}.c")
         words = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(folder / name)]
         done = subprocess.run(words, capture_output=True, text=True)
@@ -61,6 +62,7 @@ def run_floor(laboratory: Laboratory, mebibytes: int, faults: int) -> Samples:
     when both run at once (busy_...)."""
     pages = mebibytes * 256
     words = [laboratory.program("floor"), "--pages", str(pages), "--faults", str(faults)]
+    warm_memory(2 * mebibytes)
     words += ["--address", laboratory.source.address, "--source-netns", f"/run/netns/{laboratory.source.namespace}"]
     try:
         done = subprocess.run(
@@ -105,8 +107,18 @@ class Trial:
 
 
 @contextlib.contextmanager
-def moving(laboratory: Laboratory, words: Sequence[str], *, serve: Sequence[str] = ()) -> Iterator[Trial]:
+def moving(
+    laboratory: Laboratory,
+    words: Sequence[str],
+    *,
+    serve: Sequence[str] = (),
+    strategy: str = "post-copy",
+    restore: Sequence[str] = (),
+    memory: int = 0,
+) -> Iterator[Trial]:
     """Start a program (words: its name and arguments without FILE), begin to move it, and end everything after.
+
+    `memory`: so many MiB are made ready beforehand, see warm_memory.
 
     Raises RuntimeError and TimeoutError with what both commands printed.
     """
@@ -121,13 +133,26 @@ def moving(laboratory: Laboratory, words: Sequence[str], *, serve: Sequence[str]
         wait_for(f"{name}'s memory", lambda: Path(f"{numbers}.ready").exists() or None)
         time.sleep(SETTLE_SECONDS)
         machines = (laboratory.source, laboratory.destination)
-        options = ["--pid", "namespace", "--stdio", "null"]
-        move = begin_move(program.process.pid, machines, folder, serve=serve, restore=options)
+        options = ["--pid", "namespace", "--stdio", "null", *restore]
+        warm_memory(memory)
+        move = begin_move(program.process.pid, machines, folder, strategy=strategy, serve=serve, restore=options)
         yield Trial(move, program, numbers, move.resumed(MOVE_SECONDS))
     except (RuntimeError, TimeoutError) as error:
         raise RuntimeError(f"{error}\n{move.said()}" if move else str(error)) from error
     finally:
         kill_descendants()
+
+
+def warm_memory(mebibytes: int) -> None:
+    """Touch so much memory and give it back.
+
+    A virtual machine gets its memory from the host page by page, at a fifth of the speed of memory that it has already,
+    and gives back what lies unused for some seconds: without this the host would be measured."""
+    if mebibytes:
+        area = mmap.mmap(-1, mebibytes << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for place in range(0, len(area), mmap.PAGESIZE):
+            area[place] = 1
+        area.close()
 
 
 def largest_gap(beats: Sequence[int], begin: float, end: float) -> float:
@@ -138,7 +163,7 @@ def largest_gap(beats: Sequence[int], begin: float, end: float) -> float:
 
 def measure_downtime(laboratory: Laboratory, mebibytes: int) -> Samples:
     """felt_ms: the heartbeat's largest gap around the move. other_ms: its largest one at any other time."""
-    with moving(laboratory, ["heartbeat", str(mebibytes)]) as trial:
+    with moving(laboratory, ["heartbeat", str(mebibytes)], memory=mebibytes) as trial:
         trial.move.complete(MOVE_SECONDS)
         time.sleep(SETTLE_SECONDS)
         trial.told()
@@ -174,7 +199,8 @@ def measure_bulk(laboratory: Laboratory, mebibytes: int, *, faulting: bool, watc
     watched: serve_bytes and restore_bytes too, see Watch.
     """
     watch = Watch() if watched else None
-    with watch or contextlib.nullcontext(), moving(laboratory, ["toucher", str(mebibytes), str(TABLE)]) as trial:
+    words = ["toucher", str(mebibytes), str(TABLE)]
+    with watch or contextlib.nullcontext(), moving(laboratory, words, memory=mebibytes) as trial:
         if faulting:
             trial.told()
         if watch:

@@ -108,6 +108,5 @@ def count_pages(moved: Moved, report: dict[str, Any]) -> None:
     """Pages of the process and how often they were sent, from lm-restore's report. Zero pages have no payload and are
     not sent."""
     pages = report["pages"]
-    sent = pages["faulted"] + pages["prefetched"] + sum(int(one["pages"]) for one in report["rounds"])
-    moved.pages, moved.pages_sent = pages["total"], sent
-    moved.pages_resent = max(0, sent - (pages["total"] - pages["zero"]))
+    moved.pages, moved.pages_resent = pages["total"], pages["resent"]
+    moved.pages_sent = pages["total"] - pages["zero"] + pages["resent"] + pages["late"]

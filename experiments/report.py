@@ -31,7 +31,7 @@ def report(folder: Path, say: Callable[[str], None]) -> None:
         from experiments import figures, page, page_tables
     except ImportError as error:
         raise ExperimentError(
-            f"the report's figures: {error}; install matplotlib, for example by pip install 'live-migration[experiments]'",
+            f"the report's figures: {error}; install matplotlib: pip install 'live-migration[experiments]'",
             Status.SYSTEM,
         ) from error
     failed = sum(1 for one in results if not one.verified)

@@ -14,7 +14,8 @@ static const uint64_t ENTRY_THERE = UINT64_C(3) << 62;
 static const uint64_t ENTRY_SOFT_DIRTY = UINT64_C(1) << 55;
 
 int lm_dirty_handshake(int userfaultfd) {
-    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED};
+    struct uffdio_api api = {.api = UFFD_API,
+                             .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED};
 
     return ioctl(userfaultfd, UFFDIO_API, &api) == 0 ? 0 : -errno;
 }
@@ -80,8 +81,8 @@ static int entries(const struct lm_dirty_tracker *tracker, uint64_t start, uint6
     return 0;
 }
 
-int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared, bool arm,
-                     struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
+int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared,
+                     bool arm, struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
     struct lm_pagemap_scan request = {
         .flags = LM_PM_SCAN_CHECK_WPASYNC | (arm ? LM_PM_SCAN_WP_MATCHING : 0),
         .start = start,

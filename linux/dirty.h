@@ -39,8 +39,8 @@ int lm_dirty_watch(const struct lm_dirty_tracker *tracker, uint64_t start, uint6
  * `capacity` runs, `*count` of them; everything below `*looked` has been looked at. 0 or -errno: -EPERM when
  * a part is not followed: then what was armed on the way is not told, and all of [start, end) counts as
  * written. */
-int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared, bool arm,
-                     struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked);
+int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared,
+                     bool arm, struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked);
 
 /* Runs of pages that are neither there nor in swap. */
 int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,

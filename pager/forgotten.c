@@ -9,10 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
+static int add(struct lm_pager *pager, const struct lm_forgotten_run *run) {
     struct lm_forgotten *list = &pager->forgotten;
-    if (frame->space >= LM_FIRST_OBJECT)
-        return -EPROTO;
     if (list->count == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 256;
         struct lm_forgotten_run *runs = realloc(list->runs, capacity * sizeof *runs);
@@ -21,18 +19,28 @@ int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
         list->runs = runs;
         list->capacity = capacity;
     }
-    list->runs[list->count++] =
-        (struct lm_forgotten_run){.start = frame->address,
-                                  .end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE,
-                                  .source_space = frame->space,
-                                  .gone = frame->kind == LM_FRAME_GONE};
+    list->runs[list->count++] = *run;
     return 0;
+}
+
+int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame) {
+    struct lm_forgotten_run run = {.start = frame->address,
+                                   .end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE,
+                                   .source_space = frame->space,
+                                   .gone = frame->kind == LM_FRAME_GONE};
+    return frame->space >= LM_FIRST_OBJECT ? -EPROTO : add(pager, &run);
+}
+
+int lm_forgotten_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space) {
+    struct lm_forgotten_run run = {
+        .start = address, .end = address + pages * LM_PAGE_SIZE, .source_space = source_space};
+    return add(pager, &run);
 }
 
 /* Call `visit` for each part of a range that the runs of the list fall into. */
 static int each_part(struct lm_pager *pager, void *out,
-                     int (*visit)(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
-                                  const struct lm_forgotten_run *run, void *out)) {
+                     int (*visit)(struct lm_pager *pager, struct lm_range *range, uint64_t first,
+                                  uint64_t pages, const struct lm_forgotten_run *run, void *out)) {
     for (size_t i = 0; i < pager->forgotten.count; i++) {
         const struct lm_forgotten_run *run = &pager->forgotten.runs[i];
         for (size_t j = 0; j < pager->space_count; j++)
@@ -41,7 +49,8 @@ static int each_part(struct lm_pager *pager, void *out,
                     lm_space_by_source(pager->spaces[j], run->source_space, at, run->end);
                 if (!range)
                     break;
-                uint64_t low = at > range->source ? at - range->source : 0, length = range->end - range->start;
+                uint64_t low = at > range->source ? at - range->source : 0,
+                         length = range->end - range->start;
                 uint64_t high = run->end - range->source < length ? run->end - range->source : length;
                 int error = range->table ? visit(pager, range, range->first + low / LM_PAGE_SIZE,
                                                  (high - low) / LM_PAGE_SIZE, run, out)
@@ -96,7 +105,7 @@ static int settle(struct lm_pager *pager, struct lm_range *range, uint64_t first
     return lm_page_table_set(range->table, first, pages, ~0u, run->gone ? LM_PAGE_ZERO : LM_PAGE_MISSING);
 }
 
-int lm_pager_dropped(struct lm_pager *pager) {
+int lm_pager_dropped(struct lm_pager *pager, bool in_order) {
     struct lm_forgotten *list = &pager->forgotten;
     struct lm_hot_run *hot = calloc(list->count ? list->count : 1, sizeof *hot);
     size_t count = 0;
@@ -107,8 +116,11 @@ int lm_pager_dropped(struct lm_pager *pager) {
     /* What was written to last is what will be touched first. */
     for (size_t i = 0; i < list->count; i++)
         if (!list->runs[i].gone)
-            hot[count++] = (struct lm_hot_run){
-                .start = list->runs[i].start, .end = list->runs[i].end, .source_space = list->runs[i].source_space};
+            hot[count++] = (struct lm_hot_run){.start = list->runs[i].start,
+                                               .end = list->runs[i].end,
+                                               .source_space = list->runs[i].source_space};
+    if (in_order)
+        count = 0;
     free(pager->prefetch.hot);
     pager->prefetch.hot = hot;
     pager->prefetch.hot_count = count;

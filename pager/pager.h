@@ -23,6 +23,7 @@
 
 #include "pager/statistics.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -99,8 +100,9 @@ void lm_pager_follow(struct lm_pager *pager);
 /* What pushes since the last lm_pager_dropped have told to forget and the process has: at most `capacity`
  * stretches, to be dropped in the process before anything else. Returns how many there are. */
 size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity);
-/* They are dropped: from now on they are missing, or zero; what is missing is fetched before all else. */
-int lm_pager_dropped(struct lm_pager *pager);
+/* They are dropped: from now on they are missing, or zero; what is missing is fetched before all else, unless
+ * everything is to be fetched `in_order`. */
+int lm_pager_dropped(struct lm_pager *pager, bool in_order);
 /* Write pages that came by another way: `length` bytes for source address `address`, both multiples of the
  * page size. */
 int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t address, const void *data,

@@ -198,9 +198,11 @@ class Pager:
         lib.lm_pager_drops(self._pager, found, count)
         return [Drop(one.start, one.length, bool(one.shared)) for one in found]
 
-    def dropped(self) -> None:
-        """They are dropped: from now on they are missing, and fetched first, or zero. Raises OSError."""
-        check(lib.lm_pager_dropped(self._pager))
+    def dropped(self, *, in_order: bool = False) -> None:
+        """They are dropped: from now on they are missing, and fetched first unless `in_order`, or zero.
+
+        Raises OSError."""
+        check(lib.lm_pager_dropped(self._pager, in_order))
 
     def prefetch_start(self) -> None:
         """Begin to fetch everything. Raises OSError."""

@@ -191,6 +191,8 @@ int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t addre
 
 /* forgotten.c: remember a FORGET or GONE frame of a push. Returns 0 or -errno. */
 int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame);
+/* The same for pages that could not be pushed again. */
+int lm_forgotten_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space);
 
 /* pending.c; lock held. */
 struct lm_pending *lm_pending_find(struct lm_pager *pager, const struct lm_space *space, uint64_t address);

@@ -128,6 +128,11 @@ static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struc
             lm_count(&pager->statistics->rewritten_pages, error ? 0 : pages);
             return error;
         }
+        /* Shared memory that the process itself may not write to cannot be written over from outside, either
+         * (ptrace's access is for private copies): it is dropped in the end and asked for again. */
+        if (range->kind == LM_RANGE_SHARED && data)
+            return lm_forgotten_add(pager, range->source + (address - range->start), pages,
+                                    range->source_space);
         /* Given back by the process since: it is missing in the kernel's eyes. */
         error = note(range, first, pages, data ? LM_PAGE_MISSING : LM_PAGE_ZERO);
         if (error || !data)

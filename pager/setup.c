@@ -138,9 +138,9 @@ static int make_range(struct lm_pager *pager, const struct lm_space *old,
             continue;
         uint64_t low = before->start > what->start ? before->start : what->start;
         uint64_t high = before->end < what->end ? before->end : what->end;
-        error = lm_page_table_take(range->table, (low - what->start) / LM_PAGE_SIZE, before->table,
-                                   lm_range_page(before, low), (high - low) / LM_PAGE_SIZE,
-                                   kept_states(pager));
+        error =
+            lm_page_table_take(range->table, (low - what->start) / LM_PAGE_SIZE, before->table,
+                               lm_range_page(before, low), (high - low) / LM_PAGE_SIZE, kept_states(pager));
     }
     return error;
 }

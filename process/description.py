@@ -21,6 +21,7 @@ class Runs(msgspec.Struct, frozen=True, array_like=True):
 class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     """One process. `space` is the number of its memory in the page stream, `executable` the path of its program.
 
+    `resident` are the bytes of its own memory that exist, roughly: what the destination needs room for.
     `corrected` numbers a push that says what is not true any more of what rounds have sent; 0: there were none.
     `changed` are the pages of private file mappings that differ from the file, `dropped` those that did when they were
     pushed first and do not any more; `pushed` numbers the push on the bulk connection that carries the changed ones,
@@ -36,6 +37,7 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     contents: list[Content] = []
     changed: list[Runs] = []
     dropped: list[Runs] = []
+    resident: int = 0
     pushed: int = 0
     corrected: int = 0
     as_staged: bool = False

@@ -65,6 +65,15 @@ def look_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]
     return list(found.values())
 
 
+def look_written_again(pid: int, files: list[MappedFile], mappings: Iterable[Mapping]) -> list[MappedFile]:
+    """The files of an unchanged layout as they are now: what is written to has another time of modification since, and
+    maybe another size. The same list where nothing is written to. Raises OSError."""
+    if not any(mapped.written for mapped in files):
+        return files
+    written = look_mapped_files(pid, [mapping for mapping in mappings if is_written(mapping)])
+    return [*written, *(mapped for mapped in files if not mapped.written)]
+
+
 def mapped_file_obstacles(files: Iterable[MappedFile]) -> list[Obstacle]:
     """Mapped files that no path leads to any more."""
     return [

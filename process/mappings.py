@@ -285,19 +285,48 @@ def difference(staged: AddressSpace, final: AddressSpace) -> Change:
     borders = sorted({edge for space in (staged, final) for m in space.mappings for edge in (m.start, m.end)})
     before = _by_piece(staged, borders)
     after = _by_piece(final, borders)
+    pieces = list(itertools.pairwise(borders))
+    kept = {start for start, _ in pieces if _is_kept(before.get(start), after.get(start))}
+    # Each mmap of shared anonymous memory makes a memory of its own, so that one mapping is never made in parts.
+    broken = {
+        new.start
+        for start, _ in pieces
+        if (new := after.get(start)) and new.kind is Kind.SHARED_ANONYMOUS and start not in kept
+    }
     change = Change(unmap=[], make=[], protect=[])
-    for start, end in itertools.pairwise(borders):
+    for start, end in pieces:
         old, new = before.get(start), after.get(start)
-        if old is not None and (new is None or not same_object(old, new)):
+        keep = start in kept and new is not None and new.start not in broken
+        if old is not None and not keep:
             change.unmap.append((start, end))
-            old = None
         if new is None:
             continue
-        if old is None:
-            change.make.append(_part(new, start, end))
-        elif old.protection != new.protection or old.flags != new.flags:
+        if not keep:
+            _make(change.make, new, start, end)
+        elif old is not None and (old.protection != new.protection or old.flags != new.flags):
             change.protect.append(_part(new, start, end))
     return change
+
+
+def _make(parts: list[Mapping], mapping: Mapping, start: int, end: int) -> None:
+    """Add a part of a mapping to be made, in one with the part before it."""
+    if parts and parts[-1].end == start and parts[-1].start >= mapping.start:
+        start = parts.pop().start
+    parts.append(_part(mapping, start, end))
+
+
+# What a mapping has from its making, and no later call gives it: MAP_NORESERVE and MAP_GROWSDOWN (mmap(2)). Pieces that
+# differ in them are never one mapping, which mremap(2) minds.
+LASTING = frozenset({"nr", "gd"})
+
+
+def _is_kept(old: Mapping | None, new: Mapping | None) -> bool:
+    return (
+        old is not None
+        and new is not None
+        and same_object(old, new)
+        and old.flags & LASTING == new.flags & LASTING
+    )
 
 
 def _by_piece(space: AddressSpace, borders: Sequence[int]) -> dict[int, Mapping]:

@@ -25,6 +25,12 @@ def read_status(pid: int, tid: int | None = None) -> bytes:
         raise ProcessGone(tid or pid) from None
 
 
+def resident_bytes(status: dict[str, str]) -> int:
+    """Bytes of anonymous memory that a process has in memory or in swap; 0 for one without memory. Shared memory is not
+    among them, for RssShmem counts files on a tmpfs, too, which do not travel."""
+    return sum(int(status.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
+
+
 def parse_status(raw: bytes) -> dict[str, str]:
     """Its lines by name, without the surrounding space."""
     lines = {}

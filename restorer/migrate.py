@@ -35,7 +35,7 @@ from restorer.husk_process import end_husk, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
-from restorer.rounds import correct, memory_ranges, take_rounds
+from restorer.rounds import correct, drop_forgotten, memory_ranges, take_rounds
 from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
 from restorer.waiting import (
@@ -173,7 +173,7 @@ def with_known(run: Run, final: ProcessDescription) -> ProcessDescription:
     staged = run.building.staged
     if not final.as_staged:
         return final
-    return msgspec.structs.replace(final, memory=staged.memory, files=staged.files)
+    return msgspec.structs.replace(final, memory=staged.memory, files=final.files or staged.files)
 
 
 def add_contents(run: Run, contents: Iterable[Content]) -> None:
@@ -210,6 +210,7 @@ def apply_final(run: Run) -> None:
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
     correct(run, final)
     receive_push(run, final.pushed)
+    drop_forgotten(run, final)
     edge("destination-laid-out")
     build.apply_threads(run.building, final, run.custody)
     edge("destination-built")

@@ -142,6 +142,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--ticket-file", metavar="FILE", help="also write the ticket to FILE, for its owner alone")
     add(
+        "--prefetch",
+        choices=("hot", "order"),
+        default="hot",
+        help="what is fetched first after the resume, beside what surrounds its faults: what it wrote to last, or "
+        "memory in the order of its addresses, to compare (default: hot)",
+    )
+    add(
         "--pid",
         choices=("auto", "keep", "namespace"),
         default="auto",
@@ -223,6 +230,7 @@ def _wishes(given: argparse.Namespace) -> Wishes:
         round_timeout=given.round_timeout,
         no_convergence=given.on_no_convergence or "post-copy",
         bandwidth_limit=given.bandwidth_limit or 0,
+        hot_first=given.prefetch == "hot",
     )
 
 

@@ -17,6 +17,7 @@ from restorer.husk_process import taken_ids
 from restorer.options import RestoreOptions
 from wire.host import HostFacts
 from wire.obstacles import Obstacle
+from wire.report import show_bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,27 @@ def preflight(
             process.task, task_rebuild.present_credentials(), map_path, timers.ids_can_be_chosen()
         ),
         *_id_obstacles(process, options),
+        *room_obstacles(process.resident, available_bytes()),
+    ]
+
+
+def available_bytes() -> int:
+    """Bytes of memory and swap that this host can give (proc_meminfo(5)). Raises OSError."""
+    with open("/proc/meminfo") as meminfo:
+        known = dict(line.split(":", 1) for line in meminfo)
+    return sum(int(known.get(name, "0").split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024
+
+
+def room_obstacles(needed: int, available: int) -> list[Obstacle]:
+    """Whether there is room for so many bytes."""
+    if needed <= available:
+        return []
+    return [
+        Obstacle(
+            "this host's memory",
+            f"has room for {show_bytes(available)}, the process needs {show_bytes(needed)}",
+            "end something here, add swap, or choose another host",
+        )
     ]
 
 

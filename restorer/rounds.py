@@ -5,10 +5,11 @@ What the source says of them in the end, that they are another or gone, is appli
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 from linux.program import Program
-from linux.syscall_numbers import SYS_madvise
+from linux.syscall_numbers import SYS_madvise, SYS_mprotect
 from pager.pager import Drop, PagedRange, RangeKind
 from process.description import Layout, ProcessDescription
 from process.mapped_files import preflight_mapped_files
@@ -16,7 +17,7 @@ from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from restorer import build
 from restorer.husk import run as run_in
 from restorer.run import Run
-from restorer.waiting import expect, receive_push
+from restorer.waiting import expect, interrupted_by_front, receive_push
 from wire import messages
 from wire.edges import edge
 from wire.errors import Refused
@@ -53,7 +54,8 @@ def take_rounds(run: Run) -> None:
         run.pager.follow()
         if message.payload != messages.NOTHING:
             _follow_layout(run, messages.unpack(message.payload, Layout))
-        receive_push(run, message.push)
+        with interrupted_by_front(run):
+            receive_push(run, message.push)
         edge("destination-round")
         run.control.send(messages.Pushed(push=message.push))
 
@@ -71,20 +73,33 @@ def _follow_layout(run: Run, layout: Layout) -> None:
 
 def correct(run: Run, final: ProcessDescription) -> None:
     """Take in what is not true any more of the pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
+    if final.corrected:
+        receive_push(run, final.corrected)
+        drop_forgotten(run, final)
+
+
+def drop_forgotten(run: Run, final: ProcessDescription) -> None:
+    """Drop in the husk what is to be forgotten, and what could not be written over. Raises OSError, SyscallFailed."""
     assert run.pager is not None
     assert run.building is not None
-    if not final.corrected:
-        return
-    receive_push(run, final.corrected)
     drops = run.pager.drops()
     for first in range(0, len(drops), DROPS_AT_A_TIME):
         program = Program("dropping pages that have changed")
         for drop in drops[first : first + DROPS_AT_A_TIME]:
-            _drop_row(program, drop)
+            _drop_rows(program, drop, final.memory)
         run_in(run.building.husk, program)
-    run.pager.dropped()
+    run.pager.dropped(in_order=not run.options.wishes.hot_first)
 
 
-def _drop_row(program: Program, drop: Drop) -> None:
-    advice = MADV_REMOVE if drop.shared else MADV_DONTNEED
-    program.call("drop", SYS_madvise, drop.start, drop.length, advice)
+def _drop_rows(program: Program, drop: Drop, memory: AddressSpace) -> None:
+    if not drop.shared:
+        program.call("drop", SYS_madvise, drop.start, drop.length, MADV_DONTNEED)
+        return
+    # MADV_REMOVE asks for the right to write (madvise(2)).
+    protection = next(one.protection for one in memory.mappings if one.start <= drop.start < one.end)
+    writable = bool(protection & mmap.PROT_WRITE)
+    if not writable:
+        program.call("let it be dropped", SYS_mprotect, drop.start, drop.length, mmap.PROT_READ | mmap.PROT_WRITE)
+    program.call("drop", SYS_madvise, drop.start, drop.length, MADV_REMOVE)
+    if not writable:
+        program.call("protect it again", SYS_mprotect, drop.start, drop.length, protection)

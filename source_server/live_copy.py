@@ -23,7 +23,7 @@ from process.description import Layout, ProcessDescription, Runs
 from process.descriptor_table import Table
 from process.files import File
 from process.mapped_files import look_mapped_files
-from process.mappings import Kind, look_again
+from process.mappings import AddressSpace, Kind, look_again
 from source_server.convergence import Verdict, decide, pause_before_next
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
 from source_server.page_server import PageServer, PushRun
@@ -45,12 +45,14 @@ PART_NS = 250_000_000
 ANSWER_SECONDS = 600.0
 LEARNING_SECONDS = 0.3
 HOT_RUNS = 4096
+HOT_SECONDS = 0.05
 LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass
 class LiveCopy:
-    """What was copied of a running process, and how. `seen` is the look at it that the destination has."""
+    """What was copied of a running process, and how. `seen` is the look at it that the destination has; `plain`: one
+    round without tracking."""
 
     seen: SourceLook
     server: PageServer
@@ -61,6 +63,7 @@ class LiveCopy:
     resume_at_once: bool
     rounds: Rounds | None = None
     done: list[Round] = field(default_factory=list)
+    plain: bool = False
 
     @property
     def tracking(self) -> str:
@@ -82,6 +85,8 @@ class LiveCopy:
         """At the frozen process: push what is not true any more of what was sent, or tell that it is to be forgotten.
 
         Raises OSError, ProcessGone."""
+        if self.plain:
+            self.server.push(CORRECTION_PUSH, _plain_runs(frozen.memory), changed=True, urgent=True)
         if self.rounds is not None and self.is_to_correct:
             if frozen.memory is not self.seen.memory:
                 self.rounds.watch(round_ranges(frozen.memory))
@@ -113,6 +118,11 @@ def copy_live(
             _begin(copy)
             if copy.rounds is not None and wishes.rounds:
                 _run_rounds(copy)
+            elif copy.rounds is not None:
+                copy.rounds.arm()
+                time.sleep(HOT_SECONDS)
+            elif wishes.rounds:
+                _without_tracking(copy)
         except ProcessGone:
             raise _gone(seen) from None
         except (OSError, TimeoutError) as error:
@@ -131,20 +141,42 @@ def closed_on_error(copy: LiveCopy) -> Iterator[None]:
 
 
 def _begin(copy: LiveCopy) -> None:
-    if not copy.wishes.rounds and not copy.wishes.resume_at_once:
+    if not copy.wishes.rounds and not (copy.wishes.resume_at_once and copy.wishes.hot_first):
         return
     if writes_past_the_tracker(copy.seen.descriptors.table):
-        if copy.wishes.rounds:
-            _say(copy, "a file is open with O_DIRECT, whose reads are not tracked: nothing is copied before the freeze")
         return
-    tracker = start_tracking(copy.seen)
+    tracker = start_tracking(copy.seen, soft=copy.wishes.rounds > 0)
     if tracker is None:
-        if copy.wishes.rounds:
-            _say(copy, "this kernel tracks no writes: nothing is copied before the freeze")
         return
     copy.rounds = Rounds(copy.server, SPACE, copy.seen.pid, tracker)
     copy.seen = dataclasses.replace(copy.seen, ours=OURS)
     copy.rounds.watch(round_ranges(copy.seen.memory))
+
+
+def _without_tracking(copy: LiveCopy) -> None:
+    """Pre-copy becomes one plain round, which is compared with the memory in the freeze; the others post-copy."""
+    direct = writes_past_the_tracker(copy.seen.descriptors.table)
+    why = "a file is open with O_DIRECT, whose reads are not told" if direct else "this kernel tracks no writes"
+    if copy.strategy != "pre-copy":
+        copy.strategy, copy.resume_at_once = "post-copy", True
+        _say(copy, f"{why}: nothing is copied before the freeze, it resumes at once")
+        return
+    _say(copy, f"{why}: one round, and in the freeze all of its memory is compared with what was sent")
+    copy.plain = True
+    push = ROUND_PUSH + 1
+    copy.control.send(messages.Round(number=1, push=push))
+    begun, before = time.monotonic_ns(), copy.server.counters["wire_bytes"]
+    sent = copy.server.counters["pushed_pages"]
+    copy.server.push(push, _plain_runs(copy.seen.memory), remember=True)
+    copy.control.expect(messages.Pushed, ANSWER_SECONDS)
+    done = Round(pages=copy.server.counters["pushed_pages"] - sent, ms=(time.monotonic_ns() - begun) / 1e6)
+    done.bytes = copy.server.counters["wire_bytes"] - before
+    done.rate, done.dirty = done.bytes / (done.ms / 1000), done.pages
+    copy.done.append(done)
+
+
+def _plain_runs(memory: AddressSpace) -> list[PushRun]:
+    return [PushRun(SPACE, one.start, one.end, present=not one.shared) for one in round_ranges(memory)]
 
 
 def _say(copy: LiveCopy, text: str) -> None:

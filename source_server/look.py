@@ -37,7 +37,7 @@ from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.family import process_obstacles
 from process.look_descriptors import Look, look_descriptors
-from process.mapped_files import MappedFile, look_mapped_files, mapped_file_obstacles
+from process.mapped_files import MappedFile, look_mapped_files, look_written_again, mapped_file_obstacles
 from process.mappings import (
     AddressSpace,
     eager_mappings,
@@ -49,7 +49,7 @@ from process.mappings import (
 )
 from process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
 from process.shared_memory import shared_memory_obstacles
-from process.status import parse_status, read_status
+from process.status import parse_status, read_status, resident_bytes
 from wire.errors import LocalError, Refused
 from wire.exit_codes import ExitCode
 from wire.obstacles import Obstacle
@@ -89,6 +89,7 @@ class SourceLook:
             descriptors=self.descriptors.table,
             files=self.files,
             contents=self.contents,
+            resident=resident_bytes(parse_status(read_status(self.pid))),
         )
 
 
@@ -260,13 +261,15 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     task = tasks.complete_task(stopped, pending, told, answers, _paths(memory))
     descriptors = look_descriptors(pid, look.descriptors, frozen=True)
     changed = changed_file_pages(pid, memory)
+    same = memory is look.memory
+    files = look_written_again(pid, look.files, memory.mappings) if same else look_mapped_files(pid, memory.mappings)
     description = ProcessDescription(
         space=SPACE,
         executable=look.executable,
         memory=memory,
         task=task,
         descriptors=descriptors.table,
-        files=look.files if memory is look.memory else look_mapped_files(pid, memory.mappings),
+        files=files,
         changed=changed,
         dropped=no_longer(look.pushed, changed),
         contents=look_contents(descriptors.table, look.contents),

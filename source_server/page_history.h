@@ -32,10 +32,12 @@ struct lm_page_history {
 
 void lm_page_history_deinit(struct lm_page_history *history);
 
-/* The chunk that holds the page at `address`; NULL when there is none, with `make`: when there is no memory. */
+/* The chunk that holds the page at `address`; NULL when there is none, with `make`: when there is no memory.
+ */
 struct lm_history_chunk *lm_page_history_chunk(struct lm_page_history *history, uint64_t address, bool make);
 
-/* Note that a page was written to in a round. Returns how many rounds behind one another that is, at most 3. */
+/* Note that a page was written to in a round. Returns how many rounds behind one another that is, at most 3.
+ */
 unsigned lm_page_history_written(uint8_t *page, unsigned round);
 
 void lm_page_history_set_pending(struct lm_history_chunk *chunk, uint8_t *page, bool pending);

@@ -1,42 +1,13 @@
 #include "source_server/rounds.h"
 
-#include "source_server/page_history.h"
-#include "source_server/serving.h"
+#include "source_server/round_pages.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { RUNS = 512, DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30 };
-
-struct run_list {
-    struct lm_page_run *runs;
-    size_t count, capacity;
-};
-
-struct lm_rounds {
-    struct lm_page_server *server;
-    const struct lm_page_reader *reader;
-    struct lm_dirty_tracker tracker;
-    struct lm_page_history history;
-    struct lm_round_range *ranges;
-    size_t range_count;
-    struct run_list collected; /* LM_DIRTY_SOFT: what is to be sent in this round */
-    uint32_t cut_number; /* the round whose time was over, to be gone on with; 0: none */
-    size_t cut_range;
-    uint64_t cut_at;
-};
-
-/* What is being done with the pages at hand. */
-struct work {
-    struct lm_rounds *rounds;
-    uint32_t id;
-    uint32_t number; /* of the round; 0 in the last call */
-    uint32_t flags;  /* LM_LAST_... */
-    uint64_t deadline_ns;
-    struct lm_round_result *result;
-};
+enum { RUNS = 512 };
 
 struct lm_rounds *lm_rounds_create(struct lm_page_server *server, uint32_t space,
                                    const struct lm_dirty_tracker *tracker) {
@@ -84,138 +55,26 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
     return 0;
 }
 
-/* Read what of [at, at + pages) can be read; what cannot is no longer wanted. */
-static int read_pages(const struct lm_rounds *rounds, uint64_t at, uint32_t pages, bool *wanted,
-                      unsigned char *buffer) {
-    int error = lm_page_reader_read_some(rounds->reader, at, pages, wanted, buffer);
-    if (!error || error == -ESRCH)
-        return error;
-    for (uint32_t i = 0; i < pages; i++) {
-        uint64_t offset = (uint64_t)i * LM_PAGE_SIZE;
-        error = wanted[i] ? lm_page_reader_read(rounds->reader, at + offset, 1, buffer + offset) : 0;
-        if (error == -ESRCH)
-            return error;
-        /* Unmapped since it was looked at: the layout tells the destination. */
-        wanted[i] = wanted[i] && !error;
-    }
-    return 0;
-}
-
-static void note_sent(struct work *work, uint64_t at, const unsigned char *content) {
-    struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, at, false);
-    uint8_t *page = &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES];
-    work->result->pages++;
-    work->result->zero += lm_page_is_zero(content);
-    work->result->again += (*page & LM_PAGE_SENT) != 0;
-    *page |= LM_PAGE_SENT;
-    lm_page_history_set_pending(chunk, page, false);
-}
-
-/* Send the `wanted` ones of at most LM_RUN_PAGES pages, under the lock, so that answers can go between. */
-static int send_pages(struct work *work, uint64_t at, uint32_t pages, bool *wanted) {
-    struct lm_rounds *rounds = work->rounds;
-    struct lm_page_server *server = rounds->server;
-    pthread_mutex_lock(&server->bulk_lock);
-    lm_page_sender_begin(&server->bulk_sender, rounds->reader->space, work->id);
-    server->bulk_sender.urgent = work->number == 0;
-    uint64_t before = server->bulk.sent;
-    int error = read_pages(rounds, at, pages, wanted, server->push_buffer);
-    for (uint32_t i = 0; !error && i < pages; i++)
-        if (wanted[i])
-            note_sent(work, at + (uint64_t)i * LM_PAGE_SIZE, server->push_buffer + (size_t)i * LM_PAGE_SIZE);
-    if (!error)
-        error = lm_server_send_stretches(server, at, pages, wanted);
-    if (!error)
-        error = lm_page_sender_flush(&server->bulk_sender, false);
-    work->result->bytes += server->bulk.sent - before;
-    pthread_mutex_unlock(&server->bulk_lock);
-    return error;
-}
-
-/* Frames without payload for [start, end). */
-static int tell(struct work *work, int kind, uint64_t start, uint64_t end) {
-    struct lm_page_server *server = work->rounds->server;
-    int error = 0;
-    pthread_mutex_lock(&server->bulk_lock);
-    lm_page_sender_begin(&server->bulk_sender, work->rounds->reader->space, work->id);
-    server->bulk_sender.urgent = work->number == 0;
-    uint64_t before = server->bulk.sent;
-    while (!error && start < end) {
-        uint64_t pages = (end - start) / LM_PAGE_SIZE;
-        uint32_t step = pages < FRAME_PAGES_MOST ? (uint32_t)pages : FRAME_PAGES_MOST;
-        error = lm_page_sender_empty(&server->bulk_sender, kind, start, step);
-        start += (uint64_t)step * LM_PAGE_SIZE;
-    }
-    if (!error)
-        error = lm_page_sender_flush(&server->bulk_sender, false);
-    work->result->bytes += server->bulk.sent - before;
-    pthread_mutex_unlock(&server->bulk_lock);
-    return error;
-}
-
-/* Pages that were written to: decide which of them are sent now. */
-static int take_some(struct work *work, uint64_t at, uint32_t pages) {
-    bool wanted[LM_RUN_PAGES];
-    for (uint32_t i = 0; i < pages; i++) {
-        uint64_t address = at + (uint64_t)i * LM_PAGE_SIZE;
-        struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, address, true);
-        if (!chunk)
-            return -ENOMEM;
-        uint8_t *page = &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES];
-        bool busy = work->number && lm_page_history_written(page, work->number) >= DEFERRED_FROM;
-        wanted[i] = !busy;
-        if (busy) {
-            lm_page_history_set_pending(chunk, page, true);
-            work->result->deferred++;
-        }
-    }
-    return send_pages(work, at, pages, wanted);
-}
-
-static int forget_run(struct work *work, uint64_t start, uint64_t end) {
-    struct lm_page_history *history = &work->rounds->history;
-    for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
-        struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
-        if (chunk)
-            lm_page_history_set_pending(chunk, &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES], false);
-    }
-    work->result->forgotten += (end - start) / LM_PAGE_SIZE;
-    return tell(work, LM_FRAME_FORGET, start, end);
-}
-
-static int take_run(struct work *work, uint64_t start, uint64_t end) {
-    if (work->flags & LM_LAST_FORGET)
-        return forget_run(work, start, end);
-    int error = 0;
-    while (!error && start < end) {
-        uint64_t left = (end - start) / LM_PAGE_SIZE;
-        uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
-        error = take_some(work, start, pages);
-        start += (uint64_t)pages * LM_PAGE_SIZE;
-    }
-    return error;
-}
-
-static int take_runs(struct work *work, const struct lm_page_run *runs, size_t count) {
+static int take_runs(struct lm_round_work *work, const struct lm_page_run *runs, size_t count) {
     int error = 0;
     for (size_t i = 0; !error && i < count; i++)
-        error = take_run(work, runs[i].start, runs[i].end);
+        error = lm_round_take(work, runs[i].start, runs[i].end);
     return error;
 }
 
-static bool is_late(const struct work *work) {
+static bool is_late(const struct lm_round_work *work) {
     return work->deadline_ns && lm_now_ns() > work->deadline_ns;
 }
 
 /* Everything that exists in [at, end), whatever the tracker says. */
-static int take_all(struct work *work, const struct lm_round_range *range, uint64_t at) {
+static int take_all(struct lm_round_work *work, const struct lm_round_range *range, uint64_t at) {
     struct lm_page_run runs[RUNS];
     if (range->shared)
-        return take_run(work, at, range->end);
+        return lm_round_take(work, at, range->end);
     while (at < range->end) {
         size_t count;
-        int error = lm_pagemap_runs(work->rounds->tracker.pagemap, at, range->end, LM_PAGES_PRESENT, runs, RUNS,
-                                    &count, &at);
+        int error = lm_pagemap_runs(work->rounds->tracker.pagemap, at, range->end, LM_PAGES_PRESENT, runs,
+                                    RUNS, &count, &at);
         if (!error)
             error = take_runs(work, runs, count);
         if (error)
@@ -224,7 +83,7 @@ static int take_all(struct work *work, const struct lm_round_range *range, uint6
     return 0;
 }
 
-static void cut(struct work *work, const struct lm_round_range *range, uint64_t at) {
+static void cut(struct lm_round_work *work, const struct lm_round_range *range, uint64_t at) {
     work->result->cut = 1;
     work->rounds->cut_number = work->number;
     work->rounds->cut_range = (size_t)(range - work->rounds->ranges);
@@ -232,7 +91,7 @@ static void cut(struct work *work, const struct lm_round_range *range, uint64_t 
 }
 
 /* Where to begin in a range: at its start, unless this is the rest of a round. */
-static uint64_t from_cut(const struct work *work, const struct lm_round_range *range) {
+static uint64_t from_cut(const struct lm_round_work *work, const struct lm_round_range *range) {
     const struct lm_rounds *rounds = work->rounds;
     bool rest = work->number && rounds->cut_number == work->number &&
                 rounds->cut_range == (size_t)(range - rounds->ranges);
@@ -240,7 +99,7 @@ static uint64_t from_cut(const struct work *work, const struct lm_round_range *r
 }
 
 /* What was written to in a range, armed again unless it is the last time. */
-static int take_written(struct work *work, const struct lm_round_range *range) {
+static int take_written(struct lm_round_work *work, const struct lm_round_range *range) {
     const struct lm_dirty_tracker *tracker = &work->rounds->tracker;
     struct lm_page_run runs[RUNS];
     if (!range->followed || work->flags & LM_LAST_VOID)
@@ -252,7 +111,8 @@ static int take_written(struct work *work, const struct lm_round_range *range) {
             cut(work, range, at);
             return 0;
         }
-        int error = lm_dirty_written(tracker, at, range->end, range->shared, work->number != 0, runs, RUNS, &count, &at);
+        int error = lm_dirty_written(tracker, at, range->end, range->shared, work->number != 0, runs, RUNS,
+                                     &count, &at);
         if (error == -EPERM) {
             /* It is another mapping since: all of it counts as written to, and is followed from now on. */
             if (work->number)
@@ -267,7 +127,7 @@ static int take_written(struct work *work, const struct lm_round_range *range) {
     return 0;
 }
 
-static int add_run(struct run_list *list, struct lm_page_run run) {
+static int add_run(struct lm_run_list *list, struct lm_page_run run) {
     if (list->count == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 1024;
         struct lm_page_run *runs = realloc(list->runs, capacity * sizeof *runs);
@@ -297,8 +157,8 @@ int lm_rounds_collect(struct lm_rounds *rounds) {
 }
 
 /* LM_DIRTY_SOFT: the bits are cleared, so what is not sent in time waits. */
-static int take_collected(struct work *work) {
-    struct run_list *list = &work->rounds->collected;
+static int take_collected(struct lm_round_work *work) {
+    struct lm_run_list *list = &work->rounds->collected;
     int error = 0;
     while (!error && list->count) {
         struct lm_page_run run = list->runs[list->count - 1];
@@ -307,14 +167,14 @@ static int take_collected(struct work *work) {
             return 0;
         }
         list->count--;
-        error = take_run(work, run.start, run.end);
+        error = lm_round_take(work, run.start, run.end);
     }
     return error;
 }
 
 /* Call `take` for the runs of pages in the history whose `bits` are `wanted`, as far as [start, end) goes. */
-static int each_run(struct work *work, uint64_t start, uint64_t end, uint8_t bits, uint8_t wanted, uint8_t round,
-                    int (*take)(struct work *work, uint64_t start, uint64_t end)) {
+static int each_run(struct lm_round_work *work, uint64_t start, uint64_t end, uint8_t bits, uint8_t wanted,
+                    uint8_t round, int (*take)(struct lm_round_work *work, uint64_t start, uint64_t end)) {
     struct lm_page_history *history = &work->rounds->history;
     const uint64_t chunk_bytes = (uint64_t)LM_HISTORY_PAGES * LM_PAGE_SIZE;
     uint64_t chunks = (end - 1) / chunk_bytes - start / chunk_bytes + 1;
@@ -344,45 +204,17 @@ static int each_run(struct work *work, uint64_t start, uint64_t end, uint8_t bit
     return 0;
 }
 
-/* Pages that had waited for the end and were not written to in this round. */
-static int send_rested(struct work *work, uint64_t start, uint64_t end) {
-    int error = 0;
-    while (!error && start < end) {
-        bool wanted[LM_RUN_PAGES];
-        uint64_t left = (end - start) / LM_PAGE_SIZE;
-        uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
-        memset(wanted, true, sizeof wanted);
-        error = send_pages(work, start, pages, wanted);
-        start += (uint64_t)pages * LM_PAGE_SIZE;
-    }
-    return error;
-}
-
-static int tell_absent(struct work *work, uint64_t start, uint64_t end) {
-    return tell(work, LM_FRAME_ABSENT, start, end);
-}
-
-static int tell_gone(struct work *work, uint64_t start, uint64_t end) {
-    struct lm_page_history *history = &work->rounds->history;
-    for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
-        struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
-        chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES] &= (uint8_t)~LM_PAGE_SENT;
-    }
-    work->result->forgotten += (end - start) / LM_PAGE_SIZE;
-    return tell(work, LM_FRAME_GONE, start, end);
-}
-
 /* The pages of a range that do not exist: once all of them, so that nobody asks for them; in the end those of
  * which there was a copy. */
-static int take_absent(struct work *work, const struct lm_round_range *range) {
+static int take_absent(struct lm_round_work *work, const struct lm_round_range *range) {
     struct lm_page_run runs[RUNS];
     for (uint64_t at = range->start; !range->shared && at < range->end;) {
         size_t count;
         int error = lm_dirty_absent(&work->rounds->tracker, at, range->end, runs, RUNS, &count, &at);
         for (size_t i = 0; !error && i < count; i++)
-            error = work->number ? tell_absent(work, runs[i].start, runs[i].end)
-                                 : each_run(work, runs[i].start, runs[i].end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff,
-                                            tell_gone);
+            error = work->number ? lm_round_tell_absent(work, runs[i].start, runs[i].end)
+                                 : each_run(work, runs[i].start, runs[i].end, LM_PAGE_SENT, LM_PAGE_SENT,
+                                            0xff, lm_round_tell_gone);
         if (error)
             return error;
     }
@@ -391,7 +223,7 @@ static int take_absent(struct work *work, const struct lm_round_range *range) {
 
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result) {
-    struct work work = {
+    struct lm_round_work work = {
         .rounds = rounds, .id = id, .number = number, .deadline_ns = deadline_ns, .result = result};
     int error = 0;
     memset(result, 0, sizeof *result);
@@ -406,11 +238,28 @@ int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint
             error = take_absent(&work, range);
         if (!error && !result->cut)
             error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING,
-                             number & LM_PAGE_ROUND, send_rested);
+                             number & LM_PAGE_ROUND, lm_round_send_rested);
     }
     if (!result->cut)
         rounds->cut_number = 0;
     return error;
+}
+
+int lm_rounds_arm(struct lm_rounds *rounds) {
+    struct lm_page_run runs[RUNS];
+    for (size_t i = 0; i < rounds->range_count; i++) {
+        const struct lm_round_range *range = &rounds->ranges[i];
+        for (uint64_t at = range->start; range->followed && at < range->end;) {
+            size_t count;
+            int error = lm_dirty_written(&rounds->tracker, at, range->end, range->shared, true, runs, RUNS,
+                                         &count, &at);
+            if (error == -EPERM)
+                break;
+            if (error)
+                return error;
+        }
+    }
+    return 0;
 }
 
 static int count_written(struct lm_rounds *rounds, const struct lm_round_range *range, uint64_t *pages,
@@ -458,14 +307,15 @@ int lm_rounds_hot(struct lm_rounds *rounds, struct lm_page_run *runs, size_t cap
 }
 
 int lm_rounds_last(struct lm_rounds *rounds, uint32_t id, uint32_t flags, struct lm_round_result *result) {
-    struct work work = {.rounds = rounds, .id = id, .flags = flags, .result = result};
+    struct lm_round_work work = {.rounds = rounds, .id = id, .flags = flags, .result = result};
     memset(result, 0, sizeof *result);
     int error = take_collected(&work);
     for (size_t i = 0; !error && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
         error = take_written(&work, range);
         if (!error)
-            error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING, 0xff, take_run);
+            error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING, 0xff,
+                             lm_round_take);
         if (!error)
             error = take_absent(&work, range);
     }

@@ -1,7 +1,9 @@
 /*
- * Rounds: memory that is copied while the process runs, and what of it is no longer true when it stands still.
+ * Rounds: memory that is copied while the process runs, and what of it is no longer true when it stands
+ * still.
  *
- *     create -> watch -> [collect, where bits are cleared by hand] -> round -> watch -> ... -> last -> destroy
+ *     create -> watch -> [collect, where bits are cleared by hand] -> round -> watch -> ... -> last ->
+ * destroy
  *
  * A page is armed before it is read, so that a write after the reading is told in the next round. A page that
  * was written to in every one of the last rounds waits for the end. What the last call says is exact: every
@@ -53,10 +55,13 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
 int lm_rounds_collect(struct lm_rounds *rounds);
 
 /* Round `number` (from 1): send what was written to since the last one, without END, as push `id`; until
- * `deadline_ns` (CLOCK_MONOTONIC): called again with the same number it goes on where it was cut. 0 or -errno:
- * see lm_page_server_push. */
+ * `deadline_ns` (CLOCK_MONOTONIC): called again with the same number it goes on where it was cut. 0 or
+ * -errno: see lm_page_server_push. */
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result);
+
+/* LM_DIRTY_USERFAULTFD: arm everything, and send nothing: what is written to from now on is hot. */
+int lm_rounds_arm(struct lm_rounds *rounds);
 
 /* How many pages a round would send now. */
 int lm_rounds_dirty(struct lm_rounds *rounds, uint64_t *pages);

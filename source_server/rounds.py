@@ -83,6 +83,10 @@ class Rounds:
         check(lib.lm_rounds_round(self._rounds, push, number, deadline_ns, result), self._pid)
         return _result(result)
 
+    def arm(self) -> None:
+        """Arm everything and send nothing: what is written to from now on is hot. Raises OSError, ProcessGone."""
+        check(lib.lm_rounds_arm(self._rounds), self._pid)
+
     def dirty(self) -> int:
         """How many pages a round would send now. Raises OSError, ProcessGone."""
         pages = ffi.new("uint64_t *")

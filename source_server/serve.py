@@ -254,7 +254,8 @@ def without_known(seen: SourceLook, description: ProcessDescription, copy: LiveC
         description = msgspec.structs.replace(description, corrected=CORRECTION_PUSH)
     if description.memory is not seen.memory:
         return description
-    return msgspec.structs.replace(description, memory=AddressSpace(mappings=[]), files=[], as_staged=True)
+    files = [] if description.files is seen.files else description.files
+    return msgspec.structs.replace(description, memory=AddressSpace(mappings=[]), files=files, as_staged=True)
 
 
 def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:

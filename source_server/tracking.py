@@ -24,15 +24,15 @@ from source_server.stopping import signals_held
 OURS = frozenset({"uw"})
 
 
-def start_tracking(seen: SourceLook) -> Tracker | None:
-    """A tracker of the process's writes; None where this kernel tracks nothing.
+def start_tracking(seen: SourceLook, *, soft: bool = True) -> Tracker | None:
+    """A tracker of the process's writes; None where this kernel tracks nothing, or not without `soft`-dirty bits.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError, SyscallFailed; the process runs on as before."""
     kind = find_tracking()
     if kind is None:
         return None
     if kind is Tracking.SOFT_DIRTY:
-        return soft_dirty_tracker(seen.pid)
+        return soft_dirty_tracker(seen.pid) if soft else None
     userfaultfd = _make_userfaultfd(seen)
     try:
         return userfaultfd_tracker(seen.pid, userfaultfd)

@@ -30,6 +30,9 @@ Each line is a small program that sets the thing up, is moved by every strategy,
 TAIL = """
 - A process that another one traces, a 32-bit process, a kernel thread, a zombie.
 - An eventfd or open file description that a process which stays holds too.
+- With rounds (pre-copy, hybrid, auto): a file open with O_DIRECT is no obstacle, but nothing is copied before the
+  freeze, for page tables do not tell what a device writes; one that is opened and closed between two looks is not
+  seen. While rounds are copied the process cannot register its memory with a userfaultfd of its own (EBUSY).
 - Protection keys in use, sealed (mseal) memory.
 - A destination whose processor lacks an instruction set or vector state of the source's (`--cpu trust` overrides).
 - Files that are not on the destination, or differ there (`--files size|trust`, `--map-path OLD=NEW`).

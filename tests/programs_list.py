@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "programs"
-KEYS = ("feature", "limits", "serve", "restore", "stopped", "refused")
+KEYS = ("feature", "limits", "serve", "restore", "stopped", "refused", "untracked")
 
 
 @dataclass
@@ -32,6 +32,10 @@ class Program:
     def refused(self) -> str:
         """A word of the obstacle, for one that cannot be moved."""
         return self.fields.get("refused", "").strip()
+
+    def becomes(self, strategy: str) -> str:
+        """The strategy that it comes to be moved by: hybrid is post-copy for one whose writes cannot be tracked."""
+        return "post-copy" if "untracked" in self.fields and strategy == "hybrid" else strategy
 
     @property
     def stopped(self) -> bool:

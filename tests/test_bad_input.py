@@ -24,6 +24,7 @@ import restorer.main
 import source_server.main
 import source_server.serve
 from experiments.machines import wait_for
+from restorer.preflight import available_bytes, room_obstacles
 from wire.exit_codes import ExitCode
 
 NOBODY = 65534
@@ -47,6 +48,16 @@ def subject(program: Path, tmp_path: Path, orphans: None) -> Iterator[laws.Subje
     subject = laws.start_subject(program, tmp_path / "subject")
     yield subject
     laws.assert_untouched(subject)
+
+
+def test_no_room() -> None:
+    assert room_obstacles(1 << 30, 1 << 30) == []
+    (found,) = room_obstacles(3 << 30, 1 << 29)
+    assert str(found) == (
+        "this host's memory: has room for 512 MiB, the process needs 3.0 GiB; end something here, add swap, or choose "
+        "another host"
+    )
+    assert available_bytes() > 1 << 20
 
 
 def obstacle(pid: int, *sentences: str) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import at_least, at_most
 from experiments.machines import descendants, wait_for
 from experiments.measures import largest_gap
+from experiments.verdicts import at_least, at_most
 
 MILLISECOND = 1_000_000
 

@@ -30,6 +30,8 @@ BEFORE_COMMIT = [edge for edge in EDGES if edge not in AFTER_COMMIT]
 STUB_IS_THERE = ("source-asked", "source-final-sent", "source-ready", "source-parked")
 HANGING_SOURCE = ("source-frozen", "source-final-sent", "source-parked")
 HANGING_DESTINATION = ("destination-final", "destination-built", "destination-ready")
+# Edges that only a strategy with rounds comes to.
+ROUNDS = ("source-round", "destination-round")
 # What the side that goes on may end with: it was told why, or it lost the other one.
 TOLD = (ExitCode.SYSTEM, ExitCode.LOST_BEFORE)
 
@@ -61,7 +63,7 @@ def failed_event(command: Command) -> dict[str, object]:
 
 @pytest.mark.parametrize("edge", BEFORE_COMMIT)
 def test_an_error_before_commit(edge: str, subject: laws.Subject) -> None:
-    move = laws.begin(subject, fault=f"{edge}:fail")
+    move = laws.begin(subject, fault=f"{edge}:fail", restore=["--hybrid"] if edge in ROUNDS else [])
     failing, other = (move.serve, move.restore) if edge in SOURCE_EDGES else (move.restore, move.serve)
     try:
         assert ends(failing) == ExitCode.SYSTEM
@@ -76,7 +78,7 @@ def test_an_error_before_commit(edge: str, subject: laws.Subject) -> None:
 
 @pytest.mark.parametrize("edge", BEFORE_COMMIT)
 def test_a_death_before_commit(edge: str, subject: laws.Subject) -> None:
-    move = laws.begin(subject, fault=f"{edge}:kill")
+    move = laws.begin(subject, fault=f"{edge}:kill", restore=["--hybrid"] if edge in ROUNDS else [])
     try:
         if edge in SOURCE_EDGES:
             assert ends(move.serve) == -signal.SIGKILL

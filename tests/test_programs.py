@@ -70,7 +70,7 @@ def test_moved(program: Program, strategy: str, folder: Path, machines: tuple[Ma
         assert verdict == "passed", verdict
         assert move.restore.process.wait(30) == 0, "lm-restore's exit status"
         assert move.serve.process.wait(30) == 0, "lm-serve's exit status"
-        assert move.restore.report()["strategy"] == strategy
+        assert move.restore.report()["strategy"] == program.becomes(strategy)
         assert move.restore.report()["outcome"] == "complete"
     except BaseException:
         print(move.said())

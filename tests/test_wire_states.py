@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from wire import strategy
 from wire.handshake import Side
 from wire.states import BEHIND_COMMIT, FIRST, TABLES, Event, ImpossibleEvent, State, as_markdown, begin
 
@@ -71,6 +72,10 @@ def test_a_whole_migration() -> None:
 def test_an_event_without_a_row_raises() -> None:
     with pytest.raises(ImpossibleEvent, match="source in LOOKING: COMMIT has no row"):
         begin(Side.SOURCE).happened(Event.COMMIT)
+
+
+def test_the_strategies_document_is_the_table() -> None:
+    assert (ROOT / "docs/strategies.md").read_text() == strategy.as_markdown()
 
 
 def test_the_document_is_the_table() -> None:

@@ -30,7 +30,8 @@ class Pages(msgspec.Struct, kw_only=True):
     faulted: Annotated[int, _said("pages that came because the process touched them")] = 0
     prefetched: Annotated[int, _said("pages that came in bulk, before they were touched")] = 0
     pushed: Annotated[int, _said("pages that came before the resume, by rounds, eagerly, or for being hot")] = 0
-    resent: Annotated[int, _said("pages that came a second time or more, changed since or asked for twice")] = 0
+    resent: Annotated[int, _said("pages that came a second time or more, since they had changed")] = 0
+    late: Annotated[int, _said("pages that came when they were there already: touched while under way in bulk")] = 0
 
 
 class Bytes(msgspec.Struct, kw_only=True):

@@ -8,7 +8,8 @@ struct line {
     char protection[8], name[500];
 };
 
-/* Neighbours of anonymous memory are one: whether the kernel joins them depends on who wrote to them first. */
+/* Neighbours of anonymous memory are one: whether the kernel joins them depends on who wrote to them first.
+ */
 static int joins(const struct line *line, const struct line *next) {
     return line->end == next->start && !line->offset && !next->offset && !line->name[0] && !next->name[0] &&
            !strcmp(line->protection, next->protection);

@@ -15,6 +15,8 @@ struct toucher {
     volatile uint64_t touches;
 };
 
+/* Fewer than PAGES where a second argument says so. */
+static size_t pages = PAGES;
 static volatile bool stop;
 
 static uint64_t tag(const struct toucher *toucher, size_t page) {
@@ -26,7 +28,7 @@ static void *touch(void *argument) {
     uint64_t random = toucher->seed;
     while (!stop) {
         random = check_tag(random, 17);
-        size_t page = random % PAGES, word = random / PAGES % (PAGE / 8);
+        size_t page = random % pages, word = random / PAGES % (PAGE / 8);
         uint64_t *place = toucher->memory + page * PAGE / 8;
         if (toucher->version[page] == 0)
             CHECK(place[word] == 0, "page %zu, never written, is not zero", page);
@@ -47,8 +49,11 @@ int main(int argc, char **argv) {
     static struct toucher touchers[THREADS];
     pthread_t threads[THREADS];
     check_start(argc, argv);
+    if (argc > 2)
+        pages = strtoul(argv[2], NULL, 10);
+    CHECK(pages > 0 && pages <= PAGES, "%zu pages", pages);
     for (int i = 0; i < THREADS; i++) {
-        touchers[i].memory = check_map(PAGES * PAGE);
+        touchers[i].memory = check_map(pages * PAGE);
         touchers[i].seed = (uint64_t)i + 1;
         threads[i] = check_thread(touch, &touchers[i]);
     }
@@ -62,7 +67,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < THREADS; i++) {
         PTHREAD(pthread_join(threads[i], NULL));
         CHECK(touchers[i].touches > before[i], "thread %d stood still", i);
-        for (size_t page = 0; page < PAGES; page++)
+        for (size_t page = 0; page < pages; page++)
             for (size_t word = 0; word < PAGE / 8; word += 100)
                 CHECK(touchers[i].memory[page * PAGE / 8 + word] ==
                           (touchers[i].version[page] ? tag(&touchers[i], page) : 0),
