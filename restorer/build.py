@@ -333,4 +333,3 @@ def _final_registers(building: Construction, thread: Thread, elapsed: int) -> Re
         return registers
     tid = building.threads[thread.tid]
     return interrupted.continue_call(tid, building.husk.area, thread.call, registers, elapsed)
-

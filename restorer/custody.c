@@ -57,7 +57,12 @@ int lm_husk_park(const struct lm_husk *husk, size_t place) {
     return error == 0 ? lm_trace_set_registers(thread->tid, &registers) : error;
 }
 
-int lm_husk_arm(const struct lm_husk *husk) {
+int lm_husk_arm(const struct lm_husk *husk, int control_socket, uint64_t ready_length) {
+    int failed = lm_bytes_written(control_socket, &husk->custody->bytes_before_ready);
+
+    if (failed != 0)
+        return failed;
+    husk->custody->ready_length = ready_length;
     store(&husk->custody->state, LM_HUSK_ARMED);
     for (size_t i = 0; i < husk->custody->thread_count; i++) {
         int error = lm_trace(PTRACE_SETOPTIONS, husk->threads[i].tid, 0);

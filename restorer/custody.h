@@ -82,9 +82,9 @@ long lm_husk_find_syscall(const char *code, size_t length);
  * final. Where nothing can be parked it gets its final registers and mask at once. 0 or -errno. */
 int lm_husk_park(const struct lm_husk *husk, size_t place);
 
-/* From here on the custodian answers for the husk: the worker's death does not kill it any more. 0 or
- * -errno. */
-int lm_husk_arm(const struct lm_husk *husk);
+/* From here on the custodian answers for the husk: the worker's death does not kill it any more. READY, so
+ * many bytes, is what will be written next into the socket. 0 or -errno. */
+int lm_husk_arm(const struct lm_husk *husk, int control_socket, uint64_t ready_length);
 
 /* Send the signals that have to be sent before the threads go, those that were not sent yet. */
 void lm_husk_send_signals(const struct lm_husk *husk);

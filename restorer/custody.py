@@ -10,6 +10,7 @@ import mmap
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from linux import pidfd, tracee
 from linux.arch_x86_64 import REGISTERS_SIZE, Registers
 from linux.errors import check
 from linux.maps import maps
+from wire import messages
+from wire.control import ControlChannel
 
 NAME = b"lm-custodian"
 # Beside twice as many threads as the process had when it was looked at.
@@ -93,7 +96,24 @@ class Custody:
         for place in range(min(threads, self.capacity)):
             self._enter(place, 0, Registers(bytes(REGISTERS_SIZE)), 0)
         self.send_first([])
-        self._written()
+        self._lives()
+        # No thread is entered yet, so that these find none.
+        self.send_signals()
+        self.make_final(0, 1)
+        lib.lm_husk_detach(self.husk)
+        # What is looked up in the module for the first time takes long.
+        for name in ("lm_husk_park", "lm_husk_arm"):
+            getattr(lib, name)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(messages.encode(messages.Commit(frozen_ns=0, round_trip_ns=0)))
+            channel = ControlChannel(ours)
+            channel.look_ahead()
+            channel.skip()
+
+    def _lives(self) -> bool:
+        """Whether the custodian watches."""
+        return bool(self.custody.custodian == self.custodian and os.waitpid(self.custodian, os.WNOHANG) == (0, 0))
 
     def park(self, place: int, tid: int, registers: Registers, mask: int) -> None:
         """Leave thread `tid`, the `place`th, in a pause from which `make_final` wakes it with these registers and this
@@ -125,16 +145,9 @@ class Custody:
         Raises OSError, ProcessGone: then the husk has to be destroyed."""
         if not self.guarded:
             return
-        if self.custody.custodian != self.custodian or os.waitpid(self.custodian, os.WNOHANG) != (0, 0):
+        if not self._lives():
             raise OSError("the custodian has ended; it must not be killed during a migration")
-        self.custody.bytes_before_ready = self._written()
-        self.custody.ready_length = len(ready)
-        check(lib.lm_husk_arm(self.husk), self.husk.pid)
-
-    def _written(self) -> int:
-        count = ffi.new("uint64_t *")
-        check(lib.lm_bytes_written(self.control_socket, count), self.husk.pid)
-        return int(count[0])
+        check(lib.lm_husk_arm(self.husk, self.control_socket, len(ready)), self.husk.pid)
 
     def tell(self, state: State) -> None:
         """Say what the worker has come to, before it acts on it."""

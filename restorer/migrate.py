@@ -263,8 +263,7 @@ def await_commit(run: Run, ready: bytes) -> messages.Commit:
         if isinstance(ahead, messages.Commit):
             # Known to the custodian before it is taken out of the socket, where it could find it.
             run.custody.tell(State.COMMITTED)
-            with contextlib.suppress(MigrationError):
-                run.control.receive()
+            run.control.skip()
             return ahead
         return run.control.expect(messages.Commit)
     except (RemoteError, Refused):

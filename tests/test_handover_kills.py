@@ -41,6 +41,8 @@ AIMED = {
     "destination-waiting": 0.0006,
     "destination-committed": 0.0002,
 }
+# Those after which the source, which nothing happens to, hands over.
+AFTER_READY = ("destination-waiting", "destination-committed")
 
 
 @pytest.fixture(scope="module")
@@ -185,14 +187,16 @@ def test_death_at_any_instant(program: Path, tmp_path: Path, orphans: None) -> N
 
 @dataclass
 class Aim:
-    """Where a timer is set, and for how long."""
+    """Where a timer is set, for how long, and the file that says that it was."""
 
     edge: str = ""
     seconds: float = 0.0
+    reached: Path = Path()
 
     def at(self, name: str) -> None:
         """The edge `name` is reached: what stands in the place of wire.edges.edge."""
         if name == self.edge:
+            self.reached.touch()
             signal.setitimer(signal.ITIMER_REAL, self.seconds)
 
 
@@ -209,9 +213,12 @@ def test_death_of_the_worker_in_the_handover(
         aim.edge, strategy = chance.choice(list(AIMED)), chance.choice(("post-copy", "stop-and-copy"))
         aim.seconds = 1e-6 + chance.random() * AIMED[aim.edge]
         subject = laws.start_subject(program, tmp_path / f"aimed{number}", warm=128, cold=COLD)
+        aim.reached = subject.folder / "reached"
         shot = shoot(subject, "worker", strategy)
         try:
             became = check(shot)
+            assert aim.reached.exists()
+            assert became == "moved" or aim.edge not in AFTER_READY
             seen[aim.edge, became] = seen.get((aim.edge, became), 0) + 1
         except BaseException:
             print(f"run {number}, seed {SEED}, {strategy}, {aim}")
