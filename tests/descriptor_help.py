@@ -5,6 +5,7 @@ migration.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from process.descriptors import (
     update_descriptors,
 )
 
+FIRST_REPORT = 200
 PREAMBLE = """
 import os, sys, fcntl, socket, select, struct, signal, time
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -61,7 +63,10 @@ def running(
     code: str, cwd: Path | None = None, pass_fds: Sequence[int] = (), stderr: int | None = None
 ) -> Iterator[Child]:
     """A Python child that runs `code`, which calls `ready()` where the test is to look; killed at the end."""
-    read_end, write_end = os.pipe()
+    read_end, low = os.pipe()
+    # Beyond the numbers that children choose for their own.
+    write_end = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, FIRST_REPORT)
+    os.close(low)
     child = subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), str(write_end)],
         pass_fds=[write_end, *pass_fds],

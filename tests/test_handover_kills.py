@@ -1,7 +1,7 @@
 """Death at any instant: SIGKILL of lm-serve, lm-restore and its worker, at random and where pages are missing.
 
 The random runs are short, so the commands are forked from this process, which has imported them, not started anew.
-LM_KILLS=N makes N runs (default: 100), LM_KILLS_SEED=N others.
+LM_KILLS=N makes N runs (default: 60), LM_KILLS_SEED=N others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import source_server.serve  # here, so that a fork has it
 from experiments.machines import Move, descendants, kill_descendants, wait_for
 from wire.exit_codes import ExitCode
 
-RUNS = int(os.environ.get("LM_KILLS", "100"))
+RUNS = int(os.environ.get("LM_KILLS", "60"))
 SEED = int(os.environ.get("LM_KILLS_SEED", "1"))
 LONGEST = 0.25
 TARGETS = ("serve", "restore", "worker", "custodian")
