@@ -25,6 +25,7 @@ from wire.report import Round
 
 WAIT_SECONDS = 3600.0
 DROPS_AT_A_TIME = 4096
+DROPPING_SPIN_US = 200
 MADV_DONTNEED, MADV_REMOVE = 4, 9
 
 
@@ -83,11 +84,14 @@ def drop_forgotten(run: Run, final: ProcessDescription) -> None:
     assert run.pager is not None
     assert run.building is not None
     drops = run.pager.drops()
+    # The husk waits at each until the pager has heard of it: no time for the pager to fall asleep in between.
+    run.pager.spin(DROPPING_SPIN_US if drops else 0)
     for first in range(0, len(drops), DROPS_AT_A_TIME):
         program = Program("dropping pages that have changed")
         for drop in drops[first : first + DROPS_AT_A_TIME]:
             _drop_rows(program, drop, final.memory)
         run_in(run.building.husk, program)
+    run.pager.spin(0)
     run.pager.dropped(in_order=not run.options.wishes.hot_first)
 
 

@@ -25,7 +25,7 @@ from demo.resp import Connection, key_of, value_of
 from experiments.machines import Machine, Move, begin_move, start, wait_for
 
 REAL = Path(__file__).resolve().parent / "real"
-STRATEGIES = ("post-copy", "stop-and-copy")
+STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
 PORT = 7001
 CLONE_NEWNET = 0x40000000
 Machines = tuple[Machine, Machine]
@@ -67,7 +67,7 @@ def moved(pid: int, machines: Machines, folder: Path, strategy: str, *more: str)
     """Move it, and wait until it runs."""
     restore = ["--pid", "namespace", "--stdio", "null", *more]
     # A few hundred MiB may well take longer than the usual five seconds on a busy machine.
-    serve = ["--max-freeze", "100"] if strategy == "stop-and-copy" else []
+    serve = [] if strategy in ("post-copy", "hybrid") else ["--max-freeze", "100"]
     move = begin_move(pid, machines, folder, strategy=strategy, serve=serve, restore=restore)
     try:
         move.resumed()
