@@ -76,6 +76,7 @@ SYSCALL_INSTRUCTION = b"\x0f\x05"
 TIME_OFFSET = 16
 TIME_ARGUMENT = {numbers.SYS_nanosleep: 0, numbers.SYS_clock_nanosleep: 2, numbers.SYS_futex: 3}
 ALL_SIGNALS = (1 << 64) - 1
+GOES_ON_SECONDS = 0.1
 
 
 class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +167,58 @@ def slept(before: Sleep | None, tid: int, frozen_at: int) -> int:
     if before is None or now is None or now[0] != before.switches + 1:
         return 0
     return max(0, frozen_at - before.began)
+
+
+def interrupted_sleeps(before: dict[int, Sleep]) -> dict[int, Sleep]:
+    """While the threads stand still: those of these sleeps that the stop has interrupted, and not their own end."""
+    return {
+        tid: sleep
+        for tid, sleep in before.items()
+        if (now := _scheduled(tid)) is not None and now[0] == sleep.switches + 1
+    }
+
+
+def sleeps_gone_on(interrupted: dict[int, Sleep], seconds: float = GOES_ON_SECONDS) -> dict[int, Sleep]:
+    """When the threads run again: those of the interrupted sleeps that have gone on, which restart_syscall(2) tells.
+
+    A later stop then finds how long they have lasted in all. Waits at most so long for them."""
+    found = {}
+    deadline = time.monotonic() + seconds
+    for tid, sleep in interrupted.items():
+        while (now := _scheduled(tid)) is not None:
+            if now[2] == "S" and now[0] > sleep.switches + 1:
+                if _current_call(tid) == numbers.SYS_restart_syscall:
+                    found[tid] = Sleep(now[0], sleep.began)
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.0005)
+    return found
+
+
+def longest_epoll_wait(tids: Iterable[int]) -> int:
+    """Milliseconds of the longest timeout of an epoll_wait(2) that one of these threads sleeps in; 0 for none.
+
+    A stop makes such a wait begin anew with all of its time."""
+    longest = 0
+    for tid in tids:
+        try:
+            words = Path(f"/proc/{tid}/syscall").read_text().split()
+        except OSError:
+            continue
+        if words[0].isdecimal() and int(words[0]) in EPOLL_WAITS and len(words) > 4:
+            timeout = int(words[4], 16) & 0xFFFFFFFF
+            longest = max(longest, timeout if timeout <= MAXIMUM_TIMEOUT else 0)
+    return longest
+
+
+def _current_call(tid: int) -> int | None:
+    """The system call that a sleeping thread is in (proc_pid_syscall(5)); None if it runs or that is not told."""
+    try:
+        word = Path(f"/proc/{tid}/syscall").read_text().split()[0]
+    except OSError:
+        return None
+    return int(word) if word.isdecimal() else None
 
 
 def call_made(state: Registers, code: bytes) -> int:

@@ -15,21 +15,20 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from linux import tracee
 from linux.errors import ProcessGone
 from linux.maps import maps_text
 from process.contents import inodes_without_path
 from process.description import Layout, ProcessDescription, Runs
 from process.descriptor_table import Table
 from process.files import File
+from process.interrupted import longest_epoll_wait
 from process.mapped_files import look_mapped_files
 from process.mappings import AddressSpace, Kind, look_again
 from source_server.convergence import Verdict, decide, pause_before_next
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
 from source_server.page_server import PageServer, PushRun
 from source_server.rounds import Rounds, round_ranges
-from source_server.stopping import signals_held
-from source_server.tracking import OURS, start_tracking
+from source_server.tracking import OURS, brief_freeze, start_tracking
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
@@ -46,6 +45,7 @@ ANSWER_SECONDS = 600.0
 LEARNING_SECONDS = 0.3
 HOT_RUNS = 4096
 HOT_SECONDS = 0.05
+HARMLESS_WAIT_MS = 200
 LAST_WORDS_SECONDS = 2.0
 
 
@@ -144,6 +144,9 @@ def _begin(copy: LiveCopy) -> None:
     if not copy.wishes.rounds and not (copy.wishes.resume_at_once and copy.wishes.hot_first):
         return
     if writes_past_the_tracker(copy.seen.descriptors.table):
+        return
+    # To know what is hot is not worth a wait that is much too long.
+    if not copy.wishes.rounds and longest_epoll_wait(copy.seen.task.outside) > HARMLESS_WAIT_MS:
         return
     tracker = start_tracking(copy.seen, soft=copy.wishes.rounds > 0)
     if tracker is None:
@@ -254,7 +257,9 @@ def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
     copy.rounds.watch(round_ranges(copy.seen.memory))
     begun = time.monotonic_ns()
     if copy.rounds.collects:
-        _collect(copy.rounds, copy.seen.pid)
+        # Soft-dirty bits are read and cleared in two steps, between which nothing may be written.
+        with brief_freeze(copy.seen):
+            copy.rounds.collect()
     if most_ns is None and copy.wishes.round_timeout is not None:
         most_ns = int(copy.wishes.round_timeout * 1e9)
     done = Round()
@@ -279,16 +284,6 @@ def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
         f"round {number}: {done.pages} pages in {show_seconds(done.ms)}, {done.dirty} are dirty afterwards", 1
     )
     edge("source-round")
-
-
-def _collect(rounds: Rounds, pid: int) -> None:
-    """Soft-dirty bits are read and cleared in two steps, between which nothing may be written."""
-    with signals_held():
-        stops = tracee.freeze(pid)
-        try:
-            rounds.collect()
-        finally:
-            tracee.thaw(stops, True)
 
 
 def _push_eager(copy: LiveCopy, push: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from linux import tracee
 from linux.address_gap import free_range
@@ -17,11 +19,30 @@ from linux.dirty_tracking import (
 )
 from linux.errors import SyscallFailed
 from linux.source_threads import bring_home, look_threads, map_stub, room_needed, unmap_stub
+from process import interrupted
 from source_server.look import SourceLook, frame_of
 from source_server.stopping import signals_held
 
 # The flag that a mapping has in smaps while a userfaultfd of ours tells of its writes.
 OURS = frozenset({"uw"})
+
+
+@contextlib.contextmanager
+def brief_freeze(seen: SourceLook) -> Iterator[list[tracee.Stop]]:
+    """Within, the process stands still; afterwards it is as before, and what is known of its threads' sleeps is true.
+
+    Raises ProcessGone, OSError, TimeoutError."""
+    with signals_held():
+        stops = tracee.freeze(seen.pid)
+        try:
+            asleep = interrupted.interrupted_sleeps(seen.task.sleeps)
+            yield stops
+        finally:
+            tracee.thaw(stops, True)
+    gone_on = interrupted.sleeps_gone_on(asleep)
+    others = interrupted.look_sleeps(stop.tid for stop in stops if stop.tid not in gone_on)
+    seen.task.sleeps.clear()
+    seen.task.sleeps.update(others | gone_on)
 
 
 def start_tracking(seen: SourceLook, *, soft: bool = True) -> Tracker | None:
@@ -44,20 +65,16 @@ def start_tracking(seen: SourceLook, *, soft: bool = True) -> Tracker | None:
 def _make_userfaultfd(seen: SourceLook) -> int:
     """One made by the process itself, whose threads all stand still meanwhile: none of them meets its descriptor."""
     program, made = make_userfaultfd_program(seen.end_signal)
-    with signals_held():
-        stops = tracee.freeze(seen.pid)
+    with brief_freeze(seen) as stops:
+        threads = look_threads(seen.pid, [stops[0].tid], seen.end_signal)
+        frame = frame_of(seen.pid, seen, seen.memory)
+        taken = [(mapping.start, mapping.end) for mapping in seen.memory.mappings]
+        length = room_needed(threads, {stops[0].tid: program})
+        map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
         try:
-            threads = look_threads(seen.pid, [stops[0].tid], seen.end_signal)
-            frame = frame_of(seen.pid, seen, seen.memory)
-            taken = [(mapping.start, mapping.end) for mapping in seen.memory.mappings]
-            length = room_needed(threads, {stops[0].tid: program})
-            map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
-            try:
-                return fetch_userfaultfd(threads, program, made)
-            except SyscallFailed as error:
-                raise OSError(error.errno, str(error)) from None
-            finally:
-                bring_home(threads)
-                unmap_stub(threads, seen.gadgets, frame)
+            return fetch_userfaultfd(threads, program, made)
+        except SyscallFailed as error:
+            raise OSError(error.errno, str(error)) from None
         finally:
-            tracee.thaw(stops, True)
+            bring_home(threads)
+            unmap_stub(threads, seen.gadgets, frame)

@@ -1,6 +1,7 @@
 /*
  * feature: poll, ppoll, select and epoll_wait across the move, with and without a timeout, never a spurious
  * EINTR
+ * limits: before rounds epoll_wait is begun anew with its whole timeout: late by that at most, never early
  */
 #include "check.h"
 #include <poll.h>
@@ -81,6 +82,9 @@ int main(int argc, char **argv) {
         if (!limited[way])
             continue;
         double due = begun + SECONDS > resumed ? begun + SECONDS : resumed;
+        /* The kernel has no way to go on with it when the tracking of writes begins: see limits. */
+        if (way == 5)
+            due += SECONDS - 1;
         CHECK(ended[way] >= begun + SECONDS - 0.05, "way %d ended %.3f s early", way,
               begun + SECONDS - ended[way]);
         CHECK(ended[way] <= due + 1.5, "way %d ended %.3f s late", way, ended[way] - due);
