@@ -200,6 +200,14 @@ def _explain(error: SpawnFailed, pid: int) -> LocalError:
     return LocalError(step=STEP, object=thing, cause=cause, remedy=remedy, code=code)
 
 
+def is_killed(husk: HuskProcess) -> bool:
+    """Whether somebody has killed the husk. Its pidfd does not tell before its tracer has reaped every thread."""
+    try:
+        return Path(f"/proc/{husk.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def end_husk(husk: HuskProcess) -> None:
     """Kill and reap the husk with all its threads, and its namespace. Does nothing to one that was ended before."""
     with contextlib.suppress(OSError):

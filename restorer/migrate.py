@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import select
 import time
 from collections.abc import Iterable
 from typing import NoReturn
@@ -31,7 +30,7 @@ from process.rehearsal import rehearse_rebuilding
 from restorer import build
 from restorer.aftermath import follow
 from restorer.custody import State, start_custody
-from restorer.husk_process import end_husk, start_husk
+from restorer.husk_process import end_husk, is_killed, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
@@ -60,6 +59,7 @@ GREETING_SECONDS = 30.0
 FINAL_SECONDS = 3600.0
 COMPARED_AGAIN_SECONDS = 0.2
 TICK_MS = 100
+LOOK_SECONDS = 0.1
 STAGING_PUSH = 1
 IN_DOUBT = (
     "the connection broke after READY ({cause}), and nobody here can know whether the source has handed over: process "
@@ -285,9 +285,8 @@ def wait_in_doubt(run: Run, cause: str) -> NoReturn:
     write(run)
     run.line.send("stalled", pid=run.husk.pid, cause=cause)
     run.line.send("note", text=IN_DOUBT.format(pid=run.husk.pid, cause=cause), level=0)
-    ended = select.poll()
-    ended.register(run.husk.pidfd, select.POLLIN)
-    ended.poll()
+    while not is_killed(run.husk):
+        time.sleep(LOOK_SECONDS)
     raise LocalError(
         step="the handover",
         object=f"process {run.husk.pid}",
