@@ -197,11 +197,13 @@ def test_the_end_of_the_husk_ends_the_waiting(connection: tuple[socket.socket, s
 def test_looking_ahead_takes_nothing(connection: tuple[socket.socket, socket.socket]) -> None:
     source, destination = connection
     channel = ControlChannel(destination)
-    source.sendall(GO + ABORT)
+    source.sendall(GO + REFUSAL + ABORT)
     for _ in range(2):
         assert isinstance(channel.look_ahead(), messages.Commit)
     channel.skip()
-    assert isinstance(channel.look_ahead(), messages.Abort)
+    assert isinstance(channel.look_ahead(), messages.Obstacles)
+    assert isinstance(channel.receive(1), messages.Obstacles)
+    assert channel.look_ahead() is None, "it is too long"
     assert isinstance(channel.receive(1), messages.Abort)
     source.sendall(GO[:20])
     finish(source)

@@ -106,7 +106,7 @@ class ControlChannel:
                 part = data[self._ahead : self._ahead + reader.wanted()]
                 self._ahead += len(part)
                 message = reader.receive(part)
-            if message is not None or reader.wanted() > LOOKED_AT or events & broken_off:
+            if message is not None or len(data) == LOOKED_AT or events & broken_off:
                 return message
             # The rest of it is under way, and poll(2) would not wait for that.
             time.sleep(LOOK_AGAIN_SECONDS)
