@@ -29,7 +29,7 @@ from wire.messages import (
 )
 
 SEND_SECONDS = 30.0
-LOOKED_AT = 1 << 16
+LOOKED_AT = 1 << 12
 LOOK_AGAIN_SECONDS = 0.001
 Expected = TypeVar("Expected")
 
