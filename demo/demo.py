@@ -23,7 +23,16 @@ from rich.table import Table
 
 from demo.network import SERVICE, Network, demo_network
 from demo.resp import Connection, key_of, value_of
-from experiments.machines import Command, Move, adopt_orphans, begin_move, kill_descendants, start, wait_for
+from experiments.machines import (
+    Command,
+    Move,
+    adopt_orphans,
+    begin_move,
+    kill_descendants,
+    leave_on_signals,
+    start,
+    wait_for,
+)
 
 PORT = 6379
 BATCH = 500
@@ -192,15 +201,13 @@ def main() -> int:
         print("demo: network namespaces need root; run it as root, or with sudo make demo", file=sys.stderr)
         return 1
     adopt_orphans()
+    leave_on_signals()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    try:
-        with demo_network() as network, tempfile.TemporaryDirectory(prefix="lm-demo-") as folder:
-            try:
-                return 0 if run(Demo(network, Path(folder), given.entries, console)) else 1
-            finally:
-                kill_descendants()
-    except KeyboardInterrupt:
-        return 130
+    with demo_network() as network, tempfile.TemporaryDirectory(prefix="lm-demo-") as folder:
+        try:
+            return 0 if run(Demo(network, Path(folder), given.entries, console)) else 1
+        finally:
+            kill_descendants()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import statistics
 import sys
 import tempfile
@@ -18,14 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments import bench_rounds
-from experiments.machines import adopt_orphans, kill_descendants, two_machines
+from experiments.machines import adopt_orphans, kill_descendants, leave_on_signals, two_machines
 from experiments.measures import (
     Laboratory,
     Samples,
@@ -176,11 +174,6 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def end_on(number: int, frame: FrameType | None) -> None:
-    """A signal handler that leaves through every clean-up."""
-    raise SystemExit(128 + number)
-
-
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
@@ -201,8 +194,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("bench: network namespaces need root; run it as root", file=sys.stderr)
         return 2
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_on)
+    leave_on_signals()
     plan = QUICK if given.quick else FULL
     if given.runs:
         plan = Plan(**(asdict(plan) | {"runs": given.runs}))

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -51,6 +53,7 @@ def run_ip(*words: str) -> None:
 @contextlib.contextmanager
 def two_machines(names: Sequence[str] = ("source", "destination")) -> Iterator[tuple[Machine, Machine]]:
     """Two namespaces with unique names, joined by a veth pair; removed on every way out."""
+    remove_forsaken()
     unique = f"{os.getpid()}-{secrets.token_hex(2)}"
     machines = [Machine(f"lm-{name}-{unique}", "veth0", f"10.99.0.{i}") for i, name in enumerate(names, 1)]
     with contextlib.ExitStack() as stack:
@@ -64,6 +67,37 @@ def two_machines(names: Sequence[str] = ("source", "destination")) -> Iterator[t
             machine.ip("link", "set", "lo", "up")
             machine.ip("link", "set", machine.link, "up")
         yield first, second
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def leave_on_signals(
+    numbers: Sequence[signal.Signals] = ENDING, leave: Callable[[int], BaseException] = lambda n: SystemExit(128 + n)
+) -> None:
+    """Let signals that end this process leave through every clean-up, by an exception; a second signal does not
+    disturb that. A fork of this process, whose clean-ups are not its own, ends as it would without."""
+    owner = os.getpid()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise leave(number)
+
+    for number in numbers:
+        signal.signal(number, on_signal)
+
+
+def remove_forsaken(folder: Path = Path("/run/netns")) -> None:
+    """Remove the namespaces of processes that were killed before they could do it. Their names tell whose they are."""
+    for path in folder.glob("lm-*"):
+        owner = re.fullmatch(r"lm-[a-z]+-([0-9]+)(-[0-9a-f]+)?", path.name)
+        if owner and not Path("/proc", owner[1]).exists():
+            subprocess.run(["ip", "netns", "delete", path.name], capture_output=True)
 
 
 def adopt_orphans(adopt: bool = True) -> None:

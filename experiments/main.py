@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from experiments import floors, listing, reporting, run
 from experiments.errors import ExperimentError, Status
+from experiments.machines import leave_on_signals
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,17 +21,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def end_on(number: int, frame: FrameType | None) -> None:
-    """A signal handler that leaves through every clean-up; a second signal does not disturb that."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(128 + number)
-
-
 def guarded(work: Callable[[], Status]) -> int:
     """Do it; the exit status. An error is one sentence on standard error, a signal leaves through every clean-up."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_on)
+    leave_on_signals()
     try:
         return work()
     except ExperimentError as error:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
-from experiments.machines import Machine, adopt_orphans, kill_descendants, two_machines
+from experiments.machines import Machine, adopt_orphans, kill_descendants, leave_on_signals, two_machines
 
 # Its assertions are to show what they compared, too.
 pytest.register_assert_rewrite("laws", "commands")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test run that is told to end (a time limit's SIGTERM, a closed terminal) cleans up as after Ctrl-C."""
+    leave_on_signals((signal.SIGTERM, signal.SIGHUP), lambda n: pytest.exit.Exception(f"signal {n}", 128 + n))
 
 
 @pytest.fixture(scope="session")
