@@ -7,11 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { BATCH = 512, PAGE = 4096, ARM_PAGES = 2048 };
-
-/* Bits of an entry of /proc/PID/pagemap. */
-static const uint64_t ENTRY_THERE = UINT64_C(3) << 62;
-static const uint64_t ENTRY_SOFT_DIRTY = UINT64_C(1) << 55;
+enum { BATCH = 512, ARM_PAGES = 2048 };
 
 int lm_dirty_handshake(int userfaultfd) {
     struct uffdio_api api = {.api = UFFD_API,
@@ -50,35 +46,12 @@ static int scan(const struct lm_dirty_tracker *tracker, struct lm_pagemap_scan *
     return 0;
 }
 
-static int entries(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool absent,
+/* Without PAGEMAP_SCAN: entry by entry. */
+static int entries(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, int which,
                    struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked) {
-    uint64_t read[BATCH];
-    uint64_t pages = (end - start) / PAGE;
-    size_t wanted = pages < BATCH ? (size_t)pages : BATCH;
-    ssize_t length =
-        pread(tracker->pagemap, read, wanted * sizeof *read, (off_t)(start / PAGE * sizeof *read));
+    int error = lm_pagemap_entries(tracker->pagemap, start, end, which, runs, capacity, count, looked);
 
-    if (length < 0)
-        return -errno;
-    if (length < (ssize_t)sizeof *read)
-        return -ESRCH;
-    *count = 0;
-    *looked = start;
-    for (size_t i = 0; i < (size_t)length / sizeof *read; i++) {
-        uint64_t address = start + i * PAGE;
-        bool there = read[i] & ENTRY_THERE;
-
-        if (absent ? !there : there && read[i] & ENTRY_SOFT_DIRTY) {
-            if (*count > 0 && runs[*count - 1].end == address)
-                runs[*count - 1].end += PAGE;
-            else if (*count == capacity)
-                return 0;
-            else
-                runs[(*count)++] = (struct lm_page_run){address, address + PAGE};
-        }
-        *looked = address + PAGE;
-    }
-    return 0;
+    return error == -ENODATA ? -ESRCH : error;
 }
 
 int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared,
@@ -94,7 +67,7 @@ int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uin
     };
 
     if (tracker->kind == LM_DIRTY_SOFT)
-        return entries(tracker, start, end, false, runs, capacity, count, looked);
+        return entries(tracker, start, end, LM_PAGES_SOFT_DIRTY, runs, capacity, count, looked);
     return scan(tracker, &request, runs, capacity, count, looked);
 }
 
@@ -108,7 +81,7 @@ int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint
     };
 
     if (tracker->kind == LM_DIRTY_SOFT)
-        return entries(tracker, start, end, true, runs, capacity, count, looked);
+        return entries(tracker, start, end, LM_PAGES_ABSENT, runs, capacity, count, looked);
     return scan(tracker, &request, runs, capacity, count, looked);
 }
 

@@ -14,6 +14,7 @@ enum { BATCH = 512, PAGE = 4096 };
 static const uint64_t ENTRY_PRESENT = UINT64_C(1) << 63;
 static const uint64_t ENTRY_SWAPPED = UINT64_C(1) << 62;
 static const uint64_t ENTRY_FILE = UINT64_C(1) << 61;
+static const uint64_t ENTRY_SOFT_DIRTY = UINT64_C(1) << 55;
 
 static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                 size_t capacity, size_t *count, uint64_t *looked) {
@@ -44,9 +45,18 @@ static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_
 }
 
 static bool is_wanted(uint64_t entry, int which) {
-    if ((entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) == 0)
-        return false;
-    return which != LM_PAGES_CHANGED || (entry & ENTRY_FILE) == 0;
+    bool there = (entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) != 0;
+
+    switch (which) {
+    case LM_PAGES_ABSENT:
+        return !there;
+    case LM_PAGES_SOFT_DIRTY:
+        return there && (entry & ENTRY_SOFT_DIRTY) != 0;
+    case LM_PAGES_CHANGED:
+        return there && (entry & ENTRY_FILE) == 0;
+    default:
+        return there;
+    }
 }
 
 int lm_pagemap_entries(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,

@@ -13,6 +13,10 @@
 #define LM_PAGES_PRESENT 1
 /* Of these only the anonymous ones: in a private file mapping, pages that differ from the file. */
 #define LM_PAGES_CHANGED 2
+/* Known to lm_pagemap_entries alone: those that were written to since their soft-dirty bits were cleared
+ * (Documentation/admin-guide/mm/soft-dirty.rst), and those that are neither in memory nor in swap. */
+#define LM_PAGES_SOFT_DIRTY 3
+#define LM_PAGES_ABSENT 4
 
 /* Addresses in bytes, [start, end). */
 struct lm_page_run {

@@ -124,3 +124,17 @@ def test_another_mapping_at_the_place_is_noticed(area: Area) -> None:
         assert error.value.errno == errno.EPERM
     assert lib.lm_dirty_watch(area.tracker, area.address, area.address + PAGES * PAGE) == 0
     assert 21 in area.written()
+
+
+def test_entries_and_scan_agree_on_what_is_absent(area: Area) -> None:
+    area.written()
+    area.discard(10, 2)
+    runs, count, looked = ffi.new("struct lm_page_run[]", 512), ffi.new("size_t *"), ffi.new("uint64_t *")
+    at, end, found = area.address, area.address + PAGES * PAGE, set()
+    while at < end:
+        pagemap = area.tracker.pagemap  # type: ignore[attr-defined]
+        assert lib.lm_pagemap_entries(pagemap, at, end, lib.LM_PAGES_ABSENT, runs, 512, count, looked) == 0
+        for i in range(count[0]):
+            found |= set(range((runs[i].start - area.address) // PAGE, (runs[i].end - area.address) // PAGE))
+        at = looked[0]
+    assert found == area.absent()
