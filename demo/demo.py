@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.network import SERVICE, Network, demo_network
-from demo.resp import Connection, key_of, value_of
 from experiments.machines import (
     Command,
     Move,
@@ -33,6 +32,7 @@ from experiments.machines import (
     start,
     wait_for,
 )
+from experiments.resp import Connection, key_of, value_of
 
 PORT = 6379
 BATCH = 500

@@ -13,6 +13,9 @@
  * With --source-netns the server runs in that network namespace, bound to IP.
  */
 #define _GNU_SOURCE
+#include "stream.h"
+#include "workload.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +39,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, CHUNK = 1 << 20, UNDER_WAY = 8, LEAST_NS = 5000, BUSY_FAULTS = 1 << 18 };
+enum { CHUNK = 1 << 20, UNDER_WAY = 8, LEAST_NS = 5000, BUSY_FAULTS = 1 << 18 };
 
 struct setup {
     uint64_t pages, faults, third; /* third: the pages of one of three parts, whole chunks */
@@ -48,37 +51,6 @@ struct setup {
 struct request {
     uint64_t address, length;
 };
-
-static void fail(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static void read_all(int fd, void *buffer, size_t size) {
-    for (char *at = buffer; size;) {
-        ssize_t count = recv(fd, at, size, 0);
-        if (count <= 0)
-            exit(count ? 1 : 0);
-        at += count;
-        size -= (size_t)count;
-    }
-}
-
-static void write_all(int fd, const void *buffer, size_t size) {
-    for (const char *at = buffer; size;) {
-        ssize_t count = send(fd, at, size, MSG_NOSIGNAL);
-        if (count <= 0)
-            exit(1);
-        at += count;
-        size -= (size_t)count;
-    }
-}
 
 static char *map_pages(uint64_t pages) {
     char *memory =

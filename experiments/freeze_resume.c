@@ -10,6 +10,7 @@
  * With --source-netns the source's side runs in that network namespace, bound to IP.
  */
 #define _GNU_SOURCE
+#include "stream.h"
 #include "workload.h"
 
 #include <arpa/inet.h>
@@ -38,26 +39,6 @@ struct state {
 struct shared {
     volatile uint64_t last, longest;
 };
-
-static void read_all(int fd, void *buffer, size_t size) {
-    for (char *at = buffer; size;) {
-        ssize_t count = recv(fd, at, size, 0);
-        if (count <= 0)
-            _exit(count ? 1 : 0);
-        at += count;
-        size -= (size_t)count;
-    }
-}
-
-static void write_all(int fd, const void *buffer, size_t size) {
-    for (const char *at = buffer; size;) {
-        ssize_t count = send(fd, at, size, MSG_NOSIGNAL);
-        if (count <= 0)
-            _exit(1);
-        at += count;
-        size -= (size_t)count;
-    }
-}
 
 static void settle(void) {
     struct timespec time = {0, SETTLE_NS};

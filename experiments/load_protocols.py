@@ -8,6 +8,8 @@ import http.client
 import json
 import socket
 
+from experiments.resp import Answer, Connection, key_of
+
 LENGTH = 1024
 """Of an entry's content, in bytes."""
 
@@ -16,68 +18,44 @@ class RedisServer:
     """A connection to redis-server."""
 
     def __init__(self, host: str, port: int, timeout: float) -> None:
-        self.socket = socket.create_connection((host, port), timeout)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.stream = self.socket.makefile("rb")
+        self.connection = Connection(host, port, timeout)
 
     def close(self) -> None:
         """End it."""
-        self.stream.close()
-        self.socket.close()
+        self.connection.close()
+
+    def _ask(self, *words: bytes) -> Answer:
+        try:
+            return self.connection.ask(*words)
+        except ValueError as error:
+            raise ConnectionError(str(error)) from None
 
     def fill(self, first: int, values: list[bytes]) -> None:
         """All in one message."""
-        self.socket.settimeout(60)
-        self.socket.sendall(b"".join(encode(b"SET", key_of(number), v) for number, v in enumerate(values, first)))
-        for _ in values:
-            self._line()
+        self.connection.socket.settimeout(60)
+        self.connection.ask_all([(b"SET", key_of(number), value) for number, value in enumerate(values, first)])
 
     def get(self, number: int) -> bytes:
-        """GET."""
-        self.socket.sendall(encode(b"GET", key_of(number)))
-        return self._value()
+        """GET; nothing for an entry that is not there."""
+        return _content(self._ask(b"GET", key_of(number)))
 
     def put(self, number: int, version: int, value: bytes) -> None:
         """SET."""
-        self.socket.sendall(encode(b"SET", key_of(number), value))
-        self._line()
+        self._ask(b"SET", key_of(number), value)
 
     def get_range(self, first: int, end: int) -> list[bytes]:
         """MGET."""
-        self.socket.settimeout(60)
-        self.socket.sendall(encode(b"MGET", *(key_of(number) for number in range(first, end))))
-        return [self._value() for _ in range(int(self._line()[1:]))]
+        self.connection.socket.settimeout(60)
+        found = self._ask(b"MGET", *(key_of(number) for number in range(first, end)))
+        return [_content(one) for one in found] if isinstance(found, list) else []
 
     def gaps(self) -> list[tuple[float, float]]:
         """It does not tell."""
         return []
 
-    def _line(self) -> bytes:
-        line = self.stream.readline()
-        if not line.endswith(b"\r\n"):
-            raise ConnectionError("the server closed the connection")
-        if line[:1] == b"-":
-            raise ConnectionError(line[1:-2].decode())
-        return line[:-2]
 
-    def _value(self) -> bytes:
-        length = int(self._line()[1:])
-        if length < 0:
-            return b""
-        text = self.stream.read(length + 2)
-        if len(text) != length + 2:
-            raise ConnectionError("the server closed the connection")
-        return text[:-2]
-
-
-def key_of(number: int) -> bytes:
-    """The name of an entry."""
-    return b"entry:%d" % number
-
-
-def encode(*words: bytes) -> bytes:
-    """A command."""
-    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+def _content(answer: Answer) -> bytes:
+    return answer if isinstance(answer, bytes) else b""
 
 
 class HttpServer:

@@ -1,4 +1,4 @@
-"""As much of Redis' protocol (RESP) as the demo needs."""
+"""As much of Redis' protocol (RESP) as clients of ours speak."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from conftest import skip
 
-from demo.resp import Connection, key_of, value_of
 from experiments.machines import Machine, Move, begin_move, start, wait_for
+from experiments.resp import Connection, key_of, value_of
 
 REAL = Path(__file__).resolve().parent / "real"
 STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
