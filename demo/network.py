@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experiments.machines import Machine, run_ip, two_machines
+from experiments.machines import Machine, add_namespace, two_machines
 
 SERVICE = "10.99.9.9"
 
@@ -36,8 +36,7 @@ def demo_network() -> Iterator[Network]:
     """Build it; removed on every way out. The service address exists on both machines, and is routed to the source."""
     name = f"lm-client-{os.getpid()}"
     with two_machines() as (source, destination), contextlib.ExitStack() as stack:
-        run_ip("netns", "add", name)
-        stack.callback(run_ip, "netns", "delete", name)
+        add_namespace(stack, name)
         network = Network(source, destination, Machine(name, "", ""))
         network.client.ip("link", "set", "lo", "up")
         for number, machine in enumerate((source, destination), 1):

@@ -50,6 +50,13 @@ def run_ip(*words: str) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
+def add_namespace(stack: contextlib.ExitStack, name: str) -> None:
+    """Make a network namespace that goes with the stack. Raises RuntimeError with what ip said."""
+    # Before it exists: a signal may come when it does and ip has not said so yet.
+    stack.callback(subprocess.run, ["ip", "netns", "delete", name], capture_output=True)
+    run_ip("netns", "add", name)
+
+
 @contextlib.contextmanager
 def two_machines(names: Sequence[str] = ("source", "destination")) -> Iterator[tuple[Machine, Machine]]:
     """Two namespaces with unique names, joined by a veth pair; removed on every way out."""
@@ -58,8 +65,7 @@ def two_machines(names: Sequence[str] = ("source", "destination")) -> Iterator[t
     machines = [Machine(f"lm-{name}-{unique}", "veth0", f"10.99.0.{i}") for i, name in enumerate(names, 1)]
     with contextlib.ExitStack() as stack:
         for machine in machines:
-            run_ip("netns", "add", machine.namespace)
-            stack.callback(subprocess.run, ["ip", "netns", "delete", machine.namespace], capture_output=True)
+            add_namespace(stack, machine.namespace)
         first, second = machines
         first.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", second.namespace)
         for machine in machines:
