@@ -11,11 +11,14 @@ For the last kind the time that was left is described, and the destination's thr
 it, entered
 and interrupted at once, so that the kernel there has such state of its own; then the source's registers are
 put in.
-How long was left: nanosleep(2) with a second argument tells it in memory; an absolute futex timeout needs no
-telling; otherwise it
-follows from when the thread fell asleep (`se.exec_start` in /proc/PID/sched, read while it sleeps). Where
-that is not known the time is
-taken from the moment the sleep was first seen, else it is the whole: too long, never too short.
+How long was left: nanosleep(2) with a second argument tells it in memory; an absolute futex timeout needs no telling;
+otherwise it follows from when the thread fell asleep (`se.exec_start` in /proc/PID/sched, read while it sleeps). Where
+that is not known the time is taken from the moment the sleep was first seen, else it is the whole: too long, never too
+short.
+
+Such a call that has gone on once, after an earlier stop, shows as restart_syscall(2). Which call that was tells the
+kernel function in which the thread slept, or the code. Never its arguments: those of a futex wait can be those of a
+poll, and making the wrong one writes to memory. Where neither tells, the call is seen to fail with EINTR.
 """
 
 from __future__ import annotations
@@ -75,6 +78,15 @@ MAXIMUM_TIMEOUT = 0x7FFFFFFF
 SYSCALL_INSTRUCTION = b"\x0f\x05"
 TIME_OFFSET = 16
 TIME_ARGUMENT = {numbers.SYS_nanosleep: 0, numbers.SYS_clock_nanosleep: 2, numbers.SYS_futex: 3}
+GOES_ON = frozenset(
+    {
+        int(number)
+        for number in (numbers.SYS_nanosleep, numbers.SYS_clock_nanosleep, numbers.SYS_futex, numbers.SYS_poll)
+    }
+)
+SMALLEST_ADDRESS = 4096
+# The clock of a process or thread: a small negative number, of its id and its kind (clock_getcpuclockid(3)).
+LOWEST_CLOCK = 0xFE000000
 ALL_SIGNALS = (1 << 64) - 1
 GOES_ON_SECONDS = 0.1
 
@@ -95,13 +107,26 @@ class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Sleep:
-    """A look at a sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, and how often it had by then.
+    """A look at a sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, how often it had by then, in which call.
 
-    `began` may be somewhat late, never early.
+    `began` may be somewhat late, never early. `call` is the system call's number: of one that goes on by
+    restart_syscall(2), its own; None where it is not known.
     """
 
     switches: int
     began: int
+    call: int | None = None
+
+
+@dataclass(frozen=True)
+class Slept:
+    """What the freeze has interrupted: nanoseconds that it had lasted, at least, and the call if it is known."""
+
+    nanoseconds: int = 0
+    call: int | None = None
+
+
+NOT_SEEN = Slept()
 
 
 def look_sleeps(tids: Iterable[int]) -> dict[int, Sleep]:
@@ -115,7 +140,7 @@ def look_sleeps(tids: Iterable[int]) -> dict[int, Sleep]:
     clocks = _processor_clocks({processor for _, _, _, processor in looked.values()})
     return {
         # Without the processor's clock: it has slept at least since now.
-        tid: Sleep(switches, min(began + clocks[processor], now) if processor in clocks else now)
+        tid: Sleep(switches, min(began + clocks[processor], now) if processor in clocks else now, _sleeping_call(tid))
         for tid, (switches, began, _, processor) in looked.items()
     }
 
@@ -158,15 +183,15 @@ def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
     return found
 
 
-def slept(before: Sleep | None, tid: int, frozen_at: int) -> int:
-    """Nanoseconds that the sleep interrupted by the freeze had lasted at `frozen_at` (CLOCK_MONOTONIC), at least.
+def slept(before: Sleep | None, tid: int, frozen_at: int) -> Slept:
+    """What is known of the sleep that the freeze has interrupted at `frozen_at` (CLOCK_MONOTONIC).
 
     One voluntary context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
     """
     now = _scheduled(tid) if before is not None else None
     if before is None or now is None or now[0] != before.switches + 1:
-        return 0
-    return max(0, frozen_at - before.began)
+        return NOT_SEEN
+    return Slept(max(0, frozen_at - before.began), before.call)
 
 
 def interrupted_sleeps(before: dict[int, Sleep]) -> dict[int, Sleep]:
@@ -187,8 +212,8 @@ def sleeps_gone_on(interrupted: dict[int, Sleep], seconds: float = GOES_ON_SECON
     for tid, sleep in interrupted.items():
         while (now := _scheduled(tid)) is not None:
             if now[2] == "S" and now[0] > sleep.switches + 1:
-                if _current_call(tid) == numbers.SYS_restart_syscall:
-                    found[tid] = Sleep(now[0], sleep.began)
+                if _current_call(tid)[:1] == (numbers.SYS_restart_syscall,):
+                    found[tid] = Sleep(now[0], sleep.began, sleep.call)
                 break
             if time.monotonic() > deadline:
                 break
@@ -202,42 +227,52 @@ def longest_epoll_wait(tids: Iterable[int]) -> int:
     A stop makes such a wait begin anew with all of its time."""
     longest = 0
     for tid in tids:
-        try:
-            words = Path(f"/proc/{tid}/syscall").read_text().split()
-        except OSError:
-            continue
-        if words[0].isdecimal() and int(words[0]) in EPOLL_WAITS and len(words) > 4:
-            timeout = int(words[4], 16) & 0xFFFFFFFF
+        number, *arguments = _current_call(tid) or (-1,)
+        if number in EPOLL_WAITS:
+            timeout = arguments[3] & 0xFFFFFFFF
             longest = max(longest, timeout if timeout <= MAXIMUM_TIMEOUT else 0)
     return longest
 
 
-def _current_call(tid: int) -> int | None:
-    """The system call that a sleeping thread is in (proc_pid_syscall(5)); None if it runs or that is not told."""
+def _current_call(tid: int) -> tuple[int, ...]:
+    """Number and six arguments of the system call in which a thread sleeps (proc_pid_syscall(5)); else empty."""
     try:
-        word = Path(f"/proc/{tid}/syscall").read_text().split()[0]
+        number, *words = Path(f"/proc/{tid}/syscall").read_text().split()
+    except (OSError, ValueError):
+        return ()
+    return (int(number), *(int(word, 16) for word in words[:6])) if number.isdecimal() else ()
+
+
+def _sleeping_call(tid: int) -> int | None:
+    """The call in which a thread sleeps; of one that goes on, the call that it was."""
+    call = _current_call(tid)
+    if call[:1] != (numbers.SYS_restart_syscall,):
+        return call[0] if call else None
+    try:
+        function = Path(f"/proc/{tid}/wchan").read_text()
     except OSError:
         return None
-    return int(word) if word.isdecimal() else None
+    if function in ("", "0"):
+        return None
+    if function.startswith("futex"):
+        return int(numbers.SYS_futex)
+    if "poll" in function:
+        return int(numbers.SYS_poll)
+    # All others that set a restart block: one begins with the number of a clock, the other with an address.
+    high, low = divmod(call[1], 1 << 32)
+    is_clock = high in (0, 0xFFFFFFFF) and not SMALLEST_ADDRESS <= low < LOWEST_CLOCK
+    return int(numbers.SYS_clock_nanosleep if is_clock else numbers.SYS_nanosleep)
 
 
-def call_made(state: Registers, code: bytes) -> int:
-    """The number of the call that the thread is in; `code` are the bytes before its instruction pointer.
+def call_made(state: Registers, code: bytes, seen: int | None) -> int | None:
+    """The number of the call that the thread is in, None where it is not known.
 
-    A call that went on once already shows as restart_syscall with the arguments of the one it continues.
-    """
+    `code` are the bytes before its instruction pointer, `seen` the call in which it was seen asleep."""
     if state.syscall_number != numbers.SYS_restart_syscall:
         return state.syscall_number
-    if len(code) >= CALL_CODE_LENGTH and code[-7:-6] == b"\xb8" and code[-2:] == SYSCALL_INSTRUCTION:
-        return int.from_bytes(code[-6:-2], "little")
-    first, second, third = state.arguments[:3]
-    if first < 16 and second in (0, 1) and third > 4096:
-        return int(numbers.SYS_clock_nanosleep)
-    if second & FUTEX_COMMAND == 0 and first > 4096 and first % 4 == 0:
-        return int(numbers.SYS_futex)
-    if second > 4096 or second == 0:
-        return int(numbers.SYS_nanosleep)
-    return int(numbers.SYS_poll)
+    if seen is None and code[-7:-6] == b"\xb8" and code[-2:] == SYSCALL_INSTRUCTION:
+        seen = int.from_bytes(code[-6:-2], "little")
+    return seen if seen in GOES_ON else None
 
 
 def needs_time(state: Registers) -> bool:
@@ -268,7 +303,7 @@ def decide(
     unblocked_signal: bool,
     code: bytes,
     read_memory: Reader,
-    already_slept: int,
+    seen: Slept,
     in_library: bool = False,
 ) -> tuple[Registers, InterruptedCall | None]:
     """The registers with which a frozen thread is to go on, and the call to be made anew if there is one.
@@ -280,12 +315,14 @@ def decide(
     if state.syscall_number < 0:
         return state, None
     if state.result == -errno.EINTR and state.syscall_number in NEVER_RESTARTED and not unblocked_signal:
-        return wound_back(state, already_slept, in_library), None
+        return wound_back(state, seen.nanoseconds, in_library), None
     if state.result != RESTART_WITH_BLOCK:
         return state, None
-    number = call_made(state, code)
+    number = call_made(state, code, seen.call)
+    if number is None:
+        return state.replaced(result=-errno.EINTR, syscall_number=-1), None
     state = state.replaced(syscall_number=number)
-    call = describe_call(number, state.arguments, read_memory, already_slept)
+    call = describe_call(number, state.arguments, read_memory, seen.nanoseconds)
     # Without a description the timeout is absolute, or the call is none of those: made again as it was.
     return (state.rewound(), None) if call is None else (state, call)
 

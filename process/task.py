@@ -67,7 +67,7 @@ class LiveTask:
 
 @dataclass(frozen=True)
 class StoppedTask:
-    """The frozen process before anything is run in it; `asleep` are nanoseconds slept, by host thread id."""
+    """The frozen process before anything is run in it; `asleep` tells of sleeps, by host thread id."""
 
     pid: int
     threads: tuple[StoppedThread, ...]
@@ -75,7 +75,7 @@ class StoppedTask:
     clocks: Clocks
     outside: dict[int, ThreadOutside]
     description: TaskDescription
-    asleep: dict[int, int]
+    asleep: dict[int, interrupted.Slept]
 
 
 @dataclass(frozen=True)
@@ -323,8 +323,8 @@ def _decide(
         except OSError:
             code = b""
     in_library = interrupted.is_c_library(path_at(registers.instruction_pointer)) if code else False
-    asleep = stopped.asleep.get(thread.host_tid, 0)
-    return interrupted.decide(registers, takes_signal, code, reader, asleep, in_library)
+    seen = stopped.asleep.get(thread.host_tid, interrupted.NOT_SEEN)
+    return interrupted.decide(registers, takes_signal, code, reader, seen, in_library)
 
 
 def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Obstacle]:
