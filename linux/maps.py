@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from _lm import ffi, lib
 
 from linux.errors import ProcessGone
 
+READ_AGAIN = 20
 NO_FLAGS: frozenset[str] = frozenset()
 
 
@@ -38,8 +40,8 @@ def maps_text(pid: int) -> bytes:
 
 
 def maps(pid: int) -> list[MapEntry]:
-    """All mappings in the order of their addresses. Raises ProcessGone, PermissionError."""
-    return parse_maps(maps_text(pid))
+    """All mappings in the order of their addresses, none of which overlap. Raises ProcessGone, PermissionError."""
+    return _disjoint(pid, "maps")
 
 
 def parse_maps(text: bytes) -> list[MapEntry]:
@@ -50,8 +52,25 @@ def parse_maps(text: bytes) -> list[MapEntry]:
 def smaps(pid: int) -> list[MapEntry]:
     """All mappings with their flags. The kernel walks the memory for it: 13 ms per GiB of small pages.
 
-    Raises ProcessGone, PermissionError."""
-    return parse_maps(_read(pid, "smaps"))
+    None overlap. Raises ProcessGone, PermissionError."""
+    return _disjoint(pid, "smaps")
+
+
+def _disjoint(pid: int, name: str) -> list[MapEntry]:
+    """A text read in several pieces from a process that runs can list a mapping twice, as it was and as it has become.
+
+    (Documentation/filesystems/proc.rst: only what one read(2) returns is consistent.) Read again, and where that does
+    not help the later word counts: what is still in motion is looked at again when the process stands still."""
+    for _ in range(READ_AGAIN):
+        entries = parse_maps(_read(pid, name))
+        if all(one.end <= other.start for one, other in pairwise(entries)):
+            return entries
+    last: list[MapEntry] = []
+    for entry in entries:
+        while last and last[-1].end > entry.start:
+            last.pop()
+        last.append(entry)
+    return last
 
 
 def _rows(text: bytes) -> Iterator[Any]:

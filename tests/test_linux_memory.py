@@ -7,7 +7,9 @@ import mmap
 import os
 import select
 import signal
+import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,33 @@ def test_ten_thousand_mappings_are_read_quickly() -> None:
     assert time.perf_counter() - started < 1
     assert len(entries) > 20_000
     LIBC.mprotect(ctypes.c_void_p(base), 20_000 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+CHANGING = """
+#include <stdlib.h>
+#include <sys/mman.h>
+int main(void) {
+    char *base = mmap(0, 4096L * 20000, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    for (long i = 0; i < 20000; i += 4)
+        mprotect(base + 4096 * i, 4096, PROT_READ);
+    for (;;)
+        mprotect(base + 4096L * (rand() % 19000), 4096L * (1 + rand() % 30), rand() % 2 ? PROT_READ : PROT_NONE);
+}
+"""
+
+
+def test_mappings_that_change_while_they_are_read_do_not_overlap(tmp_path: Path) -> None:
+    """A text takes several reads, between which a mapping may grow over what was listed already."""
+    (tmp_path / "changing.c").write_text(CHANGING)
+    subprocess.run(["cc", "-o", tmp_path / "changing", tmp_path / "changing.c"], check=True)
+    child = subprocess.Popen([tmp_path / "changing"])
+    try:
+        for look in [maps] * 300 + [smaps] * 30:
+            entries = look(child.pid)
+            assert all(one.end <= other.start for one, other in pairwise(entries))
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_present_pages_come_in_runs() -> None:
