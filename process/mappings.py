@@ -16,10 +16,9 @@ A mapping's kind says how its pages come to the destination:
 from __future__ import annotations
 
 import enum
-import itertools
 import mmap
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -262,81 +261,3 @@ def mapping_obstacles(space: AddressSpace, by_descriptor: Collection[int] = ()) 
                 ),
             )
     return list(found.values())
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do to a staged layout so that it is the final one: ranges to unmap, mappings (or parts) to make and to
-    protect anew."""
-
-    unmap: list[tuple[int, int]]
-    make: list[Mapping]
-    protect: list[Mapping]
-
-
-def _part(mapping: Mapping, start: int, end: int) -> Mapping:
-    offset = mapping.offset + (start - mapping.start) if mapping.inode else mapping.offset
-    return msgspec.structs.replace(mapping, start=start, end=end, offset=offset)
-
-
-def difference(staged: AddressSpace, final: AddressSpace) -> Change:
-    """Compare two layouts piece by piece, a piece being what lies between two neighbouring borders of either."""
-    if staged.mappings == final.mappings:
-        return Change(unmap=[], make=[], protect=[])
-    borders = sorted({edge for space in (staged, final) for m in space.mappings for edge in (m.start, m.end)})
-    before = _by_piece(staged, borders)
-    after = _by_piece(final, borders)
-    pieces = list(itertools.pairwise(borders))
-    kept = {start for start, _ in pieces if _is_kept(before.get(start), after.get(start))}
-    # Each mmap of shared anonymous memory makes a memory of its own, so that one mapping is never made in parts.
-    broken = {
-        new.start
-        for start, _ in pieces
-        if (new := after.get(start)) and new.kind is Kind.SHARED_ANONYMOUS and start not in kept
-    }
-    change = Change(unmap=[], make=[], protect=[])
-    for start, end in pieces:
-        old, new = before.get(start), after.get(start)
-        keep = start in kept and new is not None and new.start not in broken
-        if old is not None and not keep:
-            change.unmap.append((start, end))
-        if new is None:
-            continue
-        if not keep:
-            _make(change.make, new, start, end)
-        elif old is not None and (old.protection != new.protection or old.flags != new.flags):
-            change.protect.append(_part(new, start, end))
-    return change
-
-
-def _make(parts: list[Mapping], mapping: Mapping, start: int, end: int) -> None:
-    """Add a part of a mapping to be made, in one with the part before it."""
-    if parts and parts[-1].end == start and parts[-1].start >= mapping.start:
-        start = parts.pop().start
-    parts.append(_part(mapping, start, end))
-
-
-# What a mapping has from its making, and no later call gives it: MAP_NORESERVE and MAP_GROWSDOWN (mmap(2)). Pieces that
-# differ in them are never one mapping, which mremap(2) minds.
-LASTING = frozenset({"nr", "gd"})
-
-
-def _is_kept(old: Mapping | None, new: Mapping | None) -> bool:
-    return (
-        old is not None
-        and new is not None
-        and same_object(old, new)
-        and old.flags & LASTING == new.flags & LASTING
-    )
-
-
-def _by_piece(space: AddressSpace, borders: Sequence[int]) -> dict[int, Mapping]:
-    pieces: dict[int, Mapping] = {}
-    index = 0
-    for mapping in sorted(space.mappings, key=lambda m: m.start):
-        while borders[index] < mapping.start:
-            index += 1
-        position = index
-        while borders[position] < mapping.end:
-            pieces[borders[position]] = mapping
-            position += 1
-    return pieces

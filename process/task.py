@@ -30,6 +30,7 @@ from process.clocks import Clocks, look_clocks
 from process.credentials import Credentials
 from process.limits import Limits
 from process.signals import Signals
+from process.sleeps import NOT_SEEN, Sleep, Slept, look_sleeps, slept
 from process.status import parse_status, proof, read_status
 from process.threads import StoppedThread, Thread, ThreadOutside
 from process.timers import PosixTimer, Timers
@@ -62,7 +63,7 @@ class LiveTask:
     description: TaskDescription
     outside: dict[int, ThreadOutside]
     proof: bytes
-    sleeps: dict[int, interrupted.Sleep]
+    sleeps: dict[int, Sleep]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class StoppedTask:
     clocks: Clocks
     outside: dict[int, ThreadOutside]
     description: TaskDescription
-    asleep: dict[int, interrupted.Slept]
+    asleep: dict[int, Slept]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def look_task(pid: int) -> LiveTask:
         signals=Signals(stopped=status["State"].startswith("T")),
         timers=Timers(posix_timers=timers.look_timers(pid)),
     )
-    return LiveTask(description, outside, proof(raw), interrupted.look_sleeps(outside))
+    return LiveTask(description, outside, proof(raw), look_sleeps(outside))
 
 
 def _look_outside(pid: int) -> dict[int, ThreadOutside]:
@@ -197,7 +198,7 @@ def look_stopped_task(
         outside=outside,
         description=msgspec.structs.replace(description, limits=limits.look_again(pid, raw, description.limits)),
         asleep={
-            thread.host_tid: interrupted.slept(live.sleeps.get(thread.host_tid), thread.host_tid, now)
+            thread.host_tid: slept(live.sleeps.get(thread.host_tid), thread.host_tid, now)
             for thread in states
             if interrupted.needs_time(Registers(thread.registers))
         },
@@ -323,7 +324,7 @@ def _decide(
         except OSError:
             code = b""
     in_library = interrupted.is_c_library(path_at(registers.instruction_pointer)) if code else False
-    seen = stopped.asleep.get(thread.host_tid, interrupted.NOT_SEEN)
+    seen = stopped.asleep.get(thread.host_tid, NOT_SEEN)
     return interrupted.decide(registers, takes_signal, code, reader, seen, in_library)
 
 

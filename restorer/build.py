@@ -37,8 +37,9 @@ from process.description import Layout, ProcessDescription
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows, listen_rows
 from process.descriptor_table import Table
+from process.layout_change import difference
 from process.mapping_rows import AT_FDCWD, lock_rows
-from process.mappings import AddressSpace, difference
+from process.mappings import AddressSpace
 from process.open_descriptors import (
     OpenedDescriptors,
     descriptor_changes,

@@ -21,8 +21,9 @@ from linux.program import (
 )
 from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_munmap
 from process.bridge import Bridge
+from process.layout_change import Change
 from process.mapping_rows import MAP_FIXED_NOREPLACE, advise_rows, map_rows, unmap_row
-from process.mappings import AddressSpace, Change, Kind, Mapping, mapping_of, shared_more_than_once
+from process.mappings import AddressSpace, Kind, Mapping, mapping_of, shared_more_than_once
 from restorer.kernel_mappings import bridge_rows, move_row
 
 AREA_SIZE = 1 << 20

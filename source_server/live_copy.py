@@ -21,9 +21,9 @@ from process.contents import inodes_without_path
 from process.description import Layout, ProcessDescription, Runs
 from process.descriptor_table import Table
 from process.files import File
-from process.interrupted import longest_epoll_wait
 from process.mapped_files import look_mapped_files
 from process.mappings import AddressSpace, Kind, look_again
+from process.sleeps import longest_epoll_wait
 from source_server.convergence import Verdict, decide, pause_before_next
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
 from source_server.page_server import PageServer, PushRun

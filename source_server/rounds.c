@@ -45,13 +45,19 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
     rounds->cut_number = 0;
     rounds->ranges = copy;
     rounds->range_count = count;
+    int all = -ENOENT;
     for (size_t i = 0; i < count; i++) {
-        int error = lm_dirty_watch(&rounds->tracker, copy[i].start, copy[i].end);
+        if (!i || copy[i].follow_start != copy[i - 1].follow_start)
+            all = lm_dirty_watch(&rounds->tracker, copy[i].follow_start, copy[i].follow_end);
+        /* Where something between the borders cannot be followed, the range alone. */
+        int error = all ? lm_dirty_watch(&rounds->tracker, copy[i].start, copy[i].end) : 0;
         if (error == -ESRCH)
             return error;
-        /* Soft-dirty bits of shared memory are not to be relied on. */
-        copy[i].followed = !error && !(copy[i].shared && rounds->tracker.kind == LM_DIRTY_SOFT);
+        copy[i].followed = !error;
     }
+    /* Soft-dirty bits of shared memory are not to be relied on. */
+    for (size_t i = 0; i < count && rounds->tracker.kind == LM_DIRTY_SOFT; i++)
+        copy[i].followed = !copy[i].shared;
     return 0;
 }
 
@@ -116,7 +122,7 @@ static int take_written(struct lm_round_work *work, const struct lm_round_range 
         if (error == -EPERM) {
             /* It is another mapping since: all of it counts as written to, and is followed from now on. */
             if (work->number)
-                lm_dirty_watch(tracker, from, range->end);
+                lm_dirty_watch(tracker, range->follow_start, range->follow_end);
             return take_all(work, range, from);
         }
         if (!error)

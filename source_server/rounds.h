@@ -22,10 +22,15 @@
 
 struct lm_rounds;
 
-/* Memory that pages are sent of: [start, end) in bytes; `shared` anonymous memory, or private. */
+/* Memory that pages are sent of: [start, end) in bytes; `shared` anonymous memory, or private. The kernel is
+ * asked to follow [follow_start, follow_end), which reaches over the free addresses around it: the process
+ * maps while it is looked at, and a border that has come to lie inside of a mapping would cut that in two, so
+ * that mremap(2) of it fails. Neighbours have the same. */
 struct lm_round_range {
     uint64_t start;
     uint64_t end;
+    uint64_t follow_start;
+    uint64_t follow_end;
     uint32_t shared;
     uint32_t followed; /* set by lm_rounds_watch */
 };

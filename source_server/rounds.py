@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,14 @@ from source_server.page_server import PageServer
 
 @dataclass(frozen=True)
 class RoundRange:
-    """Memory, [start, end) in bytes; `shared` anonymous memory or private."""
+    """Memory, [start, end) in bytes; `shared` anonymous memory or private. What is followed reaches over the free
+    addresses around it (rounds.h)."""
 
     start: int
     end: int
     shared: bool
+    follow_start: int
+    follow_end: int
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,17 @@ class RoundResult:
 
 
 def round_ranges(memory: AddressSpace) -> list[RoundRange]:
-    """The memory that rounds copy: all that is paged on demand."""
-    return [RoundRange(m.start, m.end, m.kind is Kind.SHARED_ANONYMOUS) for m in paged_on_demand(memory)]
+    """The memory that rounds copy: all that is paged on demand. What is followed ends at other mappings alone."""
+    paged = paged_on_demand(memory)
+    starts = {mapping.start for mapping in paged}
+    others = [mapping for mapping in memory.mappings if mapping.start not in starts]
+    ranges = []
+    for mapping in paged:
+        after = bisect(others, mapping.start, key=lambda other: other.start)
+        low = others[after - 1].end if after else paged[0].start
+        high = others[after].start if after < len(others) else paged[-1].end
+        ranges.append(RoundRange(mapping.start, mapping.end, mapping.kind is Kind.SHARED_ANONYMOUS, low, high))
+    return ranges
 
 
 class Rounds:
@@ -67,7 +80,7 @@ class Rounds:
 
     def watch(self, ranges: Iterable[RoundRange]) -> None:
         """The ranges from now on. Raises OSError, ProcessGone when the process runs another program, or none."""
-        listed = [(one.start, one.end, int(one.shared), 0) for one in ranges]
+        listed = [(one.start, one.end, one.follow_start, one.follow_end, int(one.shared), 0) for one in ranges]
         array = ffi.new("struct lm_round_range[]", listed)
         check(lib.lm_rounds_watch(self._rounds, array, len(listed)), self._pid)
 

@@ -19,7 +19,7 @@ from linux.dirty_tracking import (
 )
 from linux.errors import SyscallFailed
 from linux.source_threads import bring_home, look_threads, map_stub, room_needed, unmap_stub
-from process import interrupted
+from process import sleeps
 from source_server.look import SourceLook, frame_of
 from source_server.stopping import signals_held
 
@@ -35,12 +35,12 @@ def brief_freeze(seen: SourceLook) -> Iterator[list[tracee.Stop]]:
     with signals_held():
         stops = tracee.freeze(seen.pid)
         try:
-            asleep = interrupted.interrupted_sleeps(seen.task.sleeps)
+            asleep = sleeps.interrupted_sleeps(seen.task.sleeps)
             yield stops
         finally:
             tracee.thaw(stops, True)
-    gone_on = interrupted.sleeps_gone_on(asleep)
-    others = interrupted.look_sleeps(stop.tid for stop in stops if stop.tid not in gone_on)
+    gone_on = sleeps.sleeps_gone_on(asleep)
+    others = sleeps.look_sleeps(stop.tid for stop in stops if stop.tid not in gone_on)
     seen.task.sleeps.clear()
     seen.task.sleeps.update(others | gone_on)
 

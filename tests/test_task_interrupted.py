@@ -16,8 +16,8 @@ import task_helpers as helpers
 from linux import syscall_numbers as numbers
 from linux import tracee
 from linux.arch_x86_64 import REGISTERS_SIZE, Registers
-from process import interrupted
-from process.interrupted import Sleep
+from process import interrupted, sleeps
+from process.sleeps import Sleep
 
 CALLER = r"""
 #define _GNU_SOURCE
@@ -108,11 +108,11 @@ def moved(pid: int, write_first: int | None = None, *, stopped_before: bool = Fa
     if stopped_before:
         tracee.thaw(tracee.freeze(pid), True)
         time.sleep(0.1)
-    before = interrupted.look_sleeps([pid]).get(pid)
+    before = sleeps.look_sleeps([pid]).get(pid)
     stops = tracee.freeze(pid)
     assert [stop.tid for stop in stops] == [pid]
     state = tracee.get_registers(pid)
-    asleep = interrupted.slept(before, pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+    asleep = sleeps.slept(before, pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
     code = tracee.read_memory(pid, state.instruction_pointer - 7, 7)
     final, call = interrupted.decide(state, False, code, interrupted.Reader(pid), asleep, in_library=True)
     xstate = tracee.get_xstate(pid)
@@ -168,7 +168,7 @@ def test_a_sleep_that_has_gone_on_once_is_not_taken_for_another_call(
 def test_a_call_that_nothing_tells_is_seen_to_fail() -> None:
     blank = Registers(bytes(REGISTERS_SIZE))
     state = blank.replaced(result=-516, syscall_number=int(numbers.SYS_restart_syscall))
-    final, call = interrupted.decide(state, False, bytes(7), interrupted.Reader(os.getpid()), interrupted.NOT_SEEN)
+    final, call = interrupted.decide(state, False, bytes(7), interrupted.Reader(os.getpid()), sleeps.NOT_SEEN)
     assert call is None
     assert (final.result, final.syscall_number) == (-errno.EINTR, -1)
 
@@ -191,10 +191,10 @@ def test_a_read_goes_on_waiting(running: subprocess.Popen[str]) -> None:
 
 
 def test_a_sleep_that_was_not_seen_counts_nothing() -> None:
-    assert interrupted.slept(None, os.getpid(), 10) == interrupted.NOT_SEEN
+    assert sleeps.slept(None, os.getpid(), 10) == sleeps.NOT_SEEN
     switches = 0
-    woken = interrupted.slept(Sleep(switches, 5), os.getpid(), 10)
-    assert woken == interrupted.NOT_SEEN, "it has woken in between"
+    woken = sleeps.slept(Sleep(switches, 5), os.getpid(), 10)
+    assert woken == sleeps.NOT_SEEN, "it has woken in between"
 
 
 def test_the_beginning_of_a_sleep_is_found() -> None:
@@ -202,7 +202,7 @@ def test_the_beginning_of_a_sleep_is_found() -> None:
     child = subprocess.Popen(["sleep", "100"])
     try:
         time.sleep(1.0)
-        sleep = interrupted.look_sleeps([child.pid])[child.pid]
+        sleep = sleeps.look_sleeps([child.pid])[child.pid]
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         assert asked < sleep.began <= now - 200_000_000
     finally:
