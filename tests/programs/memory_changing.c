@@ -1,6 +1,8 @@
 /*
  * feature: memory that is written, discarded, moved, mapped anew, protected, grown and shrunk without a pause
  *          before, during and after the move
+ * limits: until the next round, memory mapped beside what rounds follow is a mapping of its own, not one with its
+ *         neighbour: mremap of both in one call fails meanwhile
  * restore: --bandwidth-limit 60M
  */
 #include "check.h"
