@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "pager/paging.h"
+#include "pager/userfault.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -39,7 +40,7 @@ int lm_forgotten_add(struct lm_pager *pager, uint64_t address, uint64_t pages, u
 
 /* Call `visit` for each part of a range that the runs of the list fall into. */
 static int each_part(struct lm_pager *pager, void *out,
-                     int (*visit)(struct lm_pager *pager, struct lm_range *range, uint64_t first,
+                     int (*visit)(struct lm_space *space, struct lm_range *range, uint64_t first,
                                   uint64_t pages, const struct lm_forgotten_run *run, void *out)) {
     for (size_t i = 0; i < pager->forgotten.count; i++) {
         const struct lm_forgotten_run *run = &pager->forgotten.runs[i];
@@ -52,7 +53,7 @@ static int each_part(struct lm_pager *pager, void *out,
                 uint64_t low = at > range->source ? at - range->source : 0,
                          length = range->end - range->start;
                 uint64_t high = run->end - range->source < length ? run->end - range->source : length;
-                int error = range->table ? visit(pager, range, range->first + low / LM_PAGE_SIZE,
+                int error = range->table ? visit(pager->spaces[j], range, range->first + low / LM_PAGE_SIZE,
                                                  (high - low) / LM_PAGE_SIZE, run, out)
                                          : 0;
                 if (error)
@@ -68,7 +69,7 @@ struct drops {
     size_t capacity, count;
 };
 
-static int list_placed(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
+static int list_placed(struct lm_space *space, struct lm_range *range, uint64_t first, uint64_t pages,
                        const struct lm_forgotten_run *run, void *out) {
     struct drops *drops = out;
     for (uint64_t page = first, end = first + pages, count; page < end; page += count) {
@@ -93,8 +94,32 @@ size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capa
     return found.count;
 }
 
-static int settle(struct lm_pager *pager, struct lm_range *range, uint64_t first, uint64_t pages,
+struct watching {
+    bool watch;
+    const struct lm_range *last;
+};
+
+static int watch_range(struct lm_space *space, struct lm_range *range, uint64_t first, uint64_t pages,
+                       const struct lm_forgotten_run *run, void *out) {
+    struct watching *watching = out;
+    if (range == watching->last)
+        return 0;
+    watching->last = range;
+    return watching->watch ? lm_userfault_register(space->userfault, range->start, range->end)
+                           : lm_userfault_unregister(space->userfault, range->start, range->end);
+}
+
+int lm_pager_watch_drops(struct lm_pager *pager, bool watch) {
+    struct watching watching = {.watch = watch};
+    lm_pager_lock_patient(pager);
+    int error = each_part(pager, &watching, watch_range);
+    lm_pager_unlock(pager);
+    return error;
+}
+
+static int settle(struct lm_space *space, struct lm_range *range, uint64_t first, uint64_t pages,
                   const struct lm_forgotten_run *run, void *out) {
+    struct lm_pager *pager = out;
     for (uint64_t page = first, end = first + pages, count; page < end; page += count) {
         page = lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_PLACED), pages, &count);
         pager->statistics->dropped_pages += count;
@@ -112,7 +137,7 @@ int lm_pager_dropped(struct lm_pager *pager, bool in_order) {
     if (!hot)
         return -ENOMEM;
     lm_pager_lock_patient(pager);
-    int error = each_part(pager, NULL, settle);
+    int error = each_part(pager, pager, settle);
     /* What was written to last is what will be touched first. */
     for (size_t i = 0; i < list->count; i++)
         if (!list->runs[i].gone)

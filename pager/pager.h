@@ -60,7 +60,8 @@ struct lm_hot_run {
     uint32_t reserved;
 };
 
-/* A stretch of the process's memory to be dropped there: madvise(2) MADV_DONTNEED, MADV_REMOVE where shared. */
+/* A stretch of the process's memory to be dropped there: madvise(2) MADV_DONTNEED, MADV_REMOVE where shared.
+ */
 struct lm_drop {
     uint64_t start;
     uint64_t length;
@@ -100,6 +101,10 @@ void lm_pager_follow(struct lm_pager *pager);
 /* What pushes since the last lm_pager_dropped have told to forget and the process has: at most `capacity`
  * stretches, to be dropped in the process before anything else. Returns how many there are. */
 size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity);
+/* Before the drops (false) and after them (true): the ranges that they are in are not watched meanwhile, so
+ * that the process need not wait at each until it has been heard of. Nothing may run in it, nor huge pages be
+ * put together, which would fill what is missing. 0 or -errno. */
+int lm_pager_watch_drops(struct lm_pager *pager, bool watch);
 /* They are dropped: from now on they are missing, or zero; what is missing is fetched before all else, unless
  * everything is to be fetched `in_order`. */
 int lm_pager_dropped(struct lm_pager *pager, bool in_order);

@@ -6,15 +6,19 @@ Addresses and lengths are in bytes.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from _lm import ffi, lib
 
+DROP_WORDS: int = ffi.sizeof("struct lm_drop") // 8
 FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
 STATISTICS_SIZE: int = ffi.sizeof("struct lm_pager_statistics")
 COUNTERS = tuple(name for name, _ in ffi.typeof("struct lm_pager_statistics").fields if name != "latency")
@@ -62,12 +66,13 @@ class HotRun:
 
 
 @dataclass(frozen=True)
-class Drop:
-    """Memory to be dropped in the process, `start` and `length` in bytes; `shared` anonymous memory or private."""
+class Drops:
+    """Stretches of memory to be dropped in the process: addresses and lengths in bytes, of private memory and, with
+    their addresses, of shared anonymous memory."""
 
-    start: int
-    length: int
-    shared: bool
+    starts: array[int]
+    lengths: array[int]
+    shared: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -191,12 +196,28 @@ class Pager:
         """Pages are pushed while the source runs and follows what changes there: what is empty stays known."""
         lib.lm_pager_follow(self._pager)
 
-    def drops(self) -> list[Drop]:
+    def drops(self) -> Drops:
         """What pushes have told to forget and the process has: to be dropped in it before anything else."""
         count = lib.lm_pager_drops(self._pager, ffi.NULL, 0)
         found = ffi.new("struct lm_drop[]", count)
         lib.lm_pager_drops(self._pager, found, count)
-        return [Drop(one.start, one.length, bool(one.shared)) for one in found]
+        words = array("Q", bytes(ffi.buffer(found)))
+        starts, lengths, shared = (words[column::DROP_WORDS] for column in range(DROP_WORDS))
+        if not any(shared):
+            return Drops(starts, lengths, [])
+        private = [not one for one in shared]
+        return Drops(
+            array("Q", compress(starts, private)),
+            array("Q", compress(lengths, private)),
+            list(compress(zip(starts, lengths, strict=True), shared)),
+        )
+
+    @contextlib.contextmanager
+    def unwatched_drops(self) -> Iterator[None]:
+        """Within, the ranges of the drops are not watched (pager.h). Raises OSError."""
+        check(lib.lm_pager_watch_drops(self._pager, False))
+        yield
+        check(lib.lm_pager_watch_drops(self._pager, True))
 
     def dropped(self, *, in_order: bool = False) -> None:
         """They are dropped: from now on they are missing, and fetched first unless `in_order`, or zero.

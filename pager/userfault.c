@@ -74,3 +74,8 @@ int lm_userfault_register(int fd, uint64_t start, uint64_t end) {
                                     .mode = UFFDIO_REGISTER_MODE_MISSING};
     return ioctl(fd, UFFDIO_REGISTER, &range) ? -errno : 0;
 }
+
+int lm_userfault_unregister(int fd, uint64_t start, uint64_t end) {
+    struct uffdio_range range = {.start = start, .len = end - start};
+    return ioctl(fd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
+}

@@ -31,5 +31,6 @@ void lm_userfault_wake(int fd, uint64_t address, uint64_t length);
 
 /* Ask for missing pages of [start, end). Returns 0 or -errno. */
 int lm_userfault_register(int fd, uint64_t start, uint64_t end);
+int lm_userfault_unregister(int fd, uint64_t start, uint64_t end);
 
 #endif

@@ -158,8 +158,8 @@ def rebuild_attributes(program: Program, attributes: Attributes) -> None:
     prctl("PR_SET_DUMPABLE", dumpable)
     if attributes.subreaper:
         prctl("PR_SET_CHILD_SUBREAPER", 1)
-    if attributes.huge_pages_disabled:
-        prctl("PR_SET_THP_DISABLE", attributes.huge_pages_disabled & 1, attributes.huge_pages_disabled & ~1)
+    # Set in any case: what a process starts with is its parent's, and here rounds have set their own.
+    prctl("PR_SET_THP_DISABLE", attributes.huge_pages_disabled & 1, attributes.huge_pages_disabled & ~1)
     if attributes.write_execute_denied:
         prctl("PR_SET_MDWE", attributes.write_execute_denied)
     if attributes.memory_merge:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
+from _lm import lib
+
 from linux.program import Program
-from linux.syscall_numbers import SYS_madvise, SYS_mprotect
-from pager.pager import Drop, PagedRange, RangeKind
+from linux.syscall_numbers import SYS_madvise, SYS_mprotect, SYS_prctl
+from pager.pager import PagedRange, RangeKind
 from process.description import Layout, ProcessDescription
 from process.mapped_files import preflight_mapped_files
 from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
@@ -25,7 +27,6 @@ from wire.report import Round
 
 WAIT_SECONDS = 3600.0
 DROPS_AT_A_TIME = 4096
-DROPPING_SPIN_US = 200
 MADV_DONTNEED, MADV_REMOVE = 4, 9
 
 
@@ -43,6 +44,7 @@ def take_rounds(run: Run) -> None:
     """Take rounds in until the freeze begins. Raises MigrationError, OSError."""
     assert run.pager is not None
     due: Any = messages.Round | messages.Freezing
+    small = False
     while True:
         message: messages.Round | messages.Freezing = expect(run, due, WAIT_SECONDS)
         if isinstance(message, messages.Freezing):
@@ -53,12 +55,23 @@ def take_rounds(run: Run) -> None:
                 run.report.rounds = messages.unpack(message.payload, list[Round])
             return
         run.pager.follow()
+        if not small:
+            _keep_pages_small(run)
+            small = True
         if message.payload != messages.NOTHING:
             _follow_layout(run, messages.unpack(message.payload, Layout))
         with interrupted_by_front(run):
             receive_push(run, message.push)
         edge("destination-round")
         run.control.send(messages.Pushed(push=message.push))
+
+
+def _keep_pages_small(run: Run) -> None:
+    """Until the process has its own setting back (process/attributes.py): see `unwatched_drops`."""
+    assert run.building is not None
+    program = Program("leaving huge pages for later")
+    program.call("PR_SET_THP_DISABLE", SYS_prctl, int(lib.PR_SET_THP_DISABLE), 1, 0, 0, 0)
+    run_in(run.building.husk, program)
 
 
 def _follow_layout(run: Run, layout: Layout) -> None:
@@ -84,26 +97,26 @@ def drop_forgotten(run: Run, final: ProcessDescription) -> None:
     assert run.pager is not None
     assert run.building is not None
     drops = run.pager.drops()
-    # The husk waits at each until the pager has heard of it: no time for the pager to fall asleep in between.
-    run.pager.spin(DROPPING_SPIN_US if drops else 0)
-    for first in range(0, len(drops), DROPS_AT_A_TIME):
-        program = Program("dropping pages that have changed")
-        for drop in drops[first : first + DROPS_AT_A_TIME]:
-            _drop_rows(program, drop, final.memory)
-        run_in(run.building.husk, program)
-    run.pager.spin(0)
+    with run.pager.unwatched_drops():
+        for first in range(0, len(drops.starts), DROPS_AT_A_TIME):
+            program = Program("dropping pages that have changed")
+            part = slice(first, first + DROPS_AT_A_TIME)
+            program.call_each("drop", SYS_madvise, drops.starts[part], drops.lengths[part], MADV_DONTNEED)
+            run_in(run.building.husk, program)
+        for first in range(0, len(drops.shared), DROPS_AT_A_TIME):
+            program = Program("dropping shared pages that have changed")
+            for start, length in drops.shared[first : first + DROPS_AT_A_TIME]:
+                _drop_shared_rows(program, start, length, final.memory)
+            run_in(run.building.husk, program)
     run.pager.dropped(in_order=not run.options.wishes.hot_first)
 
 
-def _drop_rows(program: Program, drop: Drop, memory: AddressSpace) -> None:
-    if not drop.shared:
-        program.call("drop", SYS_madvise, drop.start, drop.length, MADV_DONTNEED)
-        return
+def _drop_shared_rows(program: Program, start: int, length: int, memory: AddressSpace) -> None:
     # MADV_REMOVE asks for the right to write (madvise(2)).
-    protection = next(one.protection for one in memory.mappings if one.start <= drop.start < one.end)
+    protection = next(one.protection for one in memory.mappings if one.start <= start < one.end)
     writable = bool(protection & mmap.PROT_WRITE)
     if not writable:
-        program.call("let it be dropped", SYS_mprotect, drop.start, drop.length, mmap.PROT_READ | mmap.PROT_WRITE)
-    program.call("drop", SYS_madvise, drop.start, drop.length, MADV_REMOVE)
+        program.call("let it be dropped", SYS_mprotect, start, length, mmap.PROT_READ | mmap.PROT_WRITE)
+    program.call("drop", SYS_madvise, start, length, MADV_REMOVE)
     if not writable:
-        program.call("protect it again", SYS_mprotect, drop.start, drop.length, protection)
+        program.call("protect it again", SYS_mprotect, start, length, protection)

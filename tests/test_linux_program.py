@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
+from array import array
+from fcntl import F_DUPFD
 
 import pytest
 from _lm import lib
@@ -24,6 +27,7 @@ from linux.syscall_numbers import (
     SYS_close,
     SYS_dup,
     SYS_exit_group,
+    SYS_fcntl,
     SYS_getcwd,
     SYS_getpid,
     SYS_kill,
@@ -93,6 +97,19 @@ def test_a_failing_row_ends_the_program_and_is_named() -> None:
         result = again.call("close", SYS_close, 3)
         assert run_in_husk(pid, area, again).result(result) == 0
         assert ignored.row == 0
+
+
+def test_many_alike_calls_take_their_arguments_from_columns() -> None:
+    with stopped_husk() as pid:
+        area = make_program_area(pid, 1 << 20)
+        program = Program("many")
+        program.call("open", SYS_memfd_create, program.string("x"), 0)
+        numbers = array("Q", range(100, 3100))
+        program.call_each("duplicate", SYS_fcntl, 3, F_DUPFD, numbers)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (1000, 1000))
+        with pytest.raises(SyscallFailed, match=r"many in process .*: duplicate: .*, row 90[01]\)"):
+            run_in_husk(pid, area, program)
+        assert max(int(name) for name in os.listdir(f"/proc/{pid}/fd")) == 999
 
 
 def test_unchecked_failures_are_results() -> None:
