@@ -21,7 +21,8 @@ static void skip_unchanged(struct lm_page_server *server, const struct lm_page_r
     }
 }
 
-int lm_server_send_stretches(struct lm_page_server *server, uint64_t at, uint32_t pages, const bool *wanted) {
+int lm_server_send_stretches(struct lm_page_server *server, uint64_t at, uint32_t pages, const bool *wanted,
+                             const unsigned char *buffer) {
     int error = 0;
     for (uint32_t i = 0; !error && i < pages;) {
         uint32_t begin = i;
@@ -30,7 +31,7 @@ int lm_server_send_stretches(struct lm_page_server *server, uint64_t at, uint32_
         if (!wanted[begin])
             continue;
         error = lm_page_sender_pages(&server->bulk_sender, at + (uint64_t)begin * LM_PAGE_SIZE, i - begin,
-                                     server->push_buffer + (size_t)begin * LM_PAGE_SIZE);
+                                     buffer + (size_t)begin * LM_PAGE_SIZE);
         count(&server->statistics->pushed_pages, i - begin);
     }
     return error;
@@ -57,7 +58,7 @@ static int push_some(struct lm_page_server *server, const struct lm_page_reader 
         if (wanted[i])
             lm_push_memory_keep(&server->memory, reader->space, at + (uint64_t)i * LM_PAGE_SIZE,
                                 server->push_buffer + (size_t)i * LM_PAGE_SIZE);
-    error = lm_server_send_stretches(server, at, pages, wanted);
+    error = lm_server_send_stretches(server, at, pages, wanted, server->push_buffer);
     return error ? error : lm_page_sender_flush(&server->bulk_sender, false);
 }
 

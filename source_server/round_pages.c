@@ -33,46 +33,60 @@ static void note_sent(struct lm_round_work *work, uint64_t at, const unsigned ch
     lm_page_history_set_pending(chunk, page, false);
 }
 
-/* Send the `wanted` ones of at most LM_RUN_PAGES pages, under the lock, so that answers can go between. */
-static int send_pages(struct lm_round_work *work, uint64_t at, uint32_t pages, bool *wanted) {
-    struct lm_rounds *rounds = work->rounds;
-    struct lm_page_server *server = rounds->server;
+/* Take the bulk sender for a moment: answers can go between. */
+static struct lm_page_sender *begin(struct lm_round_work *work) {
+    struct lm_page_server *server = work->rounds->server;
     pthread_mutex_lock(&server->bulk_lock);
-    lm_page_sender_begin(&server->bulk_sender, rounds->reader->space, work->id);
+    lm_page_sender_begin(&server->bulk_sender, work->rounds->reader->space, work->id);
     server->bulk_sender.urgent = work->number == 0;
-    uint64_t before = server->bulk.sent;
-    int error = read_pages(rounds, at, pages, wanted, server->push_buffer);
-    for (uint32_t i = 0; !error && i < pages; i++)
-        if (wanted[i])
-            note_sent(work, at + (uint64_t)i * LM_PAGE_SIZE, server->push_buffer + (size_t)i * LM_PAGE_SIZE);
-    if (!error)
-        error = lm_server_send_stretches(server, at, pages, wanted);
-    if (!error)
-        error = lm_page_sender_flush(&server->bulk_sender, false);
-    work->result->bytes += server->bulk.sent - before;
+    work->result->bytes -= server->bulk.sent;
+    return &server->bulk_sender;
+}
+
+static int end(struct lm_round_work *work, int error) {
+    struct lm_page_server *server = work->rounds->server;
+    work->result->bytes += server->bulk.sent;
     pthread_mutex_unlock(&server->bulk_lock);
     return error;
 }
 
-/* Frames without payload for [start, end). */
-static int tell(struct lm_round_work *work, int kind, uint64_t start, uint64_t end) {
-    struct lm_page_server *server = work->rounds->server;
+/* Gather the `wanted` ones of at most LM_RUN_PAGES pages: scattered ones go out together. */
+static int send_pages(struct lm_round_work *work, uint64_t at, uint32_t pages, bool *wanted) {
+    struct lm_page_sender *sender = begin(work);
     int error = 0;
-    pthread_mutex_lock(&server->bulk_lock);
-    lm_page_sender_begin(&server->bulk_sender, work->rounds->reader->space, work->id);
-    server->bulk_sender.urgent = work->number == 0;
-    uint64_t before = server->bulk.sent;
-    while (!error && start < end) {
-        uint64_t pages = (end - start) / LM_PAGE_SIZE;
+    if (work->gathered + pages > LM_RUN_PAGES) {
+        error = lm_page_sender_flush(sender, false);
+        work->gathered = 0;
+    }
+    unsigned char *buffer = work->rounds->server->push_buffer + (size_t)work->gathered * LM_PAGE_SIZE;
+    if (!error)
+        error = read_pages(work->rounds, at, pages, wanted, buffer);
+    for (uint32_t i = 0; !error && i < pages; i++)
+        if (wanted[i])
+            note_sent(work, at + (uint64_t)i * LM_PAGE_SIZE, buffer + (size_t)i * LM_PAGE_SIZE);
+    if (!error)
+        error = lm_server_send_stretches(work->rounds->server, at, pages, wanted, buffer);
+    work->gathered += pages;
+    return end(work, error);
+}
+
+int lm_round_flush(struct lm_round_work *work) {
+    struct lm_page_sender *sender = begin(work);
+    work->gathered = 0;
+    return end(work, lm_page_sender_flush(sender, false));
+}
+
+/* Frames without payload for [start, stop). */
+static int tell(struct lm_round_work *work, int kind, uint64_t start, uint64_t stop) {
+    struct lm_page_sender *sender = begin(work);
+    int error = 0;
+    while (!error && start < stop) {
+        uint64_t pages = (stop - start) / LM_PAGE_SIZE;
         uint32_t step = pages < FRAME_PAGES_MOST ? (uint32_t)pages : FRAME_PAGES_MOST;
-        error = lm_page_sender_empty(&server->bulk_sender, kind, start, step);
+        error = lm_page_sender_empty(sender, kind, start, step);
         start += (uint64_t)step * LM_PAGE_SIZE;
     }
-    if (!error)
-        error = lm_page_sender_flush(&server->bulk_sender, false);
-    work->result->bytes += server->bulk.sent - before;
-    pthread_mutex_unlock(&server->bulk_lock);
-    return error;
+    return end(work, error);
 }
 
 /* Pages that were written to: decide which of them are sent now. */

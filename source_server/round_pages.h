@@ -32,6 +32,7 @@ struct lm_round_work {
     uint32_t flags;  /* LM_LAST_... */
     uint64_t deadline_ns;
     struct lm_round_result *result;
+    uint32_t gathered; /* pages in the push buffer that frames which are not flushed may refer to */
 };
 
 /* Pages of [start, end) that were written to: send them, let those that always are wait for the end, or, in
@@ -42,5 +43,7 @@ int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t en
 /* Pages that do not exist; pages that existed when they were sent and do so no more. */
 int lm_round_tell_absent(struct lm_round_work *work, uint64_t start, uint64_t end);
 int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end);
+/* Write what these have gathered. */
+int lm_round_flush(struct lm_round_work *work);
 
 #endif

@@ -248,7 +248,8 @@ int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint
     }
     if (!result->cut)
         rounds->cut_number = 0;
-    return error;
+    int flushed = lm_round_flush(&work);
+    return error ? error : flushed;
 }
 
 int lm_rounds_arm(struct lm_rounds *rounds) {
@@ -325,5 +326,6 @@ int lm_rounds_last(struct lm_rounds *rounds, uint32_t id, uint32_t flags, struct
         if (!error)
             error = take_absent(&work, range);
     }
-    return error;
+    int flushed = lm_round_flush(&work);
+    return error ? error : flushed;
 }
