@@ -1,7 +1,7 @@
 """Death at any instant: SIGKILL of lm-serve, lm-restore and its worker, at random and where pages are missing.
 
 The random runs are short, so the commands are forked from this process, which has imported them, not started anew.
-LM_KILLS=N makes N runs (default: 60), LM_KILLS_SEED=N others.
+LM_KILLS=N makes N runs (default: 30), LM_KILLS_SEED=N others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import source_server.serve  # here, so that a fork has it
 from experiments.machines import Move, descendants, kill_descendants, wait_for
 from wire.exit_codes import ExitCode
 
-RUNS = int(os.environ.get("LM_KILLS", "60"))
+RUNS = int(os.environ.get("LM_KILLS", "30"))
 SEED = int(os.environ.get("LM_KILLS_SEED", "1"))
 LONGEST = 0.25
+STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
 TARGETS = ("serve", "restore", "worker", "custodian")
 PAGER, CUSTODIAN = "lm-pager", "lm-custodian"
 COLD = 64
@@ -160,7 +161,7 @@ def test_death_at_any_instant(program: Path, tmp_path: Path, orphans: None) -> N
     chance = random.Random(SEED)
     seen: dict[tuple[str, str], int] = {}
     for number in range(RUNS):
-        target, strategy = chance.choice(TARGETS), chance.choice(("post-copy", "post-copy", "stop-and-copy"))
+        target, strategy = chance.choice(TARGETS), chance.choice(STRATEGIES)
         early, delay = chance.random() < 0.3, chance.random()
         subject = laws.start_subject(program, tmp_path / f"run{number}", warm=128, cold=COLD)
         shot = shoot(subject, target, strategy)
@@ -210,7 +211,7 @@ def test_death_of_the_worker_in_the_handover(
     monkeypatch.setattr(restorer.migrate, "edge", aim.at)
     monkeypatch.setattr(restorer.run, "edge", aim.at)
     for number in range(RUNS):
-        aim.edge, strategy = chance.choice(list(AIMED)), chance.choice(("post-copy", "stop-and-copy"))
+        aim.edge, strategy = chance.choice(list(AIMED)), chance.choice(STRATEGIES)
         aim.seconds = 1e-6 + chance.random() * AIMED[aim.edge]
         subject = laws.start_subject(program, tmp_path / f"aimed{number}", warm=128, cold=COLD)
         aim.reached = subject.folder / "reached"
