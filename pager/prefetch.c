@@ -5,7 +5,7 @@
 #include "pager/paging.h"
 
 enum {
-    AROUND_FIRST = 32,
+    AROUND_FIRST = 128,
     AROUND_MOST = 512,
     STREAM_GAP = 8 * LM_PAGE_SIZE,
     MAP_LEAST = 256,

@@ -40,6 +40,6 @@ def test_the_number_of_rounds_is_limited() -> None:
 
 
 def test_the_process_is_left_in_peace_between_rounds() -> None:
-    assert pause_before_next(Round(pages=100_000, ms=150)) == pytest.approx(0.25)
-    assert pause_before_next(Round(pages=1000, ms=100)) == 0
-    assert pause_before_next(Round(pages=10**8, ms=1)) == LONGEST_PAUSE
+    assert pause_before_next(Round(pages=262_144, dirty=100_000, ms=150)) == pytest.approx(1.05)
+    assert pause_before_next(Round(pages=262_144, dirty=1000, ms=100)) == 0
+    assert pause_before_next(Round(pages=10**8, dirty=10**8, ms=1)) == LONGEST_PAUSE

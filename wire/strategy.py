@@ -72,8 +72,8 @@ TEXT = """
    (`source_server/convergence.py`): freeze when what is dirty can be sent within `--max-downtime` at the rate of this
    round; another round; or, when two rounds behind one another have left no less than before or `--max-rounds` are
    done, the end of the rounds. Then hybrid freezes, and pre-copy does as `--on-no-convergence` says.
-5. Before the next round the process is left in peace for as long as being tracked may cost it: 4 us for each page
-   sent.
+5. Before the next round the process is left in peace, so that being tracked costs it half of its speed at most: a
+   round takes 12 us for each page that was written to in it.
 
 ## At the freeze
 Every page that was sent and is another now is found by one look at the page tables. Where everything has to be there
