@@ -67,7 +67,8 @@ void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint
 /* The address of the row that the stub is at. */
 uint64_t lm_arch_row(const struct user_regs_struct *registers);
 
-/* Registers that wait in the loop at LM_STUB_PARK for the word at `word`; `frame_pointer` for rt_sigreturn. */
+/* Registers that wait in the loop at LM_STUB_PARK for the word at `word`; `frame_pointer` for rt_sigreturn.
+ */
 void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer);
 
 /* Registers that make one system call at the address of a syscall instruction. */

@@ -85,6 +85,37 @@ int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint
     return scan(tracker, &request, runs, capacity, count, looked);
 }
 
+int lm_dirty_changed(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
+                     struct lm_page_change *changes, size_t capacity, size_t *count, uint64_t *looked) {
+    struct lm_page_region regions[BATCH];
+    const uint64_t there = LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED;
+    struct lm_pagemap_scan request = {
+        .size = sizeof request,
+        .flags = LM_PM_SCAN_CHECK_WPASYNC,
+        .start = start,
+        .end = end,
+        .vec = (uint64_t)(uintptr_t)regions,
+        .vec_len = capacity < BATCH ? capacity : BATCH,
+        /* Written to, or not present. What is in swap comes along, and is sorted out below. */
+        .category_inverted = LM_PAGE_IS_PRESENT,
+        .category_anyof_mask = LM_PAGE_IS_WRITTEN | LM_PAGE_IS_PRESENT,
+        .return_mask = LM_PAGE_IS_WRITTEN | there,
+    };
+
+    *count = 0;
+    *looked = start;
+    int found = ioctl(tracker->pagemap, LM_PAGEMAP_SCAN, &request);
+    if (found < 0)
+        return -errno;
+    for (int i = 0; i < found; i++) {
+        bool absent = !(regions[i].categories & there);
+        if (absent || regions[i].categories & LM_PAGE_IS_WRITTEN)
+            changes[(*count)++] = (struct lm_page_change){regions[i].start, regions[i].end, absent};
+    }
+    *looked = request.walk_end;
+    return 0;
+}
+
 int lm_dirty_clear(const struct lm_dirty_tracker *tracker) {
     if (tracker->kind != LM_DIRTY_SOFT)
         return -EINVAL;

@@ -46,6 +46,15 @@ int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uin
 int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
                     struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked);
 
+/* Both of them in one look, for private memory (not SOFT): no page is told twice. */
+struct lm_page_change {
+    uint64_t start;
+    uint64_t end;
+    uint64_t absent; /* 1; 0: written to */
+};
+int lm_dirty_changed(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
+                     struct lm_page_change *changes, size_t capacity, size_t *count, uint64_t *looked);
+
 /* SOFT: arm all pages of the process. 0 or -errno. */
 int lm_dirty_clear(const struct lm_dirty_tracker *tracker);
 /* cffi: end */

@@ -43,9 +43,9 @@ const void *lm_source_xstate(const struct lm_source_threads *threads, size_t ind
 int lm_source_run(struct lm_source_threads *threads, const struct lm_source_program *programs, uint64_t stub,
                   int end_signal);
 
-/* The same for the leader alone, with a stop on the way: its program sends itself `end_signal` once before its
- * end. The first call returns at that stop, in which the death of the tracer lets the program go on to its end
- * and home; the second lets it go there. */
+/* The same for the leader alone, with a stop on the way: its program sends itself `end_signal` once before
+ * its end. The first call returns at that stop, in which the death of the tracer lets the program go on to
+ * its end and home; the second lets it go there. */
 int lm_source_run_half(struct lm_source_threads *threads, const struct lm_source_program *program,
                        uint64_t stub, int end_signal);
 int lm_source_run_rest(struct lm_source_threads *threads, int end_signal);

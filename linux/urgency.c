@@ -26,8 +26,8 @@ static void set(int policy, int nice, uint64_t runtime) {
     syscall(SYS_sched_setattr, 0, &attributes, 0);
 }
 
-/* Not by the real-time scheduler: its wake-ups go to another core, and in pairs of runs beside bulk the median
- * fault took 87 us with SCHED_FIFO and 65 us with short slices. */
+/* Not by the real-time scheduler: its wake-ups go to another core, and in pairs of runs beside bulk the
+ * median fault took 87 us with SCHED_FIFO and 65 us with short slices. */
 void lm_urgency_first(void) {
     pid_t thread = (pid_t)syscall(SYS_gettid);
     /* Without the right to go before others the slice is still worth having. */

@@ -153,7 +153,9 @@ int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end)
     struct lm_page_history *history = &work->rounds->history;
     for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
         struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
-        chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES] &= (uint8_t)~LM_PAGE_SENT;
+        uint8_t *page = &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES];
+        *page &= (uint8_t)~LM_PAGE_SENT;
+        lm_page_history_set_pending(chunk, page, false);
     }
     work->result->forgotten += (end - start) / LM_PAGE_SIZE;
     return tell(work, LM_FRAME_GONE, start, end);

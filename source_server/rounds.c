@@ -210,6 +210,10 @@ static int each_run(struct lm_round_work *work, uint64_t start, uint64_t end, ui
     return 0;
 }
 
+static int take_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_tell_gone);
+}
+
 /* The pages of a range that do not exist: once all of them, so that nobody asks for them; in the end those of
  * which there was a copy. */
 static int take_absent(struct lm_round_work *work, const struct lm_round_range *range) {
@@ -219,12 +223,32 @@ static int take_absent(struct lm_round_work *work, const struct lm_round_range *
         int error = lm_dirty_absent(&work->rounds->tracker, at, range->end, runs, RUNS, &count, &at);
         for (size_t i = 0; !error && i < count; i++)
             error = work->number ? lm_round_tell_absent(work, runs[i].start, runs[i].end)
-                                 : each_run(work, runs[i].start, runs[i].end, LM_PAGE_SENT, LM_PAGE_SENT,
-                                            0xff, lm_round_tell_gone);
+                                 : take_gone(work, runs[i].start, runs[i].end);
         if (error)
             return error;
     }
     return 0;
+}
+
+/* The last time: what was written to and what does not exist. */
+static int take_changed(struct lm_round_work *work, const struct lm_round_range *range) {
+    struct lm_page_change changes[RUNS];
+    uint64_t at = range->start;
+    int error = 0;
+    if (work->rounds->tracker.kind == LM_DIRTY_USERFAULTFD && range->followed && !range->shared &&
+        !(work->flags & LM_LAST_VOID)) {
+        while (!error && at < range->end) {
+            size_t count;
+            error = lm_dirty_changed(&work->rounds->tracker, at, range->end, changes, RUNS, &count, &at);
+            for (size_t i = 0; !error && i < count; i++)
+                error = changes[i].absent ? take_gone(work, changes[i].start, changes[i].end)
+                                          : lm_round_take(work, changes[i].start, changes[i].end);
+        }
+        if (error != -EPERM)
+            return error;
+    }
+    error = take_written(work, range);
+    return error ? error : take_absent(work, range);
 }
 
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
@@ -319,12 +343,10 @@ int lm_rounds_last(struct lm_rounds *rounds, uint32_t id, uint32_t flags, struct
     int error = take_collected(&work);
     for (size_t i = 0; !error && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
-        error = take_written(&work, range);
+        error = take_changed(&work, range);
         if (!error)
             error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING, 0xff,
                              lm_round_take);
-        if (!error)
-            error = take_absent(&work, range);
     }
     int flushed = lm_round_flush(&work);
     return error ? error : flushed;

@@ -58,6 +58,19 @@ class Area:
     def absent(self) -> set[int]:
         return self._runs(lib.lm_dirty_absent)
 
+    def changed(self) -> tuple[set[int], set[int]]:
+        """What was written to, and what is absent, by one look."""
+        changes, count, looked = ffi.new("struct lm_page_change[]", 512), ffi.new("size_t *"), ffi.new("uint64_t *")
+        at, end = self.address, self.address + PAGES * PAGE
+        found: tuple[set[int], set[int]] = (set(), set())
+        while at < end:
+            assert lib.lm_dirty_changed(self.tracker, at, end, changes, 512, count, looked) == 0
+            for one in changes[0 : count[0]]:
+                pages = range((one.start - self.address) // PAGE, (one.end - self.address) // PAGE)
+                found[one.absent].update(pages)
+            at = looked[0]
+        return found
+
 
 @pytest.fixture(params=[False, True], ids=["private", "shared"])
 def area(request: pytest.FixtureRequest) -> Iterator[Area]:
@@ -138,3 +151,18 @@ def test_entries_and_scan_agree_on_what_is_absent(area: Area) -> None:
             found |= set(range((runs[i].start - area.address) // PAGE, (runs[i].end - area.address) // PAGE))
         at = looked[0]
     assert found == area.absent()
+
+
+@pytest.mark.parametrize("area", [False], indirect=True, ids=["private"])
+def test_one_look_tells_what_was_written_to_and_what_is_absent(area: Area) -> None:
+    area.written()
+    for page in (3, 4, 9, PAGES - 2):
+        area.write(page)
+    area.discard(20, 5)
+    area.discard(4, 1)
+    written, absent = area.changed()
+    assert written == area.written(arm=False)
+    assert {3, 9, PAGES - 2} <= written
+    assert absent == area.absent()
+    assert absent >= {4, *range(20, 25)}
+    assert not written & absent
