@@ -24,7 +24,7 @@ from experiments.run import run_plans
 FOLDER = Path("docs/results")
 SECONDS = 1.5
 MIB = 2**20
-RUNS = 2
+RUNS = 3
 PLANS = (
     # Downtime against memory size, bytes, and throughput through time.
     Plan(links=(PRESETS["10gbit"],), memory=(64 * MIB, 256 * MIB), runs=RUNS),
