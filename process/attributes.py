@@ -34,6 +34,13 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     end_environment: int
     auxiliary_vector: bytes
 
+    def without_arguments(self) -> MemoryPlan:
+        """The same with no command line and no environment to be read (proc_pid_cmdline(5))."""
+        place = self.start_stack
+        return msgspec.structs.replace(
+            self, start_arguments=place, end_arguments=place, start_environment=place, end_environment=place
+        )
+
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     """One per process: answers of prctl(2), and the ids of its group and session as the process sees them."""

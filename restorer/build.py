@@ -96,9 +96,9 @@ def stage(
     may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)
     building = Construction(husk, options, description, opened, offsets, present, may_raise, restore_ids)
     _empty(building)
+    _plan(building)
     _install(building, None, opened.part_of(description.descriptors))
     _lay_out(building, NOTHING, description)
-    _plan(building)
     building.shortfalls += limits.rebuild_outside(pid, description.task.limits)
     building.userfaultfd = take_userfaultfd(pid)
     building.threads = {description.task.pid: pid}
@@ -186,12 +186,15 @@ def _lay_out(building: Construction, before: AddressSpace, description: ProcessD
 
 
 def _plan(building: Construction) -> None:
-    """Tell the kernel where code, heap and arguments are, and what the executable is."""
-    program = Program("placing code, heap and arguments")
+    """Tell the kernel where code and heap are, and what the executable is; where the arguments are only in the end.
+
+    Whoever lists processes reads them, and what is read of missing memory is made there: a zero page, or a page of the
+    source that is not final."""
+    program = Program("placing code and heap")
     path = building.options.map_path(building.staged.executable)
     number = lowest_free(building.husk.numbers)
     program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), os.O_RDONLY | os.O_CLOEXEC, 0)
-    attributes.rebuild_memory_plan(program, building.staged.task.memory_plan, number)
+    attributes.rebuild_memory_plan(program, building.staged.task.memory_plan.without_arguments(), number)
     program.call("close the executable", SYS_close, number)
     run(building.husk, program)
 
@@ -283,8 +286,7 @@ def apply_threads(building: Construction, final: ProcessDescription, custody: Cu
         thread_rebuild.rebuild_thread(program, thread, task.pid, building.present, staged.get(thread.tid))
         run(building.husk, program, building.threads[thread.tid])
     program = Program(f"rebuilding process {task.pid}")
-    if task.memory_plan != building.staged.task.memory_plan:
-        attributes.rebuild_memory_plan(program, task.memory_plan, None)
+    attributes.rebuild_memory_plan(program, task.memory_plan, None)
     map_path = _bytes_map(building.options)
     task_rebuild.rebuild_process(program, task, map_path, building.restore_ids, building.staged.task)
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)

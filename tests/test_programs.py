@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,11 @@ def test_unmoved(program: Program, folder: Path, orphans: None) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("program", MOVED, ids=lambda program: program.name)
 def test_moved(program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None) -> None:
+    move_and_check(program, strategy, folder, machines)
+
+
+def move_and_check(program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine]) -> None:
+    """Move a program and hear its verdict."""
     running = programs_help.run(program, folder, machines[0])
     running.wait_ready()
     more = ["--pid", "namespace", *program.restore]
@@ -75,6 +82,34 @@ def test_moved(program: Program, strategy: str, folder: Path, machines: tuple[Ma
     except BaseException:
         print(move.said())
         raise
+
+
+def look_at_new_processes(ended: threading.Event) -> None:
+    """As whoever lists processes does, all the time: command lines and environments, which are memory of theirs."""
+    known = set(os.listdir("/proc"))
+    while not ended.is_set():
+        for pid in [name for name in os.listdir("/proc") if name.isdecimal() and name not in known]:
+            for name in ("cmdline", "environ"):
+                with contextlib.suppress(OSError):
+                    Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_moved_while_processes_are_listed(
+    strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that the command line is far from where the stack is in use.
+    monkeypatch.setenv("PADDING", "x" * 50_000)
+    program = next(program for program in PROGRAMS if program.name == "command_line_changing")
+    ended = threading.Event()
+    looker = threading.Thread(target=look_at_new_processes, args=(ended,))
+    looker.start()
+    try:
+        move_and_check(program, strategy, folder, machines)
+    finally:
+        ended.set()
+        looker.join()
 
 
 @pytest.mark.program
