@@ -48,7 +48,6 @@ struct loop {
     bool placing;
     bool lost;    /* there is no connection to read from */
     bool hurried; /* something waits for a moment to pass */
-    uint64_t spin_until_ns;
 };
 
 /* Ask for the page of a fault, and with it for those of its neighbours that nobody has asked for. Lock held.
@@ -335,19 +334,10 @@ static ssize_t prepare(struct loop *loop) {
     return (ssize_t)spaces;
 }
 
-/* Wait, a short while without sleeping when faults have been coming, at most 50 us when something is to be
- * tried again. */
+/* Wait, at most 50 us when something is to be tried again. */
 static int wait_for_work(struct loop *loop, size_t polls) {
-    static const struct timespec at_once = {0, 0}, soon = {0, 50000};
-    if (loop->hurried)
-        return ppoll(loop->polls, polls, &soon, NULL);
-    while (loop->spin_until_ns && lm_now_ns() < loop->spin_until_ns) {
-        int ready = ppoll(loop->polls, polls, &at_once, NULL);
-        if (ready)
-            return ready;
-    }
-    loop->spin_until_ns = 0;
-    return ppoll(loop->polls, polls, NULL, NULL);
+    static const struct timespec soon = {0, 50000};
+    return ppoll(loop->polls, polls, loop->hurried ? &soon : NULL, NULL);
 }
 
 void *lm_fault_main(void *argument) {
@@ -379,9 +369,6 @@ void *lm_fault_main(void *argument) {
         send_requests(&loop);
         if (answered && !loop.lost)
             serve_answers(&loop, loop.polls[1].revents != 0);
-        uint32_t spin = atomic_load_explicit(&pager->spin_us, memory_order_relaxed);
-        if (spin && (faulted || answered))
-            loop.spin_until_ns = lm_now_ns() + spin * 1000ull;
     }
     free(loop.polls);
     return NULL;

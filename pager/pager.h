@@ -125,8 +125,6 @@ void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second);
 /* How many pages a fault asks for at most, 1 to LM_FAULT_PAGES: the one and, when faults come one behind the
  * other, those after it. 16 at first. */
 void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
-/* How long, after a fault was answered, the next one is looked for without sleeping; 0: never. */
-void lm_pager_spin(struct lm_pager *pager, uint32_t microseconds);
 
 /* See which processes have ended, whose pages nobody needs any more: bulk would find out at the next page it
  * places, which it may be a while from, or have no connection for. */

@@ -243,10 +243,6 @@ class Pager:
         """How many pages a fault asks for at most, when faults come one behind the other."""
         lib.lm_pager_fault_pages(self._pager, pages)
 
-    def spin(self, microseconds: int) -> None:
-        """How long, after a fault, the next one is looked for without sleeping."""
-        lib.lm_pager_spin(self._pager, microseconds)
-
     def notice_ends(self) -> None:
         """See which processes have ended: their pages are not needed any more."""
         lib.lm_pager_notice_ends(self._pager)

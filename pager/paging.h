@@ -130,7 +130,7 @@ struct lm_pager {
     struct lm_keeper keeper;
     int wake; /* an eventfd that the fault loop waits on */
     _Atomic bool stop;
-    _Atomic uint32_t fault_pages, spin_us;
+    _Atomic uint32_t fault_pages;
 
     pthread_mutex_t state_lock; /* guards state and cause; may be taken with the other held */
     pthread_cond_t changed;

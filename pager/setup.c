@@ -363,7 +363,3 @@ void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second) {
 void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages) {
     atomic_store(&pager->fault_pages, pages < 1 ? 1 : pages > LM_FAULT_PAGES ? LM_FAULT_PAGES : pages);
 }
-
-void lm_pager_spin(struct lm_pager *pager, uint32_t microseconds) {
-    atomic_store(&pager->spin_us, microseconds < LM_SPIN_MOST_US ? microseconds : LM_SPIN_MOST_US);
-}

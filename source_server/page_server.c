@@ -51,29 +51,16 @@ static void drop(struct lm_page_server *server, const char *which, int error) {
     lm_channel_shutdown(&server->bulk);
 }
 
-/* What has come, waited for; for a short while without sleeping. */
-static ssize_t receive_requests(struct lm_page_server *server, void *room, size_t size,
-                                uint64_t spin_until_ns) {
-    while (spin_until_ns && lm_now_ns() < spin_until_ns) {
-        ssize_t got = lm_channel_read(&server->fault, room, size, false);
-        if (got != -EAGAIN)
-            return got;
-    }
-    return lm_channel_read(&server->fault, room, size, true);
-}
-
 static void *fault_main(void *argument) {
     struct lm_page_server *server = argument;
     unsigned char *buffer = aligned_alloc(LM_PAGE_SIZE, LM_FAULT_PAGES * LM_PAGE_SIZE);
     struct lm_request requests[64];
     size_t held = 0;
-    uint64_t spin_until_ns = 0;
     int error = buffer ? 0 : -ENOMEM;
     /* Somebody waits for every answer of this thread; where it is allowed it goes before others. */
     lm_urgency_first();
     while (!error) {
-        ssize_t got =
-            receive_requests(server, (char *)requests + held, sizeof requests - held, spin_until_ns);
+        ssize_t got = lm_channel_read(&server->fault, (char *)requests + held, sizeof requests - held, true);
         if (got < 0) {
             error = (int)got;
             break;
@@ -89,8 +76,6 @@ static void *fault_main(void *argument) {
         }
         held -= whole * sizeof *requests;
         memmove(requests, requests + whole, held);
-        uint32_t spin = atomic_load_explicit(&server->spin_us, memory_order_relaxed);
-        spin_until_ns = spin ? lm_now_ns() + spin * 1000ull : 0;
     }
     drop(server, "fault", error);
     free(buffer);
@@ -259,10 +244,6 @@ void lm_page_server_destroy(struct lm_page_server *server) {
 
 void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_second) {
     atomic_store(&server->bucket.rate, bytes_per_second);
-}
-
-void lm_page_server_spin(struct lm_page_server *server, uint32_t microseconds) {
-    atomic_store(&server->spin_us, microseconds < LM_SPIN_MOST_US ? microseconds : LM_SPIN_MOST_US);
 }
 
 void lm_page_server_compress(struct lm_page_server *server, int level) {

@@ -59,8 +59,6 @@ int lm_page_server_connect(struct lm_page_server *server, int fault_fd, int bulk
 
 /* Bytes per second for the bulk stream, 0 for no limit. Faults are never held back. */
 void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_second);
-/* How long, after a fault was answered, the next one is looked for without sleeping; 0: never. */
-void lm_page_server_spin(struct lm_page_server *server, uint32_t microseconds);
 /* LM_COMPRESS_AUTO, LM_COMPRESS_NONE or a level of zstd. */
 void lm_page_server_compress(struct lm_page_server *server, int level);
 

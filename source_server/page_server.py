@@ -104,10 +104,6 @@ class PageServer:
         """Hold the bulk stream back; 0: not."""
         lib.lm_page_server_limit(self._server, bytes_per_second)
 
-    def spin(self, microseconds: int) -> None:
-        """How long, after a fault was answered, the next one is looked for without sleeping."""
-        lib.lm_page_server_spin(self._server, microseconds)
-
     def compress(self, policy: int) -> None:
         """COMPRESS_AUTO, COMPRESS_NONE or a level of zstd."""
         lib.lm_page_server_compress(self._server, policy)

@@ -17,7 +17,6 @@ struct lm_page_server {
     struct lm_bucket bucket;
     struct lm_pace pace;
     _Atomic bool stop;
-    _Atomic uint32_t spin_us;
     int event;
 
     pthread_mutex_t lock; /* guards state, cause and the adding of spaces */

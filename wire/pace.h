@@ -18,9 +18,6 @@
 #define LM_COMPRESS_NONE 0
 /* cffi: end */
 
-/* A thread that goes before all others may spin for so long after a piece of work and no longer. */
-enum { LM_SPIN_MOST_US = 200 };
-
 uint64_t lm_now_ns(void);
 
 /* A token bucket: at most `rate` bytes per second on average, with bursts of a twentieth of a second. */
