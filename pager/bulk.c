@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RUN_LEAST = 16 };
+enum { RUN_LEAST = 16, ASK_LEAST = LM_FLIGHTS / 4 };
 
 /* An event has to be read by the fault loop first: out of its way for a moment. */
 static void step_aside(void) {
@@ -95,11 +95,11 @@ static struct lm_flight *free_flight(struct lm_pager *pager) {
     return NULL;
 }
 
-static bool in_flight(const struct lm_pager *pager) {
+static int free_flights(const struct lm_pager *pager) {
+    int count = 0;
     for (int i = 0; i < LM_FLIGHTS; i++)
-        if (pager->flights[i].id)
-            return true;
-    return false;
+        count += !pager->flights[i].id;
+    return count;
 }
 
 /* Hold back as the limit wants it, in short sleeps so that an end is not slept through. */
@@ -143,9 +143,11 @@ static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool m
     return map ? 0 : bytes;
 }
 
-/* Fill the free flights. Under a limit one request at a time, so that what was asked for and is still to come
- * stays small. */
+/* Fill the free flights, several at once: a write wakes the source. Under a limit one request at a time, so
+ * that what was asked for and is still to come stays small. */
 static int ask(struct lm_pager *pager) {
+    if (free_flights(pager) < ASK_LEAST)
+        return 0;
     struct lm_request requests[LM_FLIGHTS];
     struct lm_run run;
     int count = 0;
@@ -265,7 +267,7 @@ void *lm_bulk_main(void *argument) {
         if (error)
             break;
         lm_pager_note_progress(pager);
-        if (in_flight(pager))
+        if (free_flights(pager) < LM_FLIGHTS)
             error = take_answer(pager);
         else
             rest(pager);

@@ -200,24 +200,23 @@ static void send_requests(struct loop *loop) {
 /* The answer with this id is over: neighbours that did not come can be asked for in bulk. */
 static int end_answer(struct lm_pager *pager, uint32_t id) {
     struct lm_neighbours *neighbours = &pager->neighbours[id % 64];
+    if (!id || neighbours->id != id)
+        return 0;
     int error = 0;
     lm_pager_lock_urgent(pager);
-    if (id && neighbours->id == id) {
-        uint64_t end = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
-        for (size_t i = 0; i < pager->space_count && !error; i++) {
-            struct lm_range *range =
-                lm_space_by_source(pager->spaces[i], neighbours->source_space, neighbours->address, end);
-            if (!range || !range->table || range->source > neighbours->address)
-                continue;
-            uint64_t offset = neighbours->address - range->source,
-                     length = range->end - range->start - offset;
-            uint64_t pages =
-                length / LM_PAGE_SIZE < neighbours->pages ? length / LM_PAGE_SIZE : neighbours->pages;
-            error = lm_page_table_set(range->table, range->first + offset / LM_PAGE_SIZE, pages,
-                                      LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
-        }
-        neighbours->id = 0;
+    uint64_t end = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
+    for (size_t i = 0; i < pager->space_count && !error; i++) {
+        struct lm_range *range =
+            lm_space_by_source(pager->spaces[i], neighbours->source_space, neighbours->address, end);
+        if (!range || !range->table || range->source > neighbours->address)
+            continue;
+        uint64_t offset = neighbours->address - range->source, length = range->end - range->start - offset;
+        uint64_t pages =
+            length / LM_PAGE_SIZE < neighbours->pages ? length / LM_PAGE_SIZE : neighbours->pages;
+        error = lm_page_table_set(range->table, range->first + offset / LM_PAGE_SIZE, pages,
+                                  LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
     }
+    neighbours->id = 0;
     lm_pager_unlock(pager);
     return error;
 }

@@ -127,12 +127,13 @@ void lm_pager_destroy(struct lm_pager *pager) {
     free(pager);
 }
 
-/* Nobody ever holds the lock for longer than a few pages take, so it is worth a short spin: falling asleep
- * and being woken costs more. */
+/* Nobody ever holds the lock for longer than a few pages take, so it is worth a short spin, some tens of
+ * microseconds: falling asleep and being woken costs more. No longer: who holds it may have lost its
+ * processor to us. */
 void lm_pager_lock_urgent(struct lm_pager *pager) {
     atomic_fetch_add(&pager->urgent, 1);
     int error = EBUSY;
-    for (int i = 0; i < 500 && error; i++) {
+    for (int i = 0; i < 32 && error; i++) {
         error = pthread_mutex_trylock(&pager->lock);
         for (int pause = 0; error && pause < 20; pause++)
             __builtin_ia32_pause();
@@ -176,6 +177,10 @@ void lm_pager_set_state(struct lm_pager *pager, int state, const char *format, .
 }
 
 void lm_pager_note_progress(struct lm_pager *pager) {
+    /* Looked at after each piece of work, and nearly always there is more: not worth the lock. Whoever takes
+     * the last page away comes here after that. */
+    if (__atomic_load_n(&pager->statistics->wanted_pages, __ATOMIC_RELAXED))
+        return;
     lm_pager_lock_patient(pager);
     bool complete = !pager->wanted;
     lm_pager_unlock(pager);

@@ -15,7 +15,7 @@
 #include <zstd.h>
 
 enum {
-    LM_FLIGHTS = 8,      /* bulk requests under way */
+    LM_FLIGHTS = 16,     /* bulk requests under way */
     LM_PLACE_PAGES = 16, /* placed at a time under the lock: as long as a fault may have to wait for it */
     LM_RECENT_FAULTS = 32,
     LM_STREAMS = 8,

@@ -122,7 +122,7 @@ def test_unmapped_pages_are_forgotten(program: Path) -> None:
         assert move.destination.ask("unmap", 100, 300) == 0
         assert move.destination.ask("map", 150, 100) == 0
         assert move.destination.ask("check-zero", 150, 100) == 0
-        assert move.pager.counters["wanted_pages"] == 700
+        eventually(lambda: move.pager.counters["wanted_pages"] == 700)
         move.complete()
         assert move.destination.ask("check-zero", 150, 100) == 0
         assert move.destination.ask("check", 0, 100) == 0
