@@ -45,14 +45,14 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
     rounds->cut_number = 0;
     rounds->ranges = copy;
     rounds->range_count = count;
-    int all = -ENOENT;
+    int error = -ENOENT;
     for (size_t i = 0; i < count; i++) {
         if (!i || copy[i].follow_start != copy[i - 1].follow_start)
-            all = lm_dirty_watch(&rounds->tracker, copy[i].follow_start, copy[i].follow_end);
-        /* Where something between the borders cannot be followed, the range alone. */
-        int error = all ? lm_dirty_watch(&rounds->tracker, copy[i].start, copy[i].end) : 0;
+            error = lm_dirty_watch(&rounds->tracker, copy[i].follow_start, copy[i].follow_end);
         if (error == -ESRCH)
             return error;
+        /* Something that cannot be followed may lie there since the look. Not by the range's own borders
+         * then, which may be no longer true: its mapping would be cut in two. The next look knows better. */
         copy[i].followed = !error;
     }
     /* Soft-dirty bits of shared memory are not to be relied on. */
