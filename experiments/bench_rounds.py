@@ -14,7 +14,7 @@ IDLE_MIB = 1024
 LINK = 100
 """MiB/s that --bandwidth-limit leaves of the link where the process is to write half as fast, or twice."""
 LINK_MIB = 256
-SET_MIB, SET_RATE, SET_SHARE, SET_LINK = 512, 20, 10, 60
+SET_MIB, SET_RATE, SPREAD_RATE, SET_SHARE, SET_LINK = 512, 20, 100, 10, 60
 COST_MIB = 1024
 IDLE_DOWNTIME, FEWER_FAULTS, SLOW_KEEPS, FAST_KEEPS = 2.0, 0.2, 0.95, 0.5
 
@@ -34,9 +34,16 @@ def measures(laboratory: Laboratory) -> dict[str, Callable[[], Samples]]:
     found["twice the link"] = writer("pre-copy", LINK_MIB, LINK * 2, serve=[*link, *raw, *patient])
     for name in ("post-copy", "hybrid"):
         found[f"set {name}"] = writer(name, SET_MIB, SET_RATE, share=SET_SHARE, serve=[*narrow, *raw])
-    found["set in order"] = writer(
-        "post-copy", SET_MIB, SET_RATE, share=SET_SHARE, serve=[*narrow, *raw], restore=["--prefetch", "order"]
-    )
+    for order in ("hot", "order"):
+        found[f"spread {order}"] = writer(
+            "post-copy",
+            SET_MIB,
+            SPREAD_RATE,
+            share=SET_SHARE,
+            spread=True,
+            serve=[*narrow, *raw],
+            restore=["--prefetch", order],
+        )
     some_rounds = ["--max-downtime", "1", "--max-rounds", "4", "--on-no-convergence", "post-copy"]
     found["cost slow"] = writer("pre-copy", COST_MIB, LINK, restore=some_rounds)
     found["cost fast"] = writer("pre-copy", COST_MIB, 0, restore=some_rounds)
@@ -74,13 +81,13 @@ def judge(samples: dict[str, list[Samples]]) -> list[Verdict]:
     fewer = ratios("set hybrid", "set post-copy", "faults")
     lines.append(at_most("hybrid's faults to post-copy's, a tenth is touched", fewer, "x", FEWER_FAULTS))
     lines.append(shown("  hybrid: pages sent again", [one["pages"]["resent"] for one in samples["set hybrid"]], ""))
-    lines.append(shown("post-copy, hot pages first: faults", every("set post-copy", "faults"), ""))
-    lines.append(shown("  in plain order: faults", every("set in order", "faults"), ""))
-    lines.append(shown("  hot first: back at its speed after", every("set post-copy", "recovered_ms"), "ms"))
-    lines.append(shown("  in plain order", every("set in order", "recovered_ms"), "ms"))
+    for order, title in (
+        ("hot", "post-copy, hot pages first, a spread tenth is touched"),
+        ("order", "  in plain order"),
+    ):
+        lines.append(shown(f"{title}: faults", every(f"spread {order}", "faults"), ""))
+        lines.append(shown("    back at its speed after", every(f"spread {order}", "recovered_ms"), "ms"))
     for name, least, what in (("slow", SLOW_KEEPS, f"{LINK} MiB/s"), ("fast", FAST_KEEPS, "as fast as it can")):
         kept = every(f"cost {name}", "speed_kept")
         lines.append(at_least(f"speed kept during rounds, writes {what}", kept, "x", least))
     return lines
-
-

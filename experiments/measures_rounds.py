@@ -28,13 +28,15 @@ def measure_writer(
     rate: int,
     *,
     share: int = 100,
+    spread: bool = False,
     serve: Sequence[str] = (),
     restore: Sequence[str] = (),
 ) -> Samples:
-    """Move a process that writes `rate` MiB of pages a second (0: as fast as it can) to `share` percent of its memory.
+    """Move a process that writes `rate` MiB of pages a second (0: as fast as it can) to `share` percent of its memory:
+    the first of it, or `spread` evenly over all of it.
 
     speed_kept: its speed while rounds were copied, as a part of that before; the rest is from lm-restore's report."""
-    words = ["writer", str(mebibytes), str(rate), str(share)]
+    words = ["writer", str(mebibytes), str(rate), str(share), str(int(spread))]
     time.sleep(SETTLE_SECONDS)
     with moving(laboratory, words, serve=serve, strategy=strategy, restore=restore, memory=mebibytes) as trial:
         to_monotonic = time.monotonic() - time.time()

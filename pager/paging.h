@@ -77,6 +77,7 @@ struct lm_prefetch {
     unsigned newest;
     struct lm_hot_run *hot;
     size_t hot_count, hot_at;
+    uint32_t hot_ahead; /* pages of hot runs fetched since as many were around faults */
     size_t space_at;
     uint64_t address;
     bool restarted; /* the current pass over all spaces began at the beginning */

@@ -7,6 +7,7 @@
 enum {
     AROUND_FIRST = 128,
     AROUND_MOST = 512,
+    HOT_AHEAD = 512,
     STREAM_GAP = 8 * LM_PAGE_SIZE,
     MAP_LEAST = 256,
     MAP_MOST = 65536
@@ -138,7 +139,16 @@ static bool in_order(struct lm_pager *pager, struct lm_run *run) {
 bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run) {
     if (!pager->wanted)
         return false;
-    if (around_faults(pager, run) || hot_first(pager, run))
+    struct lm_prefetch *prefetch = &pager->prefetch;
+    if (prefetch->hot_ahead < HOT_AHEAD && hot_first(pager, run)) {
+        prefetch->hot_ahead += run->pages;
+        return true;
+    }
+    if (around_faults(pager, run)) {
+        prefetch->hot_ahead -= prefetch->hot_ahead < run->pages ? prefetch->hot_ahead : run->pages;
+        return true;
+    }
+    if (hot_first(pager, run))
         return true;
     bool found = in_order(pager, run);
     if (!found)

@@ -145,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--prefetch",
         choices=("hot", "order"),
         default="hot",
-        help="what is fetched first after the resume, beside what surrounds its faults: what it wrote to last, or "
+        help="what is fetched first after the resume, beside what surrounds its faults: what it touched last, or "
         "memory in the order of its addresses, to compare (default: hot)",
     )
     add(

@@ -26,7 +26,7 @@ MESSAGE_SECONDS = 30.0
 
 
 def tell_hot(run: Run) -> None:
-    """Tell the destination what was written to last. It is a help, nothing more: no failure of it counts."""
+    """Tell the destination what was touched last. It is a help, nothing more: no failure of it counts."""
     assert run.copy is not None
     hot = run.copy.hot() if run.copy.resume_at_once and not run.copy.is_to_correct else []
     if hot:

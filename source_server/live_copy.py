@@ -17,6 +17,7 @@ import msgspec
 
 from linux.errors import ProcessGone
 from linux.maps import maps_text
+from linux.referenced import clear_referenced, look_touched, resident_bytes
 from process.contents import inodes_without_path
 from process.description import Layout, ProcessDescription, Runs
 from process.descriptor_table import Table
@@ -43,8 +44,12 @@ CORRECTION_PUSH = 3
 PART_NS = 250_000_000
 ANSWER_SECONDS = 600.0
 LEARNING_SECONDS = 0.3
-HOT_RUNS = 4096
-HOT_SECONDS = 0.05
+HOT_RUNS = 16384
+HOT_SECONDS, HOT_SECONDS_MOST = 0.05, 1.0
+HOT_BYTES_PER_SECOND = 1 << 30
+"""Large processes are watched for longer, for about as long as a fast link would take to move them."""
+MOSTLY = 0.5
+"""The part of a mapping that has to be touched while it is watched for all of it to be hot."""
 HARMLESS_WAIT_MS = 200
 LAST_WORDS_SECONDS = 2.0
 
@@ -64,6 +69,7 @@ class LiveCopy:
     rounds: Rounds | None = None
     done: list[Round] = field(default_factory=list)
     plain: bool = False
+    touched: list[Runs] = field(default_factory=list)
 
     @property
     def tracking(self) -> str:
@@ -95,11 +101,12 @@ class LiveCopy:
             self.server.push(CORRECTION_PUSH, [], urgent=True)
 
     def hot(self) -> list[Runs]:
-        """What was written to last, when the process stands still. Never raises: it is a help, nothing more."""
+        """What was written to last, when the process stands still, then the mappings of which most was read. Never
+        raises: it is a help, nothing more."""
         if self.rounds is not None:
             with contextlib.suppress(OSError, ProcessGone):
-                return self.rounds.hot(HOT_RUNS)
-        return []
+                return self.rounds.hot(HOT_RUNS) + self.touched
+        return self.touched
 
 
 def writes_past_the_tracker(table: Table) -> bool:
@@ -118,11 +125,10 @@ def copy_live(
             _begin(copy)
             if copy.rounds is not None and wishes.rounds:
                 _run_rounds(copy)
-            elif copy.rounds is not None:
-                copy.rounds.arm()
-                time.sleep(HOT_SECONDS)
             elif wishes.rounds:
                 _without_tracking(copy)
+            elif wishes.resume_at_once and wishes.hot_first:
+                _learn_what_is_hot(copy)
         except ProcessGone:
             raise _gone(seen) from None
         except (OSError, TimeoutError) as error:
@@ -154,6 +160,20 @@ def _begin(copy: LiveCopy) -> None:
     copy.rounds = Rounds(copy.server, SPACE, copy.seen.pid, tracker)
     copy.seen = dataclasses.replace(copy.seen, ours=OURS)
     copy.rounds.watch(round_ranges(copy.seen.memory))
+
+
+def _learn_what_is_hot(copy: LiveCopy) -> None:
+    """Watch for a while what the process touches. Raises OSError, ProcessGone."""
+    pid = copy.seen.pid
+    clear_referenced(pid)
+    if copy.rounds is not None:
+        copy.rounds.arm()
+    time.sleep(min(max(HOT_SECONDS, resident_bytes(pid) / HOT_BYTES_PER_SECOND), HOT_SECONDS_MOST))
+    ranges = {one.start: one for one in round_ranges(copy.seen.memory)}
+    mostly = [one for one in look_touched(pid) if one.start in ranges and one.referenced >= MOSTLY * one.resident]
+    # The smaller, the more it says.
+    mostly.sort(key=lambda one: one.resident)
+    copy.touched = [Runs(one.start, (min(one.end, ranges[one.start].end) - one.start) // PAGE) for one in mostly]
 
 
 def _without_tracking(copy: LiveCopy) -> None:

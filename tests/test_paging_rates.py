@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from paging import BASE, PAGE, SESSION, Move, connected_pair, moving
+from paging import BASE, PAGE, SESSION, Move, connected_pair, eventually, moving
 
+from linux.pagemap import present_runs
+from pager.pager import HotRun
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PushRun
 
 
@@ -141,6 +143,28 @@ def test_a_limit_holds_bulk_back_and_never_faults(program: Path, side: str) -> N
         rate = move.pager.counters["prefetched_pages"] * PAGE / took
         assert rate < 5_000_000
         assert faults_took < took / 2
+
+
+@pytest.mark.parametrize("faults", [0, 3])
+def test_what_is_hot_comes_first_also_beside_faults(program: Path, faults: int) -> None:
+    hot = [BASE + page * PAGE for page in range(2000, 4000, 8)]
+    with moving(program, 4000) as move:
+        move.pager.limit(2_000_000)
+        move.server.compress(COMPRESS_NONE)
+        for number in range(faults):
+            assert move.destination.ask("check", 500 * number, 1) == 0
+        move.pager.prefetch_first([HotRun(address, address + PAGE) for address in hot])
+        move.pager.prefetch_start()
+
+        def come() -> int:
+            runs = present_runs(move.destination.pid, [(address, address + PAGE) for address in hot])
+            return sum((end - start) // PAGE for start, end in runs)
+
+        # Some of the pages hold zeros alone and are not placed.
+        eventually(lambda: come() > 0.75 * len(hot))
+        assert move.pager.counters["prefetched_pages"] < 2 * len(hot)
+        move.pager.limit(0)
+        move.complete()
 
 
 def test_a_limit_holds_pushes_back(program: Path) -> None:

@@ -128,7 +128,7 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
-    """Source, after COMMIT: runs of pages that were written to last, to be fetched before all else."""
+    """Source, after COMMIT: runs of pages that were touched last, to be fetched before all else."""
 
     payload: msgspec.Raw
 
