@@ -33,7 +33,7 @@ from source_server.tracking import OURS, brief_freeze, start_tracking
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
-from wire.errors import LocalError
+from wire.errors import ConnectionLost, LocalError
 from wire.events import Events
 from wire.exit_codes import ExitCode
 from wire.report import Round, show_seconds
@@ -351,7 +351,8 @@ def _is_alive(pid: int) -> bool:
 def _failed(copy: LiveCopy, error: OSError) -> LocalError:
     """What the other side has said about it, if it was the one that gave up, goes before."""
     if isinstance(error, ConnectionError):
-        copy.control.expect(messages.Pushed, LAST_WORDS_SECONDS)
+        with contextlib.suppress(LocalError, ConnectionLost):
+            copy.control.expect(messages.Pushed, LAST_WORDS_SECONDS)
     return LocalError(
         step="copying while the process runs",
         object=f"process {copy.seen.pid}",

@@ -53,7 +53,7 @@ from wire import messages
 from wire.connection import Roles
 from wire.control import ControlChannel
 from wire.edges import check_fault, edge
-from wire.errors import LocalError, MigrationError, Refused
+from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from wire.events import Events
 from wire.exit_codes import ExitCode
 from wire.host import look_at_host
@@ -97,6 +97,7 @@ def serve(options: ServeOptions, events: Events) -> int:
             run = Run(options, events, seen, control, server, custody, report)
             _migrate(run)
         except MigrationError as error:
+            say_that_it_runs_on(error, options.pid)
             report.error = str(error)
             tell(control, error)
             raise
@@ -104,6 +105,13 @@ def serve(options: ServeOptions, events: Events) -> int:
             write(options, events, report)
     events.result(report)
     return int(ExitCode.OK)
+
+
+def say_that_it_runs_on(error: MigrationError, pid: int) -> None:
+    """Where the connection failed, which knows nothing of processes, say what has become of this one."""
+    by_connection = isinstance(error, ConnectionLost) or error.code is ExitCode.TIMEOUT
+    if by_connection and "runs on" not in str(error):
+        error.remedy = f"process {pid} runs on here; {error.remedy}"
 
 
 def make_server(options: ServeOptions, roles: Roles) -> PageServer:

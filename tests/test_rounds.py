@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import laws
 import pytest
 
-from experiments.machines import Move, wait_for
+from experiments.machines import Move, begin_move, two_machines, wait_for
 from wire.exit_codes import ExitCode
 
 # 24 MiB that rest, a counter that runs; SIGUSR1 forks, SIGUSR2 executes another program, SIGHUP writes without a pause.
@@ -86,6 +87,19 @@ def test_a_death_in_a_round(strategy: str, side: str, process: subprocess.Popen[
     other = move.restore if side == "serve" else move.serve
     # A worker whose front has died lives long enough to say so.
     assert other.process.wait(30) in (ExitCode.LOST_BEFORE, ExitCode.PEER_FAILED), move.said()
+    assert_untracked(process, before)
+
+
+def test_a_link_cut_in_a_round(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    before = laws.picture(process.pid)
+    with two_machines() as machines:
+        move = begin_move(process.pid, machines, tmp_path, strategy="pre-copy", serve=["--bandwidth-limit", "4M"])
+        wait_for("tracking", lambda: is_tracked(process.pid) or None, 20)
+        machines[0].ip("link", "set", machines[0].link, "down")
+        assert move.serve.process.wait(90) == ExitCode.LOST_BEFORE, move.said()
+        assert move.restore.process.wait(90) == ExitCode.LOST_BEFORE, move.said()
+    assert re.search(r"^lm-serve: .*runs on here", move.serve.said(), re.MULTILINE), move.said()
+    assert re.search(r"^lm-restore: .*the process runs on at the source", move.restore.said(), re.MULTILINE)
     assert_untracked(process, before)
 
 
