@@ -218,8 +218,8 @@ struct lm_run {
     uint32_t pages, reach;
 };
 void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high);
-/* How many pages to ask for with a fault at the address: one, unless faults come one behind the other; then
- * more each time, at most `most`. The stream is to be told where it ended. */
+/* How many pages to ask for with a fault at the address: few, on a slow link one, unless faults come one
+ * behind the other; then more each time, at most `most`. The stream is to be told where it ended. */
 struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_space *space, uint64_t address,
                                      uint32_t most);
 /* The next run to ask for, marked ASKED. Returns false when there is none. */

@@ -8,6 +8,7 @@ enum {
     AROUND_FIRST = 128,
     AROUND_MOST = 512,
     HOT_AHEAD = 512,
+    COMPANY_US = 100,
     STREAM_GAP = 8 * LM_PAGE_SIZE,
     MAP_LEAST = 256,
     MAP_MOST = 65536
@@ -27,6 +28,15 @@ void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t l
         (struct lm_recent){.space = space, .low = low, .high = high, .pages = AROUND_FIRST};
 }
 
+/* As many pages as the link takes in so short a time that no other fault minds, by what bulk brings at
+ * present. Where it brings much, and so as much as the processors allow, they are worth more in a fault's
+ * answer than in bulk's: the fault costs as much without them. */
+static uint32_t company(const struct lm_pager *pager, uint32_t most) {
+    uint64_t rate = __atomic_load_n(&pager->statistics->bulk_rate, __ATOMIC_RELAXED);
+    uint64_t pages = rate * COMPANY_US / 1000000 / LM_PAGE_SIZE;
+    return pages < 1 ? 1 : pages < most ? (uint32_t)pages : most;
+}
+
 struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_space *space, uint64_t address,
                                      uint32_t most) {
     struct lm_prefetch *prefetch = &pager->prefetch;
@@ -39,7 +49,7 @@ struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_spa
     }
     prefetch->newest_stream = (prefetch->newest_stream + 1) % LM_STREAMS;
     struct lm_stream *stream = &prefetch->streams[prefetch->newest_stream];
-    *stream = (struct lm_stream){.space = space, .window = 1};
+    *stream = (struct lm_stream){.space = space, .window = company(pager, most)};
     return stream;
 }
 
