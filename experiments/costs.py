@@ -46,13 +46,25 @@ def used(pid: int) -> tuple[float, int, int] | None:
     return (int(fields[11]) + int(fields[12])) * TICK, (resident - shared) * PAGE, shared * PAGE
 
 
+def name_of(pid: int) -> str:
+    """A process's name (proc_pid_comm(5)); "" if it has gone."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
 @dataclass
 class Costs:
-    """Looks at commands ten times a second. Processes that share pages count them once: the largest share."""
+    """Looks at commands ten times a second. Processes that share pages count them once: the largest share.
+
+    `memory`: of each look, every process's private and shared resident bytes. What is moved is found out only when it
+    runs again, and was a command's child long before."""
 
     roots: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, list[dict[int, tuple[int, int]]]] = field(default_factory=dict)
     spared: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -73,7 +85,7 @@ class Costs:
         with self._lock:
             self.roots[name] = pid
             self.seconds[name] = {}
-            self.memory[name] = 0
+            self.memory[name] = []
 
     def spare(self, pid: int) -> None:
         """A process that descends from a command but is the one that is moved: not a cost."""
@@ -88,14 +100,21 @@ class Costs:
         """Look now."""
         with self._lock:
             for name, root in self.roots.items():
-                private, shared = 0, 0
+                looked: dict[int, tuple[int, int]] = {}
                 for pid in family(root):
-                    if pid in self.spared or not (found := used(pid)):
-                        continue
-                    self.seconds[name][pid] = max(found[0], self.seconds[name].get(pid, 0.0))
-                    private += found[1]
-                    shared = max(shared, found[2])
-                self.memory[name] = max(self.memory[name], private + shared)
+                    if pid not in self.spared and (found := used(pid)):
+                        self.seconds[name][pid] = max(found[0], self.seconds[name].get(pid, 0.0))
+                        looked[pid] = found[1:]
+                self.memory[name].append(looked)
+
+    def _peak(self, name: str) -> int:
+        """The largest resident size, bytes."""
+        peak = 0
+        for looked in self.memory[name]:
+            counted = [found for pid, found in looked.items() if pid not in self.spared]
+            private, shared = sum(one[0] for one in counted), max((one[1] for one in counted), default=0)
+            peak = max(peak, private + shared)
+        return peak
 
     def found(self) -> dict[str, Cost]:
         """What each command has used so far."""
@@ -103,7 +122,7 @@ class Costs:
             return {
                 name: Cost(
                     cpu_seconds=round(sum(s for pid, s in self.seconds[name].items() if pid not in self.spared), 3),
-                    memory=self.memory[name],
+                    memory=self._peak(name),
                 )
                 for name in self.roots
             }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.costs import family, name_of
 from experiments.errors import ExperimentError
 from experiments.machines import Machine, wait_for
 from experiments.moves import MOVE_SECONDS, Moved, Order
@@ -30,13 +31,14 @@ QUOTED = 3
 
 @dataclass
 class Commands:
-    """CRIU's commands of one migration: their images and logs."""
+    """CRIU's commands of one migration: their images and logs. `name`: of the process that they move."""
 
     path: str
     order: Order
     source: Path
     destination: Path
     moments: Path
+    name: str
 
     def start(self, name: str, machine: Machine, images: Path, *words: str, wrap: Sequence[str] = ()) -> Command:
         """Start one of them. Its log is in its folder of images."""
@@ -101,7 +103,8 @@ def mover(path: str) -> Callable[[Order], Moved]:
         folders = [order.folder / f"criu-{name}" for name in ("source", "destination")]
         for folder in folders:
             folder.mkdir()
-        commands = Commands(path, order, folders[0], folders[1], order.folder / "criu-moments")
+        moments = order.folder / "criu-moments"
+        commands = Commands(path, order, folders[0], folders[1], moments, name_of(order.pid))
         return {"stop-and-copy": stop_and_copy, "post-copy": lazy_pages}[order.strategy](commands)
 
     return move
@@ -156,6 +159,9 @@ def _restore(commands: Commands, begun: float, words: list[str], until: list[Com
         return moment
 
     resumed = wait_for("criu's post-resume", look, MOVE_SECONDS, 0.001)
+    for pid in family(restore.process.pid):
+        if name_of(pid) == commands.name:
+            order.costs.spare(pid)
     order.when_resumed(0)
     for command in until:
         command.end()

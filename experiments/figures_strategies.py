@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -80,20 +81,19 @@ def rows_of(axes: Axes, groups: dict[Series, list[Result]]) -> None:
 
 def draw_row(
     axes: Axes, place: float, values: Sequence[float], style: drawing.Style, words: Callable[[float], str],
-    hollow: bool = False,
+    beside: bool = False,
 ) -> None:  # fmt: skip
-    """All values pale, the median with its quartiles, and the median in words."""
+    """All values pale, the median with its quartiles, and the median in words, above it or `beside` it."""
     jitter = drawing.fan(len(values), 0.22)
     axes.plot(values, [place + one for one in jitter], style.marker, color=style.color, alpha=drawing.PALE,
               markersize=3, markeredgewidth=0, zorder=2.5)  # fmt: skip
     middle = spread(values)
-    face, edge = ("white", style.color) if hollow else (style.color, "white")
     axes.errorbar([middle.median], [place], xerr=[[middle.median - middle.low], [middle.high - middle.median]],
-                  color=style.color, marker=style.marker, markersize=6.5, markeredgewidth=1.1 if hollow else 0.6,
-                  markerfacecolor=face, markeredgecolor=edge,
+                  color=style.color, marker=style.marker, markersize=6.5, markeredgewidth=0.6, markeredgecolor="white",
                   capsize=2.5, elinewidth=1.1, linestyle="none", zorder=3)  # fmt: skip
-    axes.annotate(words(middle.median), (middle.median, place), xytext=(0, 7), textcoords="offset points",
-                  fontsize=7.5, ha="center", color="#333333", zorder=4)  # fmt: skip
+    at, across, up = (max(middle.high, *values), "left", "center") if beside else (middle.median, "center", "baseline")
+    axes.annotate(words(middle.median), (at, place), xytext=(6, 0) if beside else (0, 7), textcoords="offset points",
+                  fontsize=7.5, ha=across, va=up, color="#333333", zorder=4)  # fmt: skip
 
 
 def recovery(results: Sequence[Result], order: Sequence[Series], floors: Callable[[str], Floor | None]) -> Figure:
@@ -149,6 +149,16 @@ def words_of(column: Column, smallest: float) -> Callable[[float], str]:
     return lambda value: column.nothing if value < smallest else column.words(value)
 
 
+def in_order(name: str) -> tuple[int, str]:
+    """Our own commands first, as they are started."""
+    return (list(SIDES).index(name) if name in SIDES else len(SIDES), name)
+
+
+def named(need: Need, name: str, value: float) -> str:
+    """What a command needs, in words."""
+    return f"{SIDES.get(name, name)} {need.words(value)}"
+
+
 def costs(results: Sequence[Result], order: Sequence[Series], floors: Callable[[str], Floor | None]) -> Figure:
     """Processor time and largest resident size of the commands on both sides."""
     title = "What the commands themselves need"
@@ -158,28 +168,24 @@ def costs(results: Sequence[Result], order: Sequence[Series], floors: Callable[[
     # One setting is enough here: the one with most runs.
     panel = max(shown, key=lambda one: len(one.results))
     groups = by_series(panel.results)
-    figure, grid = drawing.canvas(1, 2, 0.9 + 0.62 * len(groups))
-    known_names = list(SIDES)
-    names = sorted({name for one in panel.results for name in one.costs},
-                   key=lambda name: (known_names.index(name) if name in SIDES else len(SIDES), name))  # fmt: skip
+    figure, grid = drawing.canvas(1, 2, 0.9 + 0.66 * len(groups))
     for axes, need in zip(grid[0], NEEDS, strict=True):
         most = 0.0
         for place, (series, runs) in enumerate(groups.items()):
+            names = sorted({name for one in runs for name in one.costs}, key=in_order)
+            style = drawing.style_of(series, order)
             for number, name in enumerate(names):
                 values = [need.value(one.costs[name]) for one in runs if name in one.costs]
-                if values:
-                    offset = ((number + 0.5) / len(names) - 0.5) * 0.62
-                    style = drawing.style_of(series, order)
-                    draw_row(axes, place + offset, values, style, need.words, hollow=number > 0)
-                    most = max([most, *values])
+                offset = ((number + 0.5) / len(names) - 0.5) * 0.8
+                draw_row(axes, place + offset, values, style, partial(named, need, name), beside=True)
+                most = max([most, *values])
         rows_of(axes, groups)
         axes.set(xlabel=need.label, title=panel.setting.words() if axes is grid[0][0] else "")
-        top = most * 1.18 or 1.0
+        # Room for the words beside the last mark.
+        top = most * 1.6 or 1.0
         axes.set_xlim(0, top)
         ticks = need.ticks(top)
         axes.set_xticks(ticks, [need.words(tick) if tick else "0" for tick in ticks])
     grid[0][1].tick_params(labelleft=False)
-    marks = [Line2D([], [], color="#444444", marker="o", linestyle="none", markersize=6, label=SIDES.get(name, name),
-                    markerfacecolor="white" if number else "#444444") for number, name in enumerate(names)]  # fmt: skip
-    drawing.head(figure, title, marks)
+    drawing.head(figure, title, [])
     return figure
