@@ -165,15 +165,26 @@ def _begin(copy: LiveCopy) -> None:
 def _learn_what_is_hot(copy: LiveCopy) -> None:
     """Watch for a while what the process touches. Raises OSError, ProcessGone."""
     pid = copy.seen.pid
-    clear_referenced(pid)
+    # Where /proc may not be written to, as in many containers, what is read stays unknown: no reason not to move.
+    cleared = False
+    with contextlib.suppress(OSError, ProcessGone):
+        clear_referenced(pid)
+        cleared = True
     if copy.rounds is not None:
         copy.rounds.arm()
     time.sleep(min(max(HOT_SECONDS, resident_bytes(pid) / HOT_BYTES_PER_SECOND), HOT_SECONDS_MOST))
-    ranges = {one.start: one for one in round_ranges(copy.seen.memory)}
-    mostly = [one for one in look_touched(pid) if one.start in ranges and one.referenced >= MOSTLY * one.resident]
+    if cleared:
+        with contextlib.suppress(OSError, ProcessGone):
+            copy.touched = _touched_ranges(copy.seen)
+
+
+def _touched_ranges(seen: SourceLook) -> list[Runs]:
+    """The mappings paged on demand of which most was touched. Raises OSError, ProcessGone."""
+    ranges = {one.start: one for one in round_ranges(seen.memory)}
+    mostly = [one for one in look_touched(seen.pid) if one.start in ranges and one.referenced >= MOSTLY * one.resident]
     # The smaller, the more it says.
     mostly.sort(key=lambda one: one.resident)
-    copy.touched = [Runs(one.start, (min(one.end, ranges[one.start].end) - one.start) // PAGE) for one in mostly]
+    return [Runs(one.start, (min(one.end, ranges[one.start].end) - one.start) // PAGE) for one in mostly]
 
 
 def _without_tracking(copy: LiveCopy) -> None:
