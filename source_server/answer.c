@@ -23,9 +23,7 @@ int lm_server_answer_fault(struct lm_page_server *server, const struct lm_reques
         return lm_page_sender_failed(sender, error);
     }
     error = lm_page_sender_pages(sender, request->address, 1, buffer);
-    /* All at once: each write wakes the destination. But to compress the others takes longer than to send
-     * one. */
-    if (!error && (request->pages == 1 || lm_pace_level_urgent(sender->pace)))
+    if (!error)
         error = lm_page_sender_flush(sender, request->pages == 1);
     count(&server->statistics->requests, 1);
     count(&server->statistics->fault_pages, 1);
@@ -34,10 +32,10 @@ int lm_server_answer_fault(struct lm_page_server *server, const struct lm_reques
     uint64_t next = request->address + LM_PAGE_SIZE;
     uint32_t pages = request->pages - 1;
     /* The neighbours are a guess: what cannot be read is not worth a word. */
-    if (lm_page_reader_read(reader, next, pages, buffer + LM_PAGE_SIZE))
+    if (lm_page_reader_read(reader, next, pages, buffer))
         error = lm_page_sender_empty(sender, LM_FRAME_END, 0, 0);
     else
-        error = lm_page_sender_pages(sender, next, pages, buffer + LM_PAGE_SIZE);
+        error = lm_page_sender_pages(sender, next, pages, buffer);
     return error ? error : lm_page_sender_flush(sender, true);
 }
 
