@@ -25,6 +25,7 @@ STAY = 1
 PROGRAM_ALIGNMENT = 64
 # Ignored by default and seen by a tracer all the same; the first one that the process does not handle is used.
 END_SIGNALS = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
+NO_GADGETS = Gadgets(0, 0)
 MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPLACE (mmap(2))
 
 
@@ -41,7 +42,7 @@ class ThreadState:
 class SourceThreads:
     """All threads of a stopped source, the leader first, with the mapping that their programs use.
 
-    `address` is 0 until `map_stub` has made the mapping."""
+    `address` is 0 until `map_stub` has made the mapping; `gadgets` and `frame` are what it was made with."""
 
     pid: int
     tids: list[int]
@@ -49,6 +50,8 @@ class SourceThreads:
     end_signal: int
     address: int = 0
     length: int = 0
+    gadgets: Gadgets = NO_GADGETS
+    frame: int = 0
 
     @property
     def flag_address(self) -> int:
@@ -110,6 +113,7 @@ def map_stub(threads: SourceThreads, gadgets: Gadgets, frame: int, address: int,
     Raises OSError (EEXIST: the address is taken), ProcessGone."""
     lone_call(threads.pid, gadgets, frame, SYS_mmap, address, length, 7, MAP_FLAGS, -1, 0)
     threads.address, threads.length = address, length
+    threads.gadgets, threads.frame = gadgets, frame
     write_frames(threads)
 
 
@@ -125,10 +129,10 @@ def write_frames(threads: SourceThreads, word: int = 0) -> None:
     tracee.write_memory(threads.pid, threads.address, bytes(content))
 
 
-def unmap_stub(threads: SourceThreads, gadgets: Gadgets, frame: int) -> None:
-    """Take the mapping away again; every thread is at home."""
+def unmap_stub(threads: SourceThreads) -> None:
+    """Take the mapping away again, if there is one; every thread is at home."""
     if threads.address:
-        lone_call(threads.pid, gadgets, frame, SYS_munmap, threads.address, threads.length)
+        lone_call(threads.pid, threads.gadgets, threads.frame, SYS_munmap, threads.address, threads.length)
         threads.address = threads.length = 0
 
 

@@ -22,7 +22,8 @@ class ProcessDescription(msgspec.Struct, frozen=True, kw_only=True):
     """One process. `space` is the number of its memory in the page stream, `executable` the path of its program.
 
     `resident` are the bytes of its own memory that exist, roughly: what the destination needs room for.
-    `corrected` numbers a push that says what is not true any more of what rounds have sent; 0: there were none.
+    `corrected` numbers a push that says what is not true any more of what rounds have sent, and could not be told
+    while this was put together; 0: there is none.
     `changed` are the pages of private file mappings that differ from the file, `dropped` those that did when they were
     pushed first and do not any more; `pushed` numbers the push on the bulk connection that carries the changed ones,
     with the pages that the process touches first. `as_staged`: the memory and the files behind it are as they were in

@@ -12,7 +12,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -34,7 +34,7 @@ from restorer.husk_process import end_husk, is_killed, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
 from restorer.preflight import Peer, preflight
-from restorer.rounds import correct, drop_forgotten, memory_ranges, take_rounds
+from restorer.rounds import correct, drop_forgotten, memory_ranges, take_freezing, take_rounds
 from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
 from restorer.waiting import (
@@ -186,10 +186,13 @@ def add_contents(run: Run, contents: Iterable[Content]) -> None:
 
 def wait_for_final(run: Run) -> ProcessDescription:
     """Wait for the freeze. The front may still stop everything."""
-    take_rounds(run)
+    message: messages.Freezing | messages.Final = take_rounds(run)
     gc.disable()
-    final = expect(run, messages.Final, FINAL_SECONDS)
-    return with_known(run, only_process(messages.unpack(final.payload, MigrationDescription)))
+    due: Any = messages.Freezing | messages.Final
+    while isinstance(message, messages.Freezing):
+        take_freezing(run, message)
+        message = expect(run, due, FINAL_SECONDS)
+    return with_known(run, only_process(messages.unpack(message.payload, MigrationDescription)))
 
 
 def apply_final(run: Run) -> None:
@@ -208,9 +211,9 @@ def apply_final(run: Run) -> None:
     if not final.as_staged:
         run.pager.set_ranges(memory_ranges(final.memory), final.space)
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
-    correct(run, final)
+    correct(run, final.corrected, final.memory)
     receive_push(run, final.pushed)
-    drop_forgotten(run, final)
+    drop_forgotten(run, final.memory)
     edge("destination-laid-out")
     build.apply_threads(run.building, final, run.custody)
     edge("destination-built")

@@ -13,7 +13,7 @@ from _lm import lib
 from linux.program import Program
 from linux.syscall_numbers import SYS_madvise, SYS_mprotect, SYS_prctl
 from pager.pager import PagedRange, RangeKind
-from process.description import Layout, ProcessDescription
+from process.description import Layout
 from process.mapped_files import preflight_mapped_files
 from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from restorer import build
@@ -40,7 +40,7 @@ def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
     return sorted(ranges, key=lambda one: one.start)
 
 
-def take_rounds(run: Run) -> None:
+def take_rounds(run: Run) -> messages.Freezing:
     """Take rounds in until the freeze begins. Raises MigrationError, OSError."""
     assert run.pager is not None
     due: Any = messages.Round | messages.Freezing
@@ -48,12 +48,7 @@ def take_rounds(run: Run) -> None:
     while True:
         message: messages.Round | messages.Freezing = expect(run, due, WAIT_SECONDS)
         if isinstance(message, messages.Freezing):
-            run.resume_at_once = message.resume_at_once
-            run.report.strategy = message.strategy
-            run.report.tracking = message.tracking
-            if message.payload != messages.NOTHING:
-                run.report.rounds = messages.unpack(message.payload, list[Round])
-            return
+            return message
         run.pager.follow()
         if not small:
             _keep_pages_small(run)
@@ -64,6 +59,18 @@ def take_rounds(run: Run) -> None:
             receive_push(run, message.push)
         edge("destination-round")
         run.control.send(messages.Pushed(push=message.push))
+
+
+def take_freezing(run: Run, message: messages.Freezing) -> None:
+    """A freeze begins at the source: learn what it came to be, and take in meanwhile what is not true any more of the
+    pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
+    assert run.building is not None
+    run.resume_at_once = message.resume_at_once
+    run.report.strategy = message.strategy
+    run.report.tracking = message.tracking
+    if message.payload != messages.NOTHING:
+        run.report.rounds = messages.unpack(message.payload, list[Round])
+    correct(run, message.correction, run.building.staged.memory)
 
 
 def _keep_pages_small(run: Run) -> None:
@@ -85,14 +92,16 @@ def _follow_layout(run: Run, layout: Layout) -> None:
     run.pager.set_ranges(memory_ranges(layout.memory), run.building.staged.space)
 
 
-def correct(run: Run, final: ProcessDescription) -> None:
-    """Take in what is not true any more of the pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
-    if final.corrected:
-        receive_push(run, final.corrected)
-        drop_forgotten(run, final)
+def correct(run: Run, push: int, memory: AddressSpace) -> None:
+    """Take in what is not true any more of the pages of the rounds, in a husk of this layout; nothing for push 0.
+
+    Raises MigrationError, OSError, SyscallFailed."""
+    if push:
+        receive_push(run, push)
+        drop_forgotten(run, memory)
 
 
-def drop_forgotten(run: Run, final: ProcessDescription) -> None:
+def drop_forgotten(run: Run, memory: AddressSpace) -> None:
     """Drop in the husk what is to be forgotten, and what could not be written over. Raises OSError, SyscallFailed."""
     assert run.pager is not None
     assert run.building is not None
@@ -106,7 +115,7 @@ def drop_forgotten(run: Run, final: ProcessDescription) -> None:
         for first in range(0, len(drops.shared), DROPS_AT_A_TIME):
             program = Program("dropping shared pages that have changed")
             for start, length in drops.shared[first : first + DROPS_AT_A_TIME]:
-                _drop_shared_rows(program, start, length, final.memory)
+                _drop_shared_rows(program, start, length, memory)
             run_in(run.building.husk, program)
     run.pager.dropped(in_order=not run.options.wishes.hot_first)
 

@@ -18,7 +18,7 @@ from linux.syscall_numbers import SYS_exit_group
 from process import task as tasks
 from process.thread_rebuild import retire_rows
 from source_server import custody as custodies
-from source_server.look import FrozenSource, SourceLook, freeze_and_describe
+from source_server.look import AskedSource, FrozenSource, SourceLook, ask, describe_stopped
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
@@ -34,6 +34,7 @@ class Frozen:
 
     seen: SourceLook
     stops: list[tracee.Stop]
+    threads: sources.SourceThreads | None = None
     source: FrozenSource | None = None
     committed: bool = False
 
@@ -77,18 +78,24 @@ def _cannot_freeze(pid: int, error: Exception) -> LocalError:
 
 def thaw(state: Frozen) -> None:
     """Put everything back and let the threads go."""
-    source = state.source
     with contextlib.suppress(ProcessGone, OSError):
-        if source is not None:
-            sources.bring_home(source.threads)
-            sources.unmap_stub(source.threads, state.seen.gadgets, source.frame)
+        if state.threads is not None:
+            sources.bring_home(state.threads)
+            sources.unmap_stub(state.threads)
     with contextlib.suppress(ProcessGone, OSError):
         tracee.thaw(state.stops, True)
 
 
-def describe(state: Frozen) -> FrozenSource:
-    """Describe the stopped process; programs run in it."""
-    state.source = freeze_and_describe(state.seen, state.stops)
+def ask_threads(state: Frozen) -> AskedSource:
+    """Have the stopped threads tell what only they know: programs run in them."""
+    seen = state.seen
+    state.threads = sources.look_threads(seen.pid, [stop.tid for stop in state.stops], seen.end_signal)
+    return ask(seen, state.stops, state.threads)
+
+
+def describe(state: Frozen, asked: AskedSource) -> FrozenSource:
+    """Describe the stopped process whose threads were asked."""
+    state.source = describe_stopped(state.seen, asked)
     return state.source
 
 

@@ -19,7 +19,7 @@ from linux.errors import ProcessGone
 from linux.maps import maps_text
 from linux.referenced import clear_referenced, look_touched, resident_bytes
 from process.contents import inodes_without_path
-from process.description import Layout, ProcessDescription, Runs
+from process.description import Layout, Runs
 from process.descriptor_table import Table
 from process.files import File
 from process.mapped_files import look_mapped_files
@@ -40,7 +40,7 @@ from wire.report import Round, show_seconds
 from wire.strategy import AUTO, STRATEGIES, Wishes
 
 ROUND_PUSH = 16
-CORRECTION_PUSH = 3
+CORRECTION_PUSH = 1 << 30
 PART_NS = 250_000_000
 ANSWER_SECONDS = 600.0
 LEARNING_SECONDS = 0.3
@@ -70,6 +70,7 @@ class LiveCopy:
     done: list[Round] = field(default_factory=list)
     plain: bool = False
     touched: list[Runs] = field(default_factory=list)
+    corrections: int = 0
 
     @property
     def tracking(self) -> str:
@@ -81,24 +82,35 @@ class LiveCopy:
         """Whether anything was sent that may be another now."""
         return bool(self.done)
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether a tracker tells what is another now, so that correcting needs no description."""
+        return self.rounds is not None and self.is_to_correct
+
+    def next_correction(self) -> int:
+        """A number for another push that corrects."""
+        self.corrections += 1
+        return CORRECTION_PUSH + self.corrections
+
     def close(self) -> None:
         """End the tracking."""
         if self.rounds is not None:
             self.rounds.close()
             self.rounds = None
 
-    def correct(self, frozen: ProcessDescription) -> None:
-        """At the frozen process: push what is not true any more of what was sent, or tell that it is to be forgotten.
+    def correct(self, push: int, memory: AddressSpace, *, void: bool = False) -> None:
+        """At the frozen process, of this layout: push what is not true any more of what was sent, or tell that it is to
+        be forgotten. `void`: nothing of it is true. What was told once is told again.
 
         Raises OSError, ProcessGone."""
         if self.plain:
-            self.server.push(CORRECTION_PUSH, _plain_runs(frozen.memory), changed=True, urgent=True)
-        if self.rounds is not None and self.is_to_correct:
-            if frozen.memory is not self.seen.memory:
-                self.rounds.watch(round_ranges(frozen.memory))
-            void = writes_past_the_tracker(frozen.descriptors)
-            self.rounds.last(CORRECTION_PUSH, forget=self.resume_at_once, void=void)
-            self.server.push(CORRECTION_PUSH, [], urgent=True)
+            self.server.push(push, _plain_runs(memory), changed=True, urgent=True)
+            return
+        assert self.rounds is not None
+        if memory is not self.seen.memory:
+            self.rounds.watch(round_ranges(memory))
+        self.rounds.last(push, forget=self.resume_at_once, void=void)
+        self.server.push(push, [], urgent=True)
 
     def hot(self) -> list[Runs]:
         """What was written to last, when the process stands still, then the mappings of which most was read. Never

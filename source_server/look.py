@@ -19,7 +19,6 @@ from linux.maps import maps, maps_text
 from linux.source_threads import (
     SourceThreads,
     choose_end_signal,
-    look_threads,
     map_stub,
     prepare,
     room_needed,
@@ -93,13 +92,24 @@ class SourceLook:
         )
 
 
+@dataclass(frozen=True)
+class AskedSource:
+    """The stopped process, its threads asked and nothing put together yet. `memory` is that of `SourceLook` itself
+    unless the layout has changed since."""
+
+    threads: SourceThreads
+    memory: AddressSpace
+    stopped: tasks.StoppedTask
+    pending: tasks.PendingSignals
+    told: tasks.ProcessAnswers
+    answers: dict[int, bytes]
+
+
 @dataclass
 class FrozenSource:
     """The stopped process: its threads with the mapping that programs use in it, and the whole description."""
 
-    stops: list[tracee.Stop]
     threads: SourceThreads
-    frame: int
     stopped: tasks.StoppedTask
     pending: tasks.PendingSignals
     descriptors: Look
@@ -238,13 +248,11 @@ def no_longer(before: list[Runs], now: list[Runs]) -> list[Runs]:
     ]
 
 
-def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSource:
-    """Describe the stopped process, with one program in each of its threads.
+def ask(look: SourceLook, stops: list[tracee.Stop], threads: SourceThreads) -> AskedSource:
+    """Run one program in each of the stopped threads; `threads` were looked at before.
 
-    Raises ProcessGone, OSError, SyscallFailed; the caller thaws."""
-    pid = look.pid
-    tids = [stop.tid for stop in stops]
-    threads = look_threads(pid, tids, look.end_signal)
+    Raises ProcessGone, OSError, SyscallFailed; the caller brings the threads home and takes the mapping away."""
+    pid, tids = look.pid, threads.tids
     stopped = tasks.look_stopped_task(pid, stops, look.task, _looked(threads))
     questions = current_questions(look.questions, pid)
     programs = programs_for(questions, tids)
@@ -258,10 +266,17 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
     outcomes = run_in_source(threads, programs)
     pending = tasks.look_pending_signals(stopped)
     told, answers = answers_of(questions, tids, outcomes)
-    task = tasks.complete_task(stopped, pending, told, answers, _paths(memory))
+    return AskedSource(threads, memory, stopped, pending, told, answers)
+
+
+def describe_stopped(look: SourceLook, asked: AskedSource) -> FrozenSource:
+    """Put together what the threads have told and what can be seen of the stopped process from outside.
+
+    Raises ProcessGone, OSError."""
+    pid, memory, same = look.pid, asked.memory, asked.memory is look.memory
+    task = tasks.complete_task(asked.stopped, asked.pending, asked.told, asked.answers, _paths(memory))
     descriptors = look_descriptors(pid, look.descriptors, frozen=True)
     changed = changed_file_pages(pid, memory)
-    same = memory is look.memory
     files = look_written_again(pid, look.files, memory.mappings) if same else look_mapped_files(pid, memory.mappings)
     description = ProcessDescription(
         space=SPACE,
@@ -275,20 +290,11 @@ def freeze_and_describe(look: SourceLook, stops: list[tracee.Stop]) -> FrozenSou
         contents=look_contents(descriptors.table, look.contents),
         pushed=FINAL_PUSH,
     )
-    obstacles = tasks.frozen_obstacles(task, answers)
-    if memory is not look.memory:
+    obstacles = tasks.frozen_obstacles(task, asked.answers)
+    if not same:
         obstacles += mapping_obstacles(memory, inodes_without_path(descriptors.table))
-    return FrozenSource(
-        stops,
-        threads,
-        frame,
-        stopped,
-        pending,
-        descriptors,
-        description,
-        obstacles,
-        hot_runs(description),
-    )
+    hot = hot_runs(description)
+    return FrozenSource(asked.threads, asked.stopped, asked.pending, descriptors, description, obstacles, hot)
 
 
 def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:

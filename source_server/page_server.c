@@ -98,10 +98,14 @@ static void *bulk_main(void *argument) {
     return NULL;
 }
 
-static void end_threads(struct lm_page_server *server) {
-    atomic_store(&server->stop, true);
+void lm_page_server_hang_up(struct lm_page_server *server) {
     lm_channel_shutdown(&server->fault);
     lm_channel_shutdown(&server->bulk);
+}
+
+static void end_threads(struct lm_page_server *server) {
+    atomic_store(&server->stop, true);
+    lm_page_server_hang_up(server);
     if (server->threads) {
         pthread_join(server->fault_thread, NULL);
         pthread_join(server->bulk_thread, NULL);

@@ -70,6 +70,9 @@ void lm_page_server_compress(struct lm_page_server *server, int level);
 int lm_page_server_push(struct lm_page_server *server, uint32_t id, const struct lm_push_run *runs,
                         size_t count, uint32_t flags);
 
+/* End both connections, so that what writes on them in another thread comes back. */
+void lm_page_server_hang_up(struct lm_page_server *server);
+
 /* LM_SERVER_...: IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol; FAILED
  * when the memory could not be read. */
 int lm_page_server_state(struct lm_page_server *server);

@@ -128,6 +128,10 @@ class PageServer:
         array = ffi.new("struct lm_push_run[]", listed)
         check(lib.lm_page_server_push(self._server, identifier, array, len(listed), flags))
 
+    def hang_up(self) -> None:
+        """End both connections, so that a push under way in another thread comes back."""
+        lib.lm_page_server_hang_up(self._server)
+
     @property
     def state(self) -> ServerState:
         """The state now."""

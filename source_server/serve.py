@@ -12,7 +12,6 @@ import contextlib
 import gc
 import os
 import random
-import threading
 import time
 from collections.abc import Iterable, Iterator
 
@@ -32,7 +31,7 @@ from source_server import custody as custodies
 from source_server import handover
 from source_server.aftermath import serve_until_finished, tell_hot
 from source_server.contents import serve_contents, serve_new_contents
-from source_server.live_copy import CORRECTION_PUSH, LiveCopy, copy_live
+from source_server.live_copy import copy_live, writes_past_the_tracker
 from source_server.look import (
     FINAL_PUSH,
     PAGE,
@@ -46,6 +45,7 @@ from source_server.look import (
 )
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
+from source_server.pusher import Push, Pusher, pushing
 from source_server.run import KEPT, Run, fill_report, tell, write
 from source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
 from source_server.vdso_exit import leave_vdso
@@ -182,28 +182,38 @@ class PassingObstacles(Exception):
 def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
-    assert run.copy is not None
     gc.disable()
-    rounds = messages.pack(run.copy.done)
+    with pushing(run.server) as pusher:
+        for attempt in range(MOST_FREEZES):
+            if attempt:
+                # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
+                time.sleep(random.uniform(0.001, 0.02))
+                pusher.wait(run.options.max_freeze)
+            correction = announce(run)
+            with contextlib.suppress(PassingObstacles):
+                return freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
+    raise AssertionError("the last attempt does not end here")
+
+
+def announce(run: Run) -> int:
+    """Say that a freeze begins; the number of the push that corrects meanwhile, 0 if there is none."""
+    assert run.copy is not None
+    correction = run.copy.next_correction() if run.copy.is_tracked else 0
     run.control.send(
         messages.Freezing(
             strategy=run.copy.strategy,
             resume_at_once=run.copy.resume_at_once,
             tracking=run.copy.tracking,
-            payload=rounds,
+            correction=correction,
+            payload=messages.pack(run.copy.done),
         )
     )
-    for attempt in range(MOST_FREEZES):
-        if attempt:
-            # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
-            time.sleep(random.uniform(0.001, 0.02))
-        with contextlib.suppress(PassingObstacles):
-            return freeze_once(run, attempt == MOST_FREEZES - 1)
-    raise AssertionError("the last attempt does not end here")
+    return correction
 
 
-def freeze_once(run: Run, last: bool) -> handover.Committed:
+def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handover.Committed:
     """One freeze. Raises PassingObstacles unless it is the `last` one."""
+    assert run.copy is not None
     deadline = time.monotonic() + run.options.max_freeze
     began = time.monotonic_ns()
     with signals_held(), bounded(run), handover.frozen(run.seen) as state:
@@ -211,7 +221,10 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
         if passing and not last:
             raise PassingObstacles
-        source = handover.describe(state)
+        asked = handover.ask_threads(state)
+        if correction:
+            pusher.do(correct_early(run, correction, asked.memory))
+        source = handover.describe(state, asked)
         edge("source-asked")
         passing += passing_obstacles(source.description.descriptors, run.same_machine)
         if passing and not last:
@@ -222,9 +235,10 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         serve_new_contents(run.server, run.served, source)
-        pusher = threading.Thread(target=push_quietly, args=(run.server, source, run.copy), daemon=True)
-        pusher.start()
-        described = without_known(run.seen, source.description, run.copy)
+        corrected = correct_late(run, pusher, source)
+        runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
+        pusher.do(lambda: run.server.push(FINAL_PUSH, runs, changed=True, urgent=True))
+        described = without_known(run.seen, source.description, corrected)
         whole = MigrationDescription(processes=[described])
         run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
         edge("source-final-sent")
@@ -235,7 +249,7 @@ def freeze_once(run: Run, last: bool) -> handover.Committed:
         except LocalError as error:
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
         edge("source-ready")
-        pusher.join(left(deadline))
+        pusher.wait(left(deadline))
         handed_over = messages.unpack(ready.payload, list[int])
         committed = handover.commit(state, run.control, run.custody, began)
         # A signal that was held until now finds that it comes too late.
@@ -257,10 +271,30 @@ def bounded(run: Run) -> Iterator[None]:
         run.custody.thawed()
 
 
-def without_known(seen: SourceLook, description: ProcessDescription, copy: LiveCopy | None) -> ProcessDescription:
+def correct_early(run: Run, correction: int, memory: AddressSpace) -> Push:
+    """What corrects while the process is being described: nothing where its layout is not the destination's."""
+    copy = run.copy
+    assert copy is not None
+    if memory is run.seen.memory:
+        return lambda: copy.correct(correction, memory)
+    return lambda: run.server.push(correction, [], urgent=True)
+
+
+def correct_late(run: Run, pusher: Pusher, source: FrozenSource) -> int:
+    """Correct what only the description tells of; the number of that push, 0 if there is nothing of it."""
+    copy, memory = run.copy, source.description.memory
+    assert copy is not None
+    void = writes_past_the_tracker(source.description.descriptors)
+    if not copy.is_to_correct or (copy.is_tracked and memory is run.seen.memory and not void):
+        return 0
+    correction = copy.next_correction()
+    pusher.do(lambda: copy.correct(correction, memory, void=void))
+    return correction
+
+
+def without_known(seen: SourceLook, description: ProcessDescription, corrected: int) -> ProcessDescription:
     """The final description without what the destination has already: the shortest message freezes the least."""
-    if copy is not None and copy.is_to_correct:
-        description = msgspec.structs.replace(description, corrected=CORRECTION_PUSH)
+    description = msgspec.structs.replace(description, corrected=corrected)
     if description.memory is not seen.memory:
         return description
     files = [] if description.files is seen.files else description.files
@@ -271,15 +305,6 @@ def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun
     """Pages and whole files to push, as the page server wants them."""
     pages = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
     return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
-
-
-def push_quietly(server: PageServer, source: FrozenSource, copy: LiveCopy | None) -> None:
-    """Push what is hot and what has changed. A lost connection shows on the control channel as well."""
-    with contextlib.suppress(OSError, ProcessGone):
-        if copy is not None:
-            copy.correct(source.description)
-        runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
-        server.push(FINAL_PUSH, runs, changed=True, urgent=True)
 
 
 def left(deadline: float) -> float:

@@ -77,4 +77,4 @@ def _make_userfaultfd(seen: SourceLook) -> int:
             raise OSError(error.errno, str(error)) from None
         finally:
             bring_home(threads)
-            unmap_stub(threads, seen.gadgets, frame)
+            unmap_stub(threads)

@@ -241,7 +241,7 @@ def test_places_for_a_frame(targets: Callable[[int, int], Target]) -> None:
     target.check_runs()
 
 
-def frozen_threads(pid: int, gadgets: Gadgets) -> tuple[list[tracee.Stop], SourceThreads, int]:
+def frozen_threads(pid: int, gadgets: Gadgets) -> tuple[list[tracee.Stop], SourceThreads]:
     """Freeze it and map the stub, with what an earlier tracer has left behind taken away."""
     stops = tracee.freeze(pid)
     threads = look_threads(pid, [stop.tid for stop in stops], END_SIGNAL)
@@ -251,7 +251,7 @@ def frozen_threads(pid: int, gadgets: Gadgets) -> tuple[list[tracee.Stop], Sourc
             lone_call(pid, gadgets, frame, SYS_munmap, left.start, left.end - left.start)
     length = room_needed(threads, programs_for(threads))
     map_stub(threads, gadgets, frame, free_range([(one.start, one.end) for one in maps(pid)], length), length)
-    return stops, threads, frame
+    return stops, threads
 
 
 def programs_for(threads: SourceThreads) -> dict[int, Program]:
@@ -272,11 +272,11 @@ def test_programs_in_all_threads_outlive_their_tracer(disturbed: bool, targets: 
 
     def work() -> None:
         while True:
-            stops, threads, frame = frozen_threads(pid, gadgets)
+            stops, threads = frozen_threads(pid, gadgets)
             for _ in range(10):
                 run_in_source(threads, programs_for(threads))
             bring_home(threads)
-            unmap_stub(threads, gadgets, frame)
+            unmap_stub(threads)
             tracee.thaw(stops, True)
 
     kill_at_random(target, work, disturbed)
@@ -286,7 +286,7 @@ def test_programs_in_all_threads_leave_no_trace(targets: Callable[[int, int], Ta
     target = targets(2, 3)
     pid = target.pid
     gadgets = gadgets_of(pid)
-    stops, threads, frame = frozen_threads(pid, gadgets)
+    stops, threads = frozen_threads(pid, gadgets)
     before = [thread_state(threads, index) for index in range(target.count)]
     programs = {}
     rows = {}
@@ -296,7 +296,7 @@ def test_programs_in_all_threads_leave_no_trace(targets: Callable[[int, int], Ta
     outcomes = run_in_source(threads, programs)
     assert [outcomes[tid].result(rows[tid]) for tid in threads.tids] == threads.tids
     bring_home(threads)
-    unmap_stub(threads, gadgets, frame)
+    unmap_stub(threads)
     again = look_threads(pid, threads.tids, END_SIGNAL)
     assert [thread_state(again, index) for index in range(target.count)] == before
     assert not [one for one in maps(pid) if one.permissions == "rwxp"]
@@ -310,7 +310,7 @@ def parked_by_a_dead_tracer(target: Target, settled: bool) -> int:
     gadgets = gadgets_of(target.pid)
 
     def work() -> None:
-        _, threads, _ = frozen_threads(target.pid, gadgets)
+        _, threads = frozen_threads(target.pid, gadgets)
         park(threads)
         if settled:
             settle(threads)

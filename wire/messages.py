@@ -79,15 +79,17 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ro
 
 
 class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="freezing"):
-    """Source: the freeze begins now. Wakes the destination up; needs no answer.
+    """Source: a freeze begins now. Wakes the destination up; needs no answer. Comes again where it is tried again.
 
     strategy        what it came to be; `resume_at_once`: before the last page has arrived
+    correction      a push that follows at once on BULK, of what is not true any more of the rounds' pages; 0: none
     payload         the rounds, as the report has them
     """
 
     strategy: str = ""
     resume_at_once: bool = True
     tracking: str = "none"
+    correction: int = 0
     payload: msgspec.Raw = NOTHING
 
 
