@@ -115,6 +115,10 @@ def _file_name(text: bytes) -> str:
 def _read(pid: int, name: str) -> bytes:
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read()
+            text = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
+    if not text:
+        # It has ended, and its memory is gone before its name is.
+        raise ProcessGone(pid)
+    return text

@@ -79,11 +79,28 @@ int lm_page_reader_read(const struct lm_page_reader *reader, uint64_t address, u
     return read_by_descriptor(reader, address, size, buffer);
 }
 
+/* All parts in one call where the kernel lets us. */
+static int read_parts(const struct lm_page_reader *reader, const struct iovec *local,
+                      const struct iovec *remote, int parts) {
+    ssize_t size = 0;
+    for (int i = 0; i < parts; i++)
+        size += (ssize_t)local[i].iov_len;
+    if (reader->pid &&
+        process_vm_readv(reader->pid, local, (unsigned long)parts, remote, (unsigned long)parts, 0) == size)
+        return 0;
+    for (int i = 0; i < parts; i++) {
+        int error =
+            read_by_descriptor(reader, (uintptr_t)remote[i].iov_base, local[i].iov_len, local[i].iov_base);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
 int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
                              const bool *wanted, void *buffer) {
     struct iovec local[LM_RUN_PAGES], remote[LM_RUN_PAGES];
-    int runs = 0;
-    ssize_t size = 0;
+    int parts = 0;
     for (uint32_t i = 0; i < pages;) {
         uint32_t begin = i;
         while (i < pages && wanted[i] == wanted[begin])
@@ -91,20 +108,26 @@ int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t addre
         if (!wanted[begin])
             continue;
         size_t offset = (size_t)begin * LM_PAGE_SIZE, length = (size_t)(i - begin) * LM_PAGE_SIZE;
-        local[runs] = (struct iovec){.iov_base = (char *)buffer + offset, .iov_len = length};
-        remote[runs++] = (struct iovec){.iov_base = (void *)(address + offset), .iov_len = length};
-        size += (ssize_t)length;
+        local[parts] = (struct iovec){.iov_base = (char *)buffer + offset, .iov_len = length};
+        remote[parts++] = (struct iovec){.iov_base = (void *)(address + offset), .iov_len = length};
     }
-    if (reader->pid &&
-        process_vm_readv(reader->pid, local, (unsigned long)runs, remote, (unsigned long)runs, 0) == size)
-        return 0;
-    for (int i = 0; i < runs; i++) {
-        uint64_t offset = (uint64_t)((char *)local[i].iov_base - (char *)buffer);
-        int error = read_by_descriptor(reader, address + offset, local[i].iov_len, local[i].iov_base);
-        if (error)
-            return error;
+    return read_parts(reader, local, remote, parts);
+}
+
+int lm_page_reader_read_scattered(const struct lm_page_reader *reader, const uint64_t *addresses,
+                                  uint32_t pages, void *buffer) {
+    struct iovec local[LM_RUN_PAGES], remote[LM_RUN_PAGES];
+    int parts = 0;
+    for (uint32_t i = 0; i < pages; parts++) {
+        uint32_t begin = i;
+        do
+            i++;
+        while (i < pages && addresses[i] == addresses[i - 1] + LM_PAGE_SIZE);
+        size_t offset = (size_t)begin * LM_PAGE_SIZE, length = (size_t)(i - begin) * LM_PAGE_SIZE;
+        local[parts] = (struct iovec){.iov_base = (char *)buffer + offset, .iov_len = length};
+        remote[parts] = (struct iovec){.iov_base = (void *)addresses[begin], .iov_len = length};
     }
-    return 0;
+    return read_parts(reader, local, remote, parts);
 }
 
 /* The next runs that are there; a process without memory has none to tell of. */

@@ -30,6 +30,11 @@ int lm_page_reader_read(const struct lm_page_reader *reader, uint64_t address, u
 int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
                              const bool *wanted, void *buffer);
 
+/* Read `pages` (at most LM_RUN_PAGES) pages that lie anywhere, one after the other into the buffer, in one
+ * call where the kernel lets us. */
+int lm_page_reader_read_scattered(const struct lm_page_reader *reader, const uint64_t *addresses,
+                                  uint32_t pages, void *buffer);
+
 /* Which of the `pages` (at most LM_RUN_PAGES) pages at `address` are there, in memory or in swap. The others
  * are as they were mapped: zero in anonymous memory, the file's in a file mapping. */
 int lm_page_reader_present(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,

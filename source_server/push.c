@@ -21,18 +21,22 @@ static void skip_unchanged(struct lm_page_server *server, const struct lm_page_r
     }
 }
 
-int lm_server_send_stretches(struct lm_page_server *server, uint64_t at, uint32_t pages, const bool *wanted,
-                             const unsigned char *buffer) {
+int lm_server_send_stretch(struct lm_page_server *server, uint64_t at, uint32_t pages,
+                           const unsigned char *content) {
+    count(&server->statistics->pushed_pages, pages);
+    return lm_page_sender_pages(&server->bulk_sender, at, pages, content);
+}
+
+/* The `wanted` ones of the pages in the push buffer. */
+static int send_wanted(struct lm_page_server *server, uint64_t at, uint32_t pages, const bool *wanted) {
     int error = 0;
     for (uint32_t i = 0; !error && i < pages;) {
         uint32_t begin = i;
         while (i < pages && wanted[i] == wanted[begin])
             i++;
-        if (!wanted[begin])
-            continue;
-        error = lm_page_sender_pages(&server->bulk_sender, at + (uint64_t)begin * LM_PAGE_SIZE, i - begin,
-                                     buffer + (size_t)begin * LM_PAGE_SIZE);
-        count(&server->statistics->pushed_pages, i - begin);
+        if (wanted[begin])
+            error = lm_server_send_stretch(server, at + (uint64_t)begin * LM_PAGE_SIZE, i - begin,
+                                           server->push_buffer + (size_t)begin * LM_PAGE_SIZE);
     }
     return error;
 }
@@ -58,7 +62,7 @@ static int push_some(struct lm_page_server *server, const struct lm_page_reader 
         if (wanted[i])
             lm_push_memory_keep(&server->memory, reader->space, at + (uint64_t)i * LM_PAGE_SIZE,
                                 server->push_buffer + (size_t)i * LM_PAGE_SIZE);
-    error = lm_server_send_stretches(server, at, pages, wanted, server->push_buffer);
+    error = send_wanted(server, at, pages, wanted);
     return error ? error : lm_page_sender_flush(&server->bulk_sender, false);
 }
 

@@ -6,20 +6,22 @@
 
 enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30 };
 
-/* Read what of [at, at + pages) can be read; what cannot is no longer wanted. */
-static int read_pages(const struct lm_rounds *rounds, uint64_t at, uint32_t pages, bool *wanted,
-                      unsigned char *buffer) {
-    int error = lm_page_reader_read_some(rounds->reader, at, pages, wanted, buffer);
+/* Read what was gathered; what cannot be read is no longer gathered. */
+static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
+    const struct lm_page_reader *reader = work->rounds->reader;
+    int error = lm_page_reader_read_scattered(reader, work->addresses, work->gathered, buffer);
     if (!error || error == -ESRCH)
         return error;
-    for (uint32_t i = 0; i < pages; i++) {
-        uint64_t offset = (uint64_t)i * LM_PAGE_SIZE;
-        error = wanted[i] ? lm_page_reader_read(rounds->reader, at + offset, 1, buffer + offset) : 0;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < work->gathered; i++) {
+        error = lm_page_reader_read(reader, work->addresses[i], 1, buffer + (size_t)kept * LM_PAGE_SIZE);
         if (error == -ESRCH)
             return error;
         /* Unmapped since it was looked at: the layout tells the destination. */
-        wanted[i] = wanted[i] && !error;
+        if (!error)
+            work->addresses[kept++] = work->addresses[i];
     }
+    work->gathered = kept;
     return 0;
 }
 
@@ -30,7 +32,6 @@ static void note_sent(struct lm_round_work *work, uint64_t at, const unsigned ch
     work->result->zero += lm_page_is_zero(content);
     work->result->again += (*page & LM_PAGE_SENT) != 0;
     *page |= LM_PAGE_SENT;
-    lm_page_history_set_pending(chunk, page, false);
 }
 
 /* Take the bulk sender for a moment: answers can go between. */
@@ -50,30 +51,36 @@ static int end(struct lm_round_work *work, int error) {
     return error;
 }
 
-/* Gather the `wanted` ones of at most LM_RUN_PAGES pages: scattered ones go out together. */
-static int send_pages(struct lm_round_work *work, uint64_t at, uint32_t pages, bool *wanted) {
+/* Read and send what was gathered, scattered pages together. */
+static int send_gathered(struct lm_round_work *work) {
+    struct lm_page_server *server = work->rounds->server;
+    unsigned char *buffer = server->push_buffer;
     struct lm_page_sender *sender = begin(work);
-    int error = 0;
-    if (work->gathered + pages > LM_RUN_PAGES) {
-        error = lm_page_sender_flush(sender, false);
-        work->gathered = 0;
+    int error = work->gathered ? read_gathered(work, buffer) : 0;
+    for (uint32_t i = 0; !error && i < work->gathered;) {
+        uint32_t first = i;
+        do {
+            note_sent(work, work->addresses[i], buffer + (size_t)i * LM_PAGE_SIZE);
+            i++;
+        } while (i < work->gathered && work->addresses[i] == work->addresses[i - 1] + LM_PAGE_SIZE);
+        error = lm_server_send_stretch(server, work->addresses[first], i - first,
+                                       buffer + (size_t)first * LM_PAGE_SIZE);
     }
-    unsigned char *buffer = work->rounds->server->push_buffer + (size_t)work->gathered * LM_PAGE_SIZE;
     if (!error)
-        error = read_pages(work->rounds, at, pages, wanted, buffer);
-    for (uint32_t i = 0; !error && i < pages; i++)
-        if (wanted[i])
-            note_sent(work, at + (uint64_t)i * LM_PAGE_SIZE, buffer + (size_t)i * LM_PAGE_SIZE);
-    if (!error)
-        error = lm_server_send_stretches(work->rounds->server, at, pages, wanted, buffer);
-    work->gathered += pages;
+        error = lm_page_sender_flush(sender, false);
+    work->gathered = 0;
     return end(work, error);
 }
 
+static int gather(struct lm_round_work *work, struct lm_history_chunk *chunk, uint64_t address) {
+    int error = work->gathered == LM_RUN_PAGES ? send_gathered(work) : 0;
+    work->addresses[work->gathered++] = address;
+    lm_page_history_set_pending(chunk, &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES], false);
+    return error;
+}
+
 int lm_round_flush(struct lm_round_work *work) {
-    struct lm_page_sender *sender = begin(work);
-    work->gathered = 0;
-    return end(work, lm_page_sender_flush(sender, false));
+    return send_gathered(work);
 }
 
 /* Frames without payload for [start, stop). */
@@ -89,23 +96,17 @@ static int tell(struct lm_round_work *work, int kind, uint64_t start, uint64_t s
     return end(work, error);
 }
 
-/* Pages that were written to: decide which of them are sent now. */
-static int take_some(struct lm_round_work *work, uint64_t at, uint32_t pages) {
-    bool wanted[LM_RUN_PAGES];
-    for (uint32_t i = 0; i < pages; i++) {
-        uint64_t address = at + (uint64_t)i * LM_PAGE_SIZE;
-        struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, address, true);
-        if (!chunk)
-            return -ENOMEM;
-        uint8_t *page = &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES];
-        bool busy = work->number && lm_page_history_written(page, work->number) >= DEFERRED_FROM;
-        wanted[i] = !busy;
-        if (busy) {
-            lm_page_history_set_pending(chunk, page, true);
-            work->result->deferred++;
-        }
-    }
-    return send_pages(work, at, pages, wanted);
+/* A page that was written to: decide whether it is sent now. */
+static int take_page(struct lm_round_work *work, uint64_t address) {
+    struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, address, true);
+    if (!chunk)
+        return -ENOMEM;
+    uint8_t *page = &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES];
+    if (!work->number || lm_page_history_written(page, work->number) < DEFERRED_FROM)
+        return gather(work, chunk, address);
+    lm_page_history_set_pending(chunk, page, true);
+    work->result->deferred++;
+    return 0;
 }
 
 static int forget_run(struct lm_round_work *work, uint64_t start, uint64_t end) {
@@ -123,25 +124,15 @@ int lm_round_take(struct lm_round_work *work, uint64_t start, uint64_t end) {
     if (work->flags & LM_LAST_FORGET)
         return forget_run(work, start, end);
     int error = 0;
-    while (!error && start < end) {
-        uint64_t left = (end - start) / LM_PAGE_SIZE;
-        uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
-        error = take_some(work, start, pages);
-        start += (uint64_t)pages * LM_PAGE_SIZE;
-    }
+    for (; !error && start < end; start += LM_PAGE_SIZE)
+        error = take_page(work, start);
     return error;
 }
 
 int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t end) {
     int error = 0;
-    while (!error && start < end) {
-        bool wanted[LM_RUN_PAGES];
-        uint64_t left = (end - start) / LM_PAGE_SIZE;
-        uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
-        memset(wanted, true, sizeof wanted);
-        error = send_pages(work, start, pages, wanted);
-        start += (uint64_t)pages * LM_PAGE_SIZE;
-    }
+    for (; !error && start < end; start += LM_PAGE_SIZE)
+        error = gather(work, lm_page_history_chunk(&work->rounds->history, start, false), start);
     return error;
 }
 

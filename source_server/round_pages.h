@@ -32,7 +32,9 @@ struct lm_round_work {
     uint32_t flags;  /* LM_LAST_... */
     uint64_t deadline_ns;
     struct lm_round_result *result;
-    uint32_t gathered; /* pages in the push buffer that frames which are not flushed may refer to */
+    /* Pages to be read and sent together, by their addresses. */
+    uint32_t gathered;
+    uint64_t addresses[LM_RUN_PAGES];
 };
 
 /* Pages of [start, end) that were written to: send them, let those that always are wait for the end, or, in

@@ -47,10 +47,10 @@ int lm_server_answer_fault(struct lm_page_server *server, const struct lm_reques
                            unsigned char *buffer);
 int lm_server_answer_bulk(struct lm_page_server *server, const struct lm_request *request);
 
-/* Gather the `wanted` ones of the pages at `buffer`, the first of which is the page at `at`, as frames of the
- * bulk sender, which refer to them until they are flushed; lock held. Returns 0 or -errno. */
-int lm_server_send_stretches(struct lm_page_server *server, uint64_t at, uint32_t pages, const bool *wanted,
-                             const unsigned char *buffer);
+/* Gather the pages from `at` on as frames of the bulk sender, which refer to `content` until they are
+ * flushed; lock held. Returns 0 or -errno. */
+int lm_server_send_stretch(struct lm_page_server *server, uint64_t at, uint32_t pages,
+                           const unsigned char *content);
 
 /* A failure of the memory or the connection. Only the first is kept. */
 void lm_server_set_state(struct lm_page_server *server, int state, const char *format, ...)

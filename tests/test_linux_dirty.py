@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,15 +59,17 @@ class Area:
     def absent(self) -> set[int]:
         return self._runs(lib.lm_dirty_absent)
 
-    def changed(self) -> tuple[set[int], set[int]]:
-        """What was written to, and what is absent, by one look."""
-        changes, count, looked = ffi.new("struct lm_page_change[]", 512), ffi.new("size_t *"), ffi.new("uint64_t *")
+    def changed(self, capacity: int = 512) -> tuple[set[int], set[int]]:
+        """What was written to, and what is absent, by one look for so many runs after the other."""
+        changes = ffi.new("struct lm_page_change[]", capacity)
+        count, looked = ffi.new("size_t *"), ffi.new("uint64_t *")
         at, end = self.address, self.address + PAGES * PAGE
         found: tuple[set[int], set[int]] = (set(), set())
         while at < end:
-            assert lib.lm_dirty_changed(self.tracker, at, end, changes, 512, count, looked) == 0
+            assert lib.lm_dirty_changed(self.tracker, at, end, changes, capacity, count, looked) == 0
             for one in changes[0 : count[0]]:
-                pages = range((one.start - self.address) // PAGE, (one.end - self.address) // PAGE)
+                pages = set(range((one.start - self.address) // PAGE, (one.end - self.address) // PAGE))
+                assert not pages & (found[0] | found[1]), "told twice"
                 found[one.absent].update(pages)
             at = looked[0]
         return found
@@ -166,3 +169,18 @@ def test_one_look_tells_what_was_written_to_and_what_is_absent(area: Area) -> No
     assert absent == area.absent()
     assert absent >= {4, *range(20, 25)}
     assert not written & absent
+
+
+@pytest.mark.parametrize("area", [False], indirect=True, ids=["private"])
+@pytest.mark.parametrize("capacity", [1, 2, 7, 512])
+def test_one_look_for_few_runs_at_a_time_misses_none(area: Area, capacity: int) -> None:
+    area.written()
+    chosen = random.Random(capacity)
+    for density in (3, 400):
+        for _ in range(PAGES // density):
+            area.write(chosen.randrange(PAGES))
+            area.discard(chosen.randrange(PAGES), 1)
+        written, absent = area.changed(capacity)
+        assert written == area.written(arm=False)
+        assert absent == area.absent()
+        area.written()
