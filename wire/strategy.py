@@ -70,7 +70,8 @@ TEXT = """
    what was sent.
 4. When the destination has all of it, the dirty pages are counted, and the rule is asked
    (`source_server/convergence.py`): freeze when what is dirty can be sent within `--max-downtime` at the rate of this
-   round; another round; or, when two rounds behind one another have left no less than before or `--max-rounds` are
+   round, and is no less than a quarter of it (another round would be so short that it leaves nearly nothing); another
+   round; or, when two rounds behind one another have left no less than before or `--max-rounds` are
    done, the end of the rounds. Then hybrid freezes, and pre-copy does as `--on-no-convergence` says.
 5. Before the next round the process is left in peace, so that being tracked costs it half of its speed at most: a
    round takes 12 us for each page that was written to in it.
