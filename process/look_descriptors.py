@@ -56,22 +56,31 @@ def look_descriptors(
     `ignore` do not count. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be looked at
     (EPERM, EACCES).
     """
+    look = see_and_describe(pid, previous, frozen)
+    try:
+        if not frozen or previous is None or is_anything_new(look.table, previous.table):
+            look.table = with_outsiders(look.table, pid, {os.getpid(), *ignore}, previous)
+        look.table = with_standard_apart(look.table, previous.table if previous else None)
+    except BaseException:
+        look.close()
+        raise
+    if not frozen:
+        look.close()
+    return look
+
+
+def see_and_describe(pid: int, previous: Look | None, frozen: bool) -> Look:
+    """The look at this process alone, with its duplicates. Raises OSError."""
     pidfd = open_pidfd(pid)
     seen: list[Seen] = []
     try:
         seen = see_descriptions(pid, pidfd, frozen)
-        look = describe(pid, seen, previous, frozen)
-        if not frozen or previous is None or is_anything_new(look.table, previous.table):
-            look.table = with_outsiders(look.table, pid, {os.getpid(), *ignore}, previous)
-        look.table = with_standard_apart(look.table, previous.table if previous else None)
+        return describe(pid, seen, previous, frozen)
     except BaseException:
         close_all(each.duplicate for each in seen)
         raise
     finally:
         os.close(pidfd)
-    if not frozen:
-        look.close()
-    return look
 
 
 def see_descriptions(pid: int, pidfd: int, frozen: bool) -> list[Seen]:

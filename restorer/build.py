@@ -24,6 +24,7 @@ from linux.syscall_numbers import (
     SYS_close,
     SYS_exit,
     SYS_fcntl,
+    SYS_getpid,
     SYS_madvise,
     SYS_openat,
     SYS_setsid,
@@ -34,6 +35,7 @@ from process.bridge import is_needed, plan_bridge
 from process.contents import Content, number_of_inode
 from process.credentials import Credentials
 from process.description import Layout, ProcessDescription
+from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows, listen_rows
 from process.descriptor_table import Table
@@ -47,6 +49,7 @@ from process.open_descriptors import (
     seal_descriptors,
     update_descriptors,
 )
+from process.rehearsal import rehearse_rebuilding
 from process.signals import sent_after_resume
 from process.threads import Thread, whole_xstate
 from restorer.custody import Custody
@@ -246,6 +249,20 @@ def apply_layout(building: Construction, final: ProcessDescription) -> None:
     _install(building, before, final.descriptors)
     _lay_out(building, staged.memory, final)
     _drop_unchanged(building, final)
+
+
+def rehearse(building: Construction) -> None:
+    """Do once, for nothing, what the final step does: what was not run for a while runs much slower. Changes nothing.
+
+    Raises SyscallFailed, OSError."""
+    staged = building.staged
+    descriptor_obstacles(staged.descriptors, building.options)
+    descriptor_changes(staged.descriptors, staged.descriptors)
+    difference(staged.memory, staged.memory)
+    rehearse_rebuilding(staged.task, building.present, building.restore_ids)
+    program = Program("rehearsal")
+    program.call("getpid", SYS_getpid)
+    run(building.husk, program)
 
 
 def follow_layout(building: Construction, layout: Layout) -> None:

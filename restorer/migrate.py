@@ -26,7 +26,6 @@ from process.description import MigrationDescription, ProcessDescription
 from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
-from process.rehearsal import rehearse_rebuilding
 from restorer import build
 from restorer.aftermath import follow
 from restorer.custody import State, start_custody
@@ -160,7 +159,7 @@ def stage(run: Run, description: ProcessDescription) -> None:
     for sentence in run.building.shortfalls + run.custody.prepare():
         run.line.send("note", text=sentence, level=0)
     run.custody.rehearse(len(run.building.threads))
-    rehearse_rebuilding(description.task, run.building.present, run.building.restore_ids)
+    build.rehearse(run.building)
     with interrupted_by_front(run):
         receive_push(run, STAGING_PUSH)
     edge("destination-pushed")
@@ -186,10 +185,12 @@ def add_contents(run: Run, contents: Iterable[Content]) -> None:
 
 def wait_for_final(run: Run) -> ProcessDescription:
     """Wait for the freeze. The front may still stop everything."""
+    assert run.building is not None
     message: messages.Freezing | messages.Final = take_rounds(run)
     gc.disable()
     due: Any = messages.Freezing | messages.Final
     while isinstance(message, messages.Freezing):
+        build.rehearse(run.building)
         take_freezing(run, message)
         message = expect(run, due, FINAL_SECONDS)
     return with_known(run, only_process(messages.unpack(message.payload, MigrationDescription)))

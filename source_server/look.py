@@ -5,6 +5,7 @@ Nothing here changes the process but `describe_frozen`, which runs programs in i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from process.description import ProcessDescription, Runs
 from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.family import process_obstacles
-from process.look_descriptors import Look, look_descriptors
+from process.look_descriptors import Look, look_descriptors, see_and_describe
 from process.mapped_files import MappedFile, look_mapped_files, look_written_again, mapped_file_obstacles
 from process.mappings import (
     AddressSpace,
@@ -47,6 +48,7 @@ from process.mappings import (
     paged_on_demand,
 )
 from process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
+from process.rehearsal import rehearse_description
 from process.shared_memory import shared_memory_obstacles
 from process.status import parse_status, read_status, resident_bytes
 from wire.errors import LocalError, Refused
@@ -295,6 +297,20 @@ def describe_stopped(look: SourceLook, asked: AskedSource) -> FrozenSource:
         obstacles += mapping_obstacles(memory, inodes_without_path(descriptors.table))
     hot = hot_runs(description)
     return FrozenSource(asked.threads, asked.stopped, asked.pending, descriptors, description, obstacles, hot)
+
+
+def rehearse(look: SourceLook) -> None:
+    """Do once, for nothing, what is done while the process is frozen: what was not run for a while runs much slower.
+
+    Changes nothing in the running process, and never fails: the freeze will say what is wrong."""
+    with contextlib.suppress(OSError, ProcessGone):
+        rehearse_description(look.task, look.questions)
+        maps_text(look.pid)
+        see_and_describe(look.pid, look.descriptors, frozen=False).close()
+        changed = changed_file_pages(look.pid, look.memory)
+        no_longer(look.pushed, changed)
+        look_written_again(look.pid, look.files, look.memory.mappings)
+        hot_runs(look.description())
 
 
 def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:

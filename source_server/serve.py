@@ -25,7 +25,6 @@ from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
 from process.mappings import AddressSpace
 from process.open_descriptors import flush_beforehand, flush_written_files
-from process.rehearsal import rehearse_description
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
@@ -42,6 +41,7 @@ from source_server.look import (
     changed_file_pages,
     check_obstacles,
     look,
+    rehearse,
 )
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
@@ -165,7 +165,6 @@ def stage(run: Run) -> Wishes:
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
     edge("source-described")
-    rehearse_description(run.seen.task, run.seen.questions)
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
@@ -183,6 +182,7 @@ def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
     gc.disable()
+    rehearse(run.seen)
     with pushing(run.server) as pusher:
         for attempt in range(MOST_FREEZES):
             if attempt:
@@ -249,7 +249,6 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         except LocalError as error:
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
         edge("source-ready")
-        pusher.wait(left(deadline))
         handed_over = messages.unpack(ready.payload, list[int])
         committed = handover.commit(state, run.control, run.custody, began)
         # A signal that was held until now finds that it comes too late.
