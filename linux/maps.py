@@ -11,6 +11,7 @@ import msgspec
 from _lm import ffi, lib
 
 from linux.errors import ProcessGone
+from linux.proc import read_proc
 
 READ_AGAIN = 20
 NO_FLAGS: frozenset[str] = frozenset()
@@ -114,8 +115,7 @@ def _file_name(text: bytes) -> str:
 
 def _read(pid: int, name: str) -> bytes:
     try:
-        with open(f"/proc/{pid}/{name}", "rb") as file:
-            text = file.read()
+        text = read_proc(f"/proc/{pid}/{name}")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     if not text:

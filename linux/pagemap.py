@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from _lm import ffi, lib
 
@@ -24,6 +24,19 @@ def changed_runs(pid: int, ranges: Iterable[Range]) -> list[Range]:
     return _runs(pid, ranges, lib.LM_PAGES_CHANGED)
 
 
+def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Neighbours as one: the mappings of a library are looked at by one call."""
+    first = last = 0
+    for start, end in ranges:
+        if start != last:
+            if last:
+                yield first, last
+            first = start
+        last = end
+    if last:
+        yield first, last
+
+
 def _runs(pid: int, ranges: Iterable[Range], which: int) -> list[Range]:
     try:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -34,7 +47,7 @@ def _runs(pid: int, ranges: Iterable[Range], which: int) -> list[Range]:
     looked = ffi.new("uint64_t *")
     found: list[Range] = []
     try:
-        for start, end in ranges:
+        for start, end in _joined(ranges):
             place = start
             while place < end:
                 error = lib.lm_pagemap_runs(pagemap, place, end, which, runs, CAPACITY, count, looked)

@@ -9,6 +9,7 @@ from _lm import ffi, lib
 
 from linux import syscall_numbers as numbers
 from linux.errors import ProcessGone
+from linux.proc import read_proc
 from linux.program import Data, Program
 
 DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives 0 or 1 alone
@@ -67,7 +68,7 @@ def parse_stat(text: str) -> list[str]:
 def look_stat(pid: int) -> list[str]:
     """The fields of the process's /proc/PID/stat. Raises ProcessGone."""
     try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape"))
+        return parse_stat(read_proc(f"/proc/{pid}/stat").decode(errors="surrogateescape"))
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
 

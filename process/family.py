@@ -13,6 +13,7 @@ from pathlib import Path
 
 from linux import kcmp
 from linux.errors import ProcessGone
+from linux.proc import read_proc
 from process.attributes import look_stat
 from process.status import parse_status, read_status
 from wire.obstacles import Obstacle
@@ -216,7 +217,7 @@ def children(pid: int) -> list[int]:
     found = []
     try:
         for tid in thread_ids(pid):
-            found += [int(word) for word in Path(f"/proc/{pid}/task/{tid}/children").read_text().split()]
+            found += [int(word) for word in read_proc(f"/proc/{pid}/task/{tid}/children").split()]
     except FileNotFoundError:
         found = [other for other in all_processes() if _parent(other) == pid]
     return found

@@ -18,6 +18,7 @@ from _lm import ffi
 
 from linux import syscall_numbers as numbers
 from linux.errors import ProcessGone
+from linux.proc import read_proc
 from linux.program import Data, Program
 from process.status import parse_status
 from wire.obstacles import Obstacle
@@ -45,7 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 def _read(pid: int, name: str) -> str:
     try:
-        return Path(f"/proc/{pid}/{name}").read_text()
+        return read_proc(f"/proc/{pid}/{name}").decode()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
 

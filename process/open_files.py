@@ -16,6 +16,7 @@ import msgspec
 from _lm import ffi, lib
 
 from linux.pidfd import fetch_descriptor
+from linux.proc import read_proc
 
 # Flags that reopening a file takes over; the ones of creation (O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY) are gone
 # by then.
@@ -127,15 +128,7 @@ class OpenContext:
 
 def read_information(pid: int, number: int) -> str:
     """The text of /proc/PID/fdinfo/NUMBER. FileNotFoundError when it has been closed."""
-    descriptor = os.open(f"/proc/{pid}/fdinfo/{number}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # The kernel makes the whole text at the first read (seq_file), so a short one is all of it.
-        text = os.read(descriptor, ONE_READ)
-        while len(text) % ONE_READ == 0 and (part := os.read(descriptor, ONE_READ)):
-            text += part
-    finally:
-        os.close(descriptor)
-    return text.decode(errors="surrogateescape")
+    return read_proc(f"/proc/{pid}/fdinfo/{number}").decode(errors="surrogateescape")
 
 
 def position_and_flags(information: str) -> tuple[int, int]:

@@ -7,14 +7,16 @@ is taken from the moment the sleep was first seen, else it is the whole: too lon
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from linux import syscall_numbers as numbers
+from linux.proc import read_proc
 
+SWITCHES = re.compile(rb"^voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
 EPOLL_WAITS = frozenset({numbers.SYS_epoll_wait, numbers.SYS_epoll_pwait})
 MILLISECOND = 1_000_000
 MAXIMUM_TIMEOUT = 0x7FFFFFFF
@@ -67,8 +69,8 @@ def look_sleeps(tids: Iterable[int]) -> dict[int, Sleep]:
 def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
     """Voluntary context switches, time of last running (nanoseconds of its processor's clock), state, processor."""
     try:
-        text = Path(f"/proc/{tid}/sched").read_text()
-        fields = Path(f"/proc/{tid}/stat").read_text(errors="surrogateescape").rpartition(")")[2].split()
+        text = read_proc(f"/proc/{tid}/sched").decode(errors="surrogateescape")
+        fields = read_proc(f"/proc/{tid}/stat").rpartition(b")")[2].decode().split()
     except OSError:
         return None
     began = switches = None
@@ -80,6 +82,15 @@ def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
     if began is None or switches is None:
         return None
     return switches, began, fields[0], int(fields[36])
+
+
+def _switches(tid: int) -> int | None:
+    """Voluntary context switches, and nothing else: while a process stands still, /proc/TID/sched takes too long."""
+    try:
+        found = SWITCHES.search(read_proc(f"/proc/{tid}/status"))
+    except OSError:
+        return None
+    return int(found[1]) if found else None
 
 
 def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
@@ -107,8 +118,7 @@ def slept(before: Sleep | None, tid: int, frozen_at: int) -> Slept:
 
     One voluntary context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
     """
-    now = _scheduled(tid) if before is not None else None
-    if before is None or now is None or now[0] != before.switches + 1:
+    if before is None or _switches(tid) != before.switches + 1:
         return NOT_SEEN
     return Slept(max(0, frozen_at - before.began), before.call)
 
@@ -118,7 +128,7 @@ def interrupted_sleeps(before: dict[int, Sleep]) -> dict[int, Sleep]:
     return {
         tid: sleep
         for tid, sleep in before.items()
-        if (now := _scheduled(tid)) is not None and now[0] == sleep.switches + 1
+        if _switches(tid) == sleep.switches + 1
     }
 
 
@@ -156,7 +166,7 @@ def longest_epoll_wait(tids: Iterable[int]) -> int:
 def _current_call(tid: int) -> tuple[int, ...]:
     """Number and six arguments of the system call in which a thread sleeps (proc_pid_syscall(5)); else empty."""
     try:
-        number, *words = Path(f"/proc/{tid}/syscall").read_text().split()
+        number, *words = read_proc(f"/proc/{tid}/syscall").decode().split()
     except (OSError, ValueError):
         return ()
     return (int(number), *(int(word, 16) for word in words[:6])) if number.isdecimal() else ()
@@ -168,7 +178,7 @@ def _sleeping_call(tid: int) -> int | None:
     if call[:1] != (numbers.SYS_restart_syscall,):
         return call[0] if call else None
     try:
-        function = Path(f"/proc/{tid}/wchan").read_text()
+        function = read_proc(f"/proc/{tid}/wchan").decode()
     except OSError:
         return None
     if function in ("", "0"):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from linux.errors import ProcessGone
+from linux.proc import read_proc
 
 # Counters and momentary states: their change says nothing about what the process is (proc_pid_status(5)).
 CHANGING = frozenset(
@@ -18,9 +17,8 @@ CHANGING = frozenset(
 
 def read_status(pid: int, tid: int | None = None) -> bytes:
     """The raw status of a process, or of one of its threads. Raises ProcessGone."""
-    path = Path(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
     try:
-        return path.read_bytes()
+        return read_proc(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(tid or pid) from None
 

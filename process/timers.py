@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 from _lm import ffi, lib
 
 from linux import syscall_numbers as numbers
 from linux.errors import ProcessGone
+from linux.proc import read_proc
 from linux.program import Data, Program
 from wire.obstacles import Obstacle
 
@@ -68,7 +68,7 @@ class Timers(msgspec.Struct, frozen=True, kw_only=True):
 def look_timers(pid: int) -> tuple[PosixTimer, ...]:
     """The POSIX timers in /proc/PID/timers (proc_pid_timers(5)), without their times."""
     try:
-        text = Path(f"/proc/{pid}/timers").read_text()
+        text = read_proc(f"/proc/{pid}/timers").decode()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     return parse_timers(text)

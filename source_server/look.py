@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -354,5 +355,10 @@ def hot_runs(description: ProcessDescription) -> list[Runs]:
         for address, length in thread_parts.hot_addresses(thread)
         for page in range(address // PAGE, (address + length - 1) // PAGE + 1)
     }
-    ranges = [(mapping.start // PAGE, mapping.end // PAGE) for mapping in paged_on_demand(description.memory)]
-    return [Runs(page * PAGE, 1) for page in sorted(pages) if any(start <= page < end for start, end in ranges)]
+    paged = paged_on_demand(description.memory)
+    found = []
+    for address in sorted(page * PAGE for page in pages):
+        after = bisect(paged, address, key=lambda mapping: mapping.start)
+        if after and address < paged[after - 1].end:
+            found.append(Runs(address, 1))
+    return found

@@ -182,13 +182,13 @@ def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
     gc.disable()
-    rehearse(run.seen)
     with pushing(run.server) as pusher:
         for attempt in range(MOST_FREEZES):
             if attempt:
                 # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
                 time.sleep(random.uniform(0.001, 0.02))
                 pusher.wait(run.options.max_freeze)
+            rehearse(run.seen)
             correction = announce(run)
             with contextlib.suppress(PassingObstacles):
                 return freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
