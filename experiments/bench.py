@@ -57,7 +57,7 @@ class Plan:
     rounds_runs: int
 
 
-FULL = Plan(runs=5, downtime_sizes=(64, 2048), bulk_size=1024, fault_size=512, faults=4000, rounds_runs=3)
+FULL = Plan(runs=9, downtime_sizes=(64, 2048), bulk_size=1024, fault_size=512, faults=4000, rounds_runs=3)
 QUICK = Plan(runs=2, downtime_sizes=(64, 512), bulk_size=512, fault_size=128, faults=1000, rounds_runs=1)
 
 
@@ -83,9 +83,10 @@ def collect(laboratory: Laboratory, plan: Plan, say: Callable[[str], None]) -> d
     measures: dict[str, Callable[[], Samples]] = {
         "downtime_small": lambda: measure_downtime(laboratory, small),
         "downtime_large": lambda: measure_downtime(laboratory, large),
-        "floor": lambda: run_floor(laboratory, plan.bulk_size, plan.faults),
         "idle": lambda: measure_idle_faults(laboratory, plan.fault_size, plan.faults),
         "bulk": lambda: measure_bulk(laboratory, plan.bulk_size, faulting=False),
+        # In the middle of what is compared with it.
+        "floor": lambda: run_floor(laboratory, plan.bulk_size, plan.faults),
         "bulk_faulting": lambda: measure_bulk(laboratory, plan.bulk_size, faulting=True),
     }
     samples: dict[str, list[Samples]] = {name: [] for name in measures}
