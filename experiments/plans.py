@@ -54,9 +54,9 @@ class Plan:
 
 def choose(text: str, what: str, known: tuple[str, ...]) -> tuple[str, ...]:
     """A list with commas, or "all". ExperimentError (USAGE) naming the first that is not known."""
-    if text == "all":
-        return known
     words = tuple(dict.fromkeys(text.split(",")))
+    if "all" in words:
+        return known
     for word in words:
         if word not in known:
             raise ExperimentError(

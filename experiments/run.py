@@ -49,12 +49,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """The verb's options."""
     parser = verbs.add_parser("run", help=(__doc__ or "").partition("\n")[0], description=__doc__)
     add = parser.add_argument
-    add("--workload", default="toucher", metavar="W[,W]", help=f"all, or of {', '.join(WORKLOADS)} (default: toucher)")
-    add("--strategy", default="all", metavar="S[,S]", help=f"all (default), or of {', '.join(STRATEGIES)}")
+    add("--workload", action="append", metavar="W[,W]", help=f"all, or of {', '.join(WORKLOADS)} (default: toucher)")
+    add("--strategy", action="append", metavar="S[,S]", help=f"all (default), or of {', '.join(STRATEGIES)}")
     add("--link", action="append", metavar="L", help=f"{', '.join(PRESETS)} or as rtt=1ms,rate=1gbit,loss=0.1%%; "
         "several times for several links (default: loopback)")  # fmt: skip
-    add("--memory", default="64MiB", metavar="N[,N]", help="of the process, as 64MiB,2GiB (default: 64MiB)")
-    add("--dirty-rate", default="own", metavar="R[,R]", help="what it writes, as 0,10MiB/s; own: as it likes (default)")
+    add("--memory", action="append", metavar="N[,N]", help="of the process, as 64MiB,2GiB (default: 64MiB)")
+    add("--dirty-rate", action="append", metavar="R[,R]", help="what it writes, as 0,10MiB/s; own: as it likes "
+        "(default)")  # fmt: skip
     add("--runs", type=int, default=1, metavar="N", help="how often each cell is measured (default: 1)")
     add("--seconds", type=float, default=2.0, help="of work after the last page is there, half as long before the "
         "migration (default: 2)")  # fmt: skip
@@ -68,6 +69,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     toucher.add_argument("--compressible", type=float, default=usual.compressible, help="share of each page, 0 to 1")
     toucher.add_argument("--threads", type=int, default=usual.threads, help="how many work")
     parser.set_defaults(verb=run_verb)
+
+
+def joined(words: list[str] | None, usual: str) -> str:
+    """An option that takes a list with commas, given several times or not at all."""
+    return ",".join(words) if words else usual
 
 
 def plan_of(given: argparse.Namespace) -> Plan:
@@ -84,11 +90,11 @@ def plan_of(given: argparse.Namespace) -> Plan:
         given.threads,
     )  # fmt: skip
     return Plan(
-        workloads=choose(given.workload, "workload", WORKLOADS),
-        strategies=choose(given.strategy, "strategy", STRATEGIES),
+        workloads=choose(joined(given.workload, "toucher"), "workload", WORKLOADS),
+        strategies=choose(joined(given.strategy, "all"), "strategy", STRATEGIES),
         links=tuple({link.name: link for link in map(parse_link, given.link or ["loopback"])}.values()),
-        memory=parse_memory(given.memory),
-        dirty_rates=parse_rates(given.dirty_rate),
+        memory=parse_memory(joined(given.memory, "64MiB")),
+        dirty_rates=parse_rates(joined(given.dirty_rate, "own")),
         runs=given.runs,
         peers=parse_peers(given.peer),
         toucher=toucher,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import time
@@ -13,11 +14,12 @@ from experiments.errors import ExperimentError, Status
 from experiments.floors import sizes
 from experiments.histograms import bucket_of, from_counts, from_latencies, upper_bound
 from experiments.links import PRESETS, parse_link, queue_bytes
+from experiments.moves import STRATEGIES
 from experiments.numeric_job import MASK, A, C, Job, first_numbers, stepped_sum
 from experiments.plans import Plan, choose, done_already, parse_memory, parse_peers, parse_rates
 from experiments.recorder import Recorder, read_record
 from experiments.results import VERSION, Cell, Link, Machine, Result, append
-from experiments.run import keep_line, make_folder
+from experiments.run import add_parser, keep_line, make_folder, plan_of
 from experiments.speed import Moments, Timeline, lowest, recovery, speed_of
 from experiments.trial import longest, reported_faults
 from experiments.workloads import Toucher, observe
@@ -69,6 +71,17 @@ def test_words_of_a_plan() -> None:
         with pytest.raises(ExperimentError) as caught:
             call()
         assert caught.value.status == Status.USAGE
+
+
+def test_a_list_may_be_given_in_several_options() -> None:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    words = "run -o out --workload redis --workload node,redis --memory 1MiB --memory 2MiB"
+    plan = plan_of(parser.parse_args(words.split()))
+    assert plan.workloads == ("redis", "node")
+    assert plan.memory == (MIB, 2 * MIB)
+    assert plan.strategies == STRATEGIES
+    assert plan.dirty_rates == (None,)
 
 
 def test_strategies_take_turns_and_keys_are_unique() -> None:
