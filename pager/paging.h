@@ -58,8 +58,9 @@ struct lm_flight {
 
 struct lm_recent {
     struct lm_space *space;
-    uint64_t low, high; /* what has been asked for around the fault */
-    uint32_t pages;     /* how many to ask for next */
+    uint64_t low, high;  /* what has been asked for around the fault */
+    uint64_t start, end; /* its mapping, of which alone the fault says something */
+    uint32_t pages;      /* how many to ask for next */
 };
 
 /* A thread that walks through memory: where its next fault is expected, and how many pages the last one

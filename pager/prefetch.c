@@ -23,9 +23,16 @@ void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t l
         if (recent->space == space && low >= recent->low && low <= recent->high)
             return;
     }
+    size_t place = lm_space_find(space, low);
+    if (place == space->count)
+        return;
     prefetch->newest = (prefetch->newest + 1) % LM_RECENT_FAULTS;
-    prefetch->recent[prefetch->newest] =
-        (struct lm_recent){.space = space, .low = low, .high = high, .pages = AROUND_FIRST};
+    prefetch->recent[prefetch->newest] = (struct lm_recent){.space = space,
+                                                            .low = low,
+                                                            .high = high,
+                                                            .start = space->ranges[place].start,
+                                                            .end = space->ranges[place].end,
+                                                            .pages = AROUND_FIRST};
 }
 
 /* As many pages as the link takes in so short a time that no other fault minds, by what bulk brings at
@@ -88,13 +95,14 @@ static bool around_faults(struct lm_pager *pager, struct lm_run *run) {
         while (recent->space && recent->pages <= AROUND_MOST) {
             uint64_t step = (uint64_t)recent->pages * LM_PAGE_SIZE, after;
             uint64_t high = recent->high, low = recent->low;
-            if (take(pager, recent->space, high, high + step, prefetch->run_pages, run, &after)) {
+            uint64_t up = high + step < recent->end ? high + step : recent->end;
+            if (high < up && take(pager, recent->space, high, up, prefetch->run_pages, run, &after)) {
                 recent->high = after;
                 return true;
             }
-            recent->high = high + step;
-            uint64_t down = low > step ? low - step : 0;
-            if (take(pager, recent->space, down, low, prefetch->run_pages, run, &after))
+            recent->high = up;
+            uint64_t down = low > recent->start + step ? low - step : recent->start;
+            if (down < low && take(pager, recent->space, down, low, prefetch->run_pages, run, &after))
                 return true; /* the rest of it next time */
             recent->low = down;
             recent->pages *= 2;
