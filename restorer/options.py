@@ -114,7 +114,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-downtime",
         metavar="MS",
         type=_milliseconds,
-        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300)",
+        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300), and another round "
+        "would leave no less",
     )
     add(
         "--round-timeout",

@@ -77,12 +77,13 @@ TEXT = """
    round takes 12 us for each page that was written to in it.
 
 ## At the freeze
-Every page that was sent and is another now is found by one look at the page tables. Where everything has to be there
-before the resume it is sent again; else the destination is told to forget it, drops it in the husk, and fetches it as
-any page that is missing, before all others. From the first round to the resume the husk has no huge pages: while pages
-are dropped its memory is not registered, so that it need not wait for the pager at each, and a huge page put together
-then would fill what is missing with zeros. A page that was sent and does not exist any more is dropped, too, and
-zero. A mapping that is another at an old place is wholly dirty: the kernel tells that it is not tracked.
+Every page that was sent and is another now is found by one look at the page tables, while the frozen process is being
+described. Where everything has to be there before the resume it is sent again; else the destination is told to forget
+it, drops it in the husk, and fetches it as any page that is missing, before all others. From the first round to the
+resume the husk has no huge pages: while pages are dropped its memory is not registered, so that it need not wait for
+the pager at each, and a huge page put together then would fill what is missing with zeros. A page that was sent and
+does not exist any more is dropped, too, and zero. A mapping that is another at an old place is wholly dirty: the
+kernel tells that it is not tracked.
 
 ## Tracking
 | how | where | what it costs |
