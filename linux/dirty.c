@@ -7,8 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* Clean pages between runs are looked through again where that costs less than another call. */
-enum { BATCH = 512, ARM_PAGES = 2048, NEAR_BYTES = 64 * 4096 };
+enum { BATCH = 512, ARM_PAGES = 2048 };
 
 int lm_dirty_handshake(int userfaultfd) {
     struct uffdio_api api = {.api = UFFD_API,
@@ -86,9 +85,8 @@ int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint
     return scan(tracker, &request, runs, capacity, count, looked);
 }
 
-/* Of the pages that are not as they were armed, which are there. */
-static int split_changed(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
-                         struct lm_page_change *changes, size_t capacity, size_t *count, uint64_t *looked) {
+int lm_dirty_changed(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
+                     struct lm_page_change *changes, size_t capacity, size_t *count, uint64_t *looked) {
     struct lm_page_region regions[BATCH];
     const uint64_t there = LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED;
     struct lm_pagemap_scan request = {
@@ -98,54 +96,26 @@ static int split_changed(const struct lm_dirty_tracker *tracker, uint64_t start,
         .end = end,
         .vec = (uint64_t)(uintptr_t)regions,
         .vec_len = capacity < BATCH ? capacity : BATCH,
-        .category_mask = LM_PAGE_IS_WRITTEN,
+        /* Written to, or not present. What is in swap comes along, and is sorted out below. WRITTEN alone,
+         * for which the kernel has a shorter way, does not tell of a dropped huge page, or of a page table
+         * that is gone, on most kernels (pagemap_scan_pte_hole). */
+        .category_inverted = LM_PAGE_IS_PRESENT,
+        .category_anyof_mask = LM_PAGE_IS_WRITTEN | LM_PAGE_IS_PRESENT,
         .return_mask = LM_PAGE_IS_WRITTEN | there,
     };
 
+    *count = 0;
+    *looked = start;
     int found = ioctl(tracker->pagemap, LM_PAGEMAP_SCAN, &request);
     if (found < 0)
         return -errno;
-    for (int i = 0; i < found; i++)
-        changes[i] =
-            (struct lm_page_change){regions[i].start, regions[i].end, !(regions[i].categories & there)};
-    *count = (size_t)found;
+    for (int i = 0; i < found; i++) {
+        bool absent = !(regions[i].categories & there);
+        if (absent || regions[i].categories & LM_PAGE_IS_WRITTEN)
+            changes[(*count)++] = (struct lm_page_change){regions[i].start, regions[i].end, absent};
+    }
     *looked = request.walk_end;
     return 0;
-}
-
-int lm_dirty_changed(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
-                     struct lm_page_change *changes, size_t capacity, size_t *count, uint64_t *looked) {
-    struct lm_page_run runs[BATCH];
-    /* This mask alone is what the kernel has a short way for (pagemap_scan_pmd_entry), and nearly all pages
-     * are as they were armed. What is not there counts as written to. */
-    struct lm_pagemap_scan request = {
-        .flags = LM_PM_SCAN_CHECK_WPASYNC,
-        .start = start,
-        .end = end,
-        .category_mask = LM_PAGE_IS_WRITTEN,
-    };
-    size_t found;
-    uint64_t scanned;
-
-    *count = 0;
-    *looked = start;
-    int error = scan(tracker, &request, runs, capacity, &found, &scanned);
-    for (size_t first = 0, i = 1; !error && first < found; first = i++) {
-        size_t added = 0;
-        while (i < found && runs[i].start - runs[i - 1].end <= NEAR_BYTES)
-            i++;
-        *looked = runs[first].start;
-        if (*count == capacity)
-            return 0;
-        error = split_changed(tracker, runs[first].start, runs[i - 1].end, changes + *count,
-                              capacity - *count, &added, looked);
-        *count += added;
-        if (!error && *looked < runs[i - 1].end)
-            return 0;
-    }
-    if (!error)
-        *looked = scanned;
-    return error;
 }
 
 int lm_dirty_clear(const struct lm_dirty_tracker *tracker) {

@@ -46,7 +46,8 @@ int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uin
 int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
                     struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked);
 
-/* Both of them in one look, for private memory (not SOFT): no page is told twice. */
+/* Both of them in one look (not SOFT): no page is told twice. Of shared memory, absent is what the process
+ * has not mapped at present. */
 struct lm_page_change {
     uint64_t start;
     uint64_t end;

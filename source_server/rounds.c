@@ -214,6 +214,11 @@ static int take_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
     return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_tell_gone);
 }
 
+/* Shared memory that was sent and is not mapped at present: what it is now, no page table tells. */
+static int take_unmapped(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_take);
+}
+
 /* The pages of a range that do not exist: once all of them, so that nobody asks for them; in the end those of
  * which there was a copy. */
 static int take_absent(struct lm_round_work *work, const struct lm_round_range *range) {
@@ -235,14 +240,14 @@ static int take_changed(struct lm_round_work *work, const struct lm_round_range 
     struct lm_page_change changes[RUNS];
     uint64_t at = range->start;
     int error = 0;
-    if (work->rounds->tracker.kind == LM_DIRTY_USERFAULTFD && range->followed && !range->shared &&
+    int (*absent)(struct lm_round_work *, uint64_t, uint64_t) = range->shared ? take_unmapped : take_gone;
+    if (work->rounds->tracker.kind == LM_DIRTY_USERFAULTFD && range->followed &&
         !(work->flags & LM_LAST_VOID)) {
         while (!error && at < range->end) {
             size_t count;
             error = lm_dirty_changed(&work->rounds->tracker, at, range->end, changes, RUNS, &count, &at);
             for (size_t i = 0; !error && i < count; i++)
-                error = changes[i].absent ? take_gone(work, changes[i].start, changes[i].end)
-                                          : lm_round_take(work, changes[i].start, changes[i].end);
+                error = (changes[i].absent ? absent : lm_round_take)(work, changes[i].start, changes[i].end);
         }
         if (error != -EPERM)
             return error;

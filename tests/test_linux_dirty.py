@@ -18,7 +18,7 @@ from linux.dirty_tracking import FLAGS, Tracking, find_tracking
 from linux.syscall_numbers import SYS_userfaultfd
 
 PAGE = mmap.PAGESIZE
-PAGES = 1024
+PAGES = 4096
 MADV_DONTNEED, MADV_NOHUGEPAGE = 4, 15
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -52,6 +52,11 @@ class Area:
             assert looked[0] > at
             at = looked[0]
         return found
+
+    def write_all(self) -> None:
+        """Write to every page."""
+        for page in range(PAGES):
+            self.write(page)
 
     def written(self, arm: bool = True) -> set[int]:
         return self._runs(lib.lm_dirty_written, self.shared, arm)
@@ -184,3 +189,14 @@ def test_one_look_for_few_runs_at_a_time_misses_none(area: Area, capacity: int) 
         assert written == area.written(arm=False)
         assert absent == area.absent()
         area.written()
+
+
+@pytest.mark.parametrize("area", [False], indirect=True, ids=["private"])
+def test_one_look_tells_of_dropped_pages_whose_page_table_is_gone(area: Area) -> None:
+    area.write_all()
+    area.written()
+    assert area.changed() == (set(), set())
+    area.discard(0, PAGES)
+    written, absent = area.changed()
+    assert written == set()
+    assert absent == set(range(PAGES))
