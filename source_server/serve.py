@@ -45,7 +45,7 @@ from source_server.look import (
 )
 from source_server.options import ServeOptions
 from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
-from source_server.pusher import Push, Pusher, pushing
+from source_server.pusher import Pusher, pushing
 from source_server.run import KEPT, Run, fill_report, tell, write
 from source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
 from source_server.vdso_exit import leave_vdso
@@ -220,10 +220,10 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         edge("source-frozen")
         passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
         if passing and not last:
+            correct_early(run, pusher, correction, None)
             raise PassingObstacles
         asked = handover.ask_threads(state)
-        if correction:
-            pusher.do(correct_early(run, correction, asked.memory))
+        correct_early(run, pusher, correction, asked.memory)
         source = handover.describe(state, asked)
         edge("source-asked")
         passing += passing_obstacles(source.description.descriptors, run.same_machine)
@@ -270,13 +270,14 @@ def bounded(run: Run) -> Iterator[None]:
         run.custody.thawed()
 
 
-def correct_early(run: Run, correction: int, memory: AddressSpace) -> Push:
-    """What corrects while the process is being described: nothing where its layout is not the destination's."""
+def correct_early(run: Run, pusher: Pusher, correction: int, memory: AddressSpace | None) -> None:
+    """Give the push that was announced, if one was: nothing in it where the layout is not the destination's."""
     copy = run.copy
     assert copy is not None
-    if memory is run.seen.memory:
-        return lambda: copy.correct(correction, memory)
-    return lambda: run.server.push(correction, [], urgent=True)
+    if correction and memory is run.seen.memory:
+        pusher.do(lambda: copy.correct(correction, run.seen.memory))
+    elif correction:
+        pusher.do(lambda: run.server.push(correction, [], urgent=True))
 
 
 def correct_late(run: Run, pusher: Pusher, source: FrozenSource) -> int:

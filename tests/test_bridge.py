@@ -29,6 +29,7 @@ from restorer.kernel_mappings import write_bridge
 from source_server.vdso_exit import interrupted_places
 
 OTHER_VDSO = Path(__file__).resolve().parent / "other_vdso.py"
+FROZEN_AGAIN = Path(__file__).resolve().parent / "frozen_again.py"
 STRATEGIES = ("post-copy", "stop-and-copy")
 GETRANDOM_SIZES_ONLY = ctypes.c_size_t(-1).value
 ENOSYS = 38
@@ -244,3 +245,28 @@ def test_moved_twice_over_bridges(
         assert [entry.path for entry in mapped if entry.path] == ["[vdso]"]
     running.say_moved()
     assert running.verdict() == "passed"
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("strategy", ["post-copy", "pre-copy", "hybrid"])
+def test_frozen_again(strategy: str, tmp_path: Path, machines: tuple[Machine, Machine], orphans: None) -> None:
+    """A thread is in the vdso when the process is frozen first: it runs on. Rounds are corrected at both."""
+    programs_help.build()
+    running = programs_help.run(read_program(FOLDER / "memory_changing.c"), tmp_path, machines[0])
+    running.wait_ready()
+    move = begin_move(
+        running.process.pid,
+        machines,
+        tmp_path,
+        strategy=strategy,
+        restore=["--pid", "namespace"],
+        serving=[str(FROZEN_AGAIN)],
+    )
+    try:
+        move.resumed()
+        move.restore.event("complete")
+    except BaseException:
+        print(move.said())
+        raise
+    running.say_moved()
+    assert running.verdict() == "passed", move.said()
