@@ -24,7 +24,9 @@ def namespaces_of(pid: int) -> list[str]:
 def run_pytest(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A test run in the middle of a test that never ends, and a process that the test has started."""
     told = tmp_path / "pid"
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/left_running.py"]
+    # A shell's background job has SIGINT ignored, and hands that on.
+    line = ["env", "--default-signal=INT", sys.executable]
+    line += ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/left_running.py"]
     run = subprocess.Popen(
         [*line, f"--basetemp={tmp_path}/base"],
         cwd=laws.ROOT,
