@@ -9,7 +9,7 @@ import sys
 from typing import Any
 from unittest import mock
 
-from other_vdso import read_other_code
+from other_vdso import other_kernel
 
 from source_server.main import main
 from source_server.vdso_exit import leave_vdso
@@ -25,9 +25,5 @@ def leave_at_second_try(*arguments: Any) -> list[Obstacle]:
 
 
 if __name__ == "__main__":
-    with (
-        mock.patch("process.vdso.read_code", read_other_code),
-        mock.patch("process.mappings.read_code", read_other_code),
-        mock.patch("source_server.serve.leave_vdso", leave_at_second_try),
-    ):
+    with other_kernel(), mock.patch("source_server.serve.leave_vdso", leave_at_second_try):
         sys.exit(main())

@@ -4,8 +4,9 @@ A script for tests, with lm-serve's arguments."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from unittest import mock
 
 from linux.maps import MapEntry
@@ -26,9 +27,16 @@ def read_other_code(pid: int, mappings: Iterable[MapEntry]) -> bytes:
     return bytes(code)
 
 
-if __name__ == "__main__":
+@contextlib.contextmanager
+def other_kernel() -> Iterator[None]:
+    """Within, every process's vdso is another kernel's."""
     with (
         mock.patch("process.vdso.read_code", read_other_code),
         mock.patch("process.mappings.read_code", read_other_code),
     ):
+        yield
+
+
+if __name__ == "__main__":
+    with other_kernel():
         sys.exit(main())
