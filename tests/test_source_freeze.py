@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from linux_husks import kill_and_reap
 
+from linux.errors import ProcessGone
 from linux.maps import maps_text
 from source_server import handover
 from source_server.look import SourceLook, look
@@ -81,3 +83,12 @@ def test_an_error_hangs_up_so_that_the_push_under_way_comes_back() -> None:
     with pytest.raises(KeyError):
         fail_meanwhile()
     assert hung_up.is_set()
+
+
+def test_a_process_that_has_ended_and_was_not_waited_for_has_no_layout() -> None:
+    """Its name is still there, and an empty layout would be followed like any other."""
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ProcessGone):
+        maps_text(ended.pid)
+    ended.wait()
