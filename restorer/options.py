@@ -114,8 +114,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--max-downtime",
         metavar="MS",
         type=_milliseconds,
-        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300), and another round "
-        "would leave no less",
+        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300, and another round "
+        "would leave no less)",
     )
     add(
         "--round-timeout",
@@ -227,7 +227,7 @@ def _wishes(given: argparse.Namespace) -> Wishes:
         strategy=name,
         rounds=given.max_rounds or strategy.rounds,
         resume_at_once=strategy.resume_at_once,
-        max_downtime_ms=given.max_downtime or 300.0,
+        max_downtime_ms=given.max_downtime,
         round_timeout=given.round_timeout,
         no_convergence=given.on_no_convergence or "post-copy",
         bandwidth_limit=given.bandwidth_limit or 0,

@@ -7,14 +7,15 @@ import itertools
 from collections.abc import Sequence
 
 from wire.report import Round
-from wire.strategy import Wishes
+from wire.strategy import USUAL_DOWNTIME_MS, Wishes
 
 # Fewer pages than this are sent in any freeze without being felt.
 FEW_PAGES = 64
 # So many rounds in a row after which no less is dirty mean that no later one will be better.
 PATIENCE = 2
 SHRINKS = 0.9
-# What was written during a long round is sent in a short one, which leaves little: worth it when so much shorter.
+# What was written during a long round is sent in a short one, which leaves little: worth it when so much shorter, and
+# nobody has said what downtime is allowed.
 MUCH_SHORTER = 0.25
 # The first write to a page in a round is a fault, of 1 us or, on a virtual machine, of up to six. Twice that is taken.
 SECONDS_PER_PAGE = 12e-6
@@ -35,14 +36,19 @@ def sendable(round_: Round, milliseconds: float) -> float:
     return round_.pages / round_.ms * milliseconds if round_.ms > 0 else 0.0
 
 
+def allowed_downtime_ms(wishes: Wishes) -> float:
+    """How long what is dirty in the end may take to be sent."""
+    return USUAL_DOWNTIME_MS if wishes.max_downtime_ms is None else wishes.max_downtime_ms
+
+
 def decide(rounds: Sequence[Round], wishes: Wishes) -> Verdict:
     """What to do after the last of these rounds."""
     last = rounds[-1]
     if last.dirty <= FEW_PAGES:
         return Verdict.FREEZE
-    if last.dirty <= sendable(last, wishes.max_downtime_ms):
-        leaves_little = len(rounds) < wishes.rounds and last.dirty <= MUCH_SHORTER * last.pages
-        return Verdict.GO_ON if leaves_little else Verdict.FREEZE
+    if last.dirty <= sendable(last, allowed_downtime_ms(wishes)):
+        leaves_little = last.dirty <= MUCH_SHORTER * last.pages and len(rounds) < wishes.rounds
+        return Verdict.GO_ON if leaves_little and wishes.max_downtime_ms is None else Verdict.FREEZE
     if len(rounds) >= wishes.rounds:
         return Verdict.NO_ROUNDS_LEFT
     if len(rounds) > PATIENCE:

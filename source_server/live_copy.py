@@ -25,7 +25,7 @@ from process.files import File
 from process.mapped_files import look_mapped_files
 from process.mappings import AddressSpace, Kind, look_again
 from process.sleeps import longest_epoll_wait
-from source_server.convergence import Verdict, decide, pause_before_next
+from source_server.convergence import Verdict, allowed_downtime_ms, decide, pause_before_next
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
 from source_server.page_server import PageServer, PushRun
 from source_server.rounds import Rounds, round_ranges
@@ -275,8 +275,9 @@ def _choose(copy: LiveCopy) -> None:
         f"{size * PAGE >> 20} MiB, {writes * PAGE / 2**20:.0f} MiB/s of it written, "
         f"a link of {link * PAGE / 2**20:.0f} MiB/s"
     )
-    if before <= link * wishes.max_downtime_ms / 1000:
-        name, why = "stop-and-copy", f"the rest fits into {show_seconds(wishes.max_downtime_ms)}"
+    allowed = allowed_downtime_ms(wishes)
+    if before <= link * allowed / 1000:
+        name, why = "stop-and-copy", f"the rest fits into {show_seconds(allowed)}"
     elif share <= 0.5:
         name, why = "pre-copy", "rounds converge, and nothing is missing afterwards"
     elif share < 1:

@@ -18,15 +18,18 @@ def rounds(*dirty: int, pages: int = 1000, ms: float = 1000) -> list[Round]:
 
 def test_what_can_be_sent_in_time_ends_the_rounds() -> None:
     assert sendable(rounds(0)[0], 100) == 100
-    assert decide(rounds(100, pages=300, ms=300), WISHES) is Verdict.FREEZE
-    assert decide(rounds(101, pages=300, ms=300), WISHES) is Verdict.GO_ON
-    assert decide(rounds(5000, 3000, 90, pages=300, ms=300), WISHES) is Verdict.FREEZE
+    assert decide(rounds(100), WISHES) is Verdict.FREEZE
+    assert decide(rounds(101), WISHES) is Verdict.GO_ON
+    assert decide(rounds(5000, 3000, 90), WISHES) is Verdict.FREEZE
 
 
-def test_a_long_round_is_followed_by_a_short_one_that_leaves_little() -> None:
-    assert decide(rounds(100), WISHES) is Verdict.GO_ON
-    assert decide([*rounds(100), *rounds(65, pages=100, ms=100)], WISHES) is Verdict.FREEZE
-    assert decide(rounds(100), msgspec.structs.replace(WISHES, rounds=1)) is Verdict.FREEZE
+def test_a_long_round_is_followed_by_a_short_one_where_no_downtime_was_asked_for() -> None:
+    usual = msgspec.structs.replace(WISHES, max_downtime_ms=None)
+    assert decide(rounds(100), usual) is Verdict.GO_ON
+    assert decide(rounds(301), usual) is Verdict.GO_ON
+    assert decide(rounds(300), usual) is Verdict.FREEZE
+    assert decide([*rounds(100), *rounds(30, pages=100, ms=100)], usual) is Verdict.FREEZE
+    assert decide(rounds(100), msgspec.structs.replace(usual, rounds=1)) is Verdict.FREEZE
 
 
 def test_a_few_pages_are_never_worth_a_round() -> None:

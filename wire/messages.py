@@ -230,8 +230,9 @@ def wishes_of(greeting: Greeting) -> Wishes:
     except msgspec.ValidationError as error:
         raise broken(f"its wishes cannot be read: {error}") from None
     known = wishes.strategy in (*STRATEGIES, AUTO) and wishes.no_convergence in NO_CONVERGENCE
-    limits = 0 <= wishes.rounds <= MOST_ROUNDS and wishes.max_downtime_ms > 0 and wishes.bandwidth_limit >= 0
-    if not known or not limits or (wishes.round_timeout is not None and wishes.round_timeout <= 0):
+    times = [limit for limit in (wishes.max_downtime_ms, wishes.round_timeout) if limit is not None]
+    limits = 0 <= wishes.rounds <= MOST_ROUNDS and wishes.bandwidth_limit >= 0
+    if not known or not limits or any(limit <= 0 for limit in times):
         raise broken("it wishes what does not exist")
     return wishes
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+USUAL_DOWNTIME_MS = 300.0
 AUTO = "auto"
 MOST_ROUNDS = 1000
 
@@ -42,7 +43,8 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     strategy            a name of STRATEGIES, or AUTO: the source chooses by what it measures
     rounds              at most so many before the freeze
     resume_at_once      before the last page has arrived
-    max_downtime_ms     the rounds end when what is dirty can be sent in this time
+    max_downtime_ms     the rounds end when what is dirty can be sent in this time; None: in USUAL_DOWNTIME_MS, and
+                        another round would leave no less
     round_timeout       seconds after which a round is ended; None: none
     no_convergence      one of NO_CONVERGENCE
     bandwidth_limit     bytes per second for bulk, 0 for none
@@ -52,7 +54,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = "post-copy"
     rounds: int = 0
     resume_at_once: bool = True
-    max_downtime_ms: float = 300.0
+    max_downtime_ms: float | None = None
     round_timeout: float | None = None
     no_convergence: str = "post-copy"
     bandwidth_limit: int = 0
@@ -70,9 +72,9 @@ TEXT = """
    what was sent.
 4. When the destination has all of it, the dirty pages are counted, and the rule is asked
    (`source_server/convergence.py`): freeze when what is dirty can be sent within `--max-downtime` at the rate of this
-   round, and is no less than a quarter of it (another round would be so short that it leaves nearly nothing); another
-   round; or, when two rounds behind one another have left no less than before or `--max-rounds` are
-   done, the end of the rounds. Then hybrid freezes, and pre-copy does as `--on-no-convergence` says.
+   round (where none is given: within 300 ms, and is no less than a quarter of this round, since a round so short leaves
+   nearly nothing); another round; or, when two rounds behind one another have left no less than before or
+   `--max-rounds` are done, the end of the rounds. Then hybrid freezes, and pre-copy does as `--on-no-convergence` says.
 5. Before the next round the process is left in peace, so that being tracked costs it half of its speed at most: a
    round takes 12 us for each page that was written to in it.
 
