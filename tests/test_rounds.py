@@ -160,6 +160,25 @@ def test_writes_that_do_not_converge_end_it_where_that_is_asked_for(
     assert_untracked(process, before)
 
 
+def test_writes_that_do_not_converge_are_frozen_where_that_is_asked_for(
+    process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    os.kill(process.pid, signal.SIGHUP)
+    move = begin(process, tmp_path, "--pre-copy", "--on-no-convergence", "freeze", rate="16M")
+    move.complete(120)
+    report = move.restore.report()
+    assert (report["strategy"], report["faults"]["count"]) == ("pre-copy", 0), move.said()
+    assert "it is frozen all the same" in move.said()
+
+
+def test_the_destination_may_limit_the_rounds_too(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    move = begin(process, tmp_path, "--pre-copy", "--bandwidth-limit", "8M", rate="1G")
+    move.complete(60)
+    first = move.restore.report()["rounds"][0]
+    assert first["bytes"] > 16 << 20
+    assert first["rate"] < 12 << 20
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_stays_clean_travels_once(strategy: str, process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     move = begin(process, tmp_path, f"--{strategy}", rate="32M")
