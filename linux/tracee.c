@@ -36,16 +36,30 @@ int lm_trace_memory(int request, int tid, uint64_t address, void *data) {
     return ptrace(request, tid, (void *)(uintptr_t)address, data) == -1 ? -errno : 0;
 }
 
+/* Whether a thread has stopped on its way to a signal. */
+static int is_signal_stop(const siginfo_t *found) {
+    return found->si_code == CLD_TRAPPED && found->si_status <= SIGRTMAX;
+}
+
+/* In the kernel a tracee that waits to be told about a signal keeps its number where waitpid looks for it,
+ * and waitpid takes it (wait_task_stopped): a tracer that died between that and PTRACE_CONT would take the
+ * signal with it. So this one stop is only looked at. What resumes the tracee ends it in either case. */
 int lm_trace_wait(int tid, int options, int *status) {
     for (;;) {
-        pid_t found = waitpid(tid, status, options | __WALL);
+        siginfo_t found = {0};
 
-        if (found == tid)
-            return 0;
-        if (found == 0)
-            return -EAGAIN;
-        if (errno != EINTR)
+        if (waitid(P_PID, (id_t)tid, &found, options | WEXITED | WNOWAIT | __WALL) == 0) {
+            if (found.si_pid == 0)
+                return -EAGAIN;
+            if (is_signal_stop(&found)) {
+                *status = W_STOPCODE(found.si_status);
+                return 0;
+            }
+            if (waitpid(tid, status, WNOHANG | __WALL) == tid)
+                return 0;
+        } else if (errno != EINTR) {
             return -errno;
+        }
     }
 }
 

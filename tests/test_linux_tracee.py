@@ -142,6 +142,23 @@ def test_signals_that_come_while_freezing_are_not_lost(children: list[Child], ro
     assert child.read() == b"u"
 
 
+def test_a_signal_that_a_dead_tracer_had_heard_of_is_not_lost(children: list[Child]) -> None:
+    children.append(child := Child(COUNTER, 0, 0))
+    reader, writer = os.pipe()
+    tracer = os.fork()
+    if not tracer:
+        tracee.seize(child.pid)
+        os.kill(child.pid, signal.SIGUSR1)
+        os.write(writer, tracee.wait(child.pid).kind.name.encode())
+        time.sleep(60)
+        os._exit(1)
+    os.close(writer)
+    with open(reader, "rb", buffering=0) as words:
+        assert words.read(20) == b"SIGNAL"
+    kill_and_reap(tracer)
+    assert child.read() == b"u"
+
+
 def test_a_stopped_process_stays_stopped(children: list[Child]) -> None:
     # One thread: the interpreter runs handlers in the main thread, and does not wake it when another got the
     # signal.
