@@ -71,7 +71,8 @@ static int step_aside(int tid, const struct lm_way_home *way, const struct home 
     return trace(PTRACE_SETREGS, tid, NULL, &registers);
 }
 
-/* Resume with `request` until the stop that `wanted` tells; a SIGSTOP that arrives meanwhile is held back. */
+/* Resume with `request` until the stop that `event` and `signal` tell; a SIGSTOP that arrives meanwhile is
+ * held back. Any other signal, with all of them blocked, is a fault of the thread on its way. */
 static int resume_until(int tid, long request, int event, int signal, int *held) {
     for (int stops = 0; stops < STOPS_BOUND; stops++) {
         int status = 0;
@@ -87,8 +88,10 @@ static int resume_until(int tid, long request, int event, int signal, int *held)
             return -ESRCH;
         if (status >> 16 == event && (event != 0 || WSTOPSIG(status) == signal))
             return 0;
-        if (status >> 16 == 0 && WSTOPSIG(status) != SYSCALL_STOP)
-            *held = WSTOPSIG(status);
+        if (status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP)
+            *held = SIGSTOP;
+        else if (status >> 16 == 0 && WSTOPSIG(status) != SYSCALL_STOP)
+            return -EFAULT;
     }
     return -EBUSY;
 }

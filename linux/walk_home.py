@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -171,7 +172,8 @@ def _grow(pid: int, place: int) -> bool:
 def lone_call(pid: int, gadgets: Gadgets, frame: int, number: int, *arguments: int) -> int:
     """Make one system call in the stopped thread `pid`, seized with TRACESYSGOOD; its result.
 
-    Raises OSError with the call's own error or for a failure to make it, ProcessGone."""
+    Raises OSError with the call's own error or for a failure to make it (ENOEXEC: the process's code is not what it
+    was when the gadgets were found), ProcessGone."""
     way = ffi.new("struct lm_way_home *")
     way.syscall_return, way.signal_return, way.frame = gadgets.syscall_return, gadgets.signal_return, frame
     # Handlers of signals run under a frame on the stack; on the thread's own stack they could overwrite it.
@@ -183,8 +185,23 @@ def lone_call(pid: int, gadgets: Gadgets, frame: int, number: int, *arguments: i
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     try:
+        _check_gadgets(way.memory, gadgets)
         numbers = ffi.new("uint64_t[6]", words)
         check(lib.lm_lone_call(pid, way, number, numbers, result), pid)
     finally:
         os.close(way.memory)
     return check(result[0], pid)
+
+
+def _check_gadgets(memory: int, gadgets: Gadgets) -> None:
+    """A library may have been unmapped since they were found, and a thread set there would end its process."""
+    ways = [(gadgets.syscall_return, (SYSCALL_RETURN,)), (gadgets.signal_return, SIGNAL_RETURN)]
+    if gadgets.leave_return:
+        ways.append((gadgets.leave_return, (LEAVE_RETURN,)))
+    for address, patterns in ways:
+        try:
+            code = os.pread(memory, max(map(len, patterns)), address)
+        except OSError:
+            code = b""
+        if not code.startswith(patterns):
+            raise OSError(errno.ENOEXEC, "the code of the process that brings its threads home has changed")

@@ -19,6 +19,7 @@ from process import task as tasks
 from process.thread_rebuild import retire_rows
 from source_server import custody as custodies
 from source_server.look import AskedSource, FrozenSource, SourceLook, ask, describe_stopped
+from source_server.same_program import check_same_program
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
@@ -26,6 +27,7 @@ from wire.errors import ConnectionLost, LocalError, MigrationError
 from wire.exit_codes import ExitCode
 
 LEAVING_SECONDS = 10.0
+STEP = "the freeze"
 
 
 @dataclass
@@ -51,12 +53,13 @@ class Committed:
 def frozen(seen: SourceLook) -> Iterator[Frozen]:
     """Stop all threads; let them go on exactly as they were unless `commit` succeeded within.
 
-    Raises LocalError when the process cannot be stopped or has ended."""
+    Raises LocalError when the process cannot be stopped, has ended or executes another program."""
     try:
         state = Frozen(seen, tracee.freeze(seen.pid))
     except (ProcessGone, OSError, TimeoutError) as error:
         raise _cannot_freeze(seen.pid, error) from None
     try:
+        check_same_program(seen, STEP)
         yield state
     except (ProcessGone, OSError, SyscallFailed) as error:
         raise _cannot_freeze(seen.pid, error) from error
@@ -68,7 +71,7 @@ def frozen(seen: SourceLook) -> Iterator[Frozen]:
 def _cannot_freeze(pid: int, error: Exception) -> LocalError:
     gone = isinstance(error, ProcessGone)
     return LocalError(
-        step="the freeze",
+        step=STEP,
         object=f"process {pid}",
         cause=str(error),
         remedy="nothing is left to move" if gone else "it runs on here; try again",

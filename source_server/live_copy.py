@@ -29,6 +29,7 @@ from source_server.convergence import Verdict, allowed_downtime_ms, decide, paus
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
 from source_server.page_server import PageServer, PushRun
 from source_server.rounds import Rounds, round_ranges
+from source_server.same_program import program_gone
 from source_server.tracking import OURS, brief_freeze, start_tracking
 from wire import messages
 from wire.control import ControlChannel
@@ -39,6 +40,7 @@ from wire.exit_codes import ExitCode
 from wire.report import Round, show_seconds
 from wire.strategy import AUTO, STRATEGIES, Wishes
 
+STEP = "copying while the process runs"
 ROUND_PUSH = 16
 CORRECTION_PUSH = 1 << 30
 PART_NS = 250_000_000
@@ -142,7 +144,7 @@ def copy_live(
             elif wishes.resume_at_once and wishes.hot_first:
                 _learn_what_is_hot(copy)
         except ProcessGone:
-            raise _gone(seen) from None
+            raise program_gone(seen, STEP) from None
         except (OSError, TimeoutError) as error:
             raise _failed(copy, error) from None
     return copy
@@ -244,7 +246,7 @@ def _run_rounds(copy: LiveCopy) -> None:
     cause = f"{verdict.value}: {last.dirty} pages are dirty after round {len(copy.done)}"
     if copy.wishes.no_convergence == "abort":
         raise LocalError(
-            step="copying while the process runs",
+            step=STEP,
             object=f"process {copy.seen.pid}",
             cause=cause,
             remedy="it runs on here; choose --on-no-convergence post-copy or freeze, or a higher --max-downtime",
@@ -355,30 +357,13 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     return Layout(memory=memory, files=files)
 
 
-def _gone(seen: SourceLook) -> LocalError:
-    living = os.path.exists(f"/proc/{seen.pid}/mem") and _is_alive(seen.pid)
-    return LocalError(
-        step="copying while the process runs",
-        object=f"process {seen.pid}",
-        cause="it has executed another program" if living else "it has ended",
-        remedy="it runs on here; start again" if living else "nothing is left to move",
-        code=ExitCode.SYSTEM if living else ExitCode.NO_PROCESS,
-    )
-
-
-def _is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] not in "ZX"
-    return False
-
-
 def _failed(copy: LiveCopy, error: OSError) -> LocalError:
     """What the other side has said about it, if it was the one that gave up, goes before."""
     if isinstance(error, ConnectionError):
         with contextlib.suppress(LocalError, ConnectionLost):
             copy.control.expect(messages.Pushed, LAST_WORDS_SECONDS)
     return LocalError(
-        step="copying while the process runs",
+        step=STEP,
         object=f"process {copy.seen.pid}",
         cause=str(error),
         remedy="it runs on here; try again",

@@ -17,6 +17,7 @@ import msgspec
 from linux import pagemap, probe, tracee
 from linux.address_gap import free_range
 from linux.errors import ProcessGone
+from linux.executed_program import ExecutedProgram, executed_program
 from linux.maps import maps, maps_text
 from linux.source_threads import (
     SourceThreads,
@@ -65,9 +66,11 @@ STEP = "looking at the process"
 
 @dataclass(frozen=True)
 class SourceLook:
-    """What is known of the running process. `ours`: flags of its mappings that this migration has set."""
+    """What is known of the running process. `program` tells whether it is still the same; `ours`: flags of its
+    mappings that this migration has set."""
 
     pid: int
+    program: ExecutedProgram
     task: tasks.LiveTask
     descriptors: Look
     memory: AddressSpace
@@ -169,6 +172,7 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
 
 
 def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Obstacle]]:
+    program = executed_program(pid)
     live = tasks.look_task(pid)
     layout = maps_text(pid)
     descriptors = look_descriptors(pid)
@@ -190,6 +194,7 @@ def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Ob
     return (
         SourceLook(
             pid,
+            program,
             live,
             descriptors,
             memory,

@@ -93,6 +93,7 @@ def serve(options: ServeOptions, events: Events) -> int:
         stack.callback(roles.close)
         control = ControlChannel(roles.control)
         try:
+            seen = look_after_waiting(seen)
             server = stack.enter_context(make_server(options, roles))
             run = Run(options, events, seen, control, server, custody, report)
             _migrate(run)
@@ -105,6 +106,18 @@ def serve(options: ServeOptions, events: Events) -> int:
             write(options, events, report)
     events.result(report)
     return int(ExitCode.OK)
+
+
+def look_after_waiting(seen: SourceLook) -> SourceLook:
+    """A destination may have come after hours: what executes another program by now is looked at anew.
+
+    Raises Refused, LocalError."""
+    if seen.program.is_executed():
+        return seen
+    again, obstacles = look(seen.pid)
+    if obstacles:
+        raise Refused(obstacles, object=f"process {seen.pid}")
+    return again
 
 
 def say_that_it_runs_on(error: MigrationError, pid: int) -> None:

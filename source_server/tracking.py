@@ -21,6 +21,7 @@ from linux.errors import SyscallFailed
 from linux.source_threads import bring_home, look_threads, map_stub, room_needed, unmap_stub
 from process import sleeps
 from source_server.look import SourceLook, frame_of
+from source_server.same_program import check_same_program
 from source_server.stopping import signals_held
 
 # The flag that a mapping has in smaps while a userfaultfd of ours tells of its writes.
@@ -31,10 +32,11 @@ OURS = frozenset({"uw"})
 def brief_freeze(seen: SourceLook) -> Iterator[list[tracee.Stop]]:
     """Within, the process stands still; afterwards it is as before, and what is known of its threads' sleeps is true.
 
-    Raises ProcessGone, OSError, TimeoutError."""
+    Raises ProcessGone, OSError, TimeoutError, LocalError."""
     with signals_held():
         stops = tracee.freeze(seen.pid)
         try:
+            check_same_program(seen, "tracking what it writes to")
             asleep = sleeps.interrupted_sleeps(seen.task.sleeps)
             yield stops
         finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
-from linux_husks import kill_and_reap
+from linux_husks import kill_and_reap, wait_until
 
 from linux.errors import ProcessGone
 from linux.maps import maps_text
@@ -16,6 +18,9 @@ from source_server import handover
 from source_server.look import SourceLook, look
 from source_server.page_server import PageServer
 from source_server.pusher import Pusher, pushing
+from source_server.same_program import check_same_program
+from source_server.serve import look_after_waiting
+from source_server.tracking import start_tracking
 from wire.errors import LocalError
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,6 +49,61 @@ def test_an_error_after_the_threads_were_asked_leaves_no_mapping(seen: SourceLoo
     with pytest.raises(LocalError, match="no more descriptors"):
         fail_halfway()
     assert maps_text(seen.pid) == before
+
+
+@pytest.fixture
+def replaced() -> Iterator[SourceLook]:
+    """A process that has executed another program since it was looked at."""
+    process = subprocess.Popen(["sh", "-c", "read word; exec sleep 60"], stdin=subprocess.PIPE)
+    try:
+        seen, _ = look(process.pid)
+        assert process.stdin is not None
+        with process.stdin as words:
+            words.write(b"go\n")
+        wait_until(lambda: "sleep" in os.readlink(f"/proc/{process.pid}/exe"))
+        yield seen
+        # Signals that nobody should have sent to it would end it.
+        assert process.poll() is None
+    finally:
+        kill_and_reap(process.pid)
+
+
+def freeze(seen: SourceLook) -> None:
+    with handover.frozen(seen) as state:
+        handover.ask_threads(state)
+
+
+def track(seen: SourceLook) -> None:
+    start_tracking(seen, soft=False)
+
+
+@pytest.mark.parametrize("step", [freeze, track])
+def test_another_program_is_not_touched(replaced: SourceLook, step: Callable[[SourceLook], None]) -> None:
+    before = maps_text(replaced.pid)
+    with pytest.raises(LocalError, match="it has executed another program; it runs on here; start again"):
+        step(replaced)
+    time.sleep(0.05)
+    assert maps_text(replaced.pid) == before
+
+
+def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceLook) -> None:
+    moved = dataclasses.replace(seen.gadgets, signal_return=seen.gadgets.signal_return + 16)
+    with pytest.raises(LocalError, match="the code of the process that brings its threads home has changed"):
+        freeze(dataclasses.replace(seen, gadgets=moved))
+    os.kill(seen.pid, 0)
+
+
+def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceLook) -> None:
+    seen = look_after_waiting(replaced)
+    assert seen.executable != replaced.executable
+    freeze(seen)
+    assert look_after_waiting(seen) is seen
+
+
+def test_what_has_ended_is_not_taken_for_another_program(seen: SourceLook) -> None:
+    kill_and_reap(seen.pid)
+    with pytest.raises(LocalError, match="it has ended; nothing is left to move"):
+        check_same_program(seen, "the freeze")
 
 
 def test_pushes_are_done_in_order_and_an_error_of_one_ends_nothing() -> None:

@@ -1,0 +1,36 @@
+"""The process is still the one that was looked at: it has not ended, and executes the same program."""
+
+from __future__ import annotations
+
+from linux.errors import ProcessGone
+from linux.maps import maps_text
+from source_server.look import SourceLook
+from wire.errors import LocalError
+from wire.exit_codes import ExitCode
+
+
+def check_same_program(seen: SourceLook, step: str) -> None:
+    """Raises LocalError when what was seen is of no use any more. Nothing may be done to its threads then: the ways
+    home that were found lead into another program's code."""
+    if not seen.program.is_executed():
+        raise program_gone(seen, step)
+
+
+def program_gone(seen: SourceLook, step: str) -> LocalError:
+    """What has become of a process that does not execute its program any more."""
+    living = _has_memory(seen.pid)
+    return LocalError(
+        step=step,
+        object=f"process {seen.pid}",
+        cause="it has executed another program" if living else "it has ended",
+        remedy="it runs on here; start again" if living else "nothing is left to move",
+        code=ExitCode.SYSTEM if living else ExitCode.NO_PROCESS,
+    )
+
+
+def _has_memory(pid: int) -> bool:
+    """A process on its way to its end has none before it is a zombie, one that executes another program always has."""
+    try:
+        return bool(maps_text(pid))
+    except (OSError, ProcessGone):
+        return False
