@@ -61,6 +61,18 @@ static char *map_pages(uint64_t pages) {
     return memory;
 }
 
+/* Memory that the host of a virtual machine has given already, for the destination; given back when the
+ * source has taken its own. */
+static char *hold_memory(size_t size) {
+    char *held = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (held == MAP_FAILED || madvise(held, size, MADV_DONTFORK))
+        fail("mmap");
+    madvise(held, size, MADV_HUGEPAGE);
+    for (size_t i = 0; i < size; i += PAGE)
+        held[i] = 1;
+    return held;
+}
+
 static pid_t start_source(const struct setup *setup) {
     int ready[2];
     char byte;
@@ -257,7 +269,9 @@ int main(int argc, char **argv) {
     setup.memory = map_pages(setup.pages);
     size_t size = sizeof(struct results) + (setup.faults + BUSY_FAULTS) * sizeof(uint64_t);
     struct results *results = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *held = hold_memory(setup.pages * PAGE);
     pid_t source = start_source(&setup), server = start_server(&setup, source);
+    munmap(held, setup.pages * PAGE);
     int say[2], hear[2], number;
     if (results == MAP_FAILED || pipe(say) || pipe(hear))
         fail("pipe");
