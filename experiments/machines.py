@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SECONDS = 60.0
+PAUSE = 0.005
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def kill_descendants() -> None:
 T = TypeVar("T")
 
 
-def wait_for(what: str, look: Callable[[], T | None], seconds: float = SECONDS, pause: float = 0.005) -> T:
+def wait_for(what: str, look: Callable[[], T | None], seconds: float = SECONDS, pause: float = PAUSE) -> T:
     """Ask until there is an answer. Raises TimeoutError naming what was waited for."""
     end = time.monotonic() + seconds
     while (found := look()) is None:
@@ -173,8 +174,10 @@ class Command:
         lines = (self.folder / f"{self.name}.out").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
-    def event(self, name: str, seconds: float = SECONDS) -> dict[str, Any]:
-        """Wait for an event. Raises TimeoutError, or RuntimeError when the command ends without it."""
+    def event(self, name: str, seconds: float = SECONDS, pause: float = PAUSE) -> dict[str, Any]:
+        """Wait for an event, looking every `pause` seconds.
+
+        Raises TimeoutError, or RuntimeError when the command ends without it."""
 
         def look() -> dict[str, Any] | None:
             ended = self.process.poll() is not None
@@ -185,7 +188,7 @@ class Command:
                 raise RuntimeError(f"{self.name} ended with {self.process.returncode} before {name!r}")
             return None
 
-        return wait_for(f"{name!r} of {self.name}", look, seconds)
+        return wait_for(f"{name!r} of {self.name}", look, seconds, pause)
 
     def report(self) -> dict[str, Any]:
         """Its report. Raises OSError where it has written none."""
@@ -211,9 +214,9 @@ class Move:
         """Wait until the process runs at the destination; its id there as the host sees it."""
         return int(self.restore.event("resumed", seconds)["pid"])
 
-    def complete(self, seconds: float = SECONDS) -> None:
+    def complete(self, seconds: float = SECONDS, pause: float = PAUSE) -> None:
         """Wait until both sides have said goodbye. Raises RuntimeError if lm-serve failed."""
-        self.restore.event("complete", seconds)
+        self.restore.event("complete", seconds, pause)
         if self.serve.process.wait(seconds):
             raise RuntimeError(f"lm-serve ended with {self.serve.process.returncode}")
 
