@@ -61,8 +61,7 @@ static char *map_pages(uint64_t pages) {
     return memory;
 }
 
-/* Memory that the host of a virtual machine has given already, for the destination; given back when the
- * source has taken its own. */
+/* Memory that the host of a virtual machine has given already, for a pull; given back just before it. */
 static char *hold_memory(size_t size) {
     char *held = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (held == MAP_FAILED || madvise(held, size, MADV_DONTFORK))
@@ -269,9 +268,8 @@ int main(int argc, char **argv) {
     setup.memory = map_pages(setup.pages);
     size_t size = sizeof(struct results) + (setup.faults + BUSY_FAULTS) * sizeof(uint64_t);
     struct results *results = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    char *held = hold_memory(setup.pages * PAGE);
     pid_t source = start_source(&setup), server = start_server(&setup, source);
-    munmap(held, setup.pages * PAGE);
+    char *held = hold_memory(setup.third * PAGE), *held_busy = hold_memory(setup.third * PAGE);
     int say[2], hear[2], number;
     if (results == MAP_FAILED || pipe(say) || pipe(hear))
         fail("pipe");
@@ -287,7 +285,9 @@ int main(int argc, char **argv) {
     if (userfault < 0 || write(hear[1], "", 1) != 1)
         fail("pidfd_getfd");
     answer_faults(&setup, userfault, say[0]);
+    munmap(held, setup.third * PAGE);
     double rate = pull(&setup, userfault, 1);
+    munmap(held_busy, setup.third * PAGE);
     pid_t puller = fork();
     if (puller == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -118,10 +118,11 @@ def moving(
     strategy: str = "post-copy",
     restore: Sequence[str] = (),
     memory: int = 0,
+    held_until: str = "staged",
 ) -> Iterator[Trial]:
     """Start a program (words: its name and arguments without FILE), begin to move it, and end everything after.
 
-    `memory`: so many MiB are ready for the process at the destination, see warm_memory.
+    `memory`: so many MiB are given back when that event comes, for the process at the destination; see warm_memory.
 
     Raises RuntimeError and TimeoutError with what both commands printed.
     """
@@ -139,7 +140,7 @@ def moving(
         options = ["--pid", "namespace", "--stdio", "null", *restore]
         with warm_memory(memory):
             move = begin_move(program.process.pid, machines, folder, strategy=strategy, serve=serve, restore=options)
-            move.restore.event("staged", MOVE_SECONDS)
+            move.restore.event(held_until, MOVE_SECONDS)
         yield Trial(move, program, numbers, move.resumed(MOVE_SECONDS))
     except (RuntimeError, TimeoutError) as error:
         raise RuntimeError(f"{error}\n{move.said()}" if move else str(error)) from error
@@ -205,7 +206,8 @@ def measure_bulk(laboratory: Laboratory, mebibytes: int, *, faulting: bool, watc
     """
     watch = Watch() if watched else None
     words = ["toucher", str(mebibytes), str(TABLE)]
-    with watch or contextlib.nullcontext(), moving(laboratory, words, memory=mebibytes) as trial:
+    moved = moving(laboratory, words, memory=mebibytes, held_until="resumed")
+    with watch or contextlib.nullcontext(), moved as trial:
         if faulting:
             trial.told()
         if watch:
