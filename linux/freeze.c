@@ -228,7 +228,7 @@ int lm_trace_attend(const int32_t *tids, size_t count) {
     for (size_t i = 0; i < count; i++) {
         for (;;) {
             int status = 0;
-            int error = lm_trace_wait(tids[i], WNOHANG, &status);
+            int error = lm_trace_look(tids[i], WNOHANG, &status);
 
             if (error == -EAGAIN)
                 break;

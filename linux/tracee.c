@@ -36,31 +36,33 @@ int lm_trace_memory(int request, int tid, uint64_t address, void *data) {
     return ptrace(request, tid, (void *)(uintptr_t)address, data) == -1 ? -errno : 0;
 }
 
-/* Whether a thread has stopped on its way to a signal. */
-static int is_signal_stop(const siginfo_t *found) {
-    return found->si_code == CLD_TRAPPED && found->si_status <= SIGRTMAX;
-}
-
-/* In the kernel a tracee that waits to be told about a signal keeps its number where waitpid looks for it,
- * and waitpid takes it (wait_task_stopped): a tracer that died between that and PTRACE_CONT would take the
- * signal with it. So this one stop is only looked at. What resumes the tracee ends it in either case. */
 int lm_trace_wait(int tid, int options, int *status) {
     for (;;) {
-        siginfo_t found = {0};
+        pid_t found = waitpid(tid, status, options | __WALL);
 
-        if (waitid(P_PID, (id_t)tid, &found, options | WEXITED | WNOWAIT | __WALL) == 0) {
-            if (found.si_pid == 0)
-                return -EAGAIN;
-            if (is_signal_stop(&found)) {
-                *status = W_STOPCODE(found.si_status);
-                return 0;
-            }
-            if (waitpid(tid, status, WNOHANG | __WALL) == tid)
-                return 0;
-        } else if (errno != EINTR) {
+        if (found == tid)
+            return 0;
+        if (found == 0)
+            return -EAGAIN;
+        if (errno != EINTR)
             return -errno;
-        }
     }
+}
+
+int lm_trace_look(int tid, int options, int *status) {
+    siginfo_t found = {0};
+
+    while (waitid(P_PID, (id_t)tid, &found, options | WEXITED | WNOWAIT | __WALL) < 0) {
+        if (errno != EINTR)
+            return -errno;
+    }
+    if (found.si_pid == 0)
+        return -EAGAIN;
+    if (found.si_code == CLD_TRAPPED && found.si_status <= SIGRTMAX) {
+        *status = W_STOPCODE(found.si_status);
+        return 0;
+    }
+    return lm_trace_wait(tid, options, status);
 }
 
 static int64_t now_ms(void) {
@@ -95,7 +97,7 @@ static int is_zombie(int tid) {
 static int wait_bounded(int tid, int64_t deadline, int *status) {
     for (int tries = 0;; tries++) {
         const struct timespec pause = {0, SLEEP_NS};
-        int error = lm_trace_wait(tid, WNOHANG, status);
+        int error = lm_trace_look(tid, WNOHANG, status);
 
         if (error != -EAGAIN)
             return error == -ECHILD ? -ESRCH : error;
@@ -103,7 +105,7 @@ static int wait_bounded(int tid, int64_t deadline, int *status) {
             sched_yield();
             continue;
         }
-        if (is_zombie(tid) && lm_trace_wait(tid, WNOHANG, status) != 0) {
+        if (is_zombie(tid) && lm_trace_look(tid, WNOHANG, status) != 0) {
             *status = 0;
             return -ESRCH;
         }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _lm import ffi, lib
 from linux_husks import kill_and_reap, stopped_husk, wait_until
 
 from linux import tracee
@@ -149,7 +150,9 @@ def test_a_signal_that_a_dead_tracer_had_heard_of_is_not_lost(children: list[Chi
     if not tracer:
         tracee.seize(child.pid)
         os.kill(child.pid, signal.SIGUSR1)
-        os.write(writer, tracee.wait(child.pid).kind.name.encode())
+        status = ffi.new("int *")
+        lib.lm_trace_look(child.pid, 0, status)
+        os.write(writer, tracee.Stop(child.pid, status[0]).kind.name.encode())
         time.sleep(60)
         os._exit(1)
     os.close(writer)
