@@ -16,7 +16,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from experiments.machines import Command, Machine, Move, begin_move, descendants
 SETTLE_SECONDS = 0.3
 MOVE_SECONDS = 180.0
 AROUND_SECONDS = 0.05
+TURN_SECONDS = 0.05
+"""Of each side where two are measured in turns."""
 HELD_BACK = "64K"
 """--bandwidth-limit of lm-serve under which little comes in bulk (16 pages a second); faults are never held back."""
 TABLE = 1 << 18
@@ -59,24 +61,31 @@ def compile_programs(folder: Path) -> None:
             raise RuntimeError(f"gcc {source.name}: {done.stderr}")
 
 
+def floor_words(laboratory: Laboratory, mebibytes: int, faults: int) -> list[str]:
+    """The command line of the bare C pager, for the destination."""
+    words = [laboratory.program("floor"), "--pages", str(mebibytes * 256), "--faults", str(faults)]
+    source = laboratory.source
+    return [*words, "--address", source.address, "--source-netns", f"/run/netns/{source.namespace}"]
+
+
+def floor_samples(floor: Command) -> Samples:
+    """What it printed, once it has ended. Raises RuntimeError with what it said where it failed."""
+    if floor.process.wait(MOVE_SECONDS):
+        raise RuntimeError(floor.said())
+    samples: Samples = json.loads((floor.folder / f"{floor.name}.out").read_text())
+    return samples
+
+
 def run_floor(laboratory: Laboratory, mebibytes: int, faults: int) -> Samples:
     """The bare C pager over the same link: fault_p50_us, fault_p99_us and bulk_bytes_per_second, and what they are
     when both run at once (busy_...)."""
-    pages = mebibytes * 256
-    words = [laboratory.program("floor"), "--pages", str(pages), "--faults", str(faults)]
     with warm_memory(mebibytes):
         pass  # the source's; the destination's is held by the floor itself
-    words += ["--address", laboratory.source.address, "--source-netns", f"/run/netns/{laboratory.source.namespace}"]
+    words = floor_words(laboratory, mebibytes, faults)
     try:
-        done = subprocess.run(
-            laboratory.destination.command(*words), capture_output=True, text=True, timeout=MOVE_SECONDS
-        )
-        if done.returncode:
-            raise RuntimeError(f"floor ended with {done.returncode}: {done.stderr.strip()}")
+        return floor_samples(start(laboratory.destination, words, laboratory.folder, "floor"))
     finally:
         kill_descendants()
-    samples: Samples = json.loads(done.stdout)
-    return samples
 
 
 @dataclass
@@ -191,12 +200,40 @@ def measure_downtime(laboratory: Laboratory, mebibytes: int) -> Samples:
         }
 
 
+def take_turns(*sides: Callable[[], Sequence[int]]) -> None:
+    """Let the processes of one side run at a time, the others stopped, until all have ended what they do.
+
+    sides: each tells its processes, none when it is done."""
+    end = time.monotonic() + MOVE_SECONDS
+    for side in itertools.cycle(sides):
+        if not any(each() for each in sides):
+            return
+        if time.monotonic() > end:
+            raise TimeoutError(f"what takes turns did not end within {MOVE_SECONDS:g} s")
+        for other in sides:
+            for pid in other():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT if other is side else signal.SIGSTOP)
+        if side():
+            time.sleep(TURN_SECONDS)
+
+
 def measure_idle_faults(laboratory: Laboratory, mebibytes: int, count: int) -> Samples:
-    """fault_us: what the process waited for random missing pages while nothing else used the link."""
+    """fault_us: what the process waited for random missing pages while nothing else used the link.
+
+    floor_p50_us: the same of the floor, whose faults come in turns with the process's: how long an idle processor
+    of a virtual machine takes to wake up changes from second to second."""
     with moving(laboratory, ["toucher", str(mebibytes), str(count)], serve=["--bandwidth-limit", HELD_BACK]) as trial:
         time.sleep(SETTLE_SECONDS)
         trial.told()
-        return {"fault_us": [number / 1000 for number in trial.read_numbers()]}
+        floor = start(laboratory.destination, floor_words(laboratory, mebibytes, count), laboratory.folder, "floor")
+        pid = floor.process.pid
+        take_turns(
+            lambda: [] if trial.numbers.exists() else [trial.pid],
+            lambda: [] if floor.process.poll() is not None else [pid, *descendants(pid)],
+        )
+        faults = [number / 1000 for number in trial.read_numbers()]
+        return {"fault_us": faults, "floor_p50_us": floor_samples(floor)["fault_p50_us"]}
 
 
 def measure_bulk(laboratory: Laboratory, mebibytes: int, *, faulting: bool, watched: bool = False) -> Samples:
