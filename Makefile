@@ -17,6 +17,8 @@ LAYERS := linux wire process pager source_server restorer
 NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(wildcard $(layer)/*.h))
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
 PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
+# Left out, each start of a command would compile all of its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
