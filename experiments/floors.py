@@ -24,12 +24,11 @@ from experiments.machine_facts import machine_facts
 from experiments.measured_links import measure_link
 from experiments.network import Network, check_root, network
 from experiments.programs import compile_into
-from experiments.results import Floor, Link
+from experiments.results import FLOORS, Floor, Link
 from experiments.run import keep_line, link_said, make_folder
 from experiments.self_check import measuring_cost, turns
 from experiments.trial import nothing_left
 
-NAME = "floor.jsonl"
 PAGES, FAULTS = 65536, 1500
 """Of 256 MiB a third is touched, a third pulled, and a third pulled beside faults."""
 ROUNDS = 15
@@ -77,7 +76,7 @@ def measure_floors(links: list[Link], folder: Path, say: Callable[[str], None]) 
                 # The same for every link.
                 taken = taken or turns(measured, programs)
                 found.samples["measuring"] = {"cost": measuring_cost(taken), "operations_per_second": taken}
-                keep_line(folder / NAME, found)
+                keep_line(folder / FLOORS, found)
                 say(
                     f"floor of {link.name}: fault {found.fault_p50_us:.0f} us (p99 {found.fault_p99_us:.0f}), "
                     f"bulk {found.bulk_rate / 2**20:.0f} MiB/s, downtime {found.downtime_ms:.2f} ms"

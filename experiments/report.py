@@ -13,10 +13,9 @@ import msgspec
 from experiments.errors import ExperimentError, Status
 from experiments.findings import find
 from experiments.quantities import WORKING_SET
-from experiments.results import NAME, VERSION, Floor, OtherVersion, Result, read
+from experiments.results import FLOORS, NAME, VERSION, Floor, OtherVersion, Result, read
 from experiments.summary import NO_MIGRATION, Setting, by_series, series_of, setting_of
 
-FLOORS = "floor.jsonl"
 PAGE_NAME = "index.html"
 TITLE = "Moving a running process: what each strategy costs"
 

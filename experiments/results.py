@@ -15,6 +15,7 @@ import msgspec
 
 VERSION = 1
 NAME = "results.jsonl"
+FLOORS = "floor.jsonl"
 
 
 class OtherVersion(Exception):

@@ -17,8 +17,10 @@ from experiments.floors import measure_floors
 from experiments.links import PRESETS
 from experiments.main import guarded
 from experiments.network import check_root
-from experiments.plans import Plan
+from experiments.plans import Plan, done_already
+from experiments.report import read_floors
 from experiments.reporting import draw
+from experiments.results import FLOORS, NAME
 from experiments.run import run_plans
 
 FOLDER = Path("docs/results")
@@ -35,19 +37,30 @@ PLANS = (
     # Real programs.
     Plan(workloads=("redis", "python", "node"), links=(PRESETS["lan-1gbit"],), memory=(64 * MIB,), runs=1),
 )
-FLOORS = ("10gbit", "lan-1gbit", "wan-20ms")
+FLOOR_LINKS = ("10gbit", "lan-1gbit", "wan-20ms")
+
+
+def finished(folder: Path) -> bool:
+    """Whether the whole set has been measured into a folder already. Raises ExperimentError, see done_already."""
+    done = done_already(folder)
+    return all(cell.key() in done for plan in PLANS for link in plan.links for cell in plan.cells(link))
 
 
 def standard(words: Sequence[str] | None) -> Status:
-    """Measure what is not done yet, and draw it. Raises ExperimentError."""
+    """Measure the set, or what is left of one that was interrupted, and draw it. Raises ExperimentError."""
     parser = argparse.ArgumentParser(prog="experiments", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER}")
     parser.add_argument("--no-report", action="store_true", help="only measure")
     given = parser.parse_args(words)
     check_root()
     console = Console(stderr=True, highlight=False)
-    if not (given.output / "floor.jsonl").exists():
-        measure_floors([PRESETS[name] for name in FLOORS], given.output, lambda text: console.print(text, markup=False))
+    if finished(given.output):
+        console.print(f"{given.output}: a finished set is there; measured anew", markup=False)
+        for name in (NAME, FLOORS):
+            (given.output / name).unlink(missing_ok=True)
+    known = {floor.link.name for floor in read_floors(given.output)}
+    if links := [PRESETS[name] for name in FLOOR_LINKS if name not in known]:
+        measure_floors(links, given.output, lambda text: console.print(text, markup=False))
     status = run_plans(list(PLANS), given.output, SECONDS, console)
     if not given.no_report:
         draw(given.output)

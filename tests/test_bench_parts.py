@@ -8,6 +8,7 @@ import random
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from experiments.errors import ExperimentError, Status
@@ -21,6 +22,7 @@ from experiments.recorder import Recorder, read_record
 from experiments.results import VERSION, Cell, Link, Machine, Result, append
 from experiments.run import add_parser, keep_line, make_folder, plan_of
 from experiments.speed import Moments, Timeline, lowest, recovery, speed_of
+from experiments.standard import PLANS, finished
 from experiments.trial import longest, reported_faults
 from experiments.workloads import Toucher, observe
 
@@ -113,6 +115,16 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     path.write_bytes(whole + b'{"version":1,"cel')
     assert done_already(tmp_path) == {result(0, True).cell.key()}, "a failed run is done again"
     assert path.read_bytes() == whole, "a torn line is removed"
+
+
+def test_a_finished_standard_set_is_measured_anew_and_an_interrupted_one_goes_on(tmp_path: Path) -> None:
+    cells = [cell for plan in PLANS for link in plan.links for cell in plan.cells(link)]
+    assert not finished(tmp_path)
+    for cell in cells[1:]:
+        append(tmp_path / "results.jsonl", msgspec.structs.replace(result(0, True), cell=cell))
+    assert not finished(tmp_path)
+    append(tmp_path / "results.jsonl", msgspec.structs.replace(result(0, True), cell=cells[0]))
+    assert finished(tmp_path)
 
 
 def test_results_of_another_version_are_left_alone(tmp_path: Path) -> None:
