@@ -20,6 +20,7 @@ from typing import Any
 from pyroute2 import NetNS, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
+from experiments import processors
 from experiments.errors import ExperimentError, Status
 from experiments.links import queue_bytes
 from experiments.machines import Machine
@@ -69,11 +70,14 @@ def check_root() -> None:
 
 @contextlib.contextmanager
 def network(link: Link, folder: Path) -> Iterator[Network]:
-    """Build it. `folder`: for a compiled relay. ExperimentError when the kernel does not make it."""
+    """Build it; idle processors are kept awake as long as it is there. `folder`: for a compiled relay.
+
+    ExperimentError when the kernel does not make it."""
     check_root()
     unique = f"{os.getpid()}-{secrets.token_hex(2)}"
     names = {name: f"lm-{name}-{unique}" for name in ("source", "destination", "client")}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processors.awake())
         try:
             sockets = {name: _namespace(stack, full) for name, full in names.items()}
             by, relay = _join(stack, link, names, sockets, folder)

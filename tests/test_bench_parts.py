@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from experiments import processors
 from experiments.errors import ExperimentError, Status
 from experiments.floors import sizes
 from experiments.histograms import bucket_of, from_counts, from_latencies, upper_bound
@@ -236,3 +237,13 @@ def test_the_floor_fits_its_link() -> None:
     pages, faults = sizes(Link(name="", measured_rate=10**6, measured_rtt_ms=20))
     assert pages == 6144
     assert 10 <= faults <= 300
+
+
+def test_processors_are_kept_awake_where_the_kernel_offers_it(tmp_path: Path) -> None:
+    asked = tmp_path / "cpu_dma_latency"
+    asked.touch()
+    with processors.awake(asked) as offered:
+        assert offered
+        assert asked.read_bytes() == bytes(4)
+    with processors.awake(tmp_path / "nowhere") as offered:
+        assert not offered
