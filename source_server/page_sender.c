@@ -7,8 +7,6 @@
 #include <string.h>
 #include <time.h>
 
-enum { SAMPLE_PAGES = 16 };
-
 static void count(uint64_t *counter, uint64_t amount) {
     __atomic_fetch_add(counter, amount, __ATOMIC_RELAXED);
 }
@@ -80,12 +78,8 @@ static int add_content(struct lm_page_sender *sender, uint64_t address, uint32_t
         portion =
             lm_bucket_portion(sender->bucket, 4 * LM_PAGE_SIZE, LM_FRAME_PAGES * LM_PAGE_SIZE) / LM_PAGE_SIZE;
     while (pages) {
-        bool sample = false;
         uint32_t step = pages < portion ? pages : portion;
-        int level =
-            sender->bucket ? lm_pace_level(sender->pace, &sample) : lm_pace_level_urgent(sender->pace);
-        if (sample && step > SAMPLE_PAGES)
-            step = SAMPLE_PAGES;
+        int level = sender->bucket ? lm_pace_level(sender->pace, &step) : lm_pace_level_urgent(sender->pace);
         /* Room for the frame and its payload first: a flush takes both back. */
         if (sender->count == LM_SENDER_FRAMES ||
             sender->packed_size - sender->packed_used < ZSTD_compressBound(step * LM_PAGE_SIZE)) {
@@ -169,7 +163,8 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
         return error;
     count(&sender->statistics->wire_bytes, bytes);
     if (sender->bucket) {
-        lm_pace_written(sender->pace, bytes, sender->channel->waited_ns - waited);
+        bool had_to_wait = sender->channel->waited_ns != waited;
+        lm_pace_written(sender->pace, bytes, lm_channel_unsent(sender->channel), had_to_wait);
         uint64_t link = atomic_load_explicit(&sender->pace->link, memory_order_relaxed);
         __atomic_store_n(&sender->statistics->link_rate, link, __ATOMIC_RELAXED);
     }

@@ -145,6 +145,11 @@ size_t lm_channel_queued(const struct lm_channel *channel) {
     return ioctl(channel->fd, SIOCOUTQ, &queued) < 0 ? 0 : (size_t)queued;
 }
 
+size_t lm_channel_unsent(const struct lm_channel *channel) {
+    int unsent = 0;
+    return ioctl(channel->fd, SIOCOUTQNSD, &unsent) < 0 ? 0 : (size_t)unsent;
+}
+
 void lm_channel_shutdown(struct lm_channel *channel) {
     if (channel->fd >= 0)
         shutdown(channel->fd, SHUT_RDWR);

@@ -62,6 +62,10 @@ size_t lm_channel_pending(const struct lm_channel *channel);
 /* Bytes written that the peer has not acknowledged yet, 0 if the transport cannot tell. */
 size_t lm_channel_queued(const struct lm_channel *channel);
 
+/* Bytes written that the transport has not sent yet, 0 if it cannot tell (SIOCOUTQNSD of
+ * linux/sockios.h). */
+size_t lm_channel_unsent(const struct lm_channel *channel);
+
 /* End the connection in both directions: whoever waits in a read or write of it, in any thread, gets an
  * error. */
 void lm_channel_shutdown(struct lm_channel *channel);

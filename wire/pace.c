@@ -3,7 +3,13 @@
 #include <string.h>
 #include <time.h>
 
-enum { AUTO_LEVEL = 1, TRIAL_BATCHES = 16, SAMPLE_FIRST = 8, SAMPLE_RARELY = 1024 };
+enum { AUTO_LEVEL = 1, TRIAL_BATCHES = 16, LINK_WINDOW_NS = 2000000 };
+
+/* Pages: how many are compressed for a trial, after how many others first, and after how many at most. */
+enum { SAMPLE_PAGES = 16, SAMPLE_FIRST = 128, SAMPLE_RARELY = 1 << 15 };
+
+/* Bytes of input from which on what was measured before fades. */
+enum { EVIDENCE = 320 << 10 };
 
 /* What a page costs to compress when the compressor's speed is not known yet: measured for zstd level 1. */
 #define USUAL_COMPRESSOR 3e8
@@ -48,9 +54,8 @@ static bool pays(const struct lm_pace *pace) {
     return compressed > 1.1 * link;
 }
 
-int lm_pace_level(struct lm_pace *pace, bool *sample) {
+int lm_pace_level(struct lm_pace *pace, uint32_t *pages) {
     int policy = atomic_load_explicit(&pace->policy, memory_order_relaxed);
-    *sample = false;
     if (policy != LM_COMPRESS_AUTO)
         return policy;
     if (pace->raw_trial) {
@@ -59,14 +64,18 @@ int lm_pace_level(struct lm_pace *pace, bool *sample) {
     }
     if (pace->compressing)
         return AUTO_LEVEL;
-    /* Only a link that is the limit can make compressing pay, so nothing is tried before somebody had to
-     * wait. */
-    if (!pace->waited_before || --pace->until_sample)
+    /* Only a link that is the limit can make compressing pay, so nothing is tried before it was busy. */
+    if (!pace->busy)
         return 0;
+    if (pace->until_sample > *pages) {
+        pace->until_sample -= *pages;
+        return 0;
+    }
     if (pace->sample_interval < SAMPLE_RARELY)
         pace->sample_interval *= 2;
     pace->until_sample = pace->sample_interval;
-    *sample = true;
+    if (*pages > SAMPLE_PAGES)
+        *pages = SAMPLE_PAGES;
     return AUTO_LEVEL;
 }
 
@@ -81,31 +90,41 @@ int lm_pace_level_urgent(const struct lm_pace *pace) {
 void lm_pace_compressed(struct lm_pace *pace, uint64_t input, uint64_t output, uint64_t ns) {
     double rate = (double)input * 1e9 / (double)(ns ? ns : 1),
            ratio = (double)input / (double)(output ? output : 1);
-    pace->compressor = pace->compressor == 0 ? rate : 0.8 * pace->compressor + 0.2 * rate;
-    pace->ratio = pace->ratio == 0 ? ratio : 0.8 * pace->ratio + 0.2 * ratio;
+    /* One page takes several times as long a byte as many, so each counts by its size. */
+    pace->evidence = pace->evidence + input < EVIDENCE ? pace->evidence + input : EVIDENCE;
+    double weight = input < pace->evidence ? (double)input / (double)pace->evidence : 1;
+    pace->compressor += weight * (rate - pace->compressor);
+    pace->ratio += weight * (ratio - pace->ratio);
 }
 
-void lm_pace_written(struct lm_pace *pace, uint64_t bytes, uint64_t waited_ns) {
+/* The link's rate, from as long a time without a break as it takes to measure one. */
+static void measure(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool busy) {
     uint64_t now = lm_now_ns();
-    bool waited = waited_ns > 0;
-    /* Between two writes that both had to wait the link was busy all the time. */
-    if (waited && pace->waited_before && now > pace->since_ns) {
-        double rate = (double)bytes * 1e9 / (double)(now - pace->since_ns);
-        double before = (double)atomic_load_explicit(&pace->link, memory_order_relaxed);
-        double link = before == 0 ? rate : 0.8 * before + 0.2 * rate;
-        if (link * 2 < before)
-            pace->sample_interval = pace->until_sample = SAMPLE_FIRST;
-        atomic_store_explicit(&pace->link, (uint64_t)link, memory_order_relaxed);
+    if (!busy || !pace->busy) {
+        pace->since_ns = now;
+        pace->carried = 0;
+    } else {
+        pace->carried += pace->unsent + bytes > unsent ? pace->unsent + bytes - unsent : 0;
+        if (now - pace->since_ns >= LINK_WINDOW_NS) {
+            double rate = (double)pace->carried * 1e9 / (double)(now - pace->since_ns);
+            double before = (double)atomic_load_explicit(&pace->link, memory_order_relaxed);
+            double link = before == 0 ? rate : 0.8 * before + 0.2 * rate;
+            if (link * 2 < before)
+                pace->sample_interval = pace->until_sample = SAMPLE_FIRST;
+            atomic_store_explicit(&pace->link, (uint64_t)link, memory_order_relaxed);
+            pace->since_ns = now;
+            pace->carried = 0;
+        }
     }
-    pace->since_ns = now;
-    pace->waited_before = waited;
-    if (!pace->compressing) {
-        pace->compressing = waited && pays(pace);
-        pace->unhindered = 0;
-        return;
-    }
-    if (waited || pace->raw_trial) {
-        pace->compressing = pays(pace);
+    pace->unsent = unsent;
+    pace->busy = busy;
+}
+
+void lm_pace_written(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool waited) {
+    bool busy = waited || unsent > bytes;
+    measure(pace, bytes, unsent, busy);
+    if (!pace->compressing || busy || pace->raw_trial) {
+        pace->compressing = (pace->compressing || busy) && pays(pace);
         pace->unhindered = 0;
         return;
     }

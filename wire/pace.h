@@ -4,7 +4,8 @@
  *
  * Compressing pays when the pages then travel faster than raw: with a link of L bytes/s, a compressor of C
  * bytes/s (input) that shrinks to 1/r, raw pages go at L and compressed ones at min(C, L * r). L is only
- * known while writers wait for room; a link that never makes anybody wait is not the limit.
+ * known while the link is busy: a writer had to wait for room, or found what was written before still unsent.
+ * A link that is always done before the next write is not the limit.
  */
 #ifndef LM_WIRE_PACE_H
 #define LM_WIRE_PACE_H
@@ -40,26 +41,29 @@ struct lm_pace {
     double compressor;        /* bytes of input per second; 0 while unknown */
     double ratio;             /* input over output */
     bool compressing;         /* what the automatic policy has chosen */
-    uint32_t unhindered;      /* compressed batches in a row after which nobody had to wait */
-    uint32_t until_sample;    /* raw batches until the next one is compressed to learn the ratio */
+    uint32_t unhindered;      /* compressed batches in a row at which the link was not busy */
+    uint64_t evidence;        /* bytes of input that both were learned from */
+    uint32_t until_sample;    /* raw pages until some are compressed to learn the ratio */
     uint32_t sample_interval; /* and how many after that */
     uint32_t raw_trial;       /* batches that go raw to find out whether the link is still the limit */
-    uint64_t since_ns;        /* end of the last write */
-    bool waited_before;       /* somebody waited in the last write */
+    bool busy;                /* the link was, at the last write */
+    uint64_t unsent;          /* what the last write left unsent, bytes */
+    uint64_t since_ns;        /* from when it has been busy without a break, or was measured last */
+    uint64_t carried;         /* bytes that it took since then */
 };
 
 void lm_pace_init(struct lm_pace *pace);
 
-/* The level for the next batch of the bulk stream, 0 for raw; `*sample` says that it is a trial, for which a
- * part of the batch is enough. */
-int lm_pace_level(struct lm_pace *pace, bool *sample);
+/* The level for the next `*pages` pages of the bulk stream, 0 for raw; for a trial fewer are enough. */
+int lm_pace_level(struct lm_pace *pace, uint32_t *pages);
 
 /* The level for a page that somebody waits for: only a slow link is worth the time. May be called by another
  * thread. */
 int lm_pace_level_urgent(const struct lm_pace *pace);
 
-/* Tell what compressing cost and brought, and what a write cost. */
+/* Tell what compressing cost and brought; and of a write how many bytes it had, how many bytes of this and
+ * earlier ones are not sent yet (0 where the transport cannot tell) and whether it had to wait for room. */
 void lm_pace_compressed(struct lm_pace *pace, uint64_t input, uint64_t output, uint64_t ns);
-void lm_pace_written(struct lm_pace *pace, uint64_t bytes, uint64_t waited_ns);
+void lm_pace_written(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool waited);
 
 #endif
