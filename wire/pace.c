@@ -3,7 +3,11 @@
 #include <string.h>
 #include <time.h>
 
-enum { AUTO_LEVEL = 1, TRIAL_BATCHES = 16, LINK_WINDOW_NS = 2000000 };
+enum { AUTO_LEVEL = 1, LINK_WINDOW_NS = 2000000 };
+
+/* Batches: how many go raw for a trial, unless the link has been measured so often before, after how many
+ * compressed ones first, and after how many at most. */
+enum { TRIAL_BATCHES = 32, TRIAL_WINDOWS = 4, TRIAL_FIRST = 32, TRIAL_RARELY = 1024 };
 
 /* Pages: how many are compressed for a trial, after how many others first, and after how many at most. */
 enum { SAMPLE_PAGES = 16, SAMPLE_FIRST = 128, SAMPLE_RARELY = 1 << 15 };
@@ -58,10 +62,8 @@ int lm_pace_level(struct lm_pace *pace, uint32_t *pages) {
     int policy = atomic_load_explicit(&pace->policy, memory_order_relaxed);
     if (policy != LM_COMPRESS_AUTO)
         return policy;
-    if (pace->raw_trial) {
-        pace->raw_trial--;
+    if (pace->raw_trial)
         return 0;
-    }
     if (pace->compressing)
         return AUTO_LEVEL;
     /* Only a link that is the limit can make compressing pay, so nothing is tried before it was busy. */
@@ -97,9 +99,12 @@ void lm_pace_compressed(struct lm_pace *pace, uint64_t input, uint64_t output, u
     pace->ratio += weight * (ratio - pace->ratio);
 }
 
-/* The link's rate, from as long a time without a break as it takes to measure one. */
-static void measure(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool busy) {
+/* The link's rate, from as long a time without a break as it takes to measure one; true when it was measured.
+ * What is slower than before counts little, and nothing of what travels compressed: more often than the link
+ * a processor that is wanted for something else is the cause, and compressing would take more of it. */
+static bool measure(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool busy) {
     uint64_t now = lm_now_ns();
+    bool measured = false, raw = !pace->compressing || pace->raw_trial;
     if (!busy || !pace->busy) {
         pace->since_ns = now;
         pace->carried = 0;
@@ -108,29 +113,41 @@ static void measure(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool 
         if (now - pace->since_ns >= LINK_WINDOW_NS) {
             double rate = (double)pace->carried * 1e9 / (double)(now - pace->since_ns);
             double before = (double)atomic_load_explicit(&pace->link, memory_order_relaxed);
-            double link = before == 0 ? rate : 0.8 * before + 0.2 * rate;
-            if (link * 2 < before)
+            double share = before == 0 ? 1 : rate > before ? 0.3 : raw ? 0.05 : 0;
+            double link = before + share * (rate - before);
+            if (rate * 2 < before && raw)
                 pace->sample_interval = pace->until_sample = SAMPLE_FIRST;
             atomic_store_explicit(&pace->link, (uint64_t)link, memory_order_relaxed);
             pace->since_ns = now;
             pace->carried = 0;
+            measured = true;
         }
     }
     pace->unsent = unsent;
     pace->busy = busy;
+    return measured;
 }
 
 void lm_pace_written(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool waited) {
-    bool busy = waited || unsent > bytes;
-    measure(pace, bytes, unsent, busy);
-    if (!pace->compressing || busy || pace->raw_trial) {
-        pace->compressing = (pace->compressing || busy) && pays(pace);
-        pace->unhindered = 0;
-        return;
-    }
-    /* The compressor is the limit now. Has the link become faster meanwhile? Raw batches tell. */
-    if (++pace->unhindered >= 4 * TRIAL_BATCHES) {
-        pace->unhindered = 0;
+    bool busy = waited || unsent > bytes, measured = measure(pace, bytes, unsent, busy);
+    if (!pace->compressing) {
+        pace->compressing = busy && pays(pace);
+        pace->until_trial = pace->trial_interval = TRIAL_FIRST;
+    } else if (pace->raw_trial) {
+        pace->trial_windows += measured;
+        /* A link that raw batches do not keep busy is not the limit. */
+        if (--pace->raw_trial == 0 || pace->trial_windows == TRIAL_WINDOWS) {
+            pace->raw_trial = 0;
+            pace->compressing = pace->trial_windows && pays(pace);
+        }
+    } else if (!pays(pace)) {
+        pace->compressing = false;
+    } else if (--pace->until_trial == 0) {
+        /* Is the link still the limit? Raw batches tell, the more rarely the more often they have said so. */
+        if (pace->trial_interval < TRIAL_RARELY)
+            pace->trial_interval *= 2;
+        pace->until_trial = pace->trial_interval;
         pace->raw_trial = TRIAL_BATCHES;
+        pace->trial_windows = 0;
     }
 }

@@ -41,11 +41,13 @@ struct lm_pace {
     double compressor;        /* bytes of input per second; 0 while unknown */
     double ratio;             /* input over output */
     bool compressing;         /* what the automatic policy has chosen */
-    uint32_t unhindered;      /* compressed batches in a row at which the link was not busy */
     uint64_t evidence;        /* bytes of input that both were learned from */
     uint32_t until_sample;    /* raw pages until some are compressed to learn the ratio */
     uint32_t sample_interval; /* and how many after that */
-    uint32_t raw_trial;       /* batches that go raw to find out whether the link is still the limit */
+    uint32_t until_trial;     /* compressed batches until some go raw to find out whether it still pays */
+    uint32_t trial_interval;  /* and how many after that */
+    uint32_t raw_trial;       /* raw batches of it that are left */
+    uint32_t trial_windows;   /* how often the link was measured in it */
     bool busy;                /* the link was, at the last write */
     uint64_t unsent;          /* what the last write left unsent, bytes */
     uint64_t since_ns;        /* from when it has been busy without a break, or was measured last */
