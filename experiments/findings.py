@@ -39,6 +39,11 @@ from experiments.summary import (
 
 GROWTH = 1.25
 WELL_BELOW_A_FIFTH = 0.15
+RULE = (
+    f"A quantity grows if its median becomes more than {GROWTH:g} times as large and the quartiles are apart; a "
+    "finding holds if it does in every setting and for each quantity that it names."
+)
+"""For the reader of the findings."""
 HINES_GOPALAN = "Hines and Gopalan, VEE 2009, report 21 %"
 
 

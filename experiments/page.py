@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.figures import Drawn
-from experiments.findings import Finding, Outcome
+from experiments.findings import RULE, Finding, Outcome
 
 STYLE = Path(__file__).with_name("page.css")
 
@@ -96,7 +96,7 @@ def findings_part(findings: Sequence[Finding]) -> Markup:
         for outcome, (one, several) in verbs.items()
         if counts[outcome]
     )
-    intro = paragraph(f"Of {len(findings)} classic findings about live migration, in these runs {told}.")
+    intro = paragraph(f"Of {len(findings)} classic findings about live migration, in these runs {told}. {RULE}")
     items = [
         element("li", together([
             element("span", one.outcome.value, kind=f"badge {BADGES[one.outcome]}"),

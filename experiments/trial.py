@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -187,7 +188,7 @@ def reported_faults(faults: dict[str, float]) -> Histogram:
     shares = ((0.5, "p50_us"), (0.9, "p90_us"), (0.99, "p99_us"), (1.0, "max_us"))
     pairs, seen = [], 0
     for share, name in shares:
-        if here := round(count * share) - seen:
+        if here := math.ceil(count * share) - seen:
             pairs.append((faults[name], here))
         seen += here
     known = {name: faults[name] for _, name in shares}

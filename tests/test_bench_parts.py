@@ -166,6 +166,8 @@ def test_a_histogram_knows_its_quantiles() -> None:
     assert from_counts({}).count == 0
     told = reported_faults({"count": 10, "p50_us": 1.0, "p90_us": 2.0, "p99_us": 3.0, "max_us": 4.0})
     assert (told.count, told.p99_us, sum(count for _, count in told.buckets)) == (10, 3.0, 10)
+    odd = reported_faults({"count": 5, "p50_us": 1.0, "p90_us": 2.0, "p99_us": 3.0, "max_us": 4.0})
+    assert odd.buckets[0] == (1.0, 3), "half of all took at most as long as the median"
 
 
 def moved(dip: int, steps: int) -> tuple[Timeline, Moments]:
