@@ -155,8 +155,8 @@ def choice_part(results: Sequence[Result]) -> Markup:
         f"Of the strategies measured under the same setting, the one with the lowest median, and those within "
         f"{(NEARLY - 1) * 100:.0f} % of it; of one run each, it is that run, and chance has its part. Downtime ends "
         "when the process runs again: by post-copy it then waits for pages, often longer than it was stopped. Work "
-        "lost counts all of that, operations not done from the begin of the migration until recovery as time at the old "
-        "speed: it is what to look at for a job that should end soon, and for a service whose clients notice slow "
+        "lost counts all of that, operations not done from the begin of the migration until recovery as time at the "
+        "old speed: it is what to look at for a job that should end soon, and for a service whose clients notice slow "
         "answers. When the last page is there the source is free.",
         "note",
     )
