@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from experiments import processors
 from experiments.results import Machine
 
 ASKED: dict[str, tuple[str, ...]] = {"redis-server": ("--version",), "node": ("--version",)}
@@ -35,6 +36,7 @@ def machine_facts(peers: dict[str, str]) -> Machine:
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         python=platform.python_version(),
         versions=versions,
+        wake_up_us=processors.wake_up_us(),
         load=[round(value, 2) for value in os.getloadavg()],
     )
 

@@ -194,12 +194,13 @@ def between(values: Sequence[float], words: Callable[[float], str]) -> object:
 
 def machines_part(results: Sequence[Result], floors: Sequence[Floor]) -> Markup:
     """What the figures depend on."""
-    seen: dict[tuple[str, str, int, int, str, str], list[object]] = {}
+    seen: dict[tuple[str, str, int, int, str, str, str], list[object]] = {}
     for machine in [*(one.machine for one in results), *(one.machine for one in floors)]:
         versions = ", ".join(f"{name} {version}" for name, version in sorted(machine.versions.items()))
-        key = (machine.kernel, machine.processor, machine.cores, machine.memory, machine.python, versions)
+        idle = "not known" if machine.wake_up_us is None else "sleep" if machine.wake_up_us else "kept awake"
+        key = (machine.kernel, machine.processor, machine.cores, machine.memory, idle, machine.python, versions)
         seen[key] = [*key[:3], size(machine.memory), *key[4:]]
-    titles = ["kernel", "processor", "cores", "memory", "Python", "versions"]
+    titles = ["kernel", "processor", "cores", "memory", "idle processors", "Python", "versions"]
     return section("Machine", "machine", table(titles, [seen[key] for key in sorted(seen)], words=len(titles)))
 
 

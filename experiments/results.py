@@ -23,7 +23,8 @@ class OtherVersion(Exception):
 
 
 class Machine(msgspec.Struct, kw_only=True, frozen=True):
-    """What the figures depend on."""
+    """What the figures depend on. `wake_up_us`: the longest that an idle processor may take to wake up, 0 when they are
+    kept awake, None where that is not known."""
 
     kernel: str
     processor: str
@@ -31,6 +32,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     memory: int
     python: str
     versions: dict[str, str] = {}
+    wake_up_us: int | None = None
     load: list[float] = []
 
 

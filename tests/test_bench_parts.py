@@ -244,8 +244,8 @@ def test_the_floor_fits_its_link() -> None:
 def test_processors_are_kept_awake_where_the_kernel_offers_it(tmp_path: Path) -> None:
     asked = tmp_path / "cpu_dma_latency"
     asked.touch()
-    with processors.awake(asked) as offered:
-        assert offered
+    with processors.awake(asked):
         assert asked.read_bytes() == bytes(4)
-    with processors.awake(tmp_path / "nowhere") as offered:
-        assert not offered
+        assert processors.wake_up_us(asked) == 0
+    with processors.awake(tmp_path / "nowhere"):
+        assert processors.wake_up_us(tmp_path / "nowhere") is None
