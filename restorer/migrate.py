@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from linux import cpu
+from linux import cpu, cpu_dma_latency
 from linux.errors import ProcessGone, SyscallFailed
 from linux.program import ProgramTooLarge
 from pager.pager import Pager, PagerState
@@ -188,6 +188,7 @@ def wait_for_final(run: Run) -> ProcessDescription:
     assert run.building is not None
     message: messages.Freezing | messages.Final = take_rounds(run)
     gc.disable()
+    run.while_frozen.enter_context(cpu_dma_latency.awake())
     due: Any = messages.Freezing | messages.Final
     while isinstance(message, messages.Freezing):
         build.rehearse(run.building)
@@ -285,6 +286,7 @@ def wait_in_doubt(run: Run, cause: str) -> NoReturn:
     assert run.husk is not None
     assert run.custody is not None
     run.custody.tell(State.IN_DOUBT)
+    run.while_frozen.close()
     run.report.outcome = "stalled"
     write(run)
     run.line.send("stalled", pid=run.husk.pid, cause=cause)
@@ -317,6 +319,7 @@ def resume(run: Run, commit: messages.Commit, received: int) -> None:
     run.report.pid = run.husk.pid
     with contextlib.suppress(MigrationError):
         run.control.send(messages.Resumed(pid=run.husk.pid, resume_ns=resume_ns))
+    run.while_frozen.close()
     run.line.send("resumed", pid=run.husk.pid, downtime_ms=run.report.downtime_ms)
 
 

@@ -62,14 +62,16 @@ def take_rounds(run: Run) -> messages.Freezing:
 
 
 def take_freezing(run: Run, message: messages.Freezing) -> None:
-    """A freeze begins at the source: learn what it came to be, and take in meanwhile what is not true any more of the
-    pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
+    """A freeze comes: learn what the migration came to be, let it begin, and take in meanwhile what is not true any
+    more of the pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
     assert run.building is not None
     run.resume_at_once = message.resume_at_once
     run.report.strategy = message.strategy
     run.report.tracking = message.tracking
     if message.payload != messages.NOTHING:
         run.report.rounds = messages.unpack(message.payload, list[Round])
+    edge("destination-prepared")
+    run.control.send(messages.Prepared())
     correct(run, message.correction, run.building.staged.memory)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from linux import cpu, pidfd
+from linux import cpu, cpu_dma_latency, pidfd
 from linux.errors import ProcessGone
 from process import vdso
 from process.contents import Content
@@ -63,6 +63,7 @@ from wire.strategy import Wishes
 
 GREETING_SECONDS = 30.0
 STAGING_SECONDS = 600.0
+PREPARING_SECONDS = 30.0
 MOST_FREEZES = 40
 
 
@@ -195,13 +196,12 @@ def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
     gc.disable()
-    with pushing(run.server) as pusher:
+    with pushing(run.server) as pusher, cpu_dma_latency.awake():
         for attempt in range(MOST_FREEZES):
             if attempt:
                 # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
                 time.sleep(random.uniform(0.001, 0.02))
                 pusher.wait(run.options.max_freeze)
-            rehearse(run.seen)
             correction = announce(run)
             with contextlib.suppress(PassingObstacles):
                 return freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
@@ -209,7 +209,8 @@ def freeze_and_commit(run: Run) -> handover.Committed:
 
 
 def announce(run: Run) -> int:
-    """Say that a freeze begins; the number of the push that corrects meanwhile, 0 if there is none."""
+    """Say that a freeze comes, and wait until both sides are prepared for it; the number of the push that corrects in
+    it, 0 if there is none."""
     assert run.copy is not None
     correction = run.copy.next_correction() if run.copy.is_tracked else 0
     run.control.send(
@@ -221,6 +222,8 @@ def announce(run: Run) -> int:
             payload=messages.pack(run.copy.done),
         )
     )
+    rehearse(run.seen)
+    run.control.expect(messages.Prepared, PREPARING_SECONDS)
     return correction
 
 

@@ -37,6 +37,7 @@ DESTINATION_EDGES = (
     "destination-staged",
     "destination-pushed",
     "destination-round",
+    "destination-prepared",
     "destination-final",
     "destination-laid-out",
     "destination-built",

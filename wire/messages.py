@@ -79,10 +79,10 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ro
 
 
 class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="freezing"):
-    """Source: a freeze begins now. Wakes the destination up; needs no answer. Comes again where it is tried again.
+    """Source: a freeze comes as soon as the destination is prepared. Comes again where it is tried again.
 
     strategy        what it came to be; `resume_at_once`: before the last page has arrived
-    correction      a push that follows at once on BULK, of what is not true any more of the rounds' pages; 0: none
+    correction      a push on BULK as soon as it is frozen, of what is not true any more of the rounds' pages; 0: none
     payload         the rounds, as the report has them
     """
 
@@ -91,6 +91,10 @@ class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     tracking: str = "none"
     correction: int = 0
     payload: msgspec.Raw = NOTHING
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepared"):
+    """Destination: it waits for nothing but the frozen process, and the processors are not wanted for anything else."""
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="final"):
@@ -194,6 +198,7 @@ Message = (
     | Pushed
     | Round
     | Freezing
+    | Prepared
     | Final
     | Late
     | Ready

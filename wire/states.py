@@ -45,7 +45,7 @@ class Event(enum.Enum):
     CONNECTED = "three connections are authenticated"
     DESCRIPTION = "Description"
     STAGED = "Staged"
-    FREEZE = "Freezing"
+    FREEZE = "Freezing, Prepared"
     STOPPED = "every thread has stopped"
     FINAL = "Final"
     READY = "Ready"
