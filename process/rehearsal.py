@@ -10,10 +10,12 @@ import contextlib
 
 from _lm import ffi
 
+from linux import tracee
 from linux.program import Program
 from process import questions, task, task_rebuild, thread_rebuild, threads
 from process.credentials import Credentials
-from process.task import LiveTask, PendingSignals, ProcessAnswers, StoppedTask, TaskDescription
+from process.sleeps import slept
+from process.task import LiveTask, PendingSignals, ProcessAnswers, TaskDescription
 from process.threads import StoppedThread
 
 XSTATE_SIZE = 2688
@@ -21,17 +23,19 @@ SOMEWHERE = 0x10000
 
 
 def rehearse_description(live: LiveTask, asked: questions.Questions) -> None:
-    """On the source: describe the leader with empty answers."""
+    """On the source: describe the leader with empty registers and answers. Raises OSError, ProcessGone."""
     description = live.description
     pid = description.host_pid
     empty = StoppedThread(pid, bytes(ffi.sizeof("lm_thread_registers")), bytes(XSTATE_SIZE), 0, None)
-    stopped = StoppedTask(pid, (empty,), False, description.clocks, live.outside, description, {})
+    stopped = task.look_stopped_task(pid, [tracee.Stop(pid, 0)], live, [empty])
+    slept(live.sleeps.get(pid), pid, description.clocks.monotonic)
     pending = PendingSignals((), {pid: ()}, description.clocks.monotonic)
     told = ProcessAnswers(
         bytes(asked.of_process.answers.length), bytes(asked.of_process.timers.length), asked.of_process.posix_timers
     )
+    answers = {pid: bytes(asked.leader_answers.length)}
     with contextlib.suppress(OSError, ValueError):
-        task.complete_task(stopped, pending, told, {pid: bytes(asked.leader_answers.length)})
+        task.frozen_obstacles(task.complete_task(stopped, pending, told, answers), answers)
     for program in (asked.of_leader, asked.of_thread):
         program.encode(SOMEWHERE, program.size())
 

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "source_server/custody.h"
 
+#include "linux/own_memory.h"
 #include "wire/written.h"
 
 #include <errno.h>
@@ -66,11 +67,11 @@ static void watch(const struct lm_custody *custody, int lifeline) {
     }
 }
 
-int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline) {
+/* What lm-serve's end has left to do. 0 or -errno. */
+static int take_over(const struct lm_custody *custody, int control_socket) {
     uint64_t written = 0;
     int error = 0;
 
-    watch(custody, lifeline);
     uint32_t state = __atomic_load_n(&custody->state, __ATOMIC_SEQ_CST);
     if (state == LM_CUSTODY_DECIDED)
         return 0;
@@ -89,4 +90,15 @@ int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifelin
     error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_GO_HOME);
     drain(control_socket);
     return error;
+}
+
+__attribute__((noreturn)) void lm_custodian_run(struct lm_custody *custody, int control_socket,
+                                                int lifeline) {
+    char here;
+    const void *const kept[] = {&here, __builtin_thread_pointer()};
+
+    /* lm-serve's memory is no business of the custodian's, and what follows looks at no other than these. */
+    lm_own_memory_drop(kept, 2);
+    watch(custody, lifeline);
+    _exit(take_over(custody, control_socket) == 0 ? 0 : 1);
 }

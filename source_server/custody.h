@@ -37,8 +37,8 @@ struct lm_custody {
 };
 
 /* The custodian's life: blocks until the other end of `lifeline` is closed, decides if that is needed, and
- * returns 0, or -errno when the word could not be written. */
-int lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline);
+ * exits, with 1 when the word could not be written. lm-serve's memory is given up; `custody` is shared. */
+void lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline);
 
 /* Write the word that the parked threads of `pid` wait for. */
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word);

@@ -104,7 +104,7 @@ def _be_custodian(state: Any, control_socket: int, watched: int, lifeline: int) 
         low = descriptor + 1
     with open("/proc/self/comm", "wb", buffering=0) as comm:
         comm.write(NAME)
-    os._exit(0 if lib.lm_custodian_run(state, control_socket, watched) == 0 else 1)
+    lib.lm_custodian_run(state, control_socket, watched)
 
 
 def decide(pid: int, flag_address: int, *, stay: bool) -> None:

@@ -310,11 +310,14 @@ def rehearse(look: SourceLook) -> None:
 
     Changes nothing in the running process, and never fails: the freeze will say what is wrong."""
     with contextlib.suppress(OSError, ProcessGone):
-        rehearse_description(look.task, look.questions)
         maps_text(look.pid)
+        programs_for(current_questions(look.questions, look.pid), list(look.task.outside))
+        free_range([(mapping.start, mapping.end) for mapping in look.memory.mappings], PAGE)
+        rehearse_description(look.task, look.questions)
         see_and_describe(look.pid, look.descriptors, frozen=False).close()
         changed = changed_file_pages(look.pid, look.memory)
         no_longer(look.pushed, changed)
+        look_contents(look.descriptors.table, look.contents)
         look_written_again(look.pid, look.files, look.memory.mappings)
         hot_runs(look.description())
 

@@ -19,6 +19,7 @@ import msgspec
 
 from linux import cpu, cpu_dma_latency, pidfd
 from linux.errors import ProcessGone
+from linux.own_memory import make_own
 from process import vdso
 from process.contents import Content
 from process.description import MigrationDescription, ProcessDescription, Runs
@@ -222,8 +223,12 @@ def announce(run: Run) -> int:
             payload=messages.pack(run.copy.done),
         )
     )
-    rehearse(run.seen)
+    make_own()
     run.control.expect(messages.Prepared, PREPARING_SECONDS)
+    rehearse(run.seen)
+    described = run.seen.description()
+    passing_obstacles(described.descriptors, run.same_machine)
+    messages.encode(final(run, described, 0))
     return correction
 
 
@@ -254,9 +259,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         corrected = correct_late(run, pusher, source)
         runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
         pusher.do(lambda: run.server.push(FINAL_PUSH, runs, changed=True, urgent=True))
-        described = without_known(run.seen, source.description, corrected)
-        whole = MigrationDescription(processes=[described])
-        run.control.send(messages.Final(payload=messages.pack(whole)), left(deadline))
+        run.control.send(final(run, source.description, corrected), left(deadline))
         edge("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
@@ -315,6 +318,12 @@ def without_known(seen: SourceLook, description: ProcessDescription, corrected: 
         return description
     files = [] if description.files is seen.files else description.files
     return msgspec.structs.replace(description, memory=AddressSpace(mappings=[]), files=files, as_staged=True)
+
+
+def final(run: Run, description: ProcessDescription, corrected: int) -> messages.Final:
+    """The message that describes the frozen process."""
+    whole = MigrationDescription(processes=[without_known(run.seen, description, corrected)])
+    return messages.Final(payload=messages.pack(whole))
 
 
 def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:

@@ -6,8 +6,12 @@ import mmap
 import os
 import resource
 import signal
+from collections.abc import Callable
 
+import pytest
 from _lm import lib
+
+from linux.own_memory import make_own
 
 PAGE = mmap.PAGESIZE
 
@@ -20,7 +24,8 @@ def faults_while_writing(memory: mmap.mmap) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_writes_after_a_fork_fault_no_more() -> None:
+@pytest.mark.parametrize("populate", [lib.lm_own_memory_populate, make_own])
+def test_writes_after_a_fork_fault_no_more(populate: Callable[[], object]) -> None:
     memory = mmap.mmap(-1, 500 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     faults_while_writing(memory)
@@ -28,7 +33,7 @@ def test_writes_after_a_fork_fault_no_more() -> None:
     if child == 0:
         signal.pause()
     try:
-        assert lib.lm_own_memory_populate() == 0
+        populate()
         assert faults_while_writing(memory) < 100
     finally:
         os.kill(child, signal.SIGKILL)
