@@ -86,6 +86,13 @@ static int list_placed(struct lm_space *space, struct lm_range *range, uint64_t 
     return 0;
 }
 
+bool lm_pager_is_to_forget(struct lm_pager *pager) {
+    lm_pager_lock_patient(pager);
+    bool any = pager->forgotten.count > 0;
+    lm_pager_unlock(pager);
+    return any;
+}
+
 size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity) {
     struct drops found = {.drops = drops, .capacity = capacity};
     lm_pager_lock_patient(pager);

@@ -98,7 +98,9 @@ int lm_pager_receive_push(struct lm_pager *pager, uint32_t id);
 /* Pages are pushed while the source runs, and the source follows what changes there: what it said to be empty
  * stays known over the next set_ranges. */
 void lm_pager_follow(struct lm_pager *pager);
-/* What pushes since the last lm_pager_dropped have told to forget and the process has: at most `capacity`
+/* Whether pushes since the last lm_pager_dropped have told to forget anything. */
+bool lm_pager_is_to_forget(struct lm_pager *pager);
+/* What they have told to forget and the process has: at most `capacity`
  * stretches, to be dropped in the process before anything else. Returns how many there are. */
 size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity);
 /* Before the drops (false) and after them (true): the ranges that they are in are not watched meanwhile, so

@@ -196,6 +196,11 @@ class Pager:
         """Pages are pushed while the source runs and follows what changes there: what is empty stays known."""
         lib.lm_pager_follow(self._pager)
 
+    @property
+    def is_to_forget(self) -> bool:
+        """Whether pushes have told to forget anything that `dropped` was not called for."""
+        return bool(lib.lm_pager_is_to_forget(self._pager))
+
     def drops(self) -> Drops:
         """What pushes have told to forget and the process has: to be dropped in it before anything else."""
         count = lib.lm_pager_drops(self._pager, ffi.NULL, 0)

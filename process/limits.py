@@ -9,6 +9,7 @@ without reaching it.
 from __future__ import annotations
 
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,13 @@ from linux import syscall_numbers as numbers
 from linux.errors import ProcessGone
 from linux.proc import read_proc
 from linux.program import Data, Program
-from process.status import parse_status
 from wire.obstacles import Obstacle
 
 _NAMES = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
 LIMITS = tuple(_NAMES.split())
 INFINITY = (1 << 64) - 1
 DELETED = " (deleted)"
+UMASK = re.compile(rb"^Umask:\s*(\d+)$", re.MULTILINE)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,10 +77,10 @@ def look_again(pid: int, raw_status: bytes, known: Limits) -> Limits:
     """What a frozen process may have changed since `known`, cheaply: directories and umask. Its limits it
     tells itself.
     """
-    mask = parse_status(raw_status).get("Umask", "022")
+    mask = UMASK.search(raw_status)
     return msgspec.structs.replace(
         known,
-        umask=int(mask, 8),
+        umask=int(mask[1], 8) if mask else 0o22,
         working_directory=os.readlink(os.fsencode(f"/proc/{pid}/cwd")),
         root=os.readlink(os.fsencode(f"/proc/{pid}/root")),
     )

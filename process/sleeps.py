@@ -84,10 +84,10 @@ def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
     return switches, began, fields[0], int(fields[36])
 
 
-def _switches(tid: int) -> int | None:
+def _switches(tid: int, status: bytes | None = None) -> int | None:
     """Voluntary context switches, and nothing else: while a process stands still, /proc/TID/sched takes too long."""
     try:
-        found = SWITCHES.search(read_proc(f"/proc/{tid}/status"))
+        found = SWITCHES.search(read_proc(f"/proc/{tid}/status") if status is None else status)
     except OSError:
         return None
     return int(found[1]) if found else None
@@ -113,12 +113,13 @@ def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
     return found
 
 
-def slept(before: Sleep | None, tid: int, frozen_at: int) -> Slept:
-    """What is known of the sleep that the freeze has interrupted at `frozen_at` (CLOCK_MONOTONIC).
+def slept(before: Sleep | None, tid: int, frozen_at: int, status: bytes | None = None) -> Slept:
+    """What is known of the sleep that the freeze has interrupted at `frozen_at` (CLOCK_MONOTONIC). `status` is the
+    thread's /proc/TID/status, if it was read since.
 
     One voluntary context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
     """
-    if before is None or _switches(tid) != before.switches + 1:
+    if before is None or _switches(tid, status) != before.switches + 1:
         return NOT_SEEN
     return Slept(max(0, frozen_at - before.began), before.call)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from linux.errors import ProcessGone
 from linux.proc import read_proc
 
 # Counters and momentary states: their change says nothing about what the process is (proc_pid_status(5)).
-CHANGING = frozenset(
-    {
-        b"State", b"TracerPid", b"FDSize", b"Threads", b"SigQ", b"SigPnd", b"ShdPnd", b"SigBlk", b"SigIgn", b"SigCgt",
-        b"voluntary_ctxt_switches", b"nonvoluntary_ctxt_switches", b"Mems_allowed", b"Mems_allowed_list",
-        b"HugetlbPages", b"THP_enabled", b"CoreDumping", b"untag_mask",
-    }
+CHANGING = (
+    b"Vm.*", b"Rss.*", b"State", b"TracerPid", b"FDSize", b"Threads", b"SigQ", b"SigPnd", b"ShdPnd", b"SigBlk",
+    b"SigIgn", b"SigCgt", b"voluntary_ctxt_switches", b"nonvoluntary_ctxt_switches", b"Mems_allowed",
+    b"Mems_allowed_list", b"HugetlbPages", b"THP_enabled", b"CoreDumping", b"untag_mask",
 )  # fmt: skip
+LINES_THAT_CHANGE = re.compile(rb"^(?:" + b"|".join(CHANGING) + rb"):.*\n", re.MULTILINE)
 
 
 def read_status(pid: int, tid: int | None = None) -> bytes:
@@ -41,8 +42,4 @@ def parse_status(raw: bytes) -> dict[str, str]:
 
 def proof(raw: bytes) -> bytes:
     """The part of a status that stays as it is unless the process's identity, rights or settings change."""
-    return b"\n".join(
-        line
-        for line in raw.splitlines()
-        if line.partition(b":")[0] not in CHANGING and not line.startswith((b"Vm", b"Rss"))
-    )
+    return LINES_THAT_CHANGE.sub(b"", raw)

@@ -198,8 +198,8 @@ def look_stopped_task(
         outside=outside,
         description=msgspec.structs.replace(description, limits=limits.look_again(pid, raw, description.limits)),
         asleep={
-            thread.host_tid: slept(live.sleeps.get(thread.host_tid), thread.host_tid, now)
-            for thread in states
+            tid: slept(live.sleeps.get(tid), tid, now, raw if tid == pid else None)
+            for tid, thread in zip(tids, states, strict=True)
             if interrupted.needs_time(Registers(thread.registers))
         },
     )

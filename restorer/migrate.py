@@ -205,7 +205,9 @@ def apply_final(run: Run) -> None:
     final = wait_for_final(run)
     run.final = final
     edge("destination-final")
-    run.line.send("frozen", pid=run.building.husk.pid)
+    run.frozen = time.time()
+    if not (run.resume_at_once and run.custody.guarded):
+        say_frozen(run)
     appeared = descriptor_obstacles(final.descriptors, run.descriptor_options)
     if appeared:
         raise Refused(appeared, object=f"process {final.task.pid}", step="the frozen process")
@@ -231,6 +233,13 @@ def apply_final(run: Run) -> None:
     if not run.resume_at_once:
         run.pager.prefetch_start()
         wait_until_complete(run)
+
+
+def say_frozen(run: Run) -> None:
+    """Tell the front that the freeze has begun. Where it is over in milliseconds that comes with its end, for the front
+    wants a processor to pass it on."""
+    assert run.building is not None
+    run.line.send("frozen", pid=run.building.husk.pid, time=run.frozen)
 
 
 def wait_until_complete(run: Run) -> None:
@@ -320,6 +329,8 @@ def resume(run: Run, commit: messages.Commit, received: int) -> None:
     with contextlib.suppress(MigrationError):
         run.control.send(messages.Resumed(pid=run.husk.pid, resume_ns=resume_ns))
     run.while_frozen.close()
+    if run.resume_at_once and run.custody.guarded:
+        say_frozen(run)
     run.line.send("resumed", pid=run.husk.pid, downtime_ms=run.report.downtime_ms)
 
 

@@ -107,6 +107,8 @@ def drop_forgotten(run: Run, memory: AddressSpace) -> None:
     """Drop in the husk what is to be forgotten, and what could not be written over. Raises OSError, SyscallFailed."""
     assert run.pager is not None
     assert run.building is not None
+    if not run.pager.is_to_forget:
+        return
     drops = run.pager.drops()
     with run.pager.unwatched_drops():
         for first in range(0, len(drops.starts), DROPS_AT_A_TIME):

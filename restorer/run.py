@@ -25,7 +25,8 @@ from wire.report import Report, write_report
 @dataclass
 class Run:
     """One migration, as the destination has it. `resume_at_once`: before the last page has arrived, as the source has
-    said in the end. `while_frozen`: what ends when the process runs, or nobody knows when it will."""
+    said in the end. `frozen`: when it was, seconds since the epoch. `while_frozen`: what ends when the process runs, or
+    when nobody knows whether it will."""
 
     options: RestoreOptions
     descriptor_options: DescriptorOptions
@@ -41,6 +42,7 @@ class Run:
     final: ProcessDescription | None = None
     exit_status: int | None = None
     resume_at_once: bool = True
+    frozen: float = 0.0
     while_frozen: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def mark(self, name: str) -> None:

@@ -6,6 +6,7 @@ Everything here runs in the tracing thread. `frozen` thaws on every way out unle
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
             custody.at_home()
             raise
     state.committed = True
+    # On one machine the destination may wait for this very processor.
+    os.sched_yield()
     # Nothing may fail from here on: what cannot be done is left, and the custodian decides what is undecided.
     with contextlib.suppress(ProcessGone, OSError, MigrationError):
         edge("source-committed")

@@ -257,9 +257,10 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
         serve_new_contents(run.server, run.served, source)
         corrected = correct_late(run, pusher, source)
+        # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.
+        run.control.send(final(run, source.description, corrected), left(deadline))
         runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
         pusher.do(lambda: run.server.push(FINAL_PUSH, runs, changed=True, urgent=True))
-        run.control.send(final(run, source.description, corrected), left(deadline))
         edge("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
