@@ -9,6 +9,7 @@ Before READY every way out destroys the husk, and the source runs on. Between RE
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import time
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from process.description import MigrationDescription, ProcessDescription
 from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
+from process.rehearsal import rehearse_often
 from restorer import build
 from restorer.aftermath import follow
 from restorer.custody import State, start_custody
@@ -191,7 +193,7 @@ def wait_for_final(run: Run) -> ProcessDescription:
     run.while_frozen.enter_context(cpu_dma_latency.awake())
     due: Any = messages.Freezing | messages.Final
     while isinstance(message, messages.Freezing):
-        build.rehearse(run.building)
+        rehearse_often(functools.partial(build.rehearse, run.building))
         take_freezing(run, message)
         message = expect(run, due, FINAL_SECONDS)
     return with_known(run, only_process(messages.unpack(message.payload, MigrationDescription)))

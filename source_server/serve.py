@@ -26,6 +26,7 @@ from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
 from process.mappings import AddressSpace
 from process.open_descriptors import flush_beforehand, flush_written_files
+from process.rehearsal import rehearse_often
 from process.retire import retire_sockets
 from source_server import custody as custodies
 from source_server import handover
@@ -225,11 +226,16 @@ def announce(run: Run) -> int:
     )
     make_own()
     run.control.expect(messages.Prepared, PREPARING_SECONDS)
+    rehearse_often(lambda: rehearse_freeze(run))
+    return correction
+
+
+def rehearse_freeze(run: Run) -> None:
+    """Do once, for nothing, what `freeze_once` does."""
     rehearse(run.seen)
     described = run.seen.description()
     passing_obstacles(described.descriptors, run.same_machine)
     messages.encode(final(run, described, 0))
-    return correction
 
 
 def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handover.Committed:
