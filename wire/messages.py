@@ -103,12 +103,6 @@ class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fi
     payload: msgspec.Raw
 
 
-class Late(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="late"):
-    """Source: what took longer to find out than the Final, which travels already."""
-
-    payload: msgspec.Raw
-
-
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ready"):
     """Destination: only the resume is left, and it cannot fail."""
 
@@ -200,7 +194,6 @@ Message = (
     | Freezing
     | Prepared
     | Final
-    | Late
     | Ready
     | Commit
     | Resumed
