@@ -4,7 +4,7 @@
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
-# make sanitize  the unit tests over C built with ASan and UBSan
+# make sanitize  the unit tests over C built with ASan and UBSan; ten minutes
 # make clean     removes everything that was built, .venv too
 
 # A venv keeps the interpreter that it was made with; PYTHON chooses another one.
@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
-                  tests/test_bench.py tests/test_command_lines.py
+                  tests/test_bench.py tests/test_command_lines.py tests/test_rounds.py
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/test_report_*.py)
 

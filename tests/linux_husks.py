@@ -23,6 +23,12 @@ def wait_until(condition: object, seconds: float = 20.0) -> None:
         time.sleep(0.002)
 
 
+def without_preload() -> dict[str, str]:
+    """The environment for a program that is to be looked at: a preloaded sanitizer is for the C side of the commands,
+    and would make pages and mappings in the program behind its back."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 @contextmanager
 def stopped_husk() -> Iterator[int]:
     """A fresh husk, seized and stopped; killed and reaped at the end."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import programs_help
 import pytest
 from _lm import lib
+from linux_husks import without_preload
 from programs_list import Program, all_programs
 
 from experiments.machines import Machine, begin_move, descendants, start, wait_for
@@ -80,7 +81,8 @@ def test_calls_that_take_a_time_end_when_they_should(
     subprocess.run(words, check=True)
     folder = tmp_path / "folder"
     folder.mkdir()
-    running = start(machines[0], [str(program), str(folder)], tmp_path, "program", start_new_session=True)
+    words, more = [str(program), str(folder)], {"start_new_session": True, "env": without_preload()}
+    running = start(machines[0], words, tmp_path, "program", **more)
     wait_for("the sleep", lambda: (folder / "asleep").exists() or None)
     monkeypatch.setenv("LM_FAULT", "destination-committed:kill")
     options = ["--pid", "namespace"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from linux_husks import kill_and_reap, wait_until
+from linux_husks import kill_and_reap, wait_until, without_preload
 
 from linux.errors import ProcessGone
 from linux.maps import maps_text
@@ -54,7 +54,9 @@ def test_an_error_after_the_threads_were_asked_leaves_no_mapping(seen: SourceLoo
 @pytest.fixture
 def replaced() -> Iterator[SourceLook]:
     """A process that has executed another program since it was looked at."""
-    process = subprocess.Popen(["sh", "-c", "read word; exec sleep 60"], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        ["sh", "-c", "read word; exec sleep 60"], stdin=subprocess.PIPE, env=without_preload()
+    )
     try:
         seen, _ = look(process.pid)
         assert process.stdin is not None
