@@ -34,6 +34,14 @@ IPV6 = (
     socket.IPV6_MULTICAST_IF, socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT, socket.IPV6_RECVTCLASS,
     socket.IPV6_TCLASS, socket.IPV6_DONTFRAG, lib.IPV6_MTU_DISCOVER, lib.IPV6_RECVERR, lib.IPV6_FREEBIND,
 )  # fmt: skip
+# Refused for a stream (net/ipv4/ip_sockglue.c, net/ipv6/ipv6_sockglue.c), and nothing that anybody has set in an
+# accepted connection: the kernel keeps there by which device, and with how many hops left, the first packet came.
+NOT_OF_STREAMS = frozenset(
+    {
+        (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL), (socket.IPPROTO_IP, socket.IP_MULTICAST_IF),
+        (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS), (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF),
+    }
+)  # fmt: skip
 TCP = (
     socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_SYNCNT,
     socket.TCP_LINGER2, socket.TCP_DEFER_ACCEPT, socket.TCP_USER_TIMEOUT, socket.TCP_FASTOPEN, socket.TCP_CONGESTION,
@@ -59,6 +67,8 @@ def known_options(family: int, kind: int, protocol: int) -> list[tuple[int, int]
     found += [(socket.IPPROTO_IP, name) for name in IP]
     if family == socket.AF_INET6:
         found += [(socket.IPPROTO_IPV6, name) for name in IPV6]
+    if kind == socket.SOCK_STREAM:
+        found = [option for option in found if option not in NOT_OF_STREAMS]
     if kind == socket.SOCK_STREAM and protocol == socket.IPPROTO_TCP:
         found += [(socket.IPPROTO_TCP, name) for name in TCP]
     return found

@@ -24,6 +24,7 @@ from process.descriptors import (
 )
 from process.inet_sockets import InetSocket
 from process.retire import retire_sockets
+from process.socket_options import read_options, set_options
 from process.unix_sockets import UnixSocket
 from wire.obstacles import Obstacle
 
@@ -362,3 +363,13 @@ def test_a_process_in_another_network_namespace() -> None:
         assert [str(one).split(": ", 1)[1] for one in preflight_descriptors(table, NULL)] == [
             "this host does not have the address of 192.0.2.7:4321; give the address to an interface here"
         ]
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_options_of_an_accepted_connection_fit_a_new_socket(family: socket.AddressFamily, host: str) -> None:
+    """The kernel keeps there what came with the first packet, where other sockets have multicast options."""
+    with socket.create_server((host, 0), family=family) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        accepted, _ = listener.accept()
+    with client, accepted, socket.socket(family, socket.SOCK_STREAM) as made:
+        set_options(made, read_options(accepted))
