@@ -100,7 +100,7 @@ def entry_points(code: bytes) -> list[EntryPoint]:
                 raise ValueError(f"its function {entry.name} is not inside")
             if found.setdefault(value, entry) != entry:
                 raise ValueError(f"its functions {entry.name} and {found[value].name} are at one place")
-    except struct.error:
+    except (struct.error, OverflowError):
         raise ValueError("its vdso is cut off") from None
     return [found[value] for value in sorted(found)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import programs_help
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from linux_husks import stopped_husk
 from programs_list import FOLDER, read_program
@@ -108,6 +108,7 @@ def test_functions_close_together_are_led_elsewhere_from_free_space() -> None:
     assert abs(now[0] - time.monotonic()) < 60
 
 
+@example([(39, 128)], 1)
 @given(st.lists(st.tuples(st.integers(0, 8191), st.integers(0, 255)), max_size=20), st.integers(0, 8192))
 def test_any_bytes_are_a_vdso_or_refused(changes: list[tuple[int, int]], length: int) -> None:
     """It comes from the peer."""
