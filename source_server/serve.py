@@ -198,14 +198,14 @@ def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
     gc.disable()
-    with pushing(run.server) as pusher, cpu_dma_latency.awake():
+    with pushing(run.server) as pusher:
         for attempt in range(MOST_FREEZES):
             if attempt:
                 # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
                 time.sleep(random.uniform(0.001, 0.02))
                 pusher.wait(run.options.max_freeze)
             correction = announce(run)
-            with contextlib.suppress(PassingObstacles):
+            with contextlib.suppress(PassingObstacles), cpu_dma_latency.awake():
                 return freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
     raise AssertionError("the last attempt does not end here")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from linux_husks import wait_until
 
 from linux.cpu_dma_latency import FILE, awake
 
@@ -38,3 +39,12 @@ def test_the_kernel_keeps_to_it_as_long_as_it_is_asked() -> None:
     with awake():
         assert asked_us() == 0
     assert asked_us() == before
+
+
+def test_it_ends_by_itself_where_nothing_comes_to_an_end() -> None:
+    before = asked_us()
+    if before == 0:
+        pytest.skip("somebody asks for it already")
+    with awake(most_seconds=0.2):
+        assert asked_us() == 0
+        wait_until(lambda: asked_us() == before)
