@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from linux.maps import MapEntry, maps, smaps
+from linux.maps import NO_FLAGS, MapEntry, maps, maps_text, parse_maps, smaps
 from process.vdso import NAME, read_code
 from wire.obstacles import Obstacle
 
@@ -63,7 +63,7 @@ class Mapping(msgspec.Struct, frozen=True, array_like=True):
     inode: int
     path: str
     shared: bool
-    flags: frozenset[str] = frozenset()
+    flags: frozenset[str] = NO_FLAGS
 
     @property
     def length(self) -> int:
@@ -149,7 +149,8 @@ def look_address_space(
 def look_again(
     pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
 ) -> AddressSpace:
-    """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address.
+    """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address. It is
+    `earlier` itself where nothing has changed.
 
     A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
     being looked at pays for a walk."""
@@ -162,7 +163,17 @@ def look_again(
         if before is None or not same_object(before, plain):
             return AddressSpace(mappings=look_address_space(pid, by_descriptor, ours).mappings)
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
-    return AddressSpace(mappings=mappings)
+    return earlier if mappings == earlier.mappings else AddressSpace(mappings=mappings)
+
+
+def layout_text(pid: int, space: AddressSpace, by_descriptor: Collection[int] = ()) -> bytes:
+    """The text of /proc/PID/maps if it lists exactly the mappings of `space`; else b"", which no process's text is.
+
+    The two are read at different moments, between which a process that runs maps and unmaps: where they differ, an
+    equal text later would not mean that its mappings are those of `space`. Raises ProcessGone."""
+    text = maps_text(pid)
+    listed = [mapping_of(entry, (), by_descriptor) for entry in parse_maps(text) if entry.path not in IGNORED_NAMES]
+    return text if listed == [_with_flags(mapping, NO_FLAGS) for mapping in space.mappings] else b""
 
 
 def _with_flags(mapping: Mapping, flags: frozenset[str]) -> Mapping:

@@ -114,6 +114,8 @@ def look_task(pid: int) -> LiveTask:
     status = parse_status(raw)
     outside = _look_outside(pid)
     held = credentials.look_credentials(status)
+    # Of one moment with the proof that they are still these.
+    outside[pid] = msgspec.structs.replace(outside[pid], credentials=held)
     description = TaskDescription(
         pid=outside[pid].tid,
         host_pid=pid,

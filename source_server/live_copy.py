@@ -22,8 +22,8 @@ from process.contents import inodes_without_path
 from process.description import Layout, Runs
 from process.descriptor_table import Table
 from process.files import File
-from process.mapped_files import look_mapped_files
-from process.mappings import AddressSpace, Kind, look_again
+from process.mapped_files import look_mapped_files, mapped_file_obstacles
+from process.mappings import AddressSpace, Kind, layout_text, look_again, mapping_obstacles
 from process.sleeps import longest_epoll_wait
 from source_server.convergence import Verdict, allowed_downtime_ms, decide, pause_before_next
 from source_server.look import PAGE, SPACE, SourceLook, changed_file_pages
@@ -34,7 +34,7 @@ from source_server.tracking import OURS, brief_freeze, start_tracking
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
-from wire.errors import ConnectionLost, LocalError
+from wire.errors import ConnectionLost, LocalError, Refused
 from wire.events import Events
 from wire.exit_codes import ExitCode
 from wire.report import Round, show_seconds
@@ -343,17 +343,21 @@ def _push_eager(copy: LiveCopy, push: int) -> None:
 
 def _follow_layout(copy: LiveCopy) -> Layout | None:
     """The layout, if it is another than the destination's, and can be told while the process runs: what is mapped by
-    a descriptor that is new waits for the end."""
+    a descriptor that is new waits for the end. Raises Refused for what cannot be moved, ProcessGone."""
     pid, seen = copy.seen.pid, copy.seen
-    text = maps_text(pid)
-    if text == seen.layout:
+    if maps_text(pid) == seen.layout:
         return None
-    memory = look_again(pid, seen.memory, inodes_without_path(seen.descriptors.table), seen.ours)
+    pathless = inodes_without_path(seen.descriptors.table)
+    memory = look_again(pid, seen.memory, pathless, seen.ours)
+    if memory is seen.memory:
+        return None
     known = {(one.start, one.end) for one in seen.memory.mappings if one.kind is Kind.BY_DESCRIPTOR}
     if any(one.kind is Kind.BY_DESCRIPTOR and (one.start, one.end) not in known for one in memory.mappings):
         return None
     files = look_mapped_files(pid, memory.mappings)
-    copy.seen = dataclasses.replace(seen, memory=memory, layout=text, files=files)
+    if obstacles := [*mapping_obstacles(memory, pathless), *mapped_file_obstacles(files)]:
+        raise Refused(obstacles, object=f"process {pid}", step=STEP)
+    copy.seen = dataclasses.replace(seen, memory=memory, layout=layout_text(pid, memory, pathless), files=files)
     return Layout(memory=memory, files=files)
 
 

@@ -44,6 +44,7 @@ from process.mappings import (
     AddressSpace,
     eager_mappings,
     is_private_file,
+    layout_text,
     look_address_space,
     look_again,
     mapping_obstacles,
@@ -174,7 +175,6 @@ def _look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
 def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Obstacle]]:
     program = executed_program(pid)
     live = tasks.look_task(pid)
-    layout = maps_text(pid)
     descriptors = look_descriptors(pid)
     pathless = inodes_without_path(descriptors.table)
     memory = look_address_space(pid, pathless)
@@ -198,7 +198,7 @@ def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Ob
             live,
             descriptors,
             memory,
-            layout,
+            layout_text(pid, memory, pathless),
             os.readlink(f"/proc/{pid}/exe"),
             files,
             gadgets or Gadgets(0, 0),

@@ -16,9 +16,10 @@ import pytest
 from experiments.machines import Move, begin_move, two_machines, wait_for
 from wire.exit_codes import ExitCode
 
-# 24 MiB that rest, a counter that runs; SIGUSR1 forks, SIGUSR2 executes another program, SIGHUP writes without a pause.
+# 24 MiB that rest, a counter that runs; SIGUSR1 forks, SIGUSR2 executes another program, SIGHUP writes without a pause,
+# SIGIO maps a file that is deleted then.
 PROGRAM = """
-import os, signal, sys, time
+import mmap, os, signal, sys, time
 memory = bytearray(os.urandom(1 << 20) * 24)
 wild = False
 def fork(*_):
@@ -27,9 +28,18 @@ def fork(*_):
 def write(*_):
     global wild
     wild = True
+def map_deleted(*_):
+    global deleted
+    path = sys.argv[1] + ".deleted"
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.truncate(file, 8192)
+    deleted = mmap.mmap(file, 8192)
+    os.unlink(path)
+    os.close(file)
 signal.signal(signal.SIGUSR1, fork)
 signal.signal(signal.SIGUSR2, lambda *_: os.execv("/bin/sleep", ["sleep", "60"]))
 signal.signal(signal.SIGHUP, write)
+signal.signal(signal.SIGIO, map_deleted)
 open(sys.argv[1], "w").close()
 for turn in range(1 << 60):
     if wild:
@@ -116,6 +126,19 @@ def test_a_fork_in_a_round_is_refused_by_name(process: subprocess.Popen[bytes], 
     os.kill(process.pid, signal.SIGUSR1)
     assert move.serve.process.wait(60) == ExitCode.REFUSED, move.said()
     assert "child" in move.said()
+    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 20)
+    assert process.poll() is None
+
+
+def test_a_mapping_in_a_round_that_cannot_be_moved_is_refused_by_name(
+    process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    move = begin(process, tmp_path, "--pre-copy", rate="16M")
+    os.kill(process.pid, signal.SIGHUP)
+    os.kill(process.pid, signal.SIGIO)
+    assert move.serve.process.wait(60) == ExitCode.REFUSED, move.said()
+    assert "maps a file that has been deleted" in move.serve.said()
+    assert "frozen" not in [event["event"] for event in move.serve.events()], "refused before the freeze"
     wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 20)
     assert process.poll() is None
 

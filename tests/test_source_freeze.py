@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import pytest
 from linux_husks import kill_and_reap, wait_until, without_preload
 
 from linux.errors import ProcessGone
-from linux.maps import maps_text
+from linux.maps import MapEntry, maps_text, smaps
+from process import mappings
 from source_server import handover
 from source_server.look import SourceLook, look
 from source_server.page_server import PageServer
@@ -49,6 +51,80 @@ def test_an_error_after_the_threads_were_asked_leaves_no_mapping(seen: SourceLoo
     with pytest.raises(LocalError, match="no more descriptors"):
         fail_halfway()
     assert maps_text(seen.pid) == before
+
+
+MAPS_AT_WORDS = """
+import ctypes, mmap, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+place = None
+for word in sys.stdin:
+    if word == "map\\n":
+        place = libc.mmap(place, 1 << 20, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    else:
+        libc.munmap(place, 1 << 20)
+    print(place, flush=True)
+"""
+
+
+@pytest.fixture
+def mapping_program() -> Iterator[tuple[int, Callable[[str], int]]]:
+    """A process that makes a mapping, of a MiB and always at the same address, and takes it away when it is told to:
+    its id and what tells it `map` or `unmap` and answers with the address."""
+    command = [sys.executable, "-c", MAPS_AT_WORDS]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=without_preload()
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    words, answers = process.stdin, process.stdout
+
+    def say(word: str) -> int:
+        words.write(word + "\n")
+        words.flush()
+        return int(answers.readline())
+
+    try:
+        say("map")
+        yield process.pid, say
+    finally:
+        kill_and_reap(process.pid)
+        words.close()
+        answers.close()
+
+
+@pytest.mark.parametrize("at_the_freeze", ["map", "unmap"])
+def test_what_is_mapped_and_unmapped_while_it_is_looked_at_is_known_at_the_freeze(
+    at_the_freeze: str, mapping_program: tuple[int, Callable[[str], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text that tells whether the layout has changed is read at another moment than the layout itself."""
+    pid, say = mapping_program
+    while_it_is_looked_at = "unmap" if at_the_freeze == "map" else "map"
+
+    def read_in_between(pid: int) -> list[MapEntry]:
+        say(while_it_is_looked_at)
+        entries = smaps(pid)
+        say(at_the_freeze)
+        return entries
+
+    place = say(at_the_freeze)
+    monkeypatch.setattr(mappings, "smaps", read_in_between)
+    seen, obstacles = look(pid)
+    monkeypatch.undo()
+    assert not obstacles
+    with handover.frozen(seen) as state:
+        asked = handover.ask_threads(state)
+    is_mapped = any(one.start <= place < one.end for one in asked.memory.mappings)
+    assert is_mapped == (at_the_freeze == "map")
+
+
+def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceLook) -> None:
+    assert seen.layout == maps_text(seen.pid)
+    assert mappings.look_again(seen.pid, seen.memory) is seen.memory
+    with handover.frozen(seen) as state:
+        assert handover.ask_threads(state).memory is seen.memory
 
 
 @pytest.fixture
