@@ -96,7 +96,7 @@ def serve(options: ServeOptions, events: Events) -> int:
         stack.callback(roles.close)
         control = ControlChannel(roles.control)
         try:
-            seen = look_after_waiting(seen)
+            seen = look_after_waiting(options.pid)
             server = stack.enter_context(make_server(options, roles))
             run = Run(options, events, seen, control, server, custody, report)
             _migrate(run)
@@ -111,16 +111,15 @@ def serve(options: ServeOptions, events: Events) -> int:
     return int(ExitCode.OK)
 
 
-def look_after_waiting(seen: SourceLook) -> SourceLook:
-    """A destination may have come after hours: what executes another program by now is looked at anew.
+def look_after_waiting(pid: int) -> SourceLook:
+    """The process as it is now: a destination may have come after hours, and what has changed since need not show at
+    the freeze (an mlock or madvise of a whole mapping, another program at the same addresses).
 
     Raises Refused, LocalError."""
-    if seen.program.is_executed():
-        return seen
-    again, obstacles = look(seen.pid)
+    seen, obstacles = look(pid)
     if obstacles:
-        raise Refused(obstacles, object=f"process {seen.pid}")
-    return again
+        raise Refused(obstacles, object=f"process {pid}")
+    return seen
 
 
 def say_that_it_runs_on(error: MigrationError, pid: int) -> None:

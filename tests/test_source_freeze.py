@@ -58,10 +58,13 @@ import ctypes, mmap, sys
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 place = None
 for word in sys.stdin:
-    if word == "map\\n":
+    if word == "advise\\n":
+        libc.madvise(place, 1 << 20, mmap.MADV_DONTFORK)
+    elif word == "map\\n":
         place = libc.mmap(place, 1 << 20, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     else:
         libc.munmap(place, 1 << 20)
@@ -72,7 +75,7 @@ for word in sys.stdin:
 @pytest.fixture
 def mapping_program() -> Iterator[tuple[int, Callable[[str], int]]]:
     """A process that makes a mapping, of a MiB and always at the same address, and takes it away when it is told to:
-    its id and what tells it `map` or `unmap` and answers with the address."""
+    its id and what tells it `map`, `unmap` or `advise` (MADV_DONTFORK) and answers with the address."""
     command = [sys.executable, "-c", MAPS_AT_WORDS]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=without_preload()
@@ -172,10 +175,22 @@ def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceLook) -> None:
 
 
 def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceLook) -> None:
-    seen = look_after_waiting(replaced)
+    seen = look_after_waiting(replaced.pid)
     assert seen.executable != replaced.executable
     freeze(seen)
-    assert look_after_waiting(seen) is seen
+
+
+def test_what_is_advised_before_a_destination_comes_is_known(
+    mapping_program: tuple[int, Callable[[str], int]],
+) -> None:
+    """Advice for the whole of a mapping leaves the text of /proc/PID/maps as it was."""
+    pid, say = mapping_program
+    seen, _ = look(pid)
+    place = say("advise")
+    assert maps_text(pid) == seen.layout
+    now = look_after_waiting(pid)
+    assert "dc" not in next(one.flags for one in seen.memory.mappings if one.start <= place < one.end)
+    assert "dc" in next(one.flags for one in now.memory.mappings if one.start <= place < one.end)
 
 
 def test_what_has_ended_is_not_taken_for_another_program(seen: SourceLook) -> None:
