@@ -6,6 +6,7 @@ have to be the same, byte for byte, which is judged by size and modification tim
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ import msgspec
 
 from process.descriptor_options import DescriptorOptions
 from process.files import File, names, preflight_file
-from process.mappings import Kind, Mapping
+from process.mappings import AddressSpace, Kind, Mapping
 from wire.obstacles import Obstacle
 
 # A private mapping of /dev/zero is anonymous memory with a name (zero(4)).
@@ -35,34 +36,53 @@ def is_written(mapping: Mapping) -> bool:
 
 
 def look_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]:
-    """The files behind the mappings of `pid`, each once. Raises OSError when they may not be looked at."""
+    """The files behind the mappings of `pid`, each once. Raises OSError when they may not be looked at, of which
+    FileNotFoundError when one of the mappings is no longer there."""
     found: dict[tuple[str, int], MappedFile] = {}
     for mapping in mappings:
-        if mapping.kind not in FILE_KINDS:
-            continue
-        known = found.get((mapping.path, mapping.inode))
-        if known is not None and (known.written or not is_written(mapping)):
-            continue
-        status = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
-        if stat.S_ISCHR(status.st_mode) and status.st_rdev == ZERO_DEVICE:
-            continue
-        path = mapping.path.removesuffix(" (deleted)")
-        found[mapping.path, mapping.inode] = MappedFile(
-            file=File(
-                path=path,
-                device=status.st_dev,
-                inode=status.st_ino,
-                size=status.st_size,
-                modified=status.st_mtime_ns,
-                mode=status.st_mode,
-                uid=status.st_uid,
-                gid=status.st_gid,
-                linked=names(pid, path, status),
-                links=status.st_nlink,
-            ),
-            written=is_written(mapping),
-        )
+        _add(found, pid, mapping)
     return list(found.values())
+
+
+def look_mapped_files_live(pid: int, space: AddressSpace) -> tuple[AddressSpace, list[MappedFile]]:
+    """The files behind the mappings of a process that runs, and the layout without those mappings that went before they
+    were looked at. Raises OSError when they may not be looked at."""
+    found: dict[tuple[str, int], MappedFile] = {}
+    there = []
+    for mapping in space.mappings:
+        with contextlib.suppress(FileNotFoundError):
+            _add(found, pid, mapping)
+            there.append(mapping)
+    gone = len(there) < len(space.mappings)
+    return msgspec.structs.replace(space, mappings=there) if gone else space, list(found.values())
+
+
+def _add(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mapping) -> None:
+    """Add the file of a mapping to those found, by path and inode, if it has one that is not known yet as it is."""
+    if mapping.kind not in FILE_KINDS:
+        return
+    known = found.get((mapping.path, mapping.inode))
+    if known is not None and (known.written or not is_written(mapping)):
+        return
+    status = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == ZERO_DEVICE:
+        return
+    path = mapping.path.removesuffix(" (deleted)")
+    found[mapping.path, mapping.inode] = MappedFile(
+        file=File(
+            path=path,
+            device=status.st_dev,
+            inode=status.st_ino,
+            size=status.st_size,
+            modified=status.st_mtime_ns,
+            mode=status.st_mode,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            linked=names(pid, path, status),
+            links=status.st_nlink,
+        ),
+        written=is_written(mapping),
+    )
 
 
 def look_written_again(pid: int, files: list[MappedFile], mappings: Iterable[Mapping]) -> list[MappedFile]:

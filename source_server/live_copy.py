@@ -22,7 +22,7 @@ from process.contents import inodes_without_path
 from process.description import Layout, Runs
 from process.descriptor_table import Table
 from process.files import File
-from process.mapped_files import look_mapped_files, mapped_file_obstacles
+from process.mapped_files import look_mapped_files_live, mapped_file_obstacles
 from process.mappings import AddressSpace, Kind, layout_text, look_again, mapping_obstacles
 from process.sleeps import longest_epoll_wait
 from source_server.convergence import Verdict, allowed_downtime_ms, decide, pause_before_next
@@ -354,7 +354,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     known = {(one.start, one.end) for one in seen.memory.mappings if one.kind is Kind.BY_DESCRIPTOR}
     if any(one.kind is Kind.BY_DESCRIPTOR and (one.start, one.end) not in known for one in memory.mappings):
         return None
-    files = look_mapped_files(pid, memory.mappings)
+    memory, files = look_mapped_files_live(pid, memory)
     if obstacles := [*mapping_obstacles(memory, pathless), *mapped_file_obstacles(files)]:
         raise Refused(obstacles, object=f"process {pid}", step=STEP)
     copy.seen = dataclasses.replace(seen, memory=memory, layout=layout_text(pid, memory, pathless), files=files)

@@ -39,7 +39,13 @@ from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.family import process_obstacles
 from process.look_descriptors import Look, look_descriptors, see_and_describe
-from process.mapped_files import MappedFile, look_mapped_files, look_written_again, mapped_file_obstacles
+from process.mapped_files import (
+    MappedFile,
+    look_mapped_files,
+    look_mapped_files_live,
+    look_written_again,
+    mapped_file_obstacles,
+)
 from process.mappings import (
     AddressSpace,
     eager_mappings,
@@ -177,8 +183,7 @@ def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Ob
     live = tasks.look_task(pid)
     descriptors = look_descriptors(pid)
     pathless = inodes_without_path(descriptors.table)
-    memory = look_address_space(pid, pathless)
-    files = look_mapped_files(pid, memory.mappings)
+    memory, files = look_mapped_files_live(pid, look_address_space(pid, pathless))
     entries = maps(pid)
     gadgets = find_gadgets(pid, entries)
     end_signal = choose_end_signal(int(status["SigCgt"], 16))

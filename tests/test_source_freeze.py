@@ -55,6 +55,7 @@ def test_an_error_after_the_threads_were_asked_leaves_no_mapping(seen: SourceLoo
 
 MAPS_AT_WORDS = """
 import ctypes, mmap, sys
+file = open(sys.executable, "rb")
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -65,7 +66,7 @@ for word in sys.stdin:
     if word == "advise\\n":
         libc.madvise(place, 1 << 20, mmap.MADV_DONTFORK)
     elif word == "map\\n":
-        place = libc.mmap(place, 1 << 20, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        place = libc.mmap(place, 1 << 20, mmap.PROT_READ, mmap.MAP_PRIVATE, file.fileno(), 0)
     else:
         libc.munmap(place, 1 << 20)
     print(place, flush=True)
@@ -74,8 +75,9 @@ for word in sys.stdin:
 
 @pytest.fixture
 def mapping_program() -> Iterator[tuple[int, Callable[[str], int]]]:
-    """A process that makes a mapping, of a MiB and always at the same address, and takes it away when it is told to:
-    its id and what tells it `map`, `unmap` or `advise` (MADV_DONTFORK) and answers with the address."""
+    """A process that maps a MiB of a file, always at the same address, and takes it away when it is told to.
+
+    Its id and what tells it `map`, `unmap` or `advise` (MADV_DONTFORK) and answers with the address."""
     command = [sys.executable, "-c", MAPS_AT_WORDS]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=without_preload()
