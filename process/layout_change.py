@@ -8,11 +8,11 @@ from __future__ import annotations
 import itertools
 import mmap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
-from process.mappings import AddressSpace, Kind, Mapping, same_object
+from process.mappings import AddressSpace, Kind, Mapping, same_object, shared_more_than_once
 
 # What a mapping has from its making, and no later call takes from it: MAP_NORESERVE and MAP_GROWSDOWN (mmap(2)), and
 # that it is counted as memory that may be written to. Pieces that differ in them are never one mapping, which mremap(2)
@@ -42,7 +42,8 @@ def difference(staged: AddressSpace, final: AddressSpace) -> Change:
     before = _by_piece(staged, borders)
     after = _by_piece(final, borders)
     pieces = list(itertools.pairwise(borders))
-    kept = {start for start, _ in pieces if _is_kept(before.get(start), after.get(start))}
+    travels_otherwise = shared_more_than_once(staged.mappings) ^ shared_more_than_once(final.mappings)
+    kept = {start for start, _ in pieces if _is_kept(before.get(start), after.get(start), travels_otherwise)}
     kept -= _apart({start: end - start for start, end in pieces if start in kept}, before, after)
     # Each mmap of shared anonymous memory makes a memory of its own, so that one mapping is never made in parts.
     broken = {
@@ -100,8 +101,16 @@ def _make(parts: list[Mapping], mapping: Mapping, start: int, end: int) -> None:
     parts.append(_part(mapping, start, end))
 
 
-def _is_kept(old: Mapping | None, new: Mapping | None) -> bool:
-    return old is not None and new is not None and same_object(old, new) and old.flags & LASTING == new.flags & LASTING
+def _is_kept(old: Mapping | None, new: Mapping | None, travels_otherwise: Collection[tuple[str, int]]) -> bool:
+    """Shared memory that comes to be mapped at several places, or at one again, is made anew: its pages were pushed and
+    are paged on demand now, or the other way round, and neither finds what the other has left."""
+    return (
+        old is not None
+        and new is not None
+        and same_object(old, new)
+        and old.flags & LASTING == new.flags & LASTING
+        and (new.device, new.inode) not in travels_otherwise
+    )
 
 
 def _by_piece(space: AddressSpace, borders: Sequence[int]) -> dict[int, Mapping]:

@@ -161,9 +161,10 @@ def look_again(
         before = known.get((entry.start, entry.end))
         plain = mapping_of(entry, (), by_descriptor)
         if before is None or not same_object(before, plain):
-            return AddressSpace(mappings=look_address_space(pid, by_descriptor, ours).mappings)
+            anew = look_address_space(pid, by_descriptor, ours).mappings
+            return msgspec.structs.replace(earlier, mappings=anew)
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
-    return earlier if mappings == earlier.mappings else AddressSpace(mappings=mappings)
+    return earlier if mappings == earlier.mappings else msgspec.structs.replace(earlier, mappings=mappings)
 
 
 def layout_text(pid: int, space: AddressSpace, by_descriptor: Collection[int] = ()) -> bytes:

@@ -100,6 +100,7 @@ def layout_rows(
     `descriptor_of` gives the number, in the husk, of a descriptor for a file without a path, by its inode."""
     for start, end in change.unmap:
         unmap_row(program, start, end)
+    layouts = (_kept(layouts, change), layouts[1])
     places = _places_of_shared_memory(program, husk, layouts)
     for mapping in change.make:
         if mapping.kind is Kind.KERNEL:
@@ -123,6 +124,15 @@ def layout_rows(
             mapping.protection,
         )
         advise_rows(program, mapping)
+
+
+def _kept(layouts: tuple[AddressSpace, AddressSpace], change: Change) -> AddressSpace:
+    """Of the layout before, the mappings of memory that is mapped at several places afterwards, as far as they stay."""
+    before, after = layouts
+    twice = shared_more_than_once(after.mappings)
+    there = [mapping for mapping in before.mappings if (mapping.device, mapping.inode) in twice]
+    kept = [one for one in there if not any(start < one.end and one.start < end for start, end in change.unmap)]
+    return AddressSpace(mappings=kept)
 
 
 def _new_shared_memories(layouts: tuple[AddressSpace, AddressSpace]) -> list[tuple[tuple[str, int], int]]:

@@ -22,6 +22,7 @@ from process.contents import inodes_without_path
 from process.description import Layout, Runs
 from process.descriptor_table import Table
 from process.files import File
+from process.layout_change import difference
 from process.mapped_files import look_mapped_files_live, mapped_file_obstacles
 from process.mappings import AddressSpace, Kind, layout_text, look_again, mapping_obstacles
 from process.sleeps import longest_epoll_wait
@@ -351,12 +352,13 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     memory = look_again(pid, seen.memory, pathless, seen.ours)
     if memory is seen.memory:
         return None
-    known = {(one.start, one.end) for one in seen.memory.mappings if one.kind is Kind.BY_DESCRIPTOR}
-    if any(one.kind is Kind.BY_DESCRIPTOR and (one.start, one.end) not in known for one in memory.mappings):
+    known = {(one.start, one.end, one.inode) for one in seen.memory.mappings if one.kind is Kind.BY_DESCRIPTOR}
+    if any(one.kind is Kind.BY_DESCRIPTOR and (one.start, one.end, one.inode) not in known for one in memory.mappings):
         return None
     memory, files = look_mapped_files_live(pid, memory)
     if obstacles := [*mapping_obstacles(memory, pathless), *mapped_file_obstacles(files)]:
         raise Refused(obstacles, object=f"process {pid}", step=STEP)
+    copy.server.forget_pushed(SPACE, difference(seen.memory, memory).unmap)
     copy.seen = dataclasses.replace(seen, memory=memory, layout=layout_text(pid, memory, pathless), files=files)
     return Layout(memory=memory, files=files)
 

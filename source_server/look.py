@@ -261,6 +261,22 @@ def no_longer(before: list[Runs], now: list[Runs]) -> list[Runs]:
     ]
 
 
+def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
+    """The pages that are of private file mappings now: dropped, they show the file again. Where other memory lies by
+    now there is no copy of them, and something else would be dropped."""
+    files = [mapping for mapping in memory.mappings if is_private_file(mapping)]
+    found = []
+    for run in runs:
+        end = run.address + run.pages * PAGE
+        for mapping in files[max(0, bisect(files, run.address, key=lambda one: one.start) - 1) :]:
+            if mapping.start >= end:
+                break
+            low, high = max(run.address, mapping.start), min(end, mapping.end)
+            if low < high:
+                found.append(Runs(low, (high - low) // PAGE))
+    return found
+
+
 def ask(look: SourceLook, stops: list[tracee.Stop], threads: SourceThreads) -> AskedSource:
     """Run one program in each of the stopped threads; `threads` were looked at before.
 
@@ -299,13 +315,15 @@ def describe_stopped(look: SourceLook, asked: AskedSource) -> FrozenSource:
         descriptors=descriptors.table,
         files=files,
         changed=changed,
-        dropped=no_longer(look.pushed, changed),
+        dropped=no_longer(_of_private_files(look.pushed, memory), changed),
         contents=look_contents(descriptors.table, look.contents),
         pushed=FINAL_PUSH,
     )
     obstacles = tasks.frozen_obstacles(task, asked.answers)
-    if not same:
-        obstacles += mapping_obstacles(memory, inodes_without_path(descriptors.table))
+    pathless = inodes_without_path(descriptors.table)
+    # A file without a path may have lost its descriptor while its mapping stays.
+    if not same or pathless != inodes_without_path(look.descriptors.table):
+        obstacles += mapping_obstacles(memory, pathless)
     hot = hot_runs(description)
     return FrozenSource(asked.threads, asked.stopped, asked.pending, descriptors, description, obstacles, hot)
 

@@ -63,12 +63,15 @@ void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_seco
 void lm_page_server_compress(struct lm_page_server *server, int level);
 
 /* Send the runs on the bulk channel and END with `id` (not 0) after them; returns when all is written.
- * LM_PUSH_REMEMBER: keep a digest of every page sent. LM_PUSH_CHANGED: leave out pages whose digest is the
- * remembered one; what was sent and is gone is sent as it reads now. LM_PUSH_URGENT: no limit holds it back,
- * for a frozen process waits for it. Returns 0 or -errno: -ESRCH
- * when the process is gone, -EPIPE when the peer is, -ENOENT for an unknown space. */
+ * LM_PUSH_REMEMBER: keep a digest of every page sent, and leave out what is no longer mapped: the process
+ * runs. LM_PUSH_CHANGED: leave out pages whose digest is the remembered one; what was sent and is gone is
+ * sent as it reads now. LM_PUSH_URGENT: no limit holds it back, for a frozen process waits for it. Returns 0
+ * or -errno: -ESRCH when the process is gone, -EPIPE when the peer is, -ENOENT for an unknown space. */
 int lm_page_server_push(struct lm_page_server *server, uint32_t id, const struct lm_push_run *runs,
                         size_t count, uint32_t flags);
+/* Forget the digests of the pages in [start, end), bytes: the next push sends them whatever they are. */
+void lm_page_server_forget_pushed(struct lm_page_server *server, uint32_t space, uint64_t start,
+                                  uint64_t end);
 
 /* End both connections, so that what writes on them in another thread comes back. */
 void lm_page_server_hang_up(struct lm_page_server *server);

@@ -119,7 +119,8 @@ class PageServer:
     ) -> None:
         """Send runs on the bulk channel, and END with `identifier` (not 0) behind them.
 
-        `remember`: keep a digest of every page; `changed`: leave out pages whose digest is the remembered one;
+        `remember`: keep a digest of every page, and leave out what a running process has unmapped since;
+        `changed`: leave out pages whose digest is the remembered one;
         `urgent`: no limit holds it back, for a frozen process waits for it.
         Raises OSError: ESRCH when the process is gone, EPIPE when the peer is."""
         listed = [(run.start, run.end, run.space, lib.LM_PUSH_PRESENT if run.present else 0) for run in runs]
@@ -127,6 +128,12 @@ class PageServer:
         flags |= lib.LM_PUSH_URGENT if urgent else 0
         array = ffi.new("struct lm_push_run[]", listed)
         check(lib.lm_page_server_push(self._server, identifier, array, len(listed), flags))
+
+    def forget_pushed(self, space: int, ranges: Iterable[tuple[int, int]]) -> None:
+        """Forget the digests of the pages in [start, end), bytes: the next push sends them whatever they are. No error
+        where there are none."""
+        for start, end in ranges:
+            lib.lm_page_server_forget_pushed(self._server, space, start, end)
 
     def hang_up(self) -> None:
         """End both connections, so that a push under way in another thread comes back."""

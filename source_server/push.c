@@ -41,6 +41,20 @@ static int send_wanted(struct lm_page_server *server, uint64_t at, uint32_t page
     return error;
 }
 
+/* The process runs, and has unmapped some of the wanted pages since they were looked at: they are wanted no
+ * more, for the layout tells the destination. */
+static int read_what_is_there(struct lm_page_server *server, const struct lm_page_reader *reader, uint64_t at,
+                              uint32_t pages, bool *wanted) {
+    for (uint32_t i = 0; i < pages; i++) {
+        size_t offset = (size_t)i * LM_PAGE_SIZE;
+        int error = wanted[i] ? lm_page_reader_read(reader, at + offset, 1, server->push_buffer + offset) : 0;
+        if (error == -ESRCH)
+            return error;
+        wanted[i] &= !error;
+    }
+    return 0;
+}
+
 /* At most LM_RUN_PAGES pages. */
 static int push_some(struct lm_page_server *server, const struct lm_page_reader *reader, uint64_t at,
                      uint32_t pages, uint32_t run_flags, uint32_t flags) {
@@ -54,6 +68,8 @@ static int push_some(struct lm_page_server *server, const struct lm_page_reader 
         wanted[i] |= lm_push_memory_knows(&server->memory, reader->space, at + (uint64_t)i * LM_PAGE_SIZE);
     if (!error)
         error = lm_page_reader_read_some(reader, at, pages, wanted, server->push_buffer);
+    if (error && error != -ESRCH && flags & LM_PUSH_REMEMBER)
+        error = read_what_is_there(server, reader, at, pages, wanted);
     if (error)
         return error;
     if (flags & LM_PUSH_CHANGED)
@@ -112,4 +128,11 @@ int lm_page_server_push(struct lm_page_server *server, uint32_t id, const struct
     count(&server->statistics->eager_bytes, server->bulk.sent - before);
     pthread_mutex_unlock(&server->bulk_lock);
     return error;
+}
+
+void lm_page_server_forget_pushed(struct lm_page_server *server, uint32_t space, uint64_t start,
+                                  uint64_t end) {
+    pthread_mutex_lock(&server->bulk_lock);
+    lm_push_memory_forget(&server->memory, space, start, end);
+    pthread_mutex_unlock(&server->bulk_lock);
 }

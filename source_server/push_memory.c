@@ -60,7 +60,7 @@ static struct lm_push_entry *find(const struct lm_push_memory *memory, uint32_t 
 bool lm_push_memory_same(const struct lm_push_memory *memory, uint32_t space, uint64_t address,
                          const void *page) {
     const struct lm_push_entry *entry = find(memory, space, address);
-    if (!entry || !entry->page)
+    if (!entry || !entry->page || entry->forgotten)
         return false;
     uint64_t now[2];
     digest(memory, page, now);
@@ -102,5 +102,22 @@ void lm_push_memory_keep(struct lm_push_memory *memory, uint32_t space, uint64_t
     }
     entry->page = address / LM_PAGE_SIZE + 1;
     entry->space = space;
+    entry->forgotten = 0;
     digest(memory, page, entry->digest);
+}
+
+void lm_push_memory_forget(struct lm_push_memory *memory, uint32_t space, uint64_t start, uint64_t end) {
+    uint64_t first = start / LM_PAGE_SIZE + 1, last = end / LM_PAGE_SIZE;
+    if (last - first < memory->size) {
+        for (uint64_t page = first; page <= last; page++) {
+            struct lm_push_entry *entry = find(memory, space, (page - 1) * LM_PAGE_SIZE);
+            entry->forgotten = entry->page != 0;
+        }
+        return;
+    }
+    for (size_t i = 0; i < memory->size; i++) {
+        struct lm_push_entry *entry = &memory->entries[i];
+        if (entry->page >= first && entry->page <= last && entry->space == space)
+            entry->forgotten = 1;
+    }
 }

@@ -14,7 +14,7 @@
 struct lm_push_entry {
     uint64_t page; /* number of the page in its space, plus one; 0 for an empty place */
     uint32_t space;
-    uint32_t reserved;
+    uint32_t forgotten; /* 1: it was pushed, and with what content is no longer known */
     uint64_t digest[2];
 };
 
@@ -35,5 +35,7 @@ bool lm_push_memory_same(const struct lm_push_memory *memory, uint32_t space, ui
 bool lm_push_memory_knows(const struct lm_push_memory *memory, uint32_t space, uint64_t address);
 /* Remember its content; without room it is not remembered. */
 void lm_push_memory_keep(struct lm_push_memory *memory, uint32_t space, uint64_t address, const void *page);
+/* Forget with what content the pages in [start, end) were pushed. */
+void lm_push_memory_forget(struct lm_push_memory *memory, uint32_t space, uint64_t start, uint64_t end);
 
 #endif

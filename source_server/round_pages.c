@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30 };
+enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30, COMPARED_PAGES = 16 };
 
 /* Read what was gathered; what cannot be read is no longer gathered. */
 static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
@@ -32,6 +32,8 @@ static void note_sent(struct lm_round_work *work, uint64_t at, const unsigned ch
     work->result->zero += lm_page_is_zero(content);
     work->result->again += (*page & LM_PAGE_SENT) != 0;
     *page |= LM_PAGE_SENT;
+    if (work->digests)
+        lm_push_memory_keep(&work->rounds->server->memory, work->rounds->reader->space, at, content);
 }
 
 /* Take the bulk sender for a moment: answers can go between. */
@@ -126,6 +128,23 @@ int lm_round_take(struct lm_round_work *work, uint64_t start, uint64_t end) {
     int error = 0;
     for (; !error && start < end; start += LM_PAGE_SIZE)
         error = take_page(work, start);
+    return error;
+}
+
+int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    const struct lm_page_reader *reader = work->rounds->reader;
+    unsigned char content[COMPARED_PAGES * LM_PAGE_SIZE];
+    int error = 0;
+    while (!error && start < end) {
+        uint64_t left = (end - start) / LM_PAGE_SIZE;
+        uint32_t pages = left < COMPARED_PAGES ? (uint32_t)left : COMPARED_PAGES;
+        error = lm_page_reader_read(reader, start, pages, content);
+        for (uint32_t i = 0; !error && i < pages; i++, start += LM_PAGE_SIZE) {
+            const unsigned char *page = content + (size_t)i * LM_PAGE_SIZE;
+            if (!lm_push_memory_same(&work->rounds->server->memory, reader->space, start, page))
+                error = lm_round_take(work, start, start + LM_PAGE_SIZE);
+        }
+    }
     return error;
 }
 

@@ -30,6 +30,7 @@ struct lm_round_work {
     uint32_t id;
     uint32_t number; /* of the round; 0 in the last call */
     uint32_t flags;  /* LM_LAST_... */
+    bool digests;    /* keep a digest of each page sent: shared memory */
     uint64_t deadline_ns;
     struct lm_round_result *result;
     /* Pages to be read and sent together, by their addresses. */
@@ -45,6 +46,8 @@ int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t en
 /* Pages that do not exist; pages that existed when they were sent and do so no more. */
 int lm_round_tell_absent(struct lm_round_work *work, uint64_t start, uint64_t end);
 int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end);
+/* The last call: pages of shared memory that were sent are taken if they are not what was sent. */
+int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end);
 /* Write what these have gathered. */
 int lm_round_flush(struct lm_round_work *work);
 

@@ -235,6 +235,13 @@ static int take_absent(struct lm_round_work *work, const struct lm_round_range *
     return 0;
 }
 
+/* What was gathered of another range goes first, so that a page's digest is of what was sent last. */
+static int begin_range(struct lm_round_work *work, const struct lm_round_range *range) {
+    int error = work->digests != (bool)range->shared ? lm_round_flush(work) : 0;
+    work->digests = range->shared;
+    return error;
+}
+
 /* The last time: what was written to and what does not exist. */
 static int take_changed(struct lm_round_work *work, const struct lm_round_range *range) {
     struct lm_page_change changes[RUNS];
@@ -256,6 +263,15 @@ static int take_changed(struct lm_round_work *work, const struct lm_round_range 
     return error ? error : take_absent(work, range);
 }
 
+/* Shared memory is written to by others as well, a child that has ended by now, and their writes show in no
+ * page table of this process: what was sent of it counts only while it is what was sent. */
+static int compare_shared(struct lm_round_work *work, const struct lm_round_range *range) {
+    int error = lm_round_flush(work);
+    if (!error)
+        error = each_run(work, range->start, range->end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_compare);
+    return error;
+}
+
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result) {
     struct lm_round_work work = {
@@ -267,7 +283,8 @@ int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint
     size_t first = rounds->cut_number == number ? rounds->cut_range : 0;
     for (size_t i = first; !error && !result->cut && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
-        if (rounds->tracker.kind == LM_DIRTY_USERFAULTFD)
+        error = begin_range(&work, range);
+        if (!error && rounds->tracker.kind == LM_DIRTY_USERFAULTFD)
             error = take_written(&work, range);
         if (!error && !result->cut && number == 1 && range->followed)
             error = take_absent(&work, range);
@@ -348,7 +365,11 @@ int lm_rounds_last(struct lm_rounds *rounds, uint32_t id, uint32_t flags, struct
     int error = take_collected(&work);
     for (size_t i = 0; !error && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
-        error = take_changed(&work, range);
+        error = begin_range(&work, range);
+        if (!error)
+            error = take_changed(&work, range);
+        if (!error && range->shared)
+            error = compare_shared(&work, range);
         if (!error)
             error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING, 0xff,
                              lm_round_take);

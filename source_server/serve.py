@@ -24,6 +24,7 @@ from process import vdso
 from process.contents import Content
 from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
+from process.layout_change import difference
 from process.mappings import AddressSpace
 from process.open_descriptors import flush_beforehand, flush_written_files
 from process.rehearsal import rehearse_often
@@ -249,6 +250,9 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
             correct_early(run, pusher, correction, None)
             raise PassingObstacles
         asked = handover.ask_threads(state)
+        if asked.memory is not run.seen.memory:
+            # What the destination makes anew has nothing of what was pushed there.
+            run.server.forget_pushed(SPACE, difference(run.seen.memory, asked.memory).unmap)
         correct_early(run, pusher, correction, asked.memory)
         source = handover.describe(state, asked)
         edge("source-asked")

@@ -61,6 +61,24 @@ def test_memory_that_is_not_writable_any_more_is_not_made_in_parts() -> None:
     assert not change([mapping(0, 10)], [mapping(0, 10, NONE)]).unmap, "a change of protection alone keeps the pages"
 
 
+def shared(first: int, last: int, inode: int = 9) -> Mapping:
+    """Shared anonymous memory, all of it."""
+    start, end = BASE + first * PAGE, BASE + last * PAGE
+    return Mapping(start, end, Kind.SHARED_ANONYMOUS, WRITE, 0, "00:01", inode, "/dev/zero (deleted)", True, COUNTED)
+
+
+def test_shared_memory_that_is_mapped_once_more_is_made_anew() -> None:
+    """It was paged on demand, and is pushed now; or the other way round."""
+    once, twice = [shared(0, 10), shared(20, 30, 8)], [shared(0, 10), shared(20, 30, 8), shared(40, 50)]
+    assert not change(twice, twice).unmap
+    found = change(once, twice)
+    assert pages(found.unmap) == [(0, 10)]
+    assert made(found) == [(0, 10), (40, 50)]
+    back = change(twice, once)
+    assert pages(back.unmap) == [(0, 10), (40, 50)]
+    assert made(back) == [(0, 10)]
+
+
 def test_what_the_rounds_follow_ends_at_other_mappings() -> None:
     """Never at the border of memory that may have become another meanwhile."""
     space = AddressSpace(mappings=[mapping(1, 5), library(10, 20), mapping(25, 30), mapping(30, 40), library(90, 95)])

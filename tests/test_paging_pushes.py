@@ -89,6 +89,32 @@ def test_a_second_push_brings_what_has_changed(program: Path) -> None:
         assert move.destination.ask("check", 200, 1800) == 0
 
 
+def test_what_was_forgotten_is_pushed_whatever_it_is(program: Path) -> None:
+    with moving(program, 2000) as move:
+        whole = [PushRun(0, BASE, BASE + 2000 * PAGE, present=True)]
+        push(move, 1, whole, remember=True)
+        before = move.server.counters["pushed_pages"]
+        move.server.forget_pushed(0, [(BASE + 200 * PAGE, BASE + 210 * PAGE), (BASE - PAGE, BASE)])
+        push(move, 2, whole, changed=True, remember=True)
+        again = move.server.counters["pushed_pages"] - before
+        assert 5 <= again <= 10, "those of them that exist"
+        push(move, 3, whole, changed=True)
+        assert move.server.counters["pushed_pages"] == before + again
+        move.server.forget_pushed(0, [(0, 1 << 46)])
+        push(move, 4, whole, changed=True)
+        assert move.server.counters["pushed_pages"] == 2 * before + again
+
+
+def test_a_running_process_may_have_unmapped_what_is_pushed(program: Path) -> None:
+    with moving(program, 100) as move:
+        before = move.server.counters["pushed_pages"]
+        outside = [PushRun(0, BASE - 10 * PAGE, BASE + 100 * PAGE)]
+        push(move, 1, outside, remember=True)
+        assert move.server.counters["pushed_pages"] == before + 100
+        with pytest.raises(OSError, match="Input/output error"):
+            move.server.push(2, outside)
+
+
 def test_written_ranges_take_pushes_whatever_their_protection(program: Path) -> None:
     with moving(program, 100) as move:
         end = BASE + 100 * PAGE

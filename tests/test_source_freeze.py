@@ -16,6 +16,8 @@ from linux_husks import kill_and_reap, wait_until, without_preload
 from linux.errors import ProcessGone
 from linux.maps import MapEntry, maps_text, smaps
 from process import mappings
+from process.description import Runs
+from process.mappings import PAGE
 from source_server import handover
 from source_server.look import SourceLook, look
 from source_server.page_server import PageServer
@@ -123,6 +125,59 @@ def test_what_is_mapped_and_unmapped_while_it_is_looked_at_is_known_at_the_freez
         asked = handover.ask_threads(state)
     is_mapped = any(one.start <= place < one.end for one in asked.memory.mappings)
     assert is_mapped == (at_the_freeze == "map")
+
+
+def test_no_copy_is_dropped_of_what_is_a_file_no_more(mapping_program: tuple[int, Callable[[str], int]]) -> None:
+    """A page that was pushed shows the file again: only where the file is still mapped, not where other memory is."""
+    pid, say = mapping_program
+    place = say("map")
+    seen, _ = look(pid)
+    whole = next(mapping for mapping in seen.memory.mappings if mapping.start <= place < mapping.end)
+    seen.pushed.append(Runs(whole.start, whole.length // PAGE))
+    with handover.frozen(seen) as state:
+        described = handover.describe(state, handover.ask_threads(state))
+        described.descriptors.close()
+    assert sum(run.pages for run in described.description.dropped) == whole.length // PAGE
+    say("unmap")
+    with handover.frozen(seen) as state:
+        described = handover.describe(state, handover.ask_threads(state))
+        described.descriptors.close()
+    assert described.description.dropped == []
+
+
+LOSES_ITS_DESCRIPTOR = """
+import mmap, os, sys
+memfd = os.memfd_create("lost")
+os.truncate(memfd, 4096)
+memory = mmap.mmap(memfd, 4096)
+# The object keeps a duplicate of its own, one number higher.
+os.close(memfd + 1)
+print(memfd, flush=True)
+sys.stdin.readline()
+os.close(memfd)
+print("closed", flush=True)
+sys.stdin.readline()
+os._exit(0)
+"""
+
+
+def test_a_memfd_that_loses_its_descriptor_after_the_look_is_refused() -> None:
+    """The layout is the same, and nothing leads to what the mapping shows any more."""
+    command = [sys.executable, "-c", LOSES_ITS_DESCRIPTOR]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=without_preload()) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        seen, obstacles = look(process.pid)
+        assert not obstacles
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"closed\n"
+        with handover.frozen(seen) as state:
+            described = handover.describe(state, handover.ask_threads(state))
+            described.descriptors.close()
+        process.kill()
+    assert [obstacle.cause for obstacle in described.obstacles] == ["is a memfd without a descriptor"]
 
 
 def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceLook) -> None:
