@@ -57,7 +57,7 @@ def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> 
         return [Obstacle(object=name, cause="it is lm-serve itself", remedy="choose another process")]
     found = [
         *_tracer(status, own_tracer),
-        *_seccomp(pid, status),
+        *seccomp_obstacles(pid),
         *_architecture(pid, status),
         *child_obstacles(pid, status),
         *_namespaces(pid),
@@ -111,7 +111,8 @@ def _tracer(status: dict[str, str], own_tracer: int) -> list[Obstacle]:
     ]
 
 
-def _seccomp(pid: int, status: dict[str, str]) -> list[Obstacle]:
+def seccomp_obstacles(pid: int) -> list[Obstacle]:
+    """Filters, of any thread. Raises ProcessGone."""
     found = []
     for tid in thread_ids(pid):
         try:

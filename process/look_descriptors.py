@@ -23,7 +23,7 @@ from process.descriptor_table import Description, Descriptor, Kind, Place, Table
 from process.file_locks import held_locks, look_locks
 from process.inet_sockets import InetSocket
 from process.kinds import Kinds, is_pipe, same_object
-from process.open_files import Seen, close_all, owner_of, position_and_flags, read_information
+from process.open_files import SET_AT_OPENING, Seen, close_all, owner_of, position_and_flags, read_information
 from process.outsiders import find_holders, is_shared_object
 from process.pipes import Pipe, PipeBody, look_pipe_body
 from process.stdio import STANDARD, Terminal
@@ -179,7 +179,7 @@ def is_same(old: Description, seen: Seen, kind: Kind) -> bool:
     """Is the description seen the one described earlier, or so like it that what differs can be brought up
     to date?
     """
-    if old.link != seen.link or (old.flags ^ seen.flags) & os.O_ACCMODE:
+    if old.link != seen.link or (old.flags ^ seen.flags) & SET_AT_OPENING:
         return False
     # A description that holds a lock may be handed over itself, so the lock belongs to what it is.
     return same_object(old.kind, kind) and held_locks(old.locks) == held_locks(look_locks(seen))

@@ -20,6 +20,7 @@ from wire.obstacles import Obstacle
 
 # A private mapping of /dev/zero is anonymous memory with a name (zero(4)).
 ZERO_DEVICE = os.makedev(1, 5)
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 FILE_KINDS = (Kind.PRIVATE_FILE, Kind.SHARED_FILE)
 
 
@@ -92,6 +93,50 @@ def look_written_again(pid: int, files: list[MappedFile], mappings: Iterable[Map
         return files
     written = look_mapped_files(pid, [mapping for mapping in mappings if is_written(mapping)])
     return [*written, *(mapped for mapped in files if not mapped.written)]
+
+
+def flush_written_mappings(pid: int, mappings: Iterable[Mapping]) -> None:
+    """On the source: write what is still in memory of the files that are mapped to be written to their storage, so that
+    the other host sees it. Raises OSError, FileNotFoundError where a mapping is no longer there."""
+    flushed = set()
+    for mapping in mappings:
+        if is_written(mapping) and (mapping.device, mapping.inode) not in flushed:
+            flushed.add((mapping.device, mapping.inode))
+            number = os.open(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
+def kept_in_memory(mountinfo: str) -> frozenset[int]:
+    """The devices of file systems that are in memory alone, given the text of a /proc/PID/mountinfo (proc(5))."""
+    found = set()
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] in MEMORY_FILE_SYSTEMS:
+            major, minor = before.split()[2].split(":")
+            found.add(os.makedev(int(major), int(minor)))
+    return frozenset(found)
+
+
+def other_host_obstacles(pid: int, files: Iterable[MappedFile]) -> list[Obstacle]:
+    """On the source, for a move to another host: files that are mapped to be written and that no other host can see.
+    That its copy is an old one no time of modification tells, since stores leave none there. Raises OSError."""
+    written = [mapped.file for mapped in files if mapped.written]
+    if not written:
+        return []
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as mountinfo:
+        in_memory = kept_in_memory(mountinfo.read())
+    return [
+        Obstacle(
+            f"mapped file {file.path}",
+            "is written to through a mapping and kept in this host's memory alone (tmpfs)",
+            "let the process unmap it before the move, or map a file on storage that both hosts have",
+        )
+        for file in written
+        if file.device in in_memory
+    ]
 
 
 def mapped_file_obstacles(files: Iterable[MappedFile]) -> list[Obstacle]:

@@ -27,6 +27,7 @@ REOPEN_FLAGS = (
 ONE_READ = 1 << 16
 # Flags that fcntl(F_SETFL) can change on an open description.
 CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
+SET_AT_OPENING = REOPEN_FLAGS & ~CHANGEABLE_FLAGS
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):

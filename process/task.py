@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from _lm import ffi
@@ -68,7 +68,9 @@ class LiveTask:
 
 @dataclass(frozen=True)
 class StoppedTask:
-    """The frozen process before anything is run in it; `asleep` tells of sleeps, by host thread id."""
+    """The frozen process before anything is run in it; `asleep` tells of sleeps, by host thread id.
+
+    `obstacles` are in the way since the live look, and would harm the process if anything were run in it."""
 
     pid: int
     threads: tuple[StoppedThread, ...]
@@ -77,6 +79,7 @@ class StoppedTask:
     outside: dict[int, ThreadOutside]
     description: TaskDescription
     asleep: dict[int, Slept]
+    obstacles: list[Obstacle] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,9 @@ def look_stopped_task(
     description, outside = live.description, live.outside
     clocks = look_clocks(pid)
     raw = read_status(pid)
+    obstacles: list[Obstacle] = []
     if proof(raw) != live.proof:
+        obstacles += family.seccomp_obstacles(pid)
         status = parse_status(raw)
         description = msgspec.structs.replace(description, attributes=attributes.look_attributes(pid, status))
         leader = msgspec.structs.replace(outside[pid], credentials=credentials.look_credentials(status))
@@ -204,6 +209,7 @@ def look_stopped_task(
             for tid, thread in zip(tids, states, strict=True)
             if interrupted.needs_time(Registers(thread.registers))
         },
+        obstacles=obstacles,
     )
 
 

@@ -34,7 +34,7 @@ from restorer.custody import State, start_custody
 from restorer.husk_process import end_husk, is_killed, start_husk
 from restorer.line import Line
 from restorer.options import RestoreOptions
-from restorer.preflight import Peer, preflight
+from restorer.preflight import Peer, new_file_obstacles, preflight
 from restorer.rounds import correct, drop_forgotten, memory_ranges, take_freezing, take_rounds
 from restorer.run import Run, edge_after_commit, tell, write
 from restorer.voice import Voice
@@ -210,7 +210,10 @@ def apply_final(run: Run) -> None:
     run.frozen = time.time()
     if not (run.resume_at_once and run.custody.guarded):
         say_frozen(run)
-    appeared = descriptor_obstacles(final.descriptors, run.descriptor_options)
+    appeared = [
+        *descriptor_obstacles(final.descriptors, run.descriptor_options),
+        *new_file_obstacles(final, run.building.staged, run.descriptor_options),
+    ]
     if appeared:
         raise Refused(appeared, object=f"process {final.task.pid}", step="the frozen process")
     build.apply_layout(run.building, final)

@@ -11,7 +11,9 @@ from process.bridge import bridge_obstacles
 from process.description import ProcessDescription
 from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
+from process.files import File, preflight_file
 from process.mapped_files import preflight_mapped_files
+from process.reach import is_same_machine
 from process.rseq_fields import rseq_obstacles
 from restorer.husk_process import taken_ids
 from restorer.options import RestoreOptions
@@ -51,6 +53,20 @@ def preflight(
         *_id_obstacles(process, options),
         *room_obstacles(process.resident, available_bytes()),
     ]
+
+
+def new_file_obstacles(
+    final: ProcessDescription, staged: ProcessDescription, described: DescriptorOptions
+) -> list[Obstacle]:
+    """What is in the way of the files that the process has mapped and opened since it was staged. Raises OSError."""
+    known_files = frozenset(staged.files)
+    known = staged.descriptors.by_identity()
+    same_machine = is_same_machine(final.descriptors.place)
+    found = preflight_mapped_files([one for one in final.files if one not in known_files], described)
+    for one in final.descriptors.descriptions:
+        if isinstance(one.kind, File) and one.identity not in known and one.standard is None:
+            found += preflight_file(one.kind, one.flags, one.name, described, same_machine)
+    return found
 
 
 def available_bytes() -> int:

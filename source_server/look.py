@@ -280,9 +280,12 @@ def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
 def ask(look: SourceLook, stops: list[tracee.Stop], threads: SourceThreads) -> AskedSource:
     """Run one program in each of the stopped threads; `threads` were looked at before.
 
-    Raises ProcessGone, OSError, SyscallFailed; the caller brings the threads home and takes the mapping away."""
+    Raises ProcessGone, OSError, SyscallFailed, Refused; the caller brings the threads home and takes the mapping
+    away."""
     pid, tids = look.pid, threads.tids
     stopped = tasks.look_stopped_task(pid, stops, look.task, _looked(threads))
+    if stopped.obstacles:
+        raise Refused(stopped.obstacles, object=f"process {pid}", step="the frozen process")
     questions = current_questions(look.questions, pid)
     programs = programs_for(questions, tids)
     layout = maps_text(pid)

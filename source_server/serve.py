@@ -25,6 +25,7 @@ from process.contents import Content
 from process.description import MigrationDescription, ProcessDescription, Runs
 from process.descriptor_obstacles import passing_obstacles
 from process.layout_change import difference
+from process.mapped_files import flush_written_mappings, other_host_obstacles
 from process.mappings import AddressSpace
 from process.open_descriptors import flush_beforehand, flush_written_files
 from process.rehearsal import rehearse_often
@@ -151,6 +152,8 @@ def _migrate(run: Run) -> None:
         run.report.rounds = run.copy.done
         if not run.same_machine:
             flush_beforehand(run.seen.pid, run.seen.descriptors.table)
+            with contextlib.suppress(OSError):
+                flush_written_mappings(run.seen.pid, run.seen.memory.mappings)
         run.control.measure_round_trip()
         edge("source-staged")
         run.mark("freezing")
@@ -178,6 +181,8 @@ def stage(run: Run) -> Wishes:
     run.server.limit(min(limits, default=0))
     run.other_vdso = greeting.host.vdso != vdso.digest(run.seen.memory.vdso)
     run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
+    if not run.same_machine and (obstacles := other_host_obstacles(run.seen.pid, run.seen.files)):
+        raise Refused(obstacles, object=f"process {run.seen.pid}")
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
     edge("source-described")
@@ -264,6 +269,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
             raise Refused([*source.obstacles, *passing], object=f"process {run.options.pid}", step="the frozen process")
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
+            flush_written_mappings(run.seen.pid, source.description.memory.mappings)
         serve_new_contents(run.server, run.served, source)
         corrected = correct_late(run, pusher, source)
         # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.

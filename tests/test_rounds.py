@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from experiments.machines import Move, begin_move, two_machines, wait_for
 from wire.exit_codes import ExitCode
 
 # 24 MiB that rest, a counter that runs; SIGUSR1 forks, SIGUSR2 executes another program, SIGHUP writes without a pause,
-# SIGIO maps a file that is deleted then.
+# SIGIO maps a file that is deleted then, SIGALRM opens one.
 PROGRAM = """
 import mmap, os, signal, sys, time
 memory = bytearray(os.urandom(1 << 20) * 24)
@@ -28,6 +29,9 @@ def fork(*_):
 def write(*_):
     global wild
     wild = True
+def open_late(*_):
+    global late
+    late = open(sys.argv[1] + ".late")
 def map_deleted(*_):
     global deleted
     path = sys.argv[1] + ".deleted"
@@ -40,6 +44,7 @@ signal.signal(signal.SIGUSR1, fork)
 signal.signal(signal.SIGUSR2, lambda *_: os.execv("/bin/sleep", ["sleep", "60"]))
 signal.signal(signal.SIGHUP, write)
 signal.signal(signal.SIGIO, map_deleted)
+signal.signal(signal.SIGALRM, open_late)
 open(sys.argv[1], "w").close()
 for turn in range(1 << 60):
     if wild:
@@ -140,6 +145,25 @@ def test_a_mapping_in_a_round_that_cannot_be_moved_is_refused_by_name(
     assert "maps a file that has been deleted" in move.serve.said()
     assert "frozen" not in [event["event"] for event in move.serve.events()], "refused before the freeze"
     wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 20)
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_that_is_opened_in_a_round_is_compared(
+    same: bool, process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    there, here = tmp_path / "ready.late", tmp_path / "late_here"
+    there.write_text("late")
+    shutil.copy2(there, here)
+    if not same:
+        os.utime(here, (1, 1))
+    move = begin(process, tmp_path, "--pre-copy", "--map-path", f"{there}={here}", rate="16M")
+    os.kill(process.pid, signal.SIGALRM)
+    if same:
+        move.complete(60)
+        return
+    assert move.restore.process.wait(60) == ExitCode.REFUSED, move.said()
+    assert "it was modified at another time than the source's" in move.restore.said()
     assert process.poll() is None
 
 

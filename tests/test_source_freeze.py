@@ -25,7 +25,7 @@ from source_server.pusher import Pusher, pushing
 from source_server.same_program import check_same_program
 from source_server.serve import look_after_waiting
 from source_server.tracking import start_tracking
-from wire.errors import LocalError
+from wire.errors import LocalError, Refused
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -178,6 +178,39 @@ def test_a_memfd_that_loses_its_descriptor_after_the_look_is_refused() -> None:
             described.descriptors.close()
         process.kill()
     assert [obstacle.cause for obstacle in described.obstacles] == ["is a memfd without a descriptor"]
+
+
+FILTERS_ITS_CALLS = """
+import ctypes, struct, sys
+print("ready", flush=True)
+sys.stdin.readline()
+program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000))  # SECCOMP_RET_ALLOW
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_void_p)]
+libc = ctypes.CDLL(None)
+libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+print(libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(program)))), flush=True)  # PR_SET_SECCOMP
+sys.stdin.readline()
+"""
+
+
+def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> None:
+    """A filter may kill for any system call."""
+    command = [sys.executable, "-c", FILTERS_ITS_CALLS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=without_preload()) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        seen, obstacles = look(process.pid)
+        assert not obstacles
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"0\n"
+        before = maps_text(process.pid)
+        with pytest.raises(Refused, match="runs under seccomp"), handover.frozen(seen) as state:
+            handover.ask_threads(state)
+        assert maps_text(process.pid) == before
+        process.kill()
 
 
 def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceLook) -> None:
