@@ -87,6 +87,10 @@ the pager at each, and a huge page put together then would fill what is missing 
 does not exist any more is dropped, too, and zero. A mapping that is another at an old place is wholly dirty: the
 kernel tells that it is not tracked.
 
+Shared anonymous memory may be written to through other page tables than those looked at: by a child that has ended
+since, or through a second mapping. What was sent of it is read again and compared with digests. Where such memory
+was mapped at one place and is mapped at several, or the other way round, the husk makes it anew.
+
 ## Tracking
 | how | where | what it costs |
 |---|---|---|
