@@ -170,7 +170,13 @@ def same_object(old: Kind, new: Kind) -> bool:
     if isinstance(old, SignalFd) and isinstance(new, SignalFd):
         return old.mask == new.mask
     if isinstance(old, UnixSocket) and isinstance(new, UnixSocket):
-        return (old.inode, old.state, old.address, old.backlog) == (new.inode, new.state, new.address, new.backlog)
+        return (old.inode, old.state, old.address, old.backlog, old.peer_address) == (
+            new.inode,
+            new.state,
+            new.address,
+            new.backlog,
+            new.peer_address,
+        )
     if isinstance(old, InetSocket) and isinstance(new, InetSocket):
         return (old.inode, old.state, old.address, old.peer, old.backlog) == (
             new.inode,

@@ -29,7 +29,9 @@ Each line is a small program that sets the thing up, is moved by every strategy,
 """
 TAIL = """
 - A process that another one traces, a 32-bit process, a kernel thread, a zombie.
-- An eventfd or open file description that a process which stays holds too.
+- An eventfd or open file description that a process which stays holds too. A process that came to be between the last
+  look and the freeze, and is no child any more, is not searched.
+- To another host: a file on a tmpfs that is mapped to be written.
 - With rounds (pre-copy, hybrid, auto): a file open with O_DIRECT is no obstacle, but nothing is copied before the
   freeze, for page tables do not tell what a device writes; one that is opened and closed between two looks is not
   seen. While rounds are copied the process cannot register its memory with a userfaultfd of its own (EBUSY).
