@@ -55,7 +55,7 @@ TALKER = """
 import os, time
 open("port", "w").write("0")
 for number in range(120):
-    print(number, flush=True)
+    os.write(1, b"%d\\n" % number)
     time.sleep(0.02)
 """
 
@@ -196,7 +196,9 @@ def count(path: Path) -> int:
 
 
 def test_output_goes_on_at_the_destination(tmp_path: Path, orphans: None) -> None:
-    """A pipe at descriptor 1 stays with its reader; lm-restore's own output takes its place."""
+    """A pipe at descriptor 1 stays with its reader; lm-restore's own output takes its place.
+
+    The program writes whole lines: between two halves of one (print, with PYTHONUNBUFFERED) an event may come."""
     read_end, write_end = os.pipe()
     talker = subprocess.Popen(
         [sys.executable, "-c", TALKER], stdin=subprocess.DEVNULL, stdout=write_end, stderr=subprocess.DEVNULL,
