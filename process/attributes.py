@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,7 @@ from linux.program import Data, Program
 
 DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives 0 or 1 alone
 NO_FILE = 0xFFFFFFFF
+LAYING_OUT_SECONDS = 1.0
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,14 +88,15 @@ def look_memory_plan(pid: int) -> MemoryPlan:
     """The plan from /proc/PID/stat and /proc/PID/auxv; the break as the start of the heap, until the process
     is asked.
 
-    Raises PermissionError without the right to trace: /proc/PID/stat then shows zeros.
+    Raises PermissionError without the right to trace: /proc/PID/stat then shows 1 and zeros. Raises OSError when
+    execve(2) does not come to an end.
     """
-    fields = look_stat(pid)
+    fields = _laid_out_stat(pid)
 
     def field(number: int) -> int:
         return int(fields[number - 1])
 
-    if field(26) <= 1:
+    if field(26) == 1:
         raise PermissionError(f"the memory's plan of process {pid} is hidden: no permission to trace it")
     return MemoryPlan(
         start_code=field(26),
@@ -108,6 +112,19 @@ def look_memory_plan(pid: int) -> MemoryPlan:
         end_environment=field(51),
         auxiliary_vector=Path(f"/proc/{pid}/auxv").read_bytes(),
     )
+
+
+def _laid_out_stat(pid: int) -> list[str]:
+    """The fields of a program that is laid out: execve(2) gives a process its new memory first, and its plan, of which
+    the break is the last, when all is mapped (load_elf_binary, fs/binfmt_elf.c)."""
+    until = time.monotonic() + LAYING_OUT_SECONDS
+    while True:
+        fields = look_stat(pid)
+        if int(fields[25]) == 1 or (int(fields[25]) and int(fields[46])):
+            return fields
+        if time.monotonic() > until:
+            raise OSError(errno.EBUSY, f"execve(2) of process {pid} has not come to an end")
+        time.sleep(0.001)
 
 
 def _field(place: Data, name: str) -> Data:

@@ -146,7 +146,7 @@ def look(pid: int) -> tuple[SourceLook, list[Obstacle]]:
             code=ExitCode.NO_PROCESS,
         ) from None
     except PermissionError as error:
-        raise _not_permitted(pid, error) from None
+        raise _not_permitted(pid, error) from error
 
 
 def _not_permitted(pid: int, error: OSError) -> LocalError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -169,6 +170,20 @@ def test_a_time_namespace_is_seen_through() -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_program_is_looked_at_when_it_is_laid_out(tmp_path: Path) -> None:
+    """In the middle of execve(2) /proc/PID/stat shows zeros, which mean no lack of permission."""
+    script = tmp_path / "again"
+    script.write_text('#!/bin/sh\nexec "$0"\n')
+    script.chmod(0o755)
+    process = subprocess.Popen([script])
+    try:
+        plans = [attributes.look_memory_plan(process.pid) for _ in range(2000)]
+    finally:
+        process.kill()
+        process.wait()
+    assert all(plan.start_code and plan.start_break for plan in plans)
 
 
 def obstacles_of(pid: int) -> list[str]:
