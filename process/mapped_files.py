@@ -41,7 +41,7 @@ def look_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]
     FileNotFoundError when one of the mappings is no longer there."""
     found: dict[tuple[str, int], MappedFile] = {}
     for mapping in mappings:
-        _add(found, pid, mapping)
+        _add_file(found, pid, mapping)
     return list(found.values())
 
 
@@ -52,13 +52,13 @@ def look_mapped_files_live(pid: int, space: AddressSpace) -> tuple[AddressSpace,
     there = []
     for mapping in space.mappings:
         with contextlib.suppress(FileNotFoundError):
-            _add(found, pid, mapping)
+            _add_file(found, pid, mapping)
             there.append(mapping)
     gone = len(there) < len(space.mappings)
     return msgspec.structs.replace(space, mappings=there) if gone else space, list(found.values())
 
 
-def _add(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mapping) -> None:
+def _add_file(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mapping) -> None:
     """Add the file of a mapping to those found, by path and inode, if it has one that is not known yet as it is."""
     if mapping.kind not in FILE_KINDS:
         return

@@ -61,10 +61,11 @@ def new_file_obstacles(
     """What is in the way of the files that the process has mapped and opened since it was staged. Raises OSError."""
     known_files = frozenset(staged.files)
     known = staged.descriptors.by_identity()
-    same_machine = is_same_machine(final.descriptors.place)
     found = preflight_mapped_files([one for one in final.files if one not in known_files], described)
     for one in final.descriptors.descriptions:
         if isinstance(one.kind, File) and one.identity not in known and one.standard is None:
+            # Asked for here alone: a file that is read, while the process is frozen.
+            same_machine = is_same_machine(final.descriptors.place)
             found += preflight_file(one.kind, one.flags, one.name, described, same_machine)
     return found
 

@@ -45,6 +45,7 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.mark.program
 def test_a_file_that_is_mapped_to_be_written(
     folder: Path, tmp_path: Path, machines: tuple[Machine, Machine], orphans: None
 ) -> None:

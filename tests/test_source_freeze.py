@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -145,6 +146,26 @@ def test_no_copy_is_dropped_of_what_is_a_file_no_more(mapping_program: tuple[int
     assert described.description.dropped == []
 
 
+@contextlib.contextmanager
+def changed_after_the_look(program: str, answer: str) -> Iterator[SourceLook]:
+    """The look at a Python program that says that it is ready, and has changed itself since: a line told it to, and it
+    has answered."""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=without_preload()) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdout.readline()
+            seen, obstacles = look(process.pid)
+            assert not obstacles
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline().decode() == f"{answer}\n"
+            yield seen
+        finally:
+            process.kill()
+
+
 LOSES_ITS_DESCRIPTOR = """
 import mmap, os, sys
 memfd = os.memfd_create("lost")
@@ -163,20 +184,9 @@ os._exit(0)
 
 def test_a_memfd_that_loses_its_descriptor_after_the_look_is_refused() -> None:
     """The layout is the same, and nothing leads to what the mapping shows any more."""
-    command = [sys.executable, "-c", LOSES_ITS_DESCRIPTOR]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=without_preload()) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdout.readline()
-        seen, obstacles = look(process.pid)
-        assert not obstacles
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"closed\n"
-        with handover.frozen(seen) as state:
-            described = handover.describe(state, handover.ask_threads(state))
-            described.descriptors.close()
-        process.kill()
+    with changed_after_the_look(LOSES_ITS_DESCRIPTOR, "closed") as seen, handover.frozen(seen) as state:
+        described = handover.describe(state, handover.ask_threads(state))
+        described.descriptors.close()
     assert [obstacle.cause for obstacle in described.obstacles] == ["is a memfd without a descriptor"]
 
 
@@ -196,21 +206,11 @@ sys.stdin.readline()
 
 def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> None:
     """A filter may kill for any system call."""
-    command = [sys.executable, "-c", FILTERS_ITS_CALLS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=without_preload()) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdout.readline()
-        seen, obstacles = look(process.pid)
-        assert not obstacles
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"0\n"
-        before = maps_text(process.pid)
+    with changed_after_the_look(FILTERS_ITS_CALLS, "0") as seen:
+        before = maps_text(seen.pid)
         with pytest.raises(Refused, match="runs under seccomp"), handover.frozen(seen) as state:
             handover.ask_threads(state)
-        assert maps_text(process.pid) == before
-        process.kill()
+        assert maps_text(seen.pid) == before
 
 
 def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceLook) -> None:

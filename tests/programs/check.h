@@ -142,6 +142,16 @@ static inline pthread_t check_thread(void *(*body)(void *), void *argument) {
     return thread;
 }
 
+/* After the move: another thread that counts its rounds goes on, and ends when it is told to. */
+static inline void check_goes_on(pthread_t thread, const volatile uint64_t *rounds, volatile bool *stop) {
+    uint64_t before = *rounds;
+    for (int wait = 0; *rounds == before && wait < 500; wait++)
+        check_sleep(10);
+    CHECK(*rounds > before, "the other thread stopped");
+    *stop = true;
+    PTHREAD(pthread_join(thread, NULL));
+}
+
 /* The whole of a small file, for the caller to keep; NUL-terminated, `length` may be NULL. */
 static inline char *check_read_file(const char *path, size_t *length) {
     size_t size = 1 << 20, used = 0;

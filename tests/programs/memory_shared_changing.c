@@ -30,11 +30,6 @@ int main(int argc, char **argv) {
     CHECK(memory != MAP_FAILED, "mmap: %s", strerror(errno));
     pthread_t thread = check_thread(keep_writing, memory);
     check_move();
-    uint64_t before = rounds;
-    for (int wait = 0; rounds == before && wait < 500; wait++)
-        check_sleep(10);
-    CHECK(rounds > before, "the other thread stopped");
-    stop = true;
-    PTHREAD(pthread_join(thread, NULL));
+    check_goes_on(thread, &rounds, &stop);
     return check_passed();
 }
