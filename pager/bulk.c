@@ -10,25 +10,11 @@
 
 enum { RUN_LEAST = 16, ASK_LEAST = LM_FLIGHTS / 4 };
 
-/* An event has to be read by the fault loop first: out of its way for a moment. */
-static void step_aside(void) {
-    struct timespec moment = {0, 30000};
-    nanosleep(&moment, NULL);
-}
-
 static int place(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                  const void *payload) {
     const void *data;
-    uint32_t placed = 0;
     int error = lm_unpack(frame, payload, pager->bulk_decompressor, pager->bulk_unpacked, &data);
-    while (!error && (error = lm_place_frame(pager, purpose, frame, data, &placed)) == -EAGAIN) {
-        if (atomic_load(&pager->stop))
-            return -ECANCELED;
-        step_aside();
-        error = 0;
-        continue;
-    }
-    return error;
+    return error ? error : lm_place_frame(pager, purpose, frame, data);
 }
 
 /* The next frame of the bulk channel, waited for. */
@@ -199,14 +185,12 @@ static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, st
 static void adapt(struct lm_pager *pager, uint64_t took_ns) {
     const uint64_t short_ns = 20000000, long_ns = 40000000;
     uint64_t base = pager->base_ns && pager->base_ns < took_ns ? pager->base_ns : took_ns;
-    lm_pager_lock_patient(pager);
-    uint32_t pages = pager->prefetch.run_pages;
+    uint32_t pages = pager->prefetch.run_pages; /* which no other thread looks at */
     if (took_ns > base + long_ns && pages > RUN_LEAST)
         pages = pages * 3 / 4 > RUN_LEAST ? pages * 3 / 4 : RUN_LEAST;
     else if (took_ns < base + short_ns && pages < LM_RUN_PAGES)
         pages = pages + RUN_LEAST < LM_RUN_PAGES ? pages + RUN_LEAST : LM_RUN_PAGES;
     pager->prefetch.run_pages = pages;
-    lm_pager_unlock(pager);
     pager->base_ns = base + base / 1024; /* forgotten slowly: the way may have become longer */
 }
 

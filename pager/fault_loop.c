@@ -16,7 +16,7 @@
  * answered by UFFDIO_ZEROPAGE: EEXIST means wake, anything else means that the process has given the page
  * back (MADV_FREE has no event).
  * 4. A page under way in bulk is asked for again, on the fault connection: the first copy to arrive is
- * placed, the other dropped.
+ * placed, the other dropped. One that comes as a neighbour of a fault's is waited for: no answer overtakes it.
  * 5. A child's pages are the parent's at the moment of the event: its table is copied before the next page is
  * placed.
  * 6. Waiters sleep by address. When a range moves or goes, they are woken, and fault again where it is right.
@@ -34,7 +34,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REQUESTS = 64, FIXED_POLLS = 2 };
+enum { REQUESTS = 64, FIXED_POLLS = 2, FIRST_READ = LM_HEADER_SIZE + LM_PAGE_SIZE };
 
 struct loop {
     struct lm_pager *pager;
@@ -46,9 +46,22 @@ struct loop {
     const void *data;
     uint32_t placed;
     bool placing;
+    bool begun;   /* the first frame of an answer has been placed, and not its last */
+    bool more;    /* there is more to place of what has been read */
     bool lost;    /* there is no connection to read from */
     bool hurried; /* something waits for a moment to pass */
 };
+
+/* The answer under way on this connection that brings the page as a neighbour, or 0. */
+static uint32_t answer_with(const struct lm_pager *pager, uint32_t source_space, uint64_t source) {
+    for (size_t i = 0; i < sizeof pager->neighbours / sizeof pager->neighbours[0]; i++) {
+        const struct lm_neighbours *one = &pager->neighbours[i];
+        if (one->id && one->source_space == source_space && source >= one->address &&
+            source - one->address < (uint64_t)one->pages * LM_PAGE_SIZE)
+            return one->id;
+    }
+    return 0;
+}
 
 /* Ask for the page of a fault, and with it for those of its neighbours that nobody has asked for. Lock held.
  */
@@ -58,6 +71,10 @@ static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_r
     uint64_t last = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1, more = 0;
     if (loop->request_count == REQUESTS || !pager->connected)
         return; /* it stays unasked and is asked for on the next round */
+    uint64_t source = range->source + (pending->address - range->start);
+    lm_count(&pager->statistics->remote_faults, 1);
+    if ((pending->id = answer_with(pager, range->source_space, source)))
+        return;
     uint32_t limit = atomic_load_explicit(&pager->fault_pages, memory_order_relaxed);
     struct lm_stream *stream = lm_prefetch_stream(pager, pending->space, pending->address, limit);
     uint32_t most = stream->window;
@@ -73,7 +90,6 @@ static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_r
             more = 0;
     }
     stream->next = pending->address + (1 + more) * LM_PAGE_SIZE;
-    uint64_t source = range->source + (pending->address - range->start);
     if (more)
         *neighbours = (struct lm_neighbours){.id = pending->id,
                                              .source_space = range->source_space,
@@ -86,7 +102,6 @@ static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_r
                                    .pages = 1 + (uint32_t)more,
                                    .id = pending->id};
     lm_request_seal(request);
-    lm_count(&pager->statistics->remote_faults, 1);
     lm_prefetch_note(pager, pending->space, pending->address, pending->address + (1 + more) * LM_PAGE_SIZE);
 }
 
@@ -169,20 +184,26 @@ static void serve_spaces(struct loop *loop, size_t spaces) {
     lm_pager_note_progress(pager);
 }
 
+/* Nothing more comes of what was asked for on the connection. Lock held. */
+static void forget_asked(struct loop *loop) {
+    struct lm_pager *pager = loop->pager;
+    for (size_t i = 0; i < pager->pending_count; i++)
+        pager->pending[i].id = 0;
+    memset(pager->neighbours, 0, sizeof pager->neighbours);
+    loop->placing = loop->more = loop->begun = false;
+    loop->request_count = 0;
+}
+
 static void lose(struct loop *loop, int error) {
     struct lm_pager *pager = loop->pager;
     lm_pager_lock_urgent(pager);
     pager->connected = false;
-    for (size_t i = 0; i < pager->pending_count; i++)
-        pager->pending[i].id = 0;
-    memset(pager->neighbours, 0, sizeof pager->neighbours);
+    forget_asked(loop);
     /* When the next connection is there already, this one's end means nothing. */
     if (pager->next_fault_fd < 0)
         lm_pager_lost(pager, "fault", error);
     lm_pager_unlock(pager);
     loop->lost = true;
-    loop->placing = false;
-    loop->request_count = 0;
 }
 
 static void send_requests(struct loop *loop) {
@@ -197,17 +218,22 @@ static void send_requests(struct loop *loop) {
     loop->hurried |= more;
 }
 
-/* The answer with this id is over: neighbours that did not come can be asked for in bulk. */
-static int end_answer(struct lm_pager *pager, uint32_t id) {
+/* The answer with this id is over, and `end` is where its last frame ended: neighbours that did not come can be
+ * asked for in bulk, and by whom waits for them. */
+static int end_answer(struct loop *loop, uint32_t id, uint64_t end) {
+    struct lm_pager *pager = loop->pager;
     struct lm_neighbours *neighbours = &pager->neighbours[id % 64];
     if (!id || neighbours->id != id)
         return 0;
+    neighbours->id = 0;
+    uint64_t last = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
+    if (end == last)
+        return 0;
     int error = 0;
     lm_pager_lock_urgent(pager);
-    uint64_t end = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
     for (size_t i = 0; i < pager->space_count && !error; i++) {
         struct lm_range *range =
-            lm_space_by_source(pager->spaces[i], neighbours->source_space, neighbours->address, end);
+            lm_space_by_source(pager->spaces[i], neighbours->source_space, neighbours->address, last);
         if (!range || !range->table || range->source > neighbours->address)
             continue;
         uint64_t offset = neighbours->address - range->source, length = range->end - range->start - offset;
@@ -216,67 +242,79 @@ static int end_answer(struct lm_pager *pager, uint32_t id) {
         error = lm_page_table_set(range->table, range->first + offset / LM_PAGE_SIZE, pages,
                                   LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
     }
-    neighbours->id = 0;
+    for (size_t i = 0; i < pager->pending_count; i++)
+        if (pager->pending[i].id == id) {
+            pager->pending[i].id = 0;
+            loop->hurried = true;
+        }
     lm_pager_unlock(pager);
     return error;
 }
 
-/* Place the frame at hand and those that follow. Returns 0 when there is no whole frame any more, -EAGAIN
- * when an event has to be read first, or what ends the connection. */
-static int place_answers(struct loop *loop) {
+/* The next frame that has come. Returns 1, 0 when none has come as a whole, or what ends the connection. */
+static int next_answer(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
-    for (;;) {
-        int error = 0;
-        if (!loop->placing) {
-            const void *payload;
-            error = lm_inbox_next(&pager->fault_inbox, &loop->frame, &payload);
-            if (error)
-                return error == -EAGAIN ? 0 : error;
-            lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
-            if (loop->frame.kind == LM_FRAME_FAILED)
-                return -(int)loop->frame.length;
-            error = lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked,
-                              &loop->data);
-            if (error)
-                return error;
-            loop->placed = 0;
-            loop->placing = true;
-        }
-        if (loop->frame.kind >= LM_FRAME_FORGET)
-            return -EPROTO;
-        if (loop->frame.kind != LM_FRAME_END)
-            error = lm_place_frame(pager, LM_FOR_FAULT, &loop->frame, loop->data, &loop->placed);
-        if (error)
-            return error;
-        loop->placing = false;
-        if (loop->frame.flags & LM_FRAME_LAST)
-            error = end_answer(pager, loop->frame.id);
-        if (error)
-            return error;
-    }
+    const void *payload;
+    int error = lm_inbox_next(&pager->fault_inbox, &loop->frame, &payload);
+    if (error)
+        return error == -EAGAIN ? 0 : error;
+    lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
+    if (loop->frame.kind == LM_FRAME_FAILED)
+        return -(int)loop->frame.length;
+    if (loop->frame.kind >= LM_FRAME_FORGET)
+        return -EPROTO;
+    error =
+        lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked, &loop->data);
+    loop->placed = 0;
+    loop->placing = !error;
+    return error ? error : 1;
+}
+
+/* Place a few pages of the frame at hand or of the next one, so that the next fault, which may be there already,
+ * is asked for before the rest is placed. Returns 0 or what ends the connection. */
+static int place_some(struct loop *loop) {
+    const struct lm_frame *frame = &loop->frame;
+    loop->more = false;
+    int found = loop->placing ? 1 : next_answer(loop);
+    if (found <= 0)
+        return found;
+    int error = frame->kind == LM_FRAME_END
+                    ? 0
+                    : lm_place_some(loop->pager, LM_FOR_FAULT, frame, loop->data, &loop->placed);
+    loop->hurried |= error == -EAGAIN;
+    if (error)
+        return error == -EAGAIN ? 0 : error;
+    loop->more = true;
+    if (loop->placed < frame->pages)
+        return 0;
+    loop->more = lm_inbox_held(&loop->pager->fault_inbox) != 0;
+    loop->placing = false;
+    loop->begun = !(frame->flags & LM_FRAME_LAST);
+    uint64_t end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE;
+    return loop->begun ? 0 : end_answer(loop, frame->id, end);
 }
 
 static void serve_answers(struct loop *loop, bool readable) {
     struct lm_pager *pager = loop->pager;
-    int error = place_answers(loop);
-    while (!error && readable) {
+    int error = place_some(loop);
+    if (!error && !loop->more && !loop->placing && readable) {
         size_t size;
         void *room = lm_inbox_room(&pager->fault_inbox, &size);
+        /* Somebody waits for the first page of an answer alone: its neighbours, some tens of microseconds of
+         * copying, are read when it is placed. */
+        if (!loop->begun && !lm_inbox_held(&pager->fault_inbox))
+            size = FIRST_READ;
         ssize_t got = lm_channel_read(&pager->fault, room, size, false);
-        if (got == -EAGAIN)
-            break;
-        if (got < 0) {
+        if (got > 0) {
+            lm_inbox_filled(&pager->fault_inbox, (size_t)got);
+            error = place_some(loop);
+            loop->more |= lm_channel_pending(&pager->fault) != 0;
+        } else if (got != -EAGAIN) {
             error = (int)got;
-            break;
         }
-        lm_inbox_filled(&pager->fault_inbox, (size_t)got);
-        error = place_answers(loop);
-        readable = (size_t)got == size || lm_channel_pending(&pager->fault);
     }
     lm_pager_note_progress(pager);
-    if (error == -EAGAIN)
-        loop->hurried = true;
-    else if (error && loop->frame.kind == LM_FRAME_FAILED)
+    if (error && loop->frame.kind == LM_FRAME_FAILED)
         lm_pager_set_state(pager, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
                            strerror(-error));
     else if (error)
@@ -299,8 +337,8 @@ static void adopt(struct loop *loop) {
         pager->fault_inbox.begin = pager->fault_inbox.end = 0;
         pager->connected = !error;
         loop->lost = error != 0;
-        loop->placing = false;
-        loop->request_count = 0;
+        /* The end of the old connection may not have been seen. */
+        forget_asked(loop);
         if (!error)
             retry(loop);
     }
@@ -323,8 +361,9 @@ static ssize_t prepare(struct loop *loop) {
         loop->poll_capacity = capacity;
     }
     loop->polls[0] = (struct pollfd){.fd = pager->wake, .events = POLLIN};
-    loop->polls[1] = (struct pollfd){
-        .fd = loop->lost || loop->placing ? -1 : lm_channel_descriptor(&pager->fault), .events = POLLIN};
+    bool listening = !loop->lost && !loop->placing && !loop->more;
+    loop->polls[1] =
+        (struct pollfd){.fd = listening ? lm_channel_descriptor(&pager->fault) : -1, .events = POLLIN};
     for (size_t i = 0; i < spaces; i++)
         loop->polls[FIXED_POLLS + i] = (struct pollfd){
             .fd =
@@ -333,10 +372,10 @@ static ssize_t prepare(struct loop *loop) {
     return (ssize_t)spaces;
 }
 
-/* Wait, at most 50 us when something is to be tried again. */
+/* Wait, at most 50 us when something is to be tried again; only look when there is something to do. */
 static int wait_for_work(struct loop *loop, size_t polls) {
-    static const struct timespec soon = {0, 50000};
-    return ppoll(loop->polls, polls, loop->hurried ? &soon : NULL, NULL);
+    static const struct timespec soon = {0, 50000}, now = {0, 0};
+    return ppoll(loop->polls, polls, loop->more ? &now : loop->hurried ? &soon : NULL, NULL);
 }
 
 void *lm_fault_main(void *argument) {
@@ -357,7 +396,8 @@ void *lm_fault_main(void *argument) {
         }
         if (ready < 0)
             continue;
-        bool answered = loop.polls[1].revents || loop.placing, hurried = loop.hurried, faulted = false;
+        bool answered = loop.polls[1].revents || loop.placing || loop.more, faulted = false;
+        bool hurried = loop.hurried;
         loop.hurried = false;
         if (loop.polls[0].revents)
             adopt(&loop);

@@ -127,19 +127,26 @@ void lm_pager_destroy(struct lm_pager *pager) {
     free(pager);
 }
 
+static void note_holder(struct lm_pager *pager) {
+    atomic_store_explicit(&pager->holder_processor, sched_getcpu(), memory_order_relaxed);
+}
+
 /* Nobody ever holds the lock for longer than a few pages take, so it is worth a short spin, some tens of
- * microseconds: falling asleep and being woken costs more. No longer: who holds it may have lost its
- * processor to us. */
+ * microseconds: falling asleep and being woken costs more. But not when its holder has lost its processor to us. */
 void lm_pager_lock_urgent(struct lm_pager *pager) {
     atomic_fetch_add(&pager->urgent, 1);
     int error = EBUSY;
     for (int i = 0; i < 32 && error; i++) {
         error = pthread_mutex_trylock(&pager->lock);
+        if (error &&
+            atomic_load_explicit(&pager->holder_processor, memory_order_relaxed) == sched_getcpu())
+            break;
         for (int pause = 0; error && pause < 20; pause++)
             __builtin_ia32_pause();
     }
     if (error)
         pthread_mutex_lock(&pager->lock);
+    note_holder(pager);
     atomic_fetch_sub(&pager->urgent, 1);
 }
 
@@ -148,6 +155,7 @@ void lm_pager_lock_patient(struct lm_pager *pager) {
     for (int i = 0; i < 100 && atomic_load_explicit(&pager->urgent, memory_order_relaxed); i++)
         sched_yield();
     pthread_mutex_lock(&pager->lock);
+    note_holder(pager);
 }
 
 void lm_pager_unlock(struct lm_pager *pager) {

@@ -111,13 +111,13 @@ struct lm_pager {
 
     pthread_mutex_t lock; /* guards everything from here to the next comment; see fault_loop.c */
     _Atomic int urgent;   /* the fault loop wants it */
+    _Atomic int holder_processor; /* where its holder ran when it took it */
     struct lm_space **spaces;
     size_t space_count, space_capacity;
     uint32_t children;
     uint64_t wanted;
     struct lm_pending *pending;
     size_t pending_count, pending_capacity;
-    struct lm_neighbours neighbours[64];
     struct lm_prefetch prefetch;
     pthread_cond_t work; /* the bulk thread may have something to ask for */
     int next_fault_fd;   /* the fault loop is to go over to this connection; -1: none */
@@ -149,6 +149,7 @@ struct lm_pager {
     pthread_t fault_thread;
     bool fault_running;
     uint32_t next_id;
+    struct lm_neighbours neighbours[64];
 
     /* The bulk thread's own, and before it runs that of receive_push. */
     struct lm_channel bulk;
@@ -180,11 +181,16 @@ struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int
 /* The process's memory is no more: forget what was wanted there. Lock held. */
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space);
 
-/* placing.c: put the pages of a frame where they belong (`data` NULL for zero and absent ones), taking the
- * lock for a few at a time. `*placed` pages of it are done, at first 0. Returns 0 or -errno: -EAGAIN when an
- * event has to be read first (then call again), -EPROTO for a push to where nothing was described. */
+/* placing.c: put the next pages of a frame where they belong (`data` NULL for zero and absent ones), under the
+ * lock: a few, or all when there is no data. `*placed` pages of it are done, at first 0. Returns 0 or -errno:
+ * -EAGAIN when an event has to be read first (then call again), -EPROTO for a push to where nothing was
+ * described. */
+int lm_place_some(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
+                  const void *data, uint32_t *placed);
+/* The whole frame, out of the fault loop's way for a moment whenever an event has to be read first. Returns
+ * -ECANCELED when the pager stops meanwhile. */
 int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
-                   const void *data, uint32_t *placed);
+                   const void *data);
 /* The content of a frame, unpacked if need be; NULL for zero and absent. */
 int lm_unpack(const struct lm_frame *frame, const void *payload, ZSTD_DCtx *decompressor,
               unsigned char *buffer, const void **data);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static const unsigned char zeros[LM_PAGE_SIZE];
@@ -225,27 +226,40 @@ static int place(struct lm_pager *pager, const struct lm_how *how, uint32_t sour
     return how->purpose == LM_FOR_PUSH && covered < end - address ? -EPROTO : 0;
 }
 
-int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
-                   const void *data, uint32_t *placed) {
+int lm_place_some(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
+                  const void *data, uint32_t *placed) {
     struct lm_pager_statistics *statistics = pager->statistics;
     struct lm_how how = {.purpose = purpose,
                          .empty = frame->kind == LM_FRAME_ABSENT ? &statistics->absent_pages
                                                                  : &statistics->zero_pages};
-    int error = 0;
-    while (!error && *placed < frame->pages) {
-        uint32_t step = frame->pages - *placed;
-        uint64_t offset = (uint64_t)*placed * LM_PAGE_SIZE;
-        if (data && step > LM_PLACE_PAGES)
-            step = LM_PLACE_PAGES;
-        if (purpose == LM_FOR_FAULT)
-            lm_pager_lock_urgent(pager);
-        else
-            lm_pager_lock_patient(pager);
-        error = place(pager, &how, frame->space, frame->address + offset, step,
+    uint32_t step = frame->pages - *placed;
+    uint64_t offset = (uint64_t)*placed * LM_PAGE_SIZE;
+    if (data && step > LM_PLACE_PAGES)
+        step = LM_PLACE_PAGES;
+    if (purpose == LM_FOR_FAULT)
+        lm_pager_lock_urgent(pager);
+    else
+        lm_pager_lock_patient(pager);
+    int error = place(pager, &how, frame->space, frame->address + offset, step,
                       data ? (const char *)data + offset : NULL);
-        lm_pager_unlock(pager);
-        if (!error)
-            *placed += step;
+    lm_pager_unlock(pager);
+    if (!error)
+        *placed += step;
+    return error;
+}
+
+int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
+                   const void *data) {
+    const struct timespec moment = {0, 30000};
+    int error = 0;
+    for (uint32_t placed = 0; !error && placed < frame->pages;) {
+        error = lm_place_some(pager, purpose, frame, data, &placed);
+        if (error != -EAGAIN)
+            continue;
+        if (atomic_load(&pager->stop))
+            return -ECANCELED;
+        nanosleep(&moment, NULL);
+        error = 0;
     }
     return error;
 }

@@ -202,13 +202,7 @@ int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t addre
         return -EINVAL;
     struct lm_frame frame = {
         .space = source_space, .address = address, .pages = (uint32_t)(length / LM_PAGE_SIZE)};
-    uint32_t placed = 0;
-    int error;
-    while ((error = lm_place_frame(pager, LM_FOR_PUSH, &frame, data, &placed)) == -EAGAIN) {
-        struct timespec moment = {0, 30000};
-        nanosleep(&moment, NULL);
-    }
-    return error;
+    return lm_place_frame(pager, LM_FOR_PUSH, &frame, data);
 }
 
 /* For the part of each range that holds pages of [start, end) of the source. */

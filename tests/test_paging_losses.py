@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -261,6 +262,35 @@ def test_a_source_that_breaks_the_rules_is_dropped(program: Path, number: int) -
         move.complete()
         assert move.destination.ask("check", 0, 100) == 0
         for link in (*fault, *bulk, *more):
+            link.close()
+
+
+def test_a_neighbour_that_somebody_waits_for_and_that_does_not_come_is_asked_for(program: Path) -> None:
+    """While its answer is under way nobody asks for it again."""
+    with moving(program, 100) as move, Path(f"/proc/{move.source.pid}/mem").open("rb") as memory:
+        fault, bulk = connected_pair(), connected_pair()
+        move.pager.connect(fault[1], bulk[1], SESSION, 2)
+
+        def answer(address: int, identifier: int, flags: int) -> None:
+            memory.seek(address)
+            fault[0].sendall(frame(RAW, address, 1, PAGE, identifier, flags) + memory.read(PAGE))
+
+        move.destination.send("check", 0, 100)
+        first = hear(fault[0])
+        answer(first[5], first[8], 1)
+        second = hear(fault[0])
+        assert second[5:7] == (first[5] + PAGE, 2)
+        answer(second[5], second[8], 0)
+        eventually(lambda: move.pager.counters["remote_faults"] == 3)
+        assert not select.select([fault[0]], [], [], 0.2)[0]
+        fault[0].sendall(frame(END, 0, 0, 0, second[8]))
+        third = hear(fault[0])
+        assert third[5] == second[5] + PAGE
+        assert third[8] != second[8]
+        links = connect(move.server, move.pager, 3)
+        assert move.destination.answer() == 0
+        move.complete()
+        for link in (*fault, *bulk, *links):
             link.close()
 
 

@@ -96,7 +96,7 @@ void lm_inbox_deinit(struct lm_inbox *inbox) {
 }
 
 void *lm_inbox_room(struct lm_inbox *inbox, size_t *size) {
-    size_t held = inbox->end - inbox->begin;
+    size_t held = lm_inbox_held(inbox);
     /* Move only when the frame that has begun could not be completed where it lies: a copy of a quarter MiB
      * at most, once per buffer. */
     if (!held) {
@@ -115,7 +115,7 @@ void lm_inbox_filled(struct lm_inbox *inbox, size_t count) {
 }
 
 int lm_inbox_next(struct lm_inbox *inbox, struct lm_frame *frame, const void **payload) {
-    size_t held = inbox->end - inbox->begin;
+    size_t held = lm_inbox_held(inbox);
     if (held < LM_HEADER_SIZE)
         return -EAGAIN;
     memcpy(frame, inbox->buffer + inbox->begin, LM_HEADER_SIZE);
@@ -128,4 +128,8 @@ int lm_inbox_next(struct lm_inbox *inbox, struct lm_frame *frame, const void **p
     *payload = inbox->buffer + inbox->begin + LM_HEADER_SIZE;
     inbox->begin += whole;
     return 0;
+}
+
+size_t lm_inbox_held(const struct lm_inbox *inbox) {
+    return inbox->end - inbox->begin;
 }

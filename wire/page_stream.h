@@ -129,5 +129,7 @@ void lm_inbox_filled(struct lm_inbox *inbox, size_t count);
 /* The next whole frame; its payload stays valid until lm_inbox_room is called. Returns 0, -EAGAIN when bytes
  * are missing, or what lm_frame_check says. */
 int lm_inbox_next(struct lm_inbox *inbox, struct lm_frame *frame, const void **payload);
+/* The bytes that are there and not taken yet. */
+size_t lm_inbox_held(const struct lm_inbox *inbox);
 
 #endif
