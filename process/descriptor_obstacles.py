@@ -141,7 +141,7 @@ def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Obst
     return found
 
 
-def compare_written_files(table: Table, options: DescriptorOptions) -> list[Obstacle]:
+def compare_written_files(table: Table, options: DescriptorOptions, same_machine: bool) -> list[Obstacle]:
     """How files open for writing differ here from what the frozen source says; the source has flushed them
     before.
     """
@@ -151,7 +151,7 @@ def compare_written_files(table: Table, options: DescriptorOptions) -> list[Obst
             continue
         path = options.map_path(one.kind.path)
         try:
-            wrong = difference(one.kind, os.stat(path), options.files)
+            wrong = difference(one.kind, os.stat(path), options.files, same_machine)
         except OSError as error:
             wrong = str(error.strerror)
         if wrong is not None:

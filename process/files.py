@@ -151,10 +151,15 @@ def device_obstacles(device: Device, name: str) -> list[Obstacle]:
     ]
 
 
-def difference(file: File, found: os.stat_result, compare: Literal["strict", "size", "trust"]) -> str | None:
-    """How the destination's file differs from the source's, in words, or None."""
+def difference(
+    file: File, found: os.stat_result, compare: Literal["strict", "size", "trust"], same_machine: bool
+) -> str | None:
+    """How the destination's file differs from the source's, in words, or None. On the `same_machine` one file does not
+    differ from itself, whatever others may have written to it meanwhile."""
     if not stat.S_ISREG(found.st_mode):
         return "it is not a regular file here"
+    if same_machine and (found.st_dev, found.st_ino) == (file.device, file.inode):
+        return None
     if compare == "trust" or file.path.startswith(KERNEL_FILES):
         return None
     if found.st_size != file.size:
@@ -179,7 +184,7 @@ def preflight_file(
         if same_machine and error.errno == errno.ENOENT and path == file.path:
             return []
         return [Obstacle(name, f"{path}: {error.strerror}", "copy it here or point to it with --map-path OLD=NEW")]
-    wrong = difference(file, found, "trust" if is_writable(flags) else options.files)
+    wrong = difference(file, found, "trust" if is_writable(flags) else options.files, same_machine)
     if wrong is not None:
         return [Obstacle(name, f"{path}: {wrong}", "copy it here with its times, or relax --files")]
     if flags & os.O_PATH:

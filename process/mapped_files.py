@@ -166,11 +166,15 @@ def preflight_mapped_files(files: Iterable[MappedFile], options: DescriptorOptio
     ]
 
 
-def compare_written_mappings(files: Iterable[MappedFile], options: DescriptorOptions) -> list[Obstacle]:
+def compare_written_mappings(
+    files: Iterable[MappedFile], options: DescriptorOptions, same_machine: bool
+) -> list[Obstacle]:
     """Before COMMIT, after the source has flushed them: are the files that are mapped to be written the same here?"""
     return [
         obstacle
         for mapped in files
         if mapped.written
-        for obstacle in preflight_file(mapped.file, os.O_RDONLY, f"mapped file {mapped.file.path}", options)
+        for obstacle in preflight_file(
+            mapped.file, os.O_RDONLY, f"mapped file {mapped.file.path}", options, same_machine
+        )
     ]

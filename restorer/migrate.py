@@ -27,6 +27,7 @@ from process.description import MigrationDescription, ProcessDescription
 from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.mapped_files import compare_written_mappings
+from process.reach import is_same_machine
 from process.rehearsal import rehearse_often
 from restorer import build
 from restorer.aftermath import follow
@@ -54,6 +55,7 @@ from wire.errors import ConnectionLost, LocalError, MigrationError, Refused, Rem
 from wire.exit_codes import ExitCode
 from wire.host import look_at_host
 from wire.meeting import meet
+from wire.obstacles import Obstacle
 from wire.report import Report
 
 GREETING_SECONDS = 30.0
@@ -226,10 +228,10 @@ def apply_final(run: Run) -> None:
     edge("destination-laid-out")
     build.apply_threads(run.building, final, run.custody)
     edge("destination-built")
-    obstacles = [
-        *compare_written_files(final.descriptors, run.descriptor_options),
-        *compare_written_mappings(final.files, run.descriptor_options),
-    ]
+    obstacles = compare_written(run, final, same_machine=False)
+    # Asked for when there is a difference alone: a file that is read, while the process is frozen.
+    if obstacles and is_same_machine(final.descriptors.place):
+        obstacles = compare_written(run, final, same_machine=True)
     if obstacles:
         # A process that runs again at the source writes again: then this is not the reason.
         different = Refused(obstacles, step="comparing written files", code=ExitCode.FILES)
@@ -245,6 +247,14 @@ def say_frozen(run: Run) -> None:
     wants a processor to pass it on."""
     assert run.building is not None
     run.line.send("frozen", pid=run.building.husk.pid, time=run.frozen)
+
+
+def compare_written(run: Run, final: ProcessDescription, *, same_machine: bool) -> list[Obstacle]:
+    """How what the process writes to, by a descriptor or a mapping, differs here from the source's."""
+    return [
+        *compare_written_files(final.descriptors, run.descriptor_options, same_machine),
+        *compare_written_mappings(final.files, run.descriptor_options, same_machine),
+    ]
 
 
 def wait_until_complete(run: Run) -> None:

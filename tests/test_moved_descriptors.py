@@ -217,3 +217,32 @@ def test_output_goes_on_at_the_destination(tmp_path: Path, orphans: None) -> Non
     assert before + after == list(range(120))
     assert before
     assert after
+
+
+def test_others_may_write_to_the_same_log(tmp_path: Path, orphans: None) -> None:
+    """On one machine it is the very file, however its size and times have changed in the freeze."""
+    path = tmp_path / "log"
+    done = threading.Event()
+    with path.open("ab", buffering=0) as log:
+        talker = subprocess.Popen(
+            [sys.executable, "-c", TALKER], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.DEVNULL,
+            cwd=tmp_path, start_new_session=True,
+        )  # fmt: skip
+
+        def write_too() -> None:
+            while not done.wait(0.001):
+                log.write(b"another\n")
+
+        other = threading.Thread(target=write_too)
+        other.start()
+        try:
+            wait_for("the program", lambda: (tmp_path / "port").exists() or None, 30)
+            move = begin_move(talker.pid, (None, None), tmp_path, restore=["--pid", "namespace"])
+            completed(move)
+            assert move.restore.process.wait(60) == 0
+        finally:
+            done.set()
+            other.join()
+    talker.wait(20)
+    lines = [int(line) for line in path.read_text().splitlines() if line != "another"]
+    assert lines == list(range(120))
