@@ -131,14 +131,19 @@ def seccomp_obstacles(pid: int) -> list[Obstacle]:
     return found
 
 
-def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
-    found = []
+def is_32_bit(pid: int) -> bool:
+    """Whether the process's program is one for a 32-bit processor."""
     try:
         with open(f"/proc/{pid}/exe", "rb") as file:
             header = file.read(ELF_CLASS_OFFSET + 1)
     except FileNotFoundError:
-        header = b""
-    if header[:4] == ELF_MAGIC and header[ELF_CLASS_OFFSET] != ELF_CLASS_64:
+        return False
+    return header[:4] == ELF_MAGIC and header[ELF_CLASS_OFFSET] != ELF_CLASS_64
+
+
+def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
+    found = []
+    if is_32_bit(pid):
         found.append(
             Obstacle(
                 object="program",

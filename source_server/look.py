@@ -37,7 +37,7 @@ from process.contents import Content, inodes_without_path, look_contents
 from process.description import ProcessDescription, Runs
 from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
-from process.family import process_obstacles
+from process.family import is_32_bit, process_obstacles
 from process.look_descriptors import Look, look_descriptors, see_and_describe
 from process.mapped_files import (
     MappedFile,
@@ -191,11 +191,12 @@ def _look_closely(pid: int, status: dict[str, str]) -> tuple[SourceLook, list[Ob
         *(Obstacle(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
         *tasks.task_obstacles(live),
         *mapping_obstacles(memory, pathless),
-        *changed_obstacles(pid, memory.vdso),
         *mapped_file_obstacles(files),
         *shared_memory_obstacles(pid, memory, descriptors.table),
-        *_way_home_obstacles(pid, gadgets, end_signal),
     ]
+    # What code for another kind of processor has or lacks says nothing.
+    if not is_32_bit(pid):
+        found += [*changed_obstacles(pid, memory.vdso), *_way_home_obstacles(pid, gadgets, end_signal)]
     return (
         SourceLook(
             pid,

@@ -146,7 +146,7 @@ def test_a_32_bit_process(tmp_path: Path, orphans: None) -> None:
     if process.poll() is not None:
         skip("this kernel runs no 32-bit programs")
     check = run(SERVE, process.pid, "--check")
-    assert "program: it is a 32-bit program; run its 64-bit build" in check.stdout.splitlines()
+    assert check.stdout.splitlines() == ["program: it is a 32-bit program; run its 64-bit build"]
     assert check.returncode == ExitCode.REFUSED
     done = run(SERVE, process.pid)
     assert "  program: it is a 32-bit program; run its 64-bit build" in done.stderr.splitlines()
