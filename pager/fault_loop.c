@@ -16,7 +16,8 @@
  * answered by UFFDIO_ZEROPAGE: EEXIST means wake, anything else means that the process has given the page
  * back (MADV_FREE has no event).
  * 4. A page under way in bulk is asked for again, on the fault connection: the first copy to arrive is
- * placed, the other dropped. One that comes as a neighbour of a fault's is waited for: no answer overtakes it.
+ * placed, the other dropped. One that comes as a neighbour of a fault's is waited for: no answer overtakes
+ * it.
  * 5. A child's pages are the parent's at the moment of the event: its table is copied before the next page is
  * placed.
  * 6. Waiters sleep by address. When a range moves or goes, they are woken, and fault again where it is right.
@@ -52,54 +53,32 @@ struct loop {
     bool hurried; /* something waits for a moment to pass */
 };
 
-/* The answer under way on this connection that brings the page as a neighbour, or 0. */
-static uint32_t answer_with(const struct lm_pager *pager, uint32_t source_space, uint64_t source) {
-    for (size_t i = 0; i < sizeof pager->neighbours / sizeof pager->neighbours[0]; i++) {
-        const struct lm_neighbours *one = &pager->neighbours[i];
-        if (one->id && one->source_space == source_space && source >= one->address &&
-            source - one->address < (uint64_t)one->pages * LM_PAGE_SIZE)
-            return one->id;
-    }
-    return 0;
-}
-
 /* Ask for the page of a fault, and with it for those of its neighbours that nobody has asked for. Lock held.
  */
 static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_range *range) {
     struct lm_pager *pager = loop->pager;
     uint64_t page = lm_range_page(range, pending->address);
-    uint64_t last = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1, more = 0;
+    uint64_t last = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1;
     if (loop->request_count == REQUESTS || !pager->connected)
         return; /* it stays unasked and is asked for on the next round */
     uint64_t source = range->source + (pending->address - range->start);
     lm_count(&pager->statistics->remote_faults, 1);
-    if ((pending->id = answer_with(pager, range->source_space, source)))
+    pending->id = lm_neighbours_answer(pager, range->source_space, source);
+    if (pending->id)
         return;
     uint32_t limit = atomic_load_explicit(&pager->fault_pages, memory_order_relaxed);
     struct lm_stream *stream = lm_prefetch_stream(pager, pending->space, pending->address, limit);
-    uint32_t most = stream->window;
+    uint64_t end = last - page > stream->window ? page + stream->window : last;
     if (++pager->next_id == 0)
         pager->next_id = 1;
     pending->id = pager->next_id;
-    struct lm_neighbours *neighbours = &pager->neighbours[pending->id % 64];
-    if (most > 1 && page + 1 < last && !neighbours->id) {
-        uint64_t end = last - page > most ? page + most : last;
-        if (lm_page_table_find(range->table, page + 1, end, LM_STATES(LM_PAGE_MISSING), most, &more) !=
-                page + 1 ||
-            lm_page_table_set(range->table, page + 1, more, ~0u, LM_PAGE_ASKED))
-            more = 0;
-    }
+    uint32_t more = lm_neighbours_take(pager, pending->id, range, page + 1, end);
     stream->next = pending->address + (1 + more) * LM_PAGE_SIZE;
-    if (more)
-        *neighbours = (struct lm_neighbours){.id = pending->id,
-                                             .source_space = range->source_space,
-                                             .address = source + LM_PAGE_SIZE,
-                                             .pages = (uint32_t)more};
     struct lm_request *request = &loop->requests[loop->request_count++];
     *request = (struct lm_request){.kind = LM_REQUEST_FAULT,
                                    .space = range->source_space,
                                    .address = source,
-                                   .pages = 1 + (uint32_t)more,
+                                   .pages = 1 + more,
                                    .id = pending->id};
     lm_request_seal(request);
     lm_prefetch_note(pager, pending->space, pending->address, pending->address + (1 + more) * LM_PAGE_SIZE);
@@ -218,39 +197,6 @@ static void send_requests(struct loop *loop) {
     loop->hurried |= more;
 }
 
-/* The answer with this id is over, and `end` is where its last frame ended: neighbours that did not come can be
- * asked for in bulk, and by whom waits for them. */
-static int end_answer(struct loop *loop, uint32_t id, uint64_t end) {
-    struct lm_pager *pager = loop->pager;
-    struct lm_neighbours *neighbours = &pager->neighbours[id % 64];
-    if (!id || neighbours->id != id)
-        return 0;
-    neighbours->id = 0;
-    uint64_t last = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
-    if (end == last)
-        return 0;
-    int error = 0;
-    lm_pager_lock_urgent(pager);
-    for (size_t i = 0; i < pager->space_count && !error; i++) {
-        struct lm_range *range =
-            lm_space_by_source(pager->spaces[i], neighbours->source_space, neighbours->address, last);
-        if (!range || !range->table || range->source > neighbours->address)
-            continue;
-        uint64_t offset = neighbours->address - range->source, length = range->end - range->start - offset;
-        uint64_t pages =
-            length / LM_PAGE_SIZE < neighbours->pages ? length / LM_PAGE_SIZE : neighbours->pages;
-        error = lm_page_table_set(range->table, range->first + offset / LM_PAGE_SIZE, pages,
-                                  LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
-    }
-    for (size_t i = 0; i < pager->pending_count; i++)
-        if (pager->pending[i].id == id) {
-            pager->pending[i].id = 0;
-            loop->hurried = true;
-        }
-    lm_pager_unlock(pager);
-    return error;
-}
-
 /* The next frame that has come. Returns 1, 0 when none has come as a whole, or what ends the connection. */
 static int next_answer(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
@@ -270,8 +216,8 @@ static int next_answer(struct loop *loop) {
     return error ? error : 1;
 }
 
-/* Place a few pages of the frame at hand or of the next one, so that the next fault, which may be there already,
- * is asked for before the rest is placed. Returns 0 or what ends the connection. */
+/* Place a few pages of the frame at hand or of the next one, so that the next fault, which may be there
+ * already, is asked for before the rest is placed. Returns 0 or what ends the connection. */
 static int place_some(struct loop *loop) {
     const struct lm_frame *frame = &loop->frame;
     loop->more = false;
@@ -290,8 +236,10 @@ static int place_some(struct loop *loop) {
     loop->more = lm_inbox_held(&loop->pager->fault_inbox) != 0;
     loop->placing = false;
     loop->begun = !(frame->flags & LM_FRAME_LAST);
+    if (loop->begun)
+        return 0;
     uint64_t end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE;
-    return loop->begun ? 0 : end_answer(loop, frame->id, end);
+    return lm_neighbours_end(loop->pager, frame->id, end, &loop->hurried);
 }
 
 static void serve_answers(struct loop *loop, bool readable) {

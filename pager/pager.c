@@ -132,7 +132,8 @@ static void note_holder(struct lm_pager *pager) {
 }
 
 /* Nobody ever holds the lock for longer than a few pages take, so it is worth a short spin, some tens of
- * microseconds: falling asleep and being woken costs more. But not when its holder has lost its processor to us. */
+ * microseconds: falling asleep and being woken costs more. But not when its holder has lost its processor to
+ * us. */
 void lm_pager_lock_urgent(struct lm_pager *pager) {
     atomic_fetch_add(&pager->urgent, 1);
     int error = EBUSY;

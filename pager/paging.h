@@ -19,6 +19,7 @@ enum {
     LM_PLACE_PAGES = 16, /* placed at a time under the lock: as long as a fault may have to wait for it */
     LM_RECENT_FAULTS = 32,
     LM_STREAMS = 8,
+    LM_ANSWERS = 64, /* answers with neighbours under way */
     LM_CHILD_SPACE = 0x20000000, /* numbers of spaces that were born here */
 };
 
@@ -149,7 +150,7 @@ struct lm_pager {
     pthread_t fault_thread;
     bool fault_running;
     uint32_t next_id;
-    struct lm_neighbours neighbours[64];
+    struct lm_neighbours neighbours[LM_ANSWERS];
 
     /* The bulk thread's own, and before it runs that of receive_push. */
     struct lm_channel bulk;
@@ -181,10 +182,10 @@ struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int
 /* The process's memory is no more: forget what was wanted there. Lock held. */
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space);
 
-/* placing.c: put the next pages of a frame where they belong (`data` NULL for zero and absent ones), under the
- * lock: a few, or all when there is no data. `*placed` pages of it are done, at first 0. Returns 0 or -errno:
- * -EAGAIN when an event has to be read first (then call again), -EPROTO for a push to where nothing was
- * described. */
+/* placing.c: put the next pages of a frame where they belong (`data` NULL for zero and absent ones), under
+ * the lock: a few, or all when there is no data. `*placed` pages of it are done, at first 0. Returns 0 or
+ * -errno: -EAGAIN when an event has to be read first (then call again), -EPROTO for a push to where nothing
+ * was described. */
 int lm_place_some(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                   const void *data, uint32_t *placed);
 /* The whole frame, out of the fault loop's way for a moment whenever an event has to be read first. Returns
@@ -212,6 +213,16 @@ void lm_pending_settle(struct lm_pager *pager, const struct lm_space *space, uin
 void lm_pending_drop(struct lm_pager *pager, const struct lm_space *space, uint64_t start, uint64_t end);
 /* They are zero: answer who waits. */
 void lm_pending_zero(struct lm_pager *pager, struct lm_space *space, uint64_t start, uint64_t end);
+
+/* neighbours.c; by the fault loop alone. Mark the MISSING pages from `page` on ASKED, at most up to `end`, to
+ * come with the answer to the request; lock held. Returns how many. */
+uint32_t lm_neighbours_take(struct lm_pager *pager, uint32_t id, const struct lm_range *range, uint64_t page,
+                            uint64_t end);
+/* The answer under way that brings the page, or 0. */
+uint32_t lm_neighbours_answer(const struct lm_pager *pager, uint32_t source_space, uint64_t source);
+/* The answer is over; its last frame ended at `end`. What did not come can be asked for again, also by whom
+ * waits for it: then `*waited_for` is set. Takes the lock. Returns 0 or -errno. */
+int lm_neighbours_end(struct lm_pager *pager, uint32_t id, uint64_t end, bool *waited_for);
 
 /* events.c: what a space's userfaultfd tells; lock held. `faults` has room for LM_MESSAGES. */
 enum { LM_MESSAGES = 16 };

@@ -284,9 +284,7 @@ def test_a_neighbour_that_somebody_waits_for_and_that_does_not_come_is_asked_for
         eventually(lambda: move.pager.counters["remote_faults"] == 3)
         assert not select.select([fault[0]], [], [], 0.2)[0]
         fault[0].sendall(frame(END, 0, 0, 0, second[8]))
-        third = hear(fault[0])
-        assert third[5] == second[5] + PAGE
-        assert third[8] != second[8]
+        assert hear(fault[0])[5] == second[5] + PAGE
         links = connect(move.server, move.pager, 3)
         assert move.destination.answer() == 0
         move.complete()
