@@ -3,6 +3,7 @@
 
 #include "linux/kernel.h"
 #include "linux/own_memory.h"
+#include "linux/own_name.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +15,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -89,7 +89,7 @@ static void let_go_of_memory(int ready) {
 }
 
 __attribute__((noreturn)) static void keep(struct lm_keeper keeper, int ready) {
-    prctl(PR_SET_NAME, "lm-keeper");
+    lm_own_name("lm-keeper", "holds missing memory, never kill it");
     setsid();
     let_go_of_memory(ready);
     struct pollfd events[2] = {{.fd = keeper.finished, .events = POLLIN},

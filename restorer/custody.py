@@ -24,10 +24,12 @@ from linux import pidfd, tracee
 from linux.arch_x86_64 import REGISTERS_SIZE, Registers
 from linux.errors import check
 from linux.maps import maps
+from linux.own_name import call_ourselves
 from wire import messages
 from wire.control import ControlChannel
 
-NAME = b"lm-custodian"
+NAME = "lm-custodian"
+PURPOSE = "acts on what was decided, should the command end"
 # Beside twice as many threads as the process had when it was looked at.
 MORE_THREADS = 4096
 LEAVING_SECONDS = 1.0
@@ -219,8 +221,7 @@ def _be_custodian(shared: Any, control_socket: int, worker: int, husk_pidfd: int
     for descriptor in [*sorted({control_socket, worker, husk_pidfd, watched}), os.sysconf("SC_OPEN_MAX")]:
         os.closerange(low, descriptor)
         low = descriptor + 1
-    with open("/proc/self/comm", "wb", buffering=0) as comm:
-        comm.write(NAME)
+    call_ourselves(NAME, PURPOSE)
     lib.lm_husk_custodian_run(shared, control_socket, worker, husk_pidfd, watched)
 
 

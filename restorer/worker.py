@@ -10,6 +10,7 @@ import traceback
 
 import msgspec
 
+from linux.own_name import call_ourselves
 from restorer.custody import shared_page
 from restorer.line import Line, Worker
 from restorer.migrate import migrate
@@ -17,7 +18,8 @@ from restorer.options import RestoreOptions
 from wire.errors import MigrationError, Refused
 from wire.exit_codes import ExitCode
 
-NAME = b"lm-pager"
+NAME = "lm-pager"
+PURPOSE = "brings the memory of a moved process"
 
 
 def start_worker(options: RestoreOptions) -> Worker:
@@ -44,8 +46,7 @@ def _be_worker(options: RestoreOptions, line: Line) -> int:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    with open("/proc/self/comm", "wb", buffering=0) as comm:
-        comm.write(NAME)
+    call_ourselves(NAME, PURPOSE)
     try:
         return migrate(options, line)
     except MigrationError as error:

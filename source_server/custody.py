@@ -18,8 +18,10 @@ from _lm import ffi, lib
 
 from linux import pidfd
 from linux.errors import check
+from linux.own_name import call_ourselves
 
-NAME = b"lm-custodian"
+NAME = "lm-custodian"
+PURPOSE = "acts on what was decided, should the command end"
 GRACE_SECONDS = 2.0
 LEAVING_SECONDS = 1.0
 
@@ -102,8 +104,7 @@ def _be_custodian(state: Any, control_socket: int, watched: int, lifeline: int) 
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:
         os.closerange(low, descriptor)
         low = descriptor + 1
-    with open("/proc/self/comm", "wb", buffering=0) as comm:
-        comm.write(NAME)
+    call_ourselves(NAME, PURPOSE)
     lib.lm_custodian_run(state, control_socket, watched)
 
 

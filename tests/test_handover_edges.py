@@ -187,6 +187,18 @@ def test_a_pager_killed_after_commit(edge: str, subject: laws.Subject) -> None:
         raise
 
 
+def test_killing_by_the_command_line_spares_who_holds_the_memory(subject: laws.Subject) -> None:
+    """As `pkill -9 -f` does it: the front alone has the command's words, and its worker carries on."""
+    move = laws.begin(subject, serve=["--bandwidth-limit", "2M"])
+    move.restore.event("resumed")
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
+    named = [pid for pid, line in lines.items() if b"restorer.main" in line]
+    assert named == [move.restore.process.pid]
+    os.kill(named[0], signal.SIGKILL)
+    assert ends(move.serve) == ExitCode.OK, move.said()
+    goes_on(subject, move)
+
+
 @pytest.mark.parametrize("edge", ["waiting", "committed", "letting-go"])
 def test_a_worker_killed_in_the_handover_of_a_whole_process(edge: str, subject: laws.Subject) -> None:
     """Every page is there, so that all threads run on, with the masks that they had."""
