@@ -209,8 +209,7 @@ static int next_answer(struct loop *loop) {
         return -(int)loop->frame.length;
     if (loop->frame.kind >= LM_FRAME_FORGET)
         return -EPROTO;
-    error =
-        lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked, &loop->data);
+    error = lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked, &loop->data);
     loop->placed = 0;
     loop->placing = !error;
     return error ? error : 1;

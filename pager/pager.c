@@ -139,8 +139,7 @@ void lm_pager_lock_urgent(struct lm_pager *pager) {
     int error = EBUSY;
     for (int i = 0; i < 32 && error; i++) {
         error = pthread_mutex_trylock(&pager->lock);
-        if (error &&
-            atomic_load_explicit(&pager->holder_processor, memory_order_relaxed) == sched_getcpu())
+        if (error && atomic_load_explicit(&pager->holder_processor, memory_order_relaxed) == sched_getcpu())
             break;
         for (int pause = 0; error && pause < 20; pause++)
             __builtin_ia32_pause();

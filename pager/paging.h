@@ -19,7 +19,7 @@ enum {
     LM_PLACE_PAGES = 16, /* placed at a time under the lock: as long as a fault may have to wait for it */
     LM_RECENT_FAULTS = 32,
     LM_STREAMS = 8,
-    LM_ANSWERS = 64, /* answers with neighbours under way */
+    LM_ANSWERS = 64,             /* answers with neighbours under way */
     LM_CHILD_SPACE = 0x20000000, /* numbers of spaces that were born here */
 };
 
@@ -110,8 +110,8 @@ struct lm_pager {
     struct lm_pager_statistics *statistics;
     struct lm_pager_statistics own_statistics;
 
-    pthread_mutex_t lock; /* guards everything from here to the next comment; see fault_loop.c */
-    _Atomic int urgent;   /* the fault loop wants it */
+    pthread_mutex_t lock;         /* guards everything from here to the next comment; see fault_loop.c */
+    _Atomic int urgent;           /* the fault loop wants it */
     _Atomic int holder_processor; /* where its holder ran when it took it */
     struct lm_space **spaces;
     size_t space_count, space_capacity;

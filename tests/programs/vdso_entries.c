@@ -94,7 +94,8 @@ int main(int argc, char **argv) {
     CHECK(dlsym(vdso, "clock_gettime") == (void *)get_time, "the functions' other names");
     if (get_random) {
         CHECK(get_random(NULL, 0, 0, &random_kind, ~0UL) == 0, "the kind of getrandom's state");
-        CHECK(random_kind.size > 0 && random_kind.size <= STATE_ROOM, "a state of %u bytes", random_kind.size);
+        CHECK(random_kind.size > 0 && random_kind.size <= STATE_ROOM, "a state of %u bytes",
+              random_kind.size);
         random_memory = mmap(NULL, STATE_ROOM, (int)random_kind.protection, (int)random_kind.flags, -1, 0);
         CHECK(random_memory != MAP_FAILED, "memory for getrandom's state");
     }
