@@ -1,5 +1,6 @@
 # make setup     packages, a Python environment in .venv, the C side; only what is missing
 # make demo      moves a real server between two network namespaces while a client talks to it
+# make check     ruff, mypy --strict, clang-format; make format puts right what can be put right
 # make test      style, types, unit tests, one program per kernel feature, real programs
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
@@ -15,6 +16,8 @@ PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv py
 KERNEL_PACKAGES := qemu-system-x86
 LAYERS := linux wire process pager source_server restorer
 NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(wildcard $(layer)/*.h))
+# Every C file and header of the repository, wherever it stands.
+C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' ! -name _lm.c -print)
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
 PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
 # Left out, each start of a command would compile all of its modules anew.
@@ -59,6 +62,7 @@ demo: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
+	@echo "$(BIN)/clang-format --dry-run --Werror"; $(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 test: check
 	$(PYTEST) tests
@@ -83,8 +87,8 @@ sanitize: setup
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
 	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
 
-format:
-	clang-format -i $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.[ch])) tests/programs/*.[ch] experiments/*.[ch]
+format: .venv/installed
+	$(BIN)/clang-format -i $(C_FILES)
 	$(BIN)/ruff check --fix .
 
 clean:
