@@ -30,12 +30,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as files."""
+    """A figure as a file."""
 
     name: str
     title: str
     caption: str
-    svg: bytes
     png: bytes
 
 
@@ -115,5 +114,4 @@ def draw(results: Sequence[Result], floors: Sequence[Floor]) -> Iterator[Drawn]:
     with drawing.look():
         for one in FIGURES:
             figure = one.draw(verified, order, lambda link: floor_of(floors, link))
-            svg, png = drawing.save(figure)
-            yield Drawn(one.name, one.title, one.caption, svg, png)
+            yield Drawn(one.name, one.title, one.caption, drawing.save(figure))

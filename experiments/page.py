@@ -1,10 +1,9 @@
-"""The page of a report: one HTML file with everything in it, for the screen, the phone and print. No scripts, and
-nothing is loaded from anywhere."""
+"""The page of a report: one HTML file, for the screen, the phone and print, that shows the figures beside it. No
+scripts, and nothing is loaded from anywhere else."""
 
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from experiments.findings import RULE, Finding, Outcome
 
 STYLE = Path(__file__).with_name("page.css")
 
-ID = re.compile(rb'(\bid="|\bhref="#|url\(#)')
-HEAD = re.compile(rb"^.*?(?=<svg)", re.DOTALL)
-NOT_NEEDED = re.compile(rb"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style[^>]*>.*?</style>\s*", re.DOTALL)
 BADGES = {Outcome.HOLDS: "yes", Outcome.FAILS: "no", Outcome.UNKNOWN: "unknown"}
 
 
@@ -62,24 +58,12 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[object]], words: int = 
     return element("div", element("table", together([head, body])), kind="wide")
 
 
-def inline(figure: Drawn) -> Markup:
-    """The figure's SVG as a part of the page: without a head, its identifiers its own, since figures share them."""
-    body = NOT_NEEDED.sub(b"", HEAD.sub(b"", figure.svg, count=1))
-    body = ID.sub(rb"\g<1>" + figure.name.encode() + b"-", body)
-    body = re.sub(rb' width="[^"]*pt" height="[^"]*pt"', b"", body, count=1)
-    label = html.escape(figure.title).encode()
-    body = body.replace(b"<svg ", b'<svg role="img" aria-label="' + label + b'" ', 1)
-    return Markup(body.decode())
-
-
 def figure_part(figure: Drawn) -> Markup:
-    """A figure with its heading, what its marks mean, and its files."""
-    files = Markup(
-        f'{element("a", "SVG", href=figure.name + ".svg")} · {element("a", "PNG", href=figure.name + ".png")}'
-    )
-    caption = element("figcaption", Markup(f'{html.escape(figure.caption)} <span class="files">{files}</span>'))
-    picture = element("div", inline(figure), kind="picture")
+    """A figure with its heading and what its marks mean."""
+    image = Markup(f'<img src="{html.escape(figure.name)}.png" alt="{html.escape(figure.title)}">')
+    picture = element("div", element("a", image, href=f"{figure.name}.png"), kind="picture")
     heading = element("h2", figure.title, kind="unseen")  # the figure itself shows its title
+    caption = element("figcaption", figure.caption)
     return element("section", together([heading, element("figure", together([picture, caption]))]), id=figure.name)
 
 

@@ -241,7 +241,7 @@ def runs_part(results: Sequence[Result]) -> Markup:
             or_absent(rounds_share(one), lambda value: f"{value * 100:.0f} %"), or_absent(recovered, duration),
             or_absent(lost_ms(one), duration), "yes" if one.verified else "no",
         ])  # fmt: skip
-    note = Markup(f'The same with more columns and full precision: {element("a", "runs.csv", href="runs.csv")}.')
+    note = "With more columns and full precision: lm-bench report --csv FILE."
     words = paragraph("In rounds: the speed while rounds were copied, of the old speed.", "note")
     return section("All runs", "runs", table(titles, rows, words=3), words, element("p", note, kind="note"))
 

@@ -1,4 +1,4 @@
-"""lm-bench report: from the results in a folder its figures, a page that stands alone, and a CSV of all runs."""
+"""lm-bench report: from the results in a folder its figures, a page that shows them, and a CSV of all runs if asked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PAGE_NAME = "index.html"
 TITLE = "Moving a running process: what each strategy costs"
 
 
-def report(folder: Path, say: Callable[[str], None]) -> None:
-    """Write DIR/index.html, DIR/runs.csv and each figure as DIR/NAME.svg and DIR/NAME.png; `say` hears what is done.
+def report(folder: Path, say: Callable[[str], None], table: Path | None = None) -> None:
+    """Write DIR/index.html, each figure as DIR/NAME.png, and all runs as CSV to `table`; `say` hears what is done.
 
     Raises ExperimentError: no results, results of another version, damaged ones, a folder that cannot be written to."""
     results, floors = read_results(folder), read_floors(folder)
@@ -35,12 +35,13 @@ def report(folder: Path, say: Callable[[str], None]) -> None:
         ) from error
     failed = sum(1 for one in results if not one.verified)
     say(f"{folder / NAME}: {counted(len(results), 'run')}, {failed} failed, {counted(len(floors), 'floor')}")
-    write(folder / "runs.csv", page_tables.runs_csv(results).encode())
+    if table is not None:
+        write(table, page_tables.runs_csv(results).encode())
+        say(f"{table}: every run")
     drawn = []
     for figure in figures.draw(results, floors):
-        write(folder / f"{figure.name}.svg", figure.svg)
         write(folder / f"{figure.name}.png", figure.png)
-        say(f"{folder / figure.name}.svg, .png")
+        say(f"{folder / figure.name}.png")
         drawn.append(figure)
     verified = [one for one in results if one.verified]
     parts = [

@@ -1,4 +1,4 @@
-"""The report as files: every figure even from one run, a page that stands alone, and clear sentences for bad input."""
+"""The report as files: every figure even from one run, a page that shows them, and clear sentences for bad input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NoReturn
-from xml.etree import ElementTree
 
 import pytest
 from report_help import LINKS, MIB, floor, put, result, sweep
@@ -18,10 +17,11 @@ from experiments.errors import ExperimentError, Status
 from experiments.figures import FIGURES
 from experiments.page_tables import choice_part, floor_part
 from experiments.report import read_results, report
-from experiments.results import NAME, Histogram, Result, append
+from experiments.results import FLOORS, NAME, Histogram, Result, append
 
 NAMES = [one.name for one in FIGURES]
-EMPTY_TAGS = {"meta"}
+EMPTY_TAGS = {"meta", "img"}
+PUBLISHED = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
 class Page(HTMLParser):
@@ -70,16 +70,16 @@ def made(folder: Path) -> Page:
     report(folder, lambda text: None)
     for name in NAMES:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        ElementTree.parse(folder / f"{name}.svg")
     text = (folder / "index.html").read_text()
     page = Page(text)
     assert (page.wrong, page.open) == ([], [])
     assert {name for name, times in page.ids.items() if times > 1} == set()
     assert [one for one in page.references if one.startswith("#") and one[1:] not in page.ids] == []
-    files = {f"{name}.{kind}" for name in NAMES for kind in ("svg", "png")} | {"runs.csv"}
+    files = {f"{name}.png" for name in NAMES}
     assert {one for one in page.references if not one.startswith("#")} == files, "nothing is loaded from elsewhere"
-    assert page.tags["script"] == page.tags["link"] == page.tags["img"] == page.tags["image"] == 0
-    assert page.tags["svg"] == len(NAMES)
+    assert page.tags["script"] == page.tags["link"] == page.tags["svg"] == page.tags["image"] == 0
+    assert page.tags["img"] == len(NAMES)
+    assert {path.name for path in folder.iterdir()} - {NAME, FLOORS} == files | {"index.html"}
     assert "@import" not in text
     assert "url(http" not in text
     assert [one.name for one in folder.iterdir() if one.name.startswith(".")] == []
@@ -110,6 +110,7 @@ def test_a_sweep_with_everything(tmp_path: Path) -> None:
     for words in ("CRIU lazy-pages", "no migration", "the <data> & more was wrong", "A <processor> & more",
                   "floor over 1gbit", "97.6 Mbit/s", "holds"):  # fmt: skip
         assert words in page.text
+    report(tmp_path, lambda text: None, tmp_path / "runs.csv")
     with (tmp_path / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(runs)
@@ -121,12 +122,18 @@ def test_a_sweep_with_everything(tmp_path: Path) -> None:
 def test_failed_runs_are_listed_and_not_drawn_and_files_change_only_with_the_results(tmp_path: Path) -> None:
     page = made(put(tmp_path, [result("post-copy", 64 * MIB, run=run) for run in range(2)], [floor()]))
     assert "Failed runs" not in page.text
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".svg", ".png")}
-    assert len(before) == 2 * len(NAMES)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix == ".png"}
+    assert len(before) == len(NAMES)
     bad = result("post-copy", 64 * MIB, run=2, downtime_ms=9e4, verified=False, error="process 12: it is gone")
     put(tmp_path, [bad])
     assert "process 12: it is gone" in made(tmp_path).text
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_what_is_published_is_small_and_whole() -> None:
+    files = {path.name: path.stat().st_size for path in PUBLISHED.iterdir()}
+    assert set(files) == {NAME, FLOORS, "index.html", *(f"{name}.png" for name in NAMES)}
+    assert sum(files.values()) < 2_000_000
 
 
 def test_only_failed_runs(tmp_path: Path) -> None:
@@ -214,6 +221,6 @@ def test_a_folder_that_cannot_be_written_to(
     put(tmp_path, [result("post-copy")])
     monkeypatch.setattr(Path, "write_bytes", fail)
     sentence = refused(tmp_path, status)
-    assert sentence.startswith(f"{tmp_path / 'runs.csv'}: it cannot be written: cannot; ")
+    assert sentence.startswith(f"{tmp_path / NAMES[0]}.png: it cannot be written: cannot; ")
     assert remedy in sentence
     assert [one.name for one in tmp_path.iterdir()] == [NAME]
