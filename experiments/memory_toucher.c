@@ -23,7 +23,7 @@
  * measure        0: only count operations, to see what measuring costs
  *
  * The file's layout is struct header, then for each thread struct lane with its arrays;
- * experiments/touched.py reads it. Times are CLOCK_REALTIME in nanoseconds, which two machines share.
+ * experiments/workload_toucher.py reads it. Times are CLOCK_REALTIME in nanoseconds, which two machines share.
  */
 #define _GNU_SOURCE
 #include "workload.h"

@@ -55,13 +55,3 @@ class MigrationDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What a migration moves: a list of processes, today always of one."""
 
     processes: list[ProcessDescription]
-
-
-def encode(description: MigrationDescription) -> bytes:
-    """The payload of a DESCRIPTION or FINAL message."""
-    return msgspec.msgpack.encode(description)
-
-
-def decode(payload: bytes) -> MigrationDescription:
-    """Raises msgspec.ValidationError or msgspec.DecodeError for what is not a description."""
-    return msgspec.msgpack.decode(payload, type=MigrationDescription)

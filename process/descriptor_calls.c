@@ -31,10 +31,6 @@ int lm_get_owner(int number, int *told) {
     return told[2] < 0 ? -errno : 0;
 }
 
-int lm_get_lease(int number) {
-    return result_or_errno(fcntl(number, F_GETLEASE));
-}
-
 int lm_signalfd(unsigned long mask, int flags) {
     /* The kernel's signal set, not the C library's (signalfd(2), C library/kernel differences). */
     uint64_t set = mask;

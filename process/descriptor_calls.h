@@ -14,8 +14,6 @@ long lm_tee(int from, int to, unsigned long length);
 /* F_GETOWN_EX and F_GETSIG: who is told that the descriptor is ready, and by which signal: type, id, signal.
  */
 int lm_get_owner(int number, int *told);
-/* F_GETLEASE: F_UNLCK when there is none. */
-int lm_get_lease(int number);
 /* signalfd(2) for the signals in `mask`, bit 0 for signal 1. */
 int lm_signalfd(unsigned long mask, int flags);
 

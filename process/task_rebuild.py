@@ -5,7 +5,6 @@ create_threads(program, ...)                           rows in the husk's first 
 rebuild_process(program, description, ...)             rows in the first thread, when all threads exist
 rebuild_thread(program, thread, ...)                   rows in each thread
 finish_process(program, description, ...)              last rows in the first thread: what must come late
-continue_call, final_state                             ptrace, thread by thread
 sent_after_resume                                      signals that no row can queue
 """
 

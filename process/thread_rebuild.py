@@ -1,8 +1,8 @@
 """A process's threads made again inside the husk.
 
 The threads are made by rows in the first one (`create_threads`), each with its old id and each stopped before its first
-instruction; rows in each of them put back what belongs to it (`rebuild_thread`), and ptrace gives it its registers,
-vector state and signal mask (`final_state`). See process/threads.py for what they were.
+instruction; rows in each of them put back what belongs to it (`rebuild_thread`). See process/threads.py for what they
+were. Registers, vector state and signal mask come last, by ptrace (restorer/build.py).
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from _lm import ffi, lib
 
 from linux import syscall_numbers as numbers
-from linux import tracee
-from linux.arch_x86_64 import Registers
 from linux.program import Program
 from process import credentials
 from process.scheduling import rebuild_scheduling
 from process.signals import queue_signals
-from process.threads import NAME_SIZE, SPECULATION_CONTROLS, Thread, whole_xstate
+from process.threads import NAME_SIZE, SPECULATION_CONTROLS, Thread
 
 # sizeof(struct robust_list_head) on 64-bit machines
 ROBUST_LIST_LENGTH = 24
@@ -120,13 +118,6 @@ def _rebuild_modes(program: Program, thread: Thread, staged: Thread | None) -> N
             prctl("PR_SET_SPECULATION_CTRL", int(getattr(lib, control)), chosen)
     if thread.cpuid_enabled == 0:
         program.call("ARCH_SET_CPUID", numbers.SYS_arch_prctl, int(lib.ARCH_SET_CPUID), 0)
-
-
-def final_state(tid: int, thread: Thread) -> None:
-    """Give the stopped thread `tid` of the husk its last state by ptrace: vector state, mask, registers."""
-    tracee.set_xstate(tid, whole_xstate(thread))
-    tracee.set_signal_mask(tid, thread.signal_mask)
-    tracee.set_registers(tid, Registers(thread.registers))
 
 
 def retire_rows(program: Program) -> None:

@@ -1,6 +1,6 @@
 """The husk: a process of ours, emptied, and filled with what the source described, while the source still runs.
 
-Everything is done by programs of system calls in the husk's one thread. `memory_rows` and its like compose; `run` runs.
+Programs of system calls in the husk's one thread do everything: `empty_rows` and `layout_rows` compose, `run` runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Husk:
     pid: int
     area: ProgramArea
     pidfd_of_worker: int
-    threads: dict[int, int] = field(default_factory=dict)
     numbers: set[int] = field(default_factory=set)
 
 

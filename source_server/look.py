@@ -1,6 +1,6 @@
 """The source's look at the process: live, everything that is slow; then frozen, only what can have changed.
 
-Nothing here changes the process but `describe_frozen`, which runs programs in its stopped threads.
+Nothing here changes the process but `ask`, which runs programs in its stopped threads.
 """
 
 from __future__ import annotations

@@ -16,15 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from process.descriptors import (
-    DescriptorOptions,
-    Look,
-    OpenedDescriptors,
-    Table,
-    look_descriptors,
-    open_descriptors,
-    update_descriptors,
-)
+from process.descriptor_options import DescriptorOptions
+from process.descriptor_table import Table
+from process.look_descriptors import Look, look_descriptors
+from process.open_descriptors import OpenedDescriptors, open_descriptors, update_descriptors
 
 FIRST_REPORT = 200
 PREAMBLE = """

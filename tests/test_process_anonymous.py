@@ -19,15 +19,9 @@ from linux.syscall_numbers import SYS_pidfd_open
 from process.descriptor_obstacles import descriptor_obstacles
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows
-from process.descriptors import (
-    Look,
-    OpenedDescriptors,
-    look_descriptors,
-    open_descriptors,
-    update_descriptors,
-)
 from process.epoll import ENTRY, Epoll
-from process.open_descriptors import seal_descriptors
+from process.look_descriptors import Look, look_descriptors
+from process.open_descriptors import OpenedDescriptors, open_descriptors, seal_descriptors, update_descriptors
 from restorer.descriptor_install import Installed, install_rows, lowest_free
 
 

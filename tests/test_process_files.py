@@ -11,18 +11,10 @@ import pytest
 from descriptor_help import moved, running, travel, without
 from msgspec.structs import replace
 
-from process.descriptors import (
-    DescriptorOptions,
-    Look,
-    OpenedDescriptors,
-    compare_written_files,
-    descriptor_changes,
-    descriptor_obstacles,
-    look_descriptors,
-    open_descriptors,
-    preflight_descriptors,
-    update_descriptors,
-)
+from process.descriptor_obstacles import compare_written_files, descriptor_obstacles, preflight_descriptors
+from process.descriptor_options import DescriptorOptions
+from process.look_descriptors import Look, look_descriptors
+from process.open_descriptors import OpenedDescriptors, descriptor_changes, open_descriptors, update_descriptors
 
 OPTIONS = DescriptorOptions()
 

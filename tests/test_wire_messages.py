@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from wire.control import ControlChannel
 from wire.errors import ConnectionLost, LocalError, ProtocolError, Refused, RemoteError
 from wire.exit_codes import ExitCode
-from wire.host import look_at_host, same_machine, same_namespace
+from wire.host import look_at_host
 from wire.messages import (
     HEADER,
     LONGEST,
@@ -163,14 +163,6 @@ def test_an_abort_carries_the_error_to_the_other_side() -> None:
     assert "\x1b" not in str(error_of(nasty))
     assert len(str(error_of(nasty))) < 1000
     assert error_of(nasty).code == ExitCode.PEER_FAILED
-
-
-def test_one_machine_is_recognised() -> None:
-    here = look_at_host({}, "")
-    assert same_machine(here, look_at_host({}, ""))
-    assert same_namespace(here, look_at_host({}, ""), "net")
-    other = msgspec.structs.replace(here, boot_id="other")
-    assert not same_namespace(here, other, "net")
 
 
 @pytest.fixture

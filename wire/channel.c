@@ -140,11 +140,6 @@ size_t lm_channel_pending(const struct lm_channel *channel) {
     return 0;
 }
 
-size_t lm_channel_queued(const struct lm_channel *channel) {
-    int queued = 0;
-    return ioctl(channel->fd, SIOCOUTQ, &queued) < 0 ? 0 : (size_t)queued;
-}
-
 size_t lm_channel_unsent(const struct lm_channel *channel) {
     int unsent = 0;
     return ioctl(channel->fd, SIOCOUTQNSD, &unsent) < 0 ? 0 : (size_t)unsent;

@@ -59,9 +59,6 @@ int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size
 /* Bytes that a read would return without waiting and that poll(2) does not show. */
 size_t lm_channel_pending(const struct lm_channel *channel);
 
-/* Bytes written that the peer has not acknowledged yet, 0 if the transport cannot tell. */
-size_t lm_channel_queued(const struct lm_channel *channel);
-
 /* Bytes written that the transport has not sent yet, 0 if it cannot tell (SIOCOUTQNSD of
  * linux/sockios.h). */
 size_t lm_channel_unsent(const struct lm_channel *channel);
