@@ -2,6 +2,7 @@
 #include "linux/tracee.h"
 
 #include "linux/arch_x86_64.h"
+#include "linux/never_restarted.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -171,38 +172,12 @@ int lm_freeze(int pid, const int32_t *seized, size_t seized_count, uint64_t opti
     return error;
 }
 
-/* signal(7), "Interruption of system calls and library functions by stop signals", and those that a timeout
- * makes so. */
-static int fails_when_stopped(int64_t number) {
-    switch (number) {
-    case SYS_epoll_wait:
-    case SYS_epoll_pwait:
-    case SYS_epoll_pwait2:
-    case SYS_semop:
-    case SYS_semtimedop:
-    case SYS_rt_sigtimedwait:
-    case SYS_io_getevents:
-    case SYS_io_pgetevents:
-    case SYS_read:
-    case SYS_recvfrom:
-    case SYS_recvmsg:
-    case SYS_recvmmsg:
-    case SYS_accept:
-    case SYS_accept4:
-    case SYS_connect:
-    case SYS_sendto:
-    case SYS_sendmsg:
-        return 1;
-    }
-    return 0;
-}
-
 static void undo_interruption(int tid) {
     struct user_regs_struct registers;
 
     if (lm_trace_get_registers(tid, &registers) != 0)
         return;
-    if (lm_arch_result(&registers) != -EINTR || !fails_when_stopped(lm_arch_syscall_number(&registers)))
+    if (lm_arch_result(&registers) != -EINTR || !lm_never_restarted(lm_arch_syscall_number(&registers)))
         return;
     lm_arch_rewind(&registers);
     lm_trace_set_registers(tid, &registers);

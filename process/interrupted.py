@@ -33,33 +33,6 @@ from linux.program import ProgramArea
 from process.sleeps import EPOLL_WAITS, MAXIMUM_TIMEOUT, MILLISECOND, Slept
 
 RESTART_WITH_BLOCK = -516
-# Calls that answer EINTR to a mere stop and have no way to go on (signal(7), "Interruption of system calls
-# ... by stop signals").
-NEVER_RESTARTED = frozenset(
-    {
-        numbers.SYS_epoll_wait,
-        numbers.SYS_epoll_pwait,
-        numbers.SYS_epoll_pwait2,
-        numbers.SYS_rt_sigtimedwait,
-        numbers.SYS_semop,
-        numbers.SYS_semtimedop,
-        numbers.SYS_io_getevents,
-        numbers.SYS_io_pgetevents,
-        numbers.SYS_recvfrom,
-        numbers.SYS_recvmsg,
-        numbers.SYS_recvmmsg,
-        numbers.SYS_sendto,
-        numbers.SYS_sendmsg,
-        numbers.SYS_sendmmsg,
-        numbers.SYS_read,
-        numbers.SYS_readv,
-        numbers.SYS_write,
-        numbers.SYS_writev,
-        numbers.SYS_accept,
-        numbers.SYS_accept4,
-        numbers.SYS_connect,
-    }
-)
 NANOSECONDS = 1_000_000_000
 FUTEX_COMMAND = ~(int(lib.FUTEX_PRIVATE_FLAG) | int(lib.FUTEX_CLOCK_REALTIME))
 # `mov $number, %eax; syscall`: how the number stands before the instruction pointer in nearly all code.
@@ -141,7 +114,7 @@ def decide(
     """
     if state.syscall_number < 0:
         return state, None
-    if state.result == -errno.EINTR and state.syscall_number in NEVER_RESTARTED and not unblocked_signal:
+    if state.result == -errno.EINTR and lib.lm_never_restarted(state.syscall_number) and not unblocked_signal:
         return wound_back(state, seen.nanoseconds, in_library), None
     if state.result != RESTART_WITH_BLOCK:
         return state, None
