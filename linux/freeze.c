@@ -172,12 +172,39 @@ int lm_freeze(int pid, const int32_t *seized, size_t seized_count, uint64_t opti
     return error;
 }
 
+/* Whether a handler of a signal that has come meanwhile is going to run in this thread: perhaps another
+ * thread will take a signal that was sent to the process. The sets are those of proc_pid_status(5). */
+static int handler_will_run(int tid) {
+    unsigned long long own = 0, shared = 0, blocked = 0, caught = 0;
+    char path[64];
+    char *line = NULL;
+    size_t room = 0;
+    FILE *file = NULL;
+
+    snprintf(path, sizeof path, "/proc/%d/status", tid);
+    file = fopen(path, "re");
+    if (file == NULL)
+        return 0;
+    while (getline(&line, &room, file) > 0) {
+        sscanf(line, "SigPnd: %llx", &own);
+        sscanf(line, "ShdPnd: %llx", &shared);
+        sscanf(line, "SigBlk: %llx", &blocked);
+        sscanf(line, "SigCgt: %llx", &caught);
+    }
+    free(line);
+    fclose(file);
+    return ((own | shared) & ~blocked & caught) != 0;
+}
+
+/* A call that the stop has ended is made again, but for a handler: its author expects the EINTR. */
 static void undo_interruption(int tid) {
     struct user_regs_struct registers;
 
     if (lm_trace_get_registers(tid, &registers) != 0)
         return;
     if (lm_arch_result(&registers) != -EINTR || !lm_never_restarted(lm_arch_syscall_number(&registers)))
+        return;
+    if (handler_will_run(tid))
         return;
     lm_arch_rewind(&registers);
     lm_trace_set_registers(tid, &registers);

@@ -72,7 +72,8 @@ int lm_freeze(int pid, const int32_t *seized, size_t seized_count, uint64_t opti
               struct lm_frozen *threads, size_t capacity, size_t *count);
 
 /* Let frozen threads go on as they were; with `detach` untraced. Calls that the stop has interrupted with
- * EINTR and the kernel never restarts (linux/never_restarted.h) are made again: the program does not see that it was stopped. */
+ * EINTR and the kernel never restarts (linux/never_restarted.h) are made again, unless a handler is about to
+ * run: the program does not see that it was stopped. */
 int lm_thaw(const struct lm_frozen *threads, size_t count, int detach);
 
 /* Serve the pending stops of tracees that run: signals are let through, group-stops are left being stops. How

@@ -77,7 +77,7 @@ def blocked(binary: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
             listener.bind(str(path))
             listener.listen(0)
             first.connect(str(path))
-        process = subprocess.Popen([str(binary), name, str(path)], stdin=there, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([binary, name, path], stdin=there.fileno(), stdout=subprocess.PIPE, text=True)
         stack.callback(process.communicate)
         stack.callback(process.kill)
         there.close()
@@ -138,3 +138,23 @@ def test_a_moved_call_goes_on(blocked: Blocked) -> None:
     os.kill(pid, signal.SIGKILL)
     tracee.detach(copy)
     blocked.check_ends_well(copy)
+
+
+@pytest.mark.parametrize("blocked", ["read", "sendmmsg", "epoll_wait"], indirect=True)
+def test_a_handler_that_runs_when_thawed_ends_the_call(blocked: Blocked) -> None:
+    """As it would have without a freeze: a program may rely on it."""
+    pid = blocked.process.pid
+    stops = tracee.freeze(pid)
+    os.kill(pid, signal.SIGUSR2)
+    tracee.thaw(stops, True)
+    assert blocked.process.stdout is not None
+    assert blocked.process.stdout.readline().split() == ["-1", str(errno.EINTR)]
+
+
+@pytest.mark.parametrize("blocked", ["read"], indirect=True)
+def test_a_signal_that_is_ignored_does_not_end_the_call(blocked: Blocked) -> None:
+    pid = blocked.process.pid
+    stops = tracee.freeze(pid)
+    os.kill(pid, signal.SIGURG)
+    tracee.thaw(stops, True)
+    blocked.check_ends_well(pid)
