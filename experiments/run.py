@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,7 +41,6 @@ from experiments.workloads import Toucher
 
 MEMORY_NEEDED = 2.2
 """Source and destination are one machine: how often a process's memory has to be free."""
-Say = Callable[[str], None]
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

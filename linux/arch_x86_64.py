@@ -58,10 +58,6 @@ class Registers:
         return self._get("fs_base")
 
     @property
-    def gs_base(self) -> int:
-        return self._get("gs_base")
-
-    @property
     def is_64_bit(self) -> bool:
         """Whether the thread runs 64-bit code just now."""
         return self._get("cs") == _CODE_SEGMENT_64
@@ -105,14 +101,6 @@ class Registers:
         return self.replaced(
             instruction_pointer=instruction, result=number, syscall_number=-1, arguments=arguments
         )
-
-    def at_park(self, stub: int, word: int, home: int) -> Registers:
-        """In the waiting loop of the stub at `stub`: `word` is the address it watches, `home` the stack
-        pointer for the way home (linux/arch_x86_64.h)."""
-        raw = bytearray(self.replaced(instruction_pointer=stub + lib.LM_STUB_PARK, syscall_number=-1).raw)
-        for name, value in (("r12", word), ("r13", home)):
-            raw[_PLACES[name] : _PLACES[name] + 8] = value.to_bytes(8, "little")
-        return Registers(bytes(raw))
 
     def _get(self, name: str) -> int:
         place = _PLACES[name]

@@ -223,27 +223,3 @@ int lm_thaw(const struct lm_frozen *threads, size_t count, int detach) {
     }
     return first_error;
 }
-
-int lm_trace_attend(const int32_t *tids, size_t count) {
-    int gone = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        for (;;) {
-            int status = 0;
-            int error = lm_trace_look(tids[i], WNOHANG, &status);
-
-            if (error == -EAGAIN)
-                break;
-            if (error != 0 && error != -ECHILD)
-                return error;
-            if (error == -ECHILD || !WIFSTOPPED(status)) {
-                gone++;
-                break;
-            }
-            error = lm_trace_release(tids[i], status, 0);
-            if (error != 0 && error != -ESRCH)
-                return error;
-        }
-    }
-    return gone;
-}

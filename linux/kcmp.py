@@ -55,8 +55,3 @@ def same_descriptor_table(first: int, second: int) -> bool:
 def same_filesystem_state(first: int, second: int) -> bool:
     """Do the two tasks share root, working directory and umask (CLONE_FS)?"""
     return _compare(first, second, lib.KCMP_FS) == 0
-
-
-def same_signal_handlers(first: int, second: int) -> bool:
-    """Do the two tasks share their signal handlers (CLONE_SIGHAND)?"""
-    return _compare(first, second, lib.KCMP_SIGHAND) == 0

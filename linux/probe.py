@@ -1,7 +1,7 @@
 """What this host lets us do, found by doing it, and what helps where it does not.
 
 A Lack has the three parts of an obstacle: object, cause and remedy. What a newer kernel merely does faster is
-no lack: see `faster_ways`.
+no lack.
 """
 
 from __future__ import annotations
@@ -134,15 +134,6 @@ def source_lacks(pid: int) -> list[Lack]:
     """All that stands in the way of looking at a process and stopping it. Raises ProcessGone."""
     found = [tracing(pid), fetching_descriptors(), comparing()]
     return [lack for lack in found if lack is not None]
-
-
-def faster_ways() -> dict[str, bool]:
-    """What newer kernels do faster, for reports: PAGEMAP_SCAN (6.7) and write tracking by userfaultfd
-    (6.7)."""
-    return {
-        "pagemap_scan": lib.lm_probe_pagemap_scan() == 0,
-        "write_tracking": lib.lm_probe_write_tracking() == 0,
-    }
 
 
 def _userfaultfd_remedy() -> str:

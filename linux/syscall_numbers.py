@@ -295,12 +295,3 @@ SYS_map_shadow_stack: Final[int] = lib.SYS_map_shadow_stack
 SYS_statmount: Final[int] = lib.SYS_statmount
 SYS_listmount: Final[int] = lib.SYS_listmount
 SYS_mseal: Final[int] = lib.SYS_mseal
-
-
-def syscall_name(number: int) -> str:
-    """The name of a system call for a message: `mmap`, or `system call 999` for one that is not listed
-    here."""
-    for name, value in globals().items():
-        if value == number and name.startswith("SYS_"):
-            return name.removeprefix("SYS_")
-    return f"system call {number}"

@@ -76,9 +76,6 @@ int lm_freeze(int pid, const int32_t *seized, size_t seized_count, uint64_t opti
  * run: the program does not see that it was stopped. */
 int lm_thaw(const struct lm_frozen *threads, size_t count, int detach);
 
-/* Serve the pending stops of tracees that run: signals are let through, group-stops are left being stops. How
- * many of the tracees are gone, or -errno. */
-int lm_trace_attend(const int32_t *tids, size_t count);
 /* cffi: end */
 
 #endif

@@ -12,7 +12,6 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from io import FileIO
 
 from _lm import ffi, lib
 
@@ -27,22 +26,13 @@ _SETOPTIONS = 0x4200
 _SEIZE = 0x4206
 _INTERRUPT = 0x4207
 _LISTEN = 0x4208
-_GETSIGINFO = 0x4202
 _GET_RSEQ_CONFIGURATION = 0x420F
 
 TRACESYSGOOD = 0x1
-TRACEFORK = 0x2
-TRACEVFORK = 0x4
-TRACECLONE = 0x8
 TRACEEXEC = 0x10
-TRACEEXIT = 0x40
 EXITKILL = 0x100000
 
-EVENT_FORK = 1
-EVENT_VFORK = 2
-EVENT_CLONE = 3
 EVENT_EXEC = 4
-EVENT_EXIT = 6
 EVENT_STOP = 128
 
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
@@ -169,11 +159,6 @@ def release(last: Stop, detach_too: bool = False) -> None:
     check(lib.lm_trace_release(last.tid, last.status, detach_too), last.tid)
 
 
-def attend(tids: Sequence[int]) -> int:
-    """Serve the pending stops of running tracees: signals are let through. How many of them have gone."""
-    return check(lib.lm_trace_attend(list(tids), len(tids)), tids[0] if tids else 0)
-
-
 def freeze(pid: int, seized: Sequence[int] = (), options: int = TRACESYSGOOD, timeout_ms: int = 5000) -> list[Stop]:
     """Stop all threads of a process, those born meanwhile too; `seized` ones are traced already and run.
 
@@ -245,14 +230,6 @@ def set_signal_mask(tid: int, mask: int) -> None:
     check(lib.lm_trace_set_mask(tid, mask), tid)
 
 
-def get_signal_info(tid: int) -> bytes:
-    """The raw siginfo of the signal that a tracee is stopped at."""
-    raw = ffi.new("char[]", lib.LM_SIGNAL_INFO_SIZE)
-    check(lib.lm_trace_memory(_GETSIGINFO, tid, 0, raw), tid)
-    info: bytes = ffi.buffer(raw)[:]
-    return info
-
-
 def peek_signals(tid: int, shared: bool) -> list[bytes]:
     """Raw siginfo (128 bytes each) of the pending signals: of the process if `shared`, else of this
     thread."""
@@ -284,24 +261,3 @@ def read_memory(pid: int, address: int, length: int) -> bytes:
 
 def write_memory(pid: int, address: int, content: bytes) -> None:
     check(lib.lm_memory_write(pid, address, content, len(content)), pid)
-
-
-def read_memory_forced(pid: int, address: int, length: int) -> bytes:
-    """The same through /proc/PID/mem, which protections do not hold back. EIO where a userfaultfd has to fill
-    a page."""
-    out = bytearray(length)
-    with _open_memory(pid, "rb") as mem:
-        check(lib.lm_memory_read_forced(mem.fileno(), address, ffi.from_buffer(out), length), pid)
-    return bytes(out)
-
-
-def write_memory_forced(pid: int, address: int, content: bytes) -> None:
-    with _open_memory(pid, "r+b") as mem:
-        check(lib.lm_memory_write_forced(mem.fileno(), address, content, len(content)), pid)
-
-
-def _open_memory(pid: int, mode: str) -> FileIO:
-    try:
-        return FileIO(f"/proc/{pid}/mem", mode)
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGone(pid) from None

@@ -47,14 +47,13 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
-    """One per process: answers of prctl(2), and the ids of its group and session as the process sees them."""
+    """One per process: answers of prctl(2), and its session and terminal as the process sees them."""
 
     dumpable: int = 1
     subreaper: int = 0
     huge_pages_disabled: int = 0
     write_execute_denied: int = 0
     memory_merge: int = 0
-    process_group: int = 0
     session: int = 0
     terminal: int = 0
 
@@ -77,11 +76,10 @@ def look_stat(pid: int) -> list[str]:
 
 
 def look_attributes(pid: int, status: dict[str, str]) -> Attributes:
-    """Group, session and terminal from outside; the rest is asked (`ask_attributes`)."""
+    """Session and terminal from outside; the rest is asked (`ask_attributes`)."""
     fields = look_stat(pid)
-    groups = status.get("NSpgid", fields[4]).split()
     sessions = status.get("NSsid", fields[5]).split()
-    return Attributes(process_group=int(groups[-1]), session=int(sessions[-1]), terminal=int(fields[6]))
+    return Attributes(session=int(sessions[-1]), terminal=int(fields[6]))
 
 
 def look_memory_plan(pid: int) -> MemoryPlan:

@@ -58,7 +58,6 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     holders: list[Holder] = []
     standard: int | None = None
     locks: list[Lock] = []
-    lease: bool = False
 
     @property
     def name(self) -> str:

@@ -19,8 +19,6 @@ from process.socket_options import Option, read_options, set_options
 from wire.obstacles import Obstacle
 
 TCP_CLOSE, TCP_LISTEN = 7, 10
-Address = tuple[str, int] | tuple[str, int, int, int]
-NOWHERE: Address = ("", 0)
 
 
 class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="inet"):

@@ -24,7 +24,6 @@ REOPEN_FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_NOATIME
     | os.O_PATH | os.O_DIRECTORY
 )  # fmt: skip
-ONE_READ = 1 << 16
 # Flags that fcntl(F_SETFL) can change on an open description.
 CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 SET_AT_OPENING = REOPEN_FLAGS & ~CHANGEABLE_FLAGS

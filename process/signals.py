@@ -26,7 +26,6 @@ UNCATCHABLE = frozenset({int(signal.SIGKILL), int(signal.SIGSTOP)})
 # Not queued by rows: the first two have effect at once whatever the mask, the third ends every program of
 # rows.
 NOT_QUEUED = UNCATCHABLE | {int(END_SIGNAL)}
-STOP_SIGNALS = frozenset({int(signal.SIGSTOP), int(signal.SIGTSTP), int(signal.SIGTTIN), int(signal.SIGTTOU)})
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):

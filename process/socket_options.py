@@ -15,7 +15,6 @@ from _lm import lib
 
 INT = 4
 LARGEST_OPTION = 64
-SOL_UDP = 17
 ANY = (
     socket.SO_REUSEADDR, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_OOBINLINE, socket.SO_LINGER,
     socket.SO_RCVLOWAT, socket.SO_RCVTIMEO, socket.SO_SNDTIMEO, socket.SO_PRIORITY, socket.SO_MARK,

@@ -26,7 +26,6 @@ INTERVAL_TIMERS = 3
 ALARM_TIMER = 0  # ITIMER_REAL
 # Without PR_TIMER_CREATE_RESTORE_IDS the ids are counted up to, two rows for each.
 HIGHEST_COUNTED_ID = 20_000
-MAXIMUM_TIMER_NUMBER = 0x7FFFFFFF
 KNOWN_CLOCKS = frozenset({0, 1, 2, 3, 7, 8, 9, 11})  # clock_gettime(2)
 # How the kernel shows a timer on the processor time of the thread that created it (include/linux/posix-timers_types.h).
 OWN_THREAD_CLOCK = -2

@@ -27,7 +27,6 @@ from wire.report import Report
 from wire.ticket import parse_ticket
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-SIGNAL_STATUS = 128
 
 
 @dataclass

@@ -68,7 +68,6 @@ def test_root_lacks_nothing() -> None:
     need_root()
     assert probe.destination_lacks(keep_ids=True, namespace=True) == []
     assert probe.source_lacks(os.getpid()) == []
-    assert set(probe.faster_ways()) == {"pagemap_scan", "write_tracking"}
 
 
 def test_a_process_that_has_gone_cannot_be_probed() -> None:

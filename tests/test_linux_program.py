@@ -35,7 +35,6 @@ from linux.syscall_numbers import (
     SYS_pread64,
     SYS_rt_sigaction,
     SYS_write,
-    syscall_name,
 )
 
 pytestmark = pytest.mark.timeout(60)
@@ -197,8 +196,3 @@ def test_a_process_that_ends_in_its_program_is_gone() -> None:
         program.call("exit", SYS_exit_group, 3)
         with pytest.raises(ProcessGone):
             run_in_husk(pid, area, program)
-
-
-def test_system_calls_have_names() -> None:
-    assert syscall_name(SYS_getpid) == "getpid"
-    assert syscall_name(100_000) == "system call 100000"
