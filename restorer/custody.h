@@ -10,8 +10,8 @@
  * The custodian, a process that does nothing else, holds a duplicate of the CONTROL socket and a pidfd of the
  * worker, and outlives it. What the worker knew stands in shared memory, written before it was acted upon: so
  * the custodian carries on where the worker stopped. Undecided, it reads the source's word itself: COMMIT,
- * and it gives every parked thread its final registers and mask; an orderly no, and it kills the husk; a
- * connection that broke in any other way, and it leaves the husk as it is.
+ * and it gives every parked thread its final registers and mask; a no, in words, and it kills the husk; a
+ * connection that ended in whatever way, and it leaves the husk as it is.
  */
 #ifndef LM_RESTORER_CUSTODY_H
 #define LM_RESTORER_CUSTODY_H

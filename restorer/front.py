@@ -127,10 +127,10 @@ def _worker_is_gone(front: Front) -> int:
         cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
         remedy = "the source has not handed over: the process runs on there; try again"
     elif found.fate is Fate.KEPT or found.state is State.IN_DOUBT:
-        cause, code = f"its worker ended ({how}), and the connection broke during the handover", ExitCode.IN_DOUBT
+        cause, code = f"its worker ended ({how}), and the connection ended during the handover", ExitCode.IN_DOUBT
         remedy = (
-            f"{here} is kept, stopped; if process and lm-serve still run at the source, end this one "
-            f"(kill -9 {front.pid}), else call for help"
+            f"{here} is kept, stopped; if the process runs on at the source, end this one (kill -9 {front.pid}); if it "
+            "is kept there, stopped for good, keep both, and call for help"
         )
     elif found.state is not State.UNARMED:
         cause, code = f"its worker ended ({how}) during the handover", ExitCode.IN_DOUBT

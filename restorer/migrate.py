@@ -51,7 +51,7 @@ from restorer.waiting import (
 from wire import messages
 from wire.control import ControlChannel
 from wire.edges import edge
-from wire.errors import ConnectionLost, LocalError, MigrationError, Refused, RemoteError
+from wire.errors import LocalError, MigrationError, Refused, RemoteError
 from wire.exit_codes import ExitCode
 from wire.host import look_at_host
 from wire.meeting import meet
@@ -65,9 +65,9 @@ TICK_MS = 100
 LOOK_SECONDS = 0.1
 STAGING_PUSH = 1
 IN_DOUBT = (
-    "the connection broke after READY ({cause}), and nobody here can know whether the source has handed over: process "
-    "{pid} is kept, stopped; if process and lm-serve still run at the source, end this one (kill -9 {pid}), else call "
-    "for help"
+    "the connection ended after READY ({cause}), and nobody here can know whether the source has handed over: process "
+    "{pid} is kept, stopped; look at what lm-serve says: if the process runs on at the source, end this one "
+    "(kill -9 {pid}); if it is kept there, stopped for good, keep both, and call for help"
 )
 
 
@@ -281,7 +281,7 @@ def arm(run: Run) -> bytes:
 def await_commit(run: Run, ready: bytes) -> messages.Commit:
     """READY, and the source's decision. Raises MigrationError when it decided not to hand over.
 
-    Only COMMIT, an orderly end of the connection or words to that effect tell what the source decided. Anything else
+    Only words tell what the source decided: COMMIT, or that it gives up. Any end of the connection, an orderly one too,
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
     assert run.custody is not None
     edge("destination-ready")
@@ -298,8 +298,6 @@ def await_commit(run: Run, ready: bytes) -> messages.Commit:
     except (RemoteError, Refused):
         raise
     except MigrationError as error:
-        if isinstance(error, ConnectionLost) and error.closed:
-            raise
         wait_in_doubt(run, str(error))
 
 

@@ -2,8 +2,6 @@
 #include "restorer/verdict.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <linux/tcp.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,28 +16,19 @@ enum {
     KIND_AT = 1,
     BODY_LOOKED_AT = 32,
     CHUNK = 512,
-    ORDERLY_END = 0,
-    /* tcp_states.h of the kernel: our socket's state after the peer's FIN, and before ours. After a reset it
-     * is TCP_CLOSE. */
-    CLOSE_WAIT = 8,
 };
 
-/* Up to `size` bytes: how many, ORDERLY_END after a FIN, -errno, -ESRCH when the process has ended. */
+/* Up to `size` bytes: how many, -errno, -ESRCH when the process has ended. An end in order tells no more than a
+ * broken one: whoever passes the connection on can end it with COMMIT in hand. */
 static long take(int control_socket, int pidfd, char *bytes, size_t size) {
     for (;;) {
         struct pollfd watched[] = {{.fd = control_socket, .events = POLLIN}, {.fd = pidfd, .events = POLLIN}};
-        struct tcp_info info = {0};
-        socklen_t length = sizeof info;
         ssize_t count = recv(control_socket, bytes, size, MSG_DONTWAIT);
 
         if (count > 0)
             return count;
-        if (count == 0) {
-            /* The error of a reset is told once, perhaps to the worker; afterwards it looks like an end. */
-            bool known = getsockopt(control_socket, IPPROTO_TCP, TCP_INFO, &info, &length) == 0;
-
-            return known && info.tcpi_state == CLOSE_WAIT ? ORDERLY_END : -ECONNRESET;
-        }
+        if (count == 0)
+            return -ECONNRESET;
         if (errno != EAGAIN && errno != EINTR)
             return -errno;
         if (poll(watched, 2, -1) > 0 && watched[1].revents != 0)
@@ -47,14 +36,12 @@ static long take(int control_socket, int pidfd, char *bytes, size_t size) {
     }
 }
 
-/* Exactly `size` bytes: 1, ORDERLY_END when nothing came before it, or -errno. */
+/* Exactly `size` bytes: 1, or -errno. */
 static long take_all(int control_socket, int pidfd, char *bytes, size_t size) {
     for (size_t have = 0; have < size;) {
         long count = take(control_socket, pidfd, bytes + have, size - have);
 
-        if (count == ORDERLY_END && have > 0)
-            return -ECONNRESET;
-        if (count <= 0)
+        if (count < 0)
             return count;
         have += (size_t)count;
     }
@@ -75,8 +62,6 @@ static enum lm_verdict next_message(int control_socket, int pidfd, bool *decided
     long got = take_all(control_socket, pidfd, header, sizeof header);
 
     *decided = true;
-    if (got == ORDERLY_END)
-        return LM_VERDICT_NO;
     if (got < 0)
         return got == -ESRCH ? LM_VERDICT_NO : LM_VERDICT_DOUBT;
     memcpy(&length, header, sizeof length);

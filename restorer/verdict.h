@@ -7,8 +7,8 @@
 
 enum lm_verdict {
     LM_VERDICT_COMMIT,
-    LM_VERDICT_NO,    /* the source said no, or everything it had, and COMMIT was not in it */
-    LM_VERDICT_DOUBT, /* COMMIT may have been sent and lost */
+    LM_VERDICT_NO,    /* the source said no, or the process has ended */
+    LM_VERDICT_DOUBT, /* the connection ended, however it did: COMMIT may have been sent and lost */
 };
 
 /* Wait for it. The end of the process behind `pidfd` ends the wait: there is nothing to decide any more. */

@@ -15,7 +15,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DRAIN_CHUNK = 4096, POLL_US = 10000, DELIVERY_POLLS = 60000, WATCH_MS = 200, DRAIN_MS = 5000 };
+enum {
+    DRAIN_CHUNK = 4096,
+    POLL_US = 10000,
+    DELIVERY_POLLS = 60000,
+    WATCH_MS = 200,
+    DRAIN_MS = 5000,
+    SAY_MS = 2000,
+    SAY_PARTS = 100,
+};
 
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
     struct iovec here = {&word, sizeof word};
@@ -24,15 +32,37 @@ int lm_park_decide(int pid, uint64_t flag_address, uint32_t word) {
     return process_vm_writev(pid, &here, 1, &there, 1, 0) == sizeof word ? 0 : -errno;
 }
 
-/* After the FIN that says no: what still comes, READY perhaps, is read until the peer has heard. A socket
- * closed with unread bytes, or a byte that finds it closed, brings a reset, which says nothing and leaves the
- * peer in doubt. */
+/* After the no, or where nothing has to be said: what still comes, READY perhaps, is read until the peer has
+ * heard and hung up. A socket closed with unread bytes, or a byte that finds it closed, brings a reset, and
+ * with it an end to what is still on its way to the peer. */
 static void drain(int socket) {
     char bytes[DRAIN_CHUNK];
     struct pollfd arrived = {.fd = socket, .events = POLLIN};
 
+    shutdown(socket, SHUT_WR);
     while (poll(&arrived, 1, DRAIN_MS) == 1 && recv(socket, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
         ;
+}
+
+int lm_custody_say_no(const struct lm_custody *custody, int control_socket) {
+    for (int parts = 0; parts < SAY_PARTS; parts++) {
+        struct pollfd room = {.fd = control_socket, .events = POLLOUT};
+        uint64_t written = 0, said = 0;
+        int error = lm_bytes_written(control_socket, &written);
+
+        if (error != 0)
+            return error;
+        said = written - custody->bytes_before_decision;
+        if (said >= custody->no_length)
+            return 0;
+        if (send(control_socket, custody->no + said, custody->no_length - said, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            continue;
+        if (errno != EAGAIN && errno != EINTR)
+            return -errno;
+        if (poll(&room, 1, SAY_MS) == 0)
+            return -ETIMEDOUT;
+    }
+    return -EAGAIN;
 }
 
 /* Keep the socket until the peer has COMMIT: closed, it would be sent again only while the kernel cares to.
@@ -67,29 +97,50 @@ static void watch(const struct lm_custody *custody, int lifeline) {
     }
 }
 
-/* What lm-serve's end has left to do. 0 or -errno. */
-static int take_over(const struct lm_custody *custody, int control_socket) {
-    uint64_t written = 0;
-    int error = 0;
+/* The threads may wait for the word, and the no may be said in part, or not at all. The threads first: a word
+ * that is not said leaves the destination in doubt, but one that is not written leaves no process at all. */
+static int carry_out_no(const struct lm_custody *custody, int control_socket) {
+    uint64_t flag_address = custody->flag_address;
+    int error = flag_address == 0 ? 0 : lm_park_decide(custody->pid, flag_address, LM_PARK_GO_HOME);
 
-    uint32_t state = __atomic_load_n(&custody->state, __ATOMIC_SEQ_CST);
-    if (state == LM_CUSTODY_DECIDED)
-        return 0;
-    if (state == LM_CUSTODY_AT_HOME) {
-        shutdown(control_socket, SHUT_WR);
-        drain(control_socket);
-        return 0;
-    }
-    /* A socket that cannot be asked had a connection: what is not known to be unsent counts as sent. */
-    if (lm_bytes_written(control_socket, &written) != 0 || written > custody->bytes_before_commit) {
-        error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_STAY);
-        see_delivered(control_socket);
-        return error;
-    }
-    shutdown(control_socket, SHUT_WR);
-    error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_GO_HOME);
+    lm_custody_say_no(custody, control_socket);
     drain(control_socket);
     return error;
+}
+
+static void record_no(struct lm_custody *custody) {
+    __atomic_store_n(&custody->state, LM_CUSTODY_NO, __ATOMIC_SEQ_CST);
+}
+
+/* What lm-serve's end has left to do. 0 or -errno. */
+static int take_over(struct lm_custody *custody, int control_socket) {
+    uint64_t written = 0;
+    int unknown = lm_bytes_written(control_socket, &written);
+    int error = 0;
+
+    switch (__atomic_load_n(&custody->state, __ATOMIC_SEQ_CST)) {
+    case LM_CUSTODY_DECIDED:
+        return 0;
+    case LM_CUSTODY_PARKED:
+        /* A socket that cannot be asked had a connection: what is not known to be unsent counts as sent. */
+        if (unknown || written > custody->bytes_before_decision) {
+            error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_STAY);
+            see_delivered(control_socket);
+            return error;
+        }
+        break;
+    case LM_CUSTODY_AT_HOME:
+        /* Who does not have the whole final description cannot be ready; and into the middle of a message
+         * nothing can be said. */
+        if (unknown || custody->bytes_before_decision == 0 || written < custody->bytes_before_decision) {
+            drain(control_socket);
+            return 0;
+        }
+        custody->bytes_before_decision = written;
+        break;
+    }
+    record_no(custody);
+    return carry_out_no(custody, control_socket);
 }
 
 __attribute__((noreturn)) void lm_custodian_run(struct lm_custody *custody, int control_socket,

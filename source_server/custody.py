@@ -1,11 +1,12 @@
 """Custody of the parked source: see custody.h.
 
 The custodian is forked from lm-serve when the control connection stands and before any thread is started. It shares
-one page with lm-serve, holds a duplicate of the control socket, and blocks until lm-serve's end of a pipe closes.
+memory with lm-serve, holds a duplicate of the control socket, and blocks until lm-serve's end of a pipe closes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -19,16 +20,28 @@ from _lm import ffi, lib
 from linux import pidfd
 from linux.errors import check
 from linux.own_name import call_ourselves
+from wire import messages
+from wire.exit_codes import ExitCode
 
 NAME = "lm-custodian"
 PURPOSE = "acts on what was decided, should the command end"
 GRACE_SECONDS = 2.0
 LEAVING_SECONDS = 1.0
+NO = messages.encode(
+    messages.Abort(
+        step="the handover",
+        object="lm-serve",
+        cause="it has ended without handing over",
+        remedy="the process runs on at the source; try again",
+        code=int(ExitCode.LOST_BEFORE),
+    )
+)
+"""The words of a no that lm-serve itself has none for: it has died."""
 
 
 @dataclass
 class Custody:
-    """lm-serve's side: the shared page, the pipe that only lm-serve holds open, and the custodian's pid."""
+    """lm-serve's side: the shared memory, the pipe that only lm-serve holds open, and the custodian's pid."""
 
     page: mmap.mmap
     state: Any
@@ -36,21 +49,63 @@ class Custody:
     custodian: int
     control_socket: int
 
+    def describing(self, length: int) -> None:
+        """A message of so many bytes is sent next, and when it is whole the destination can get ready.
+
+        Raises OSError."""
+        self.state.bytes_before_decision = self._count() + length
+
     def parked(self, pid: int, flag_address: int) -> None:
         """The threads of `pid` are about to wait for the word at `flag_address`; COMMIT is not sent. Raises OSError."""
-        count = ffi.new("uint64_t *")
-        check(lib.lm_bytes_written(self.control_socket, count), pid)
+        self.state.bytes_before_decision = self._count()
         self.state.pid = pid
         self.state.flag_address = flag_address
-        self.state.bytes_before_commit = count[0]
         self.state.state = lib.LM_CUSTODY_PARKED
 
     def commit_was_sent(self) -> bool:
         """Whether any byte has entered the control socket since `parked`."""
-        count = ffi.new("uint64_t *")
-        if lib.lm_bytes_written(self.control_socket, count) != 0:
+        try:
+            return self._count() > int(self.state.bytes_before_decision)
+        except OSError:
             return True
-        return bool(count[0] > self.state.bytes_before_commit)
+
+    def unparked(self) -> None:
+        """No thread waits for the word any more, and its memory is about to go."""
+        self.state.flag_address = 0
+
+    def refuse(self, words: bytes | None = None) -> None:
+        """Record that the source does not hand over: a message that says why, or None for one that says nothing more
+        than that. Call it before anything is thawed; from then on COMMIT must not be sent.
+
+        Without effect before `describing`, when nobody can be ready, and where the message of that never was whole."""
+        if self.state.bytes_before_decision == 0:
+            return
+        with contextlib.suppress(OSError):
+            count = self._count()
+            if count < self.state.bytes_before_decision:
+                return
+            self.state.bytes_before_decision = count
+        self.put_words(words if words is not None and len(words) <= lib.LM_CUSTODY_NO_ROOM else NO)
+        self.state.state = lib.LM_CUSTODY_NO
+
+    def say_no(self) -> bool:
+        """Say what `refuse` has recorded; False if it has recorded nothing. What cannot be said is left."""
+        if self.state.state != lib.LM_CUSTODY_NO:
+            return False
+        lib.lm_custody_say_no(self.state, self.control_socket)
+        return True
+
+    def put_words(self, words: bytes) -> None:
+        """The words of a no that is not recorded yet."""
+        ffi.memmove(self.state.no, words, len(words))
+        self.state.no_length = len(words)
+
+    def _count(self) -> int:
+        count = ffi.new("uint64_t *")
+        error = lib.lm_bytes_written(self.control_socket, count)
+        if error:
+            raise OSError(-error, os.strerror(-error), "the control connection")
+        return int(count[0])
 
     def freezing(self, seconds: float) -> None:
         """A freeze begins that may take so long; far beyond it the custodian ends lm-serve, and so the freeze."""
@@ -60,10 +115,6 @@ class Custody:
     def thawed(self) -> None:
         """The freeze is over."""
         self.state.deadline_ns = 0
-
-    def at_home(self) -> None:
-        """The threads are back, or were never parked."""
-        self.state.state = lib.LM_CUSTODY_AT_HOME
 
     def decided(self) -> None:
         """The word is written, so that nothing is left to decide."""
@@ -81,9 +132,11 @@ class Custody:
 
 def start_custody(control_socket: int) -> Custody:
     """Fork the custodian. Call it while lm-serve has one thread."""
-    page = mmap.mmap(-1, mmap.PAGESIZE)
+    page = mmap.mmap(-1, ffi.sizeof("struct lm_custody"))
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
     watched, lifeline = os.pipe()
+    custody = Custody(page, state, lifeline, 0, control_socket)
+    custody.put_words(NO)
     custodian = os.fork()
     if custodian == 0:
         try:
@@ -91,7 +144,8 @@ def start_custody(control_socket: int) -> Custody:
         finally:
             os._exit(1)
     os.close(watched)
-    return Custody(page, state, lifeline, custodian, control_socket)
+    custody.custodian = custodian
+    return custody
 
 
 def _be_custodian(state: Any, control_socket: int, watched: int, lifeline: int) -> None:

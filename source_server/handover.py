@@ -33,13 +33,14 @@ STEP = "the freeze"
 
 @dataclass
 class Frozen:
-    """A stopped process and what has been done to it so far."""
+    """A stopped process and what has been done to it so far. `custody`: whose word its threads wait for."""
 
     seen: SourceLook
     stops: list[tracee.Stop]
     threads: sources.SourceThreads | None = None
     source: FrozenSource | None = None
     committed: bool = False
+    custody: custodies.Custody | None = None
 
 
 @dataclass
@@ -69,6 +70,18 @@ def frozen(seen: SourceLook) -> Iterator[Frozen]:
             thaw(state)
 
 
+@contextlib.contextmanager
+def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
+    """Within `frozen`: what ends the handover is recorded as the source's no, before anything is thawed."""
+    try:
+        yield
+    except BaseException as error:
+        if not state.committed:
+            words = messages.encode(messages.abort_of(error)) if isinstance(error, MigrationError) else None
+            custody.refuse(words)
+        raise
+
+
 def _cannot_freeze(pid: int, error: Exception) -> LocalError:
     gone = isinstance(error, ProcessGone)
     return LocalError(
@@ -85,6 +98,8 @@ def thaw(state: Frozen) -> None:
     with contextlib.suppress(ProcessGone, OSError):
         if state.threads is not None:
             sources.bring_home(state.threads)
+            if state.custody is not None:
+                state.custody.unparked()
             sources.unmap_stub(state.threads)
     with contextlib.suppress(ProcessGone, OSError):
         tracee.thaw(state.stops, True)
@@ -110,6 +125,7 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     source = state.source
     assert source is not None
     threads = source.threads
+    state.custody = custody
     custody.parked(state.seen.pid, threads.flag_address)
     sources.park(threads)
     edge("source-parked")
@@ -119,7 +135,6 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
         control.send_bytes(message)
     except (ConnectionLost, LocalError):
         if not custody.commit_was_sent():
-            custody.at_home()
             raise
     state.committed = True
     # On one machine the destination may wait for this very processor.

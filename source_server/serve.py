@@ -105,7 +105,8 @@ def serve(options: ServeOptions, events: Events) -> int:
         except MigrationError as error:
             say_that_it_runs_on(error, options.pid)
             report.error = str(error)
-            tell(control, error)
+            if not custody.say_no():
+                tell(control, error)
             raise
         finally:
             write(options, events, report)
@@ -248,7 +249,12 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
     assert run.copy is not None
     deadline = time.monotonic() + run.options.max_freeze
     began = time.monotonic_ns()
-    with signals_held(), bounded(run), handover.frozen(run.seen) as state:
+    with (
+        signals_held(),
+        bounded(run),
+        handover.frozen(run.seen) as state,
+        handover.refusing(state, run.custody),
+    ):
         edge("source-frozen")
         passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
         if passing and not last:
@@ -273,7 +279,9 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         serve_new_contents(run.server, run.served, source)
         corrected = correct_late(run, pusher, source)
         # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.
-        run.control.send(final(run, source.description, corrected), left(deadline))
+        described = messages.encode(final(run, source.description, corrected))
+        run.custody.describing(len(described))
+        run.control.send_bytes(described, left(deadline))
         runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
         pusher.do(lambda: run.server.push(FINAL_PUSH, runs, changed=True, urgent=True))
         edge("source-final-sent")

@@ -1,10 +1,13 @@
-"""The connection breaks between READY and COMMIT: nobody at the destination can know, and the husk is kept, stopped."""
+"""The connection ends between READY and COMMIT, in order or not: nobody at the destination can know, and the husk is
+kept, stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +21,8 @@ import source_server.main
 import source_server.serve
 from experiments.machines import descendants, wait_for
 from wire.control import ControlChannel
-from wire.errors import ConnectionLost
 from wire.exit_codes import ExitCode
-from wire.messages import Message
+from wire.messages import Commit, Message
 
 
 @dataclass
@@ -41,12 +43,33 @@ class Doubt:
         return os.waitstatus_to_exitcode(os.waitpid(self.front, 0)[1])
 
 
-@pytest.fixture
-def doubt(tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doubt]:
-    """COMMIT is sent, and lost on the way."""
+def finish(source: socket.socket) -> None:
+    """The orderly end, which whoever passes the connection on can bring about with COMMIT in hand."""
+    source.shutdown(socket.SHUT_WR)
+
+
+def reset(source: socket.socket) -> None:
+    """The other one (socket(7), SO_LINGER)."""
+    source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    source.close()
+
+
+@pytest.fixture(params=[finish, reset], ids=["finished", "reset"])
+def doubt(
+    request: pytest.FixtureRequest, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Doubt]:
+    """COMMIT is sent, and lost on the way, and the connection ends in one of two ways."""
+    look_ahead = ControlChannel.look_ahead
 
     def lost(channel: ControlChannel) -> Message | None:
-        raise ConnectionLost(step="a", object="the connection", cause="is reset", remedy="d", closed=False)
+        assert isinstance(look_ahead(channel), Commit)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            source = socket.create_connection(server.getsockname())
+            destination, _ = server.accept()
+        with source, destination:
+            request.param(source)
+            os.dup2(destination.fileno(), channel.fileno(), inheritable=False)
+            return look_ahead(channel)
 
     monkeypatch.setattr(ControlChannel, "look_ahead", lost)
     # What is done before the freeze with a socket of its own is not what is broken here.

@@ -223,9 +223,8 @@ def test_what_was_not_expected(pair: Pair) -> None:
 def test_an_orderly_end_is_told_from_a_broken_one(pair: Pair) -> None:
     _, there, first, _ = pair
     first.shutdown(socket.SHUT_WR)
-    with pytest.raises(ConnectionLost, match="it was closed;") as caught:
+    with pytest.raises(ConnectionLost, match="it was closed;"):
         there.receive(10)
-    assert caught.value.closed
 
 
 def test_a_peer_that_does_not_read(pair: Pair) -> None:

@@ -32,6 +32,13 @@ def test_only_commit_leads_behind_commit(side: Side) -> None:
     assert [state for state, _ in ways if state is not State.IN_DOUBT] == [State.READY]
 
 
+def test_only_words_decide_after_ready() -> None:
+    """Of all that can happen at the destination between READY and COMMIT, the source's no alone removes the husk."""
+    ways = {event: following for (state, event), following in TABLES[Side.DESTINATION].items() if state is State.READY}
+    assert [event for event, following in ways.items() if following is State.ABORTED] == [Event.ABORTED]
+    assert [event for event, following in ways.items() if following is State.COMMITTED] == [Event.COMMIT]
+
+
 @pytest.mark.parametrize("side", Side)
 def test_every_state_is_reached_and_left(side: Side) -> None:
     table = TABLES[side]

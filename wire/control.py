@@ -100,7 +100,7 @@ class ControlChannel:
             except OSError as error:
                 raise _lost(error.strerror or str(error)) from None
             if not data:
-                raise _lost("it was closed", True)
+                raise _lost("it was closed")
             reader, message, self._ahead = FrameReader(), None, 0
             while message is None and self._ahead < len(data):
                 part = data[self._ahead : self._ahead + reader.wanted()]
@@ -175,7 +175,7 @@ class ControlChannel:
                 raise _lost(error.strerror or str(error)) from None
             if not data:
                 whole = self._reader.is_empty()
-                raise _lost("it was closed" if whole else "it was closed in the middle of a message", whole)
+                raise _lost("it was closed" if whole else "it was closed in the middle of a message")
             message = self._reader.receive(data)
             if message is not None:
                 return message
@@ -192,13 +192,12 @@ class ControlChannel:
                 return True
 
 
-def _lost(cause: str, closed: bool = False) -> ConnectionLost:
+def _lost(cause: str) -> ConnectionLost:
     return ConnectionLost(
         step="the control connection",
         object="the connection to the other side",
         cause=cause[:1].lower() + cause[1:],
         remedy="look at what the other side says, and at the network between",
-        closed=closed,
     )
 
 

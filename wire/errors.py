@@ -82,21 +82,12 @@ class Refused(MigrationError):
 
 
 class ConnectionLost(MigrationError):
-    """The connection to the peer ended without a word. What it means depends on whether COMMIT was sent.
-
-    `closed`: the peer ended it in order, by a FIN between two messages. Else it broke, and nobody
-    knows what the peer still sent.
+    """The connection to the peer ended without a word, and nobody knows what the peer still sent: who passes the
+    connection on can end it in order, by a FIN between two messages, with the next message in hand. What it means
+    depends on whether COMMIT was sent.
     """
 
     def __init__(
-        self,
-        *,
-        step: str,
-        object: str,
-        cause: str,
-        remedy: str,
-        code: ExitCode = ExitCode.LOST_BEFORE,
-        closed: bool = False,
+        self, *, step: str, object: str, cause: str, remedy: str, code: ExitCode = ExitCode.LOST_BEFORE
     ) -> None:
         super().__init__(step=step, object=object, cause=cause, remedy=remedy, code=code)
-        self.closed = closed

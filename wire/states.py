@@ -29,7 +29,7 @@ class State(enum.Enum):
     FROZEN = "the process stands still and is described"
     DESCRIBED = "the final description is under way or being applied"
     READY = "the destination only has to resume; the source parks its threads and decides"
-    IN_DOUBT = "the connection broke between READY and COMMIT: the husk is kept and does not run"
+    IN_DOUBT = "the connection ended between READY and COMMIT: the husk is kept and does not run"
     COMMITTED = "the destination's copy is the process; the source's is inert"
     RESUMED = "the process runs at the destination, its memory follows"
     STALLED = "the connection is lost: both sides keep everything and wait"
@@ -111,8 +111,9 @@ DESTINATION: Table = {
         State.CONNECTING, State.LOOKING, State.STAGING, State.STAGED, State.FROZEN, State.DESCRIBED,
         State.READY,
     ),
-    # A FIN is the source's word that there was no COMMIT. A connection that broke says nothing: the COMMIT may
-    # have been sent, so the husk is neither run nor destroyed.
+    # A connection that ends says nothing, whether in order or not: the COMMIT may have been sent, and be lost in a
+    # tunnel that ended. So the husk is neither run nor destroyed.
+    (State.READY, Event.CLOSED): State.IN_DOUBT,
     (State.READY, Event.LOST): State.IN_DOUBT,
     (State.READY, Event.FAILED): State.IN_DOUBT,
     (State.READY, Event.CANCELLED): State.READY,
