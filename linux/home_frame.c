@@ -1,6 +1,7 @@
 #include "linux/home_frame.h"
 
 #include "linux/arch_x86_64.h"
+#include "linux/cpu.h"
 
 #include <asm/signal.h>
 #include <asm/sigcontext.h>
@@ -19,8 +20,10 @@ enum {
     FRAME_SIZE = (sizeof(struct frame) + 63) & ~63,
     XSTATE_BV_OFFSET = 512,
     XSAVE_HEADER_END = 576,
-    FIRST_DYNAMIC_FEATURE =
-        17, /* AMX: a thread may lack the permission, and then a frame must not have room for it */
+    /* AMX: a thread may lack the permission, and then a frame must not have room for it */
+    TILE_CONFIGURATION = 17,
+    TILE_DATA = 18,
+    FEATURES = 63,
     ERESTARTSYS_ = 512,
     ERESTARTNOINTR_ = 513,
     ERESTARTNOHAND_ = 514,
@@ -31,19 +34,22 @@ enum {
  * stays. */
 static const int LEAVE_ALTERNATE_STACK = 0x3fffffff;
 
-/* Bytes of the standard-format xsave image that the components up to the last static one take. */
-static uint32_t static_xstate_size(uint64_t features) {
+static const uint64_t TILES = (uint64_t)1 << TILE_CONFIGURATION | (uint64_t)1 << TILE_DATA;
+
+/* Bytes of the standard-format xsave image that all components but AMX's take. */
+static uint32_t static_xstate_size(void) {
     /* Asked once, as in lm_arch_xstate_room. */
     static _Atomic uint32_t known;
+    const uint64_t enabled = known != 0 ? 0 : lm_xcr0() & ~TILES;
     uint32_t end = XSAVE_HEADER_END;
 
-    if (features >> FIRST_DYNAMIC_FEATURE)
-        return 0;
     if (known != 0)
         return known;
-    for (unsigned int feature = 2; feature < FIRST_DYNAMIC_FEATURE; feature++) {
+    for (unsigned int feature = 2; feature < FEATURES; feature++) {
         uint32_t size = 0, offset = 0, ecx = 0, edx = 0;
 
+        if ((enabled >> feature & 1) == 0)
+            continue;
         if (!__get_cpuid_count(0xd, feature, &size, &offset, &ecx, &edx))
             break;
         if (size != 0 && (ecx & 1) == 0 && offset + size > end)
@@ -53,15 +59,21 @@ static uint32_t static_xstate_size(uint64_t features) {
     return end;
 }
 
-/* Bytes of an xsave image that a frame has to have. */
-static size_t needed_size(const char *xstate, size_t xstate_size) {
-    uint64_t features = 0;
-    size_t needed = 0;
+static int is_zero(const char *bytes, size_t length) {
+    return length == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0);
+}
 
-    if (xstate_size >= XSAVE_HEADER_END)
-        memcpy(&features, xstate + XSTATE_BV_OFFSET, sizeof features);
-    needed = static_xstate_size(features);
-    return needed == 0 || (xstate_size != 0 && needed > xstate_size) ? xstate_size : needed;
+/* Bytes of an xsave image that a frame has to have. What the tiles hold decides, not their bits in XSTATE_BV:
+ * of tiles that hold nothing these may come and go (Intel SDM vol. 1, 13.6) between the choice of a place and
+ * the writing of the frame. */
+static size_t needed_size(const char *xstate, size_t xstate_size) {
+    size_t needed = static_xstate_size();
+
+    if (xstate_size == 0)
+        return needed;
+    if (xstate_size <= needed || !is_zero(xstate + needed, xstate_size - needed))
+        return xstate_size;
+    return needed;
 }
 
 size_t lm_home_frame_room(const void *xstate, size_t xstate_size) {
@@ -72,7 +84,7 @@ size_t lm_home_frame_room(const void *xstate, size_t xstate_size) {
 
 void lm_home_frame_prepare(void) {
     lm_arch_xstate_room();
-    static_xstate_size(0);
+    static_xstate_size();
 }
 
 uint64_t lm_home_frame_return_pointer(uint64_t address) {
@@ -92,6 +104,13 @@ static int place_xstate(struct frame *frame, char *out, size_t room, uint64_t ad
     if (FRAME_SIZE + size + sizeof magic2 > room)
         return -ENOSPC;
     memcpy(out + FRAME_SIZE, xstate, size);
+    if (size < xstate_size) {
+        uint64_t used = 0;
+
+        memcpy(&used, xstate + XSTATE_BV_OFFSET, sizeof used);
+        used &= ~TILES;
+        memcpy(out + FRAME_SIZE + XSTATE_BV_OFFSET, &used, sizeof used);
+    }
     software.magic1 = FP_XSTATE_MAGIC1;
     software.extended_size = size + (uint32_t)sizeof magic2;
     /* PTRACE_GETREGSET leaves the features that this kernel enables in the first of the software bytes. */

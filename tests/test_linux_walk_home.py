@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from home_help import frame_on_stack, gadgets_of, in_a_child, stack_of
 from linux_husks import kill_and_reap, wait_until
 from vector_state import vector_registers
 
@@ -36,7 +37,7 @@ from linux.source_threads import (
     unmap_stub,
 )
 from linux.syscall_numbers import SYS_getpid, SYS_getppid, SYS_gettid, SYS_mmap, SYS_munmap, SYS_sched_yield
-from linux.walk_home import Gadgets, choose_place, find_gadgets, find_padding, frame_room, lone_call, place_frame
+from linux.walk_home import Gadgets, choose_place, find_padding, frame_room, lone_call
 
 pytestmark = pytest.mark.timeout(300)
 SOURCE = Path(__file__).resolve().parent / "home_program.c"
@@ -112,20 +113,6 @@ def targets(binary: Path, tmp_path: Path) -> Iterator[Callable[[int, int], Targe
         target.process.returncode = 0
 
 
-def in_a_child(work: Callable[[], None], said: int) -> int:
-    """Start a tracer that does the work until it is killed; it says on `said` that it begins, and what went wrong."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.write(said, b"+")
-        work()
-    except BaseException as error:
-        os.write(said, f"{error!r}".encode())
-    finally:
-        os._exit(1)
-
-
 def kill_at_random(target: Target, work: Callable[[], None], disturbed: bool) -> None:
     """Kill tracers at random instants of their work, KILLS times; the target notices nothing of it."""
     chance = random.Random(1)
@@ -144,22 +131,6 @@ def kill_at_random(target: Target, work: Callable[[], None], disturbed: bool) ->
             assert words.read(200) == b""
         target.check_runs()
     assert target.handled() == target.signals
-
-
-def gadgets_of(pid: int) -> Gadgets:
-    found = find_gadgets(pid, maps(pid))
-    assert found is not None
-    return found
-
-
-def stack_of(pid: int) -> tuple[int, int]:
-    return next((one.start, one.end) for one in maps(pid) if one.path == "[stack]")
-
-
-def frame_on_stack(pid: int, gadgets: Gadgets) -> int:
-    place = place_frame(pid, gadgets, stack_of(pid))
-    assert place is not None
-    return place
 
 
 @pytest.mark.parametrize("place", ["stack", "padding"])
