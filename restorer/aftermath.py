@@ -18,7 +18,8 @@ from restorer.husk_process import husk_ended
 from restorer.plain_locks import lock_plainly
 from restorer.run import Run, edge_after_commit, write
 from wire import messages
-from wire.errors import MigrationError
+from wire.control import Odd
+from wire.errors import MigrationError, ProtocolError
 from wire.exit_codes import ExitCode
 
 TICK_MS = 100
@@ -101,27 +102,41 @@ def _orders(run: Run) -> bool:
     return not run.line.front_is_gone
 
 
-def _hear(run: Run) -> bool:
-    """Take one message of the source; False when the connection is gone."""
-    assert run.husk is not None
+def _hear(run: Run, *, finished: bool = False) -> bool:
+    """Take one message of the source; False when no more will come: the connection is gone, or that was the last one.
+    `finished`: every page is here."""
+    more = (messages.Goodbye,) if finished else ()
     try:
-        message = run.control.receive(GOODBYE_SECONDS)
+        message = run.control.hear(messages.Hot, messages.Signal, *more)
+    except ProtocolError as error:
+        _note_odd(run, error.cause)
+        return False
     except MigrationError:
         return False
-    if isinstance(message, messages.Hot):
+    if isinstance(message, Odd):
+        _note_odd(run, message.cause)
+    if isinstance(message, messages.Hot) and not finished:
         _fetch_first(run, message)
     if isinstance(message, messages.Signal):
         with contextlib.suppress(OSError):
             _deliver(run, message.thread, message.number)
-    return True
+    return not isinstance(message, messages.Goodbye)
+
+
+def _note_odd(run: Run, cause: str) -> None:
+    run.line.send("note", text=f"a message of lm-serve cannot be used and is passed over: {cause}", level=0)
 
 
 def _fetch_first(run: Run, message: messages.Hot) -> None:
     """The source's word on what will be touched soon; one that cannot be used is passed over."""
     assert run.pager is not None
-    with contextlib.suppress(MigrationError, OSError, OverflowError):
+    try:
         runs = messages.unpack(message.payload, list[Runs])
         run.pager.prefetch_first([HotRun(one.address, one.address + one.pages * PAGE) for one in runs[:MOST_HOT]])
+    except ProtocolError as error:
+        _note_odd(run, error.cause)
+    except (OSError, OverflowError) as error:
+        _note_odd(run, f"it names pages that cannot be ({error})")
 
 
 def _deliver(run: Run, thread: int, number: int) -> None:
@@ -166,11 +181,20 @@ def _finish(run: Run) -> None:
     run.line.send("complete", pid=run.husk.pid)
     run.line.send("result", report=msgspec.to_builtins(run.report))
     # Not before: the source's copy leaves first, and to give its memory back takes it a tenth of a second per GiB.
-    with contextlib.suppress(MigrationError):
-        run.control.expect(messages.Goodbye, GOODBYE_SECONDS)
+    _await_goodbye(run)
     if run.custody is not None:
         run.custody.end()
     run.roles.close()
+
+
+def _await_goodbye(run: Run) -> None:
+    """Wait until the source's copy has left, and deliver the signals that have come to it meanwhile."""
+    poll = select.poll()
+    poll.register(run.control.fileno(), select.POLLIN)
+    deadline = time.monotonic() + GOODBYE_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        if poll.poll(left * 1000) and not _hear(run, finished=True):
+            return
 
 
 def _lock(run: Run) -> None:

@@ -17,12 +17,12 @@ from source_server import handover
 from source_server.page_server import PageServer, ServerState
 from source_server.run import KEPT, Run, write
 from wire import messages
+from wire.control import Odd
 from wire.edges import edge
-from wire.errors import MigrationError
+from wire.errors import MigrationError, ProtocolError
 from wire.report import Bytes, Faults, Pages
 
 TICK_MS = 200
-MESSAGE_SECONDS = 30.0
 
 
 def tell_hot(run: Run) -> None:
@@ -67,15 +67,24 @@ def take_state(server: PageServer) -> ServerState:
 
 def take_counts(run: Run, payload: msgspec.Raw) -> None:
     """What the destination has counted is the truth of both reports. A peer that tells nothing of it loses nobody."""
-    with contextlib.suppress(MigrationError):
+    try:
         counted = messages.unpack(payload, tuple[Pages, Bytes, Faults])
         run.report.pages, run.report.bytes, run.report.faults = counted
+    except ProtocolError as error:
+        note_odd(run, error.cause)
+
+
+def note_odd(run: Run, cause: str) -> None:
+    """Say that a message of the destination came to nothing."""
+    run.events.note(f"a message of lm-restore cannot be used and is passed over: {cause}", 0)
 
 
 def hear(run: Run, committed: handover.Committed) -> bool:
-    """Take one message; whether the migration is over."""
-    message = run.control.receive(MESSAGE_SECONDS)
-    if isinstance(message, messages.Resumed):
+    """Take one message; whether the migration is over. Raises MigrationError when no more will come."""
+    message = run.control.hear(messages.Resumed, messages.Progress, messages.Finished)
+    if isinstance(message, Odd):
+        note_odd(run, message.cause)
+    elif isinstance(message, messages.Resumed):
         frozen = committed.frozen_ns + run.control.round_trip_ns // 2 + message.resume_ns
         run.report.downtime_ms = frozen / 1e6
     elif isinstance(message, messages.Progress):
@@ -84,7 +93,8 @@ def hear(run: Run, committed: handover.Committed) -> bool:
         edge("source-finished")
         take_counts(run, message.payload)
         handover.leave(committed, run.options.exit_status)
-        run.control.send(messages.Goodbye())
+        with contextlib.suppress(MigrationError):
+            run.control.send(messages.Goodbye())
         run.report.outcome = "complete"
         run.events.emit("complete", run.options.pid)
         return True

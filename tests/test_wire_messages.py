@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire.control import ControlChannel
+from wire.control import MOST_ODD, ControlChannel, Odd
 from wire.errors import ConnectionLost, LocalError, ProtocolError, Refused, RemoteError
 from wire.exit_codes import ExitCode
 from wire.host import look_at_host
@@ -225,6 +225,62 @@ def test_an_orderly_end_is_told_from_a_broken_one(pair: Pair) -> None:
     first.shutdown(socket.SHUT_WR)
     with pytest.raises(ConnectionLost, match="it was closed;"):
         there.receive(10)
+
+
+ODD = [
+    (encode(Signal(thread=0, number=1 << 40)), "Expected `int` <= 64"),
+    (encode(Signal(thread=-1, number=15)), "Expected `int` >= 0"),
+    (encode(Resumed(pid=0, resume_ns=1)), "Expected `int` >= 1"),
+    (encode(Progress(pages=-1, pages_total=1, faults=1)), "Expected `int` >= 0"),
+    (encode(Ready()), "a Ready is not due any more"),
+    (encode(Abort(step="a", object="b", cause="c", remedy="d")), "an Abort is not due any more"),
+    (HEADER.pack(1, 1, PLAIN, bytes(3)) + b"\xc1", "it cannot be read"),
+    (HEADER.pack(4, 9, ZSTD, bytes(3)) + b"abcd", "it cannot be decompressed"),
+]
+
+
+@pytest.mark.parametrize(("frame", "cause"), ODD)
+def test_after_commit_an_odd_message_is_passed_over(pair: Pair, frame: bytes, cause: str) -> None:
+    here, there, first, _ = pair
+    first.sendall(frame)
+    here.send(Goodbye())
+    odd = there.hear(Goodbye, Signal, Resumed, Progress)
+    assert isinstance(odd, Odd)
+    assert cause in odd.cause
+    assert there.hear(Goodbye) == Goodbye()
+    assert there.hear(Goodbye) is None, "nothing is there"
+    first.sendall(frame[:5])
+    assert there.hear(Goodbye) is None, "it is not whole yet"
+    first.sendall(frame[5:])
+    assert isinstance(there.hear(Goodbye), Odd)
+
+
+def test_after_commit_not_everything_odd_is_told(pair: Pair) -> None:
+    here, there, *_ = pair
+    for _ in range(MOST_ODD + 5):
+        here.send(Ready())
+    here.send(Goodbye())
+    told = [there.hear(Goodbye) for _ in range(MOST_ODD + 6)]
+    assert sum(isinstance(one, Odd) for one in told) == MOST_ODD
+    assert told[-1] == Goodbye()
+
+
+def test_after_commit_the_end_is_told(pair: Pair) -> None:
+    here, there, first, _ = pair
+    here.send(Ping(number=1))
+    assert there.hear(Goodbye) is None
+    assert here.hear(Goodbye) is None, "the Pong"
+    first.sendall(bytes(HEADER.size))
+    with pytest.raises(ProtocolError, match="its form 0 does not exist"):
+        there.hear(Goodbye)
+    first.close()
+
+
+def test_after_commit_a_lost_connection_is_told(pair: Pair) -> None:
+    _, there, first, _ = pair
+    first.close()
+    with pytest.raises(ConnectionLost):
+        there.hear(Goodbye)
 
 
 def test_a_peer_that_does_not_read(pair: Pair) -> None:

@@ -11,9 +11,10 @@ import select
 import socket
 import statistics
 import time
+from dataclasses import dataclass
 from typing import TypeVar
 
-from wire.errors import ConnectionLost, LocalError
+from wire.errors import ConnectionLost, LocalError, ProtocolError
 from wire.exit_codes import ExitCode
 from wire.messages import (
     Abort,
@@ -31,7 +32,15 @@ from wire.messages import (
 SEND_SECONDS = 30.0
 LOOKED_AT = 1 << 12
 LOOK_AGAIN_SECONDS = 0.001
+MOST_ODD = 16
 Expected = TypeVar("Expected")
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A message after COMMIT that cannot be used, and is passed over; `cause` is the rest of a sentence about it."""
+
+    cause: str
 
 
 class ControlChannel:
@@ -47,6 +56,7 @@ class ControlChannel:
         self._pongs: list[Pong] = []
         self._number = 0
         self._ahead = 0
+        self._odd = 0
         self.round_trip_ns = 0
 
     def fileno(self) -> int:
@@ -72,17 +82,29 @@ class ControlChannel:
 
     def receive(self, timeout: float | None = None) -> Message:
         """The next message, waiting at most `timeout` seconds for all of it (None: as long as it takes)."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            message = self._next(deadline)
-            if message is None:
-                raise _silent(f"nothing came for {timeout:g} s")
-            if isinstance(message, Ping):
-                self.send(Pong(number=message.number))
-            elif isinstance(message, Pong):
-                self._pongs.append(message)
-            else:
+        message = self._receive(None if timeout is None else time.monotonic() + timeout)
+        if message is None:
+            raise _silent(f"nothing came for {timeout:g} s")
+        return message
+
+    def hear(self, *due: type[Message]) -> Message | Odd | None:
+        """The next message after COMMIT, when nothing may fail any more by what the other side says: one of the kinds
+        that are `due`, with numbers that can be; or what is odd about another one. None when it is not whole yet, or is
+        one of too many odd ones.
+
+        Raises ProtocolError when nobody can tell any more where a message begins."""
+        try:
+            message = self._receive(time.monotonic())
+            if message is None or isinstance(message, due):
                 return message
+            name = type(message).__name__
+            cause = f"{'an' if name[0] in 'AEIOU' else 'a'} {name} is not due any more"
+        except ProtocolError as error:
+            if not self._reader.is_empty():
+                raise
+            cause = error.cause
+        self._odd += 1
+        return Odd(cause) if self._odd <= MOST_ODD else None
 
     def look_ahead(self) -> Message | None:
         """The next message, which stays where it is: whoever reads next gets it, in whatever process, and `skip` takes
@@ -161,6 +183,17 @@ class ControlChannel:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _receive(self, deadline: float | None) -> Message | None:
+        """The next message that is neither Ping nor Pong; None when the deadline passed."""
+        while True:
+            message = self._next(deadline)
+            if isinstance(message, Ping):
+                self.send(Pong(number=message.number))
+            elif isinstance(message, Pong):
+                self._pongs.append(message)
+            else:
+                return message
 
     def _next(self, deadline: float | None) -> Message | None:
         """The next message of any kind; None when the deadline passed. What came of it so far is kept."""

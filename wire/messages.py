@@ -8,7 +8,8 @@ Every message is one frame, all numbers little endian:
     9   3   0
     12      the message: MessagePack, a map whose "kind" says which of the structs below it is
 
-Unknown fields are skipped, an unknown kind breaks the protocol. Who sends what, and when, stands in
+Unknown fields are skipped; an unknown kind, or a number out of its range, breaks the protocol. After COMMIT,
+when nothing may fail any more, such a message is passed over. Who sends what, and when, stands in
 docs/protocol.md. The payloads (`msgspec.Raw`) are MessagePack too; their types belong to the floors above,
 which decode them with `unpack`.
 """
@@ -16,7 +17,7 @@ which decode them with `unpack`.
 from __future__ import annotations
 
 import struct
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import zstandard
@@ -34,6 +35,13 @@ HEADER = struct.Struct("<IIB3s")
 NOTHING = msgspec.Raw(b"\xc0")
 
 Payload = TypeVar("Payload")
+# Process and thread ids, at most PID_MAX_LIMIT (include/linux/threads.h); 0 where there need not be one.
+Pid = Annotated[int, msgspec.Meta(ge=1, le=1 << 22)]
+PidOrNone = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
+# 1 to _NSIG (signal(7)).
+SignalNumber = Annotated[int, msgspec.Meta(ge=1, le=64)]
+PushNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="greeting"):
@@ -59,22 +67,22 @@ class Obstacles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
 class Staged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="staged"):
     """Destination: the husk stands, the source may freeze. `pid` as the destination host sees it."""
 
-    pid: int
+    pid: Pid
     payload: msgspec.Raw = NOTHING
 
 
 class Pushed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pushed"):
     """Source: push number `push` went out on BULK; destination: it has arrived and lies in the husk."""
 
-    push: int
+    push: PushNumber
     payload: msgspec.Raw = NOTHING
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="round"):
     """Source: a round of pages follows on BULK as push number `push`; `payload` is the layout, if it has changed."""
 
-    number: int
-    push: int
+    number: Count
+    push: PushNumber
     payload: msgspec.Raw = NOTHING
 
 
@@ -89,7 +97,7 @@ class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     strategy: str = ""
     resume_at_once: bool = True
     tracking: str = "none"
-    correction: int = 0
+    correction: PushNumber = 0
     payload: msgspec.Raw = NOTHING
 
 
@@ -123,8 +131,8 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="c
 class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="resumed"):
     """Destination: the process runs. `resume_ns` from COMMIT received until then."""
 
-    pid: int
-    resume_ns: int
+    pid: Pid
+    resume_ns: Count
 
 
 class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
@@ -138,16 +146,16 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
     process.
     """
 
-    thread: int
-    number: int
+    thread: PidOrNone
+    number: SignalNumber
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):
     """Destination: how far the pages are."""
 
-    pages: int
-    pages_total: int
-    faults: int
+    pages: Count
+    pages_total: Count
+    faults: Count
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="finished"):
