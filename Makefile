@@ -14,24 +14,24 @@ BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3
 KERNEL_PACKAGES := qemu-system-x86
-LAYERS := linux wire process pager source_server restorer
-NATIVE := build_native.py $(foreach layer,$(LAYERS),$(wildcard $(layer)/*.c) $(wildcard $(layer)/*.h))
+LAYERS := kernel wire process pager source_server restorer
+NATIVE := build_native.py $(shell find $(LAYERS) -name '*.[ch]')
 # Every C file and header of the repository, wherever it stands.
-C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' ! -name _lm.c -print)
+C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' ! -name "*_lm.c" -print)
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
 PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
 # Left out, each start of a command would compile all of its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
-WHOLE_COMMANDS := tests/test_handover_edges.py tests/test_handover_kills.py tests/test_bad_input.py \
-                  tests/test_bench.py tests/test_command_lines.py tests/test_rounds.py
+WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test_handover_kills.py tests/moves/test_bad_input.py \
+                  tests/experiments/test_bench.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
-DRAWING := $(wildcard tests/test_report_*.py)
+DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
 .PHONY: setup demo test test-kernels check bench experiments sanitize clean packages programs format
 
-setup: packages .venv/installed _lm.abi3.so programs
+setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
 
 packages:
@@ -45,8 +45,8 @@ packages:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,experiments]'
 	@touch $@
 
-_lm.abi3.so: $(NATIVE) | .venv/installed
-	@echo "setup: the C side (_lm.abi3.so, restorer/bin)"
+live_migration/_lm.abi3.so: $(NATIVE) | .venv/installed
+	@echo "setup: the C side (live_migration/_lm.abi3.so, restorer/bin)"
 	@$(BIN)/python build_native.py
 	@touch $@
 
@@ -61,7 +61,7 @@ demo: setup
 
 check: setup
 	$(BIN)/ruff check .
-	$(BIN)/mypy .
+	$(BIN)/mypy
 	@echo "$(BIN)/clang-format --dry-run --Werror"; $(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 test: check
@@ -73,10 +73,10 @@ test-kernels: setup
 	$(PYTEST) tests/kernels/test_kernels.py
 
 bench: setup
-	@$(BIN)/python -m experiments.bench
+	@$(BIN)/python -m live_migration.experiments.bench
 
 experiments: setup
-	@$(BIN)/python -m experiments.standard
+	@$(BIN)/python -m live_migration.experiments.standard
 
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup
@@ -92,5 +92,5 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build _lm.c _lm.o *.so *.egg-info restorer/bin tests/programs/bin .mypy_cache .ruff_cache .pytest_cache
-	rm -rf $(foreach layer,$(LAYERS) tests demo experiments stubs .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)
+	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin tests/programs/bin .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(foreach layer,cli $(LAYERS) tests demo experiments .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)

@@ -1,4 +1,4 @@
-"""Builds the C side: one cffi extension module, _lm, and the small static programs.
+"""Builds the C side: one cffi extension module, live_migration._lm, and the small static programs.
 
 C stands beside the Python whose work it does. Every header of a layer holds its Python-visible declarations
 between the lines `/* cffi: begin */` and `/* cffi: end */`; they are collected here, in the order of the layers,
@@ -19,7 +19,7 @@ from pathlib import Path
 import cffi
 
 ROOT = Path(__file__).resolve().parent
-LAYERS = ("linux", "wire", "process", "pager", "source_server", "restorer")
+LAYERS = ("kernel", "wire", "process", "pager", "source_server", "restorer")
 # Not parts of the extension: programs of their own, freestanding, without libc.
 STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
@@ -35,7 +35,7 @@ def headers() -> list[Path]:
     return [
         path
         for layer in LAYERS
-        for path in sorted((ROOT / layer).glob("*.h"))
+        for path in sorted((ROOT / layer).rglob("*.h"))
         if "/* cffi: begin */" in path.read_text()
     ]
 
@@ -45,7 +45,7 @@ def sources() -> list[str]:
     return [
         str(path.relative_to(ROOT))
         for layer in LAYERS
-        for path in sorted((ROOT / layer).glob("*.c"))
+        for path in sorted((ROOT / layer).rglob("*.c"))
         if str(path.relative_to(ROOT)) not in STATIC_PROGRAMS
     ]
 
@@ -63,22 +63,21 @@ def declarations() -> str:
 
 
 def make_ffi() -> cffi.FFI:
-    """The builder of the extension module `_lm`."""
+    """The builder of the extension module `live_migration._lm`."""
     sanitize = os.environ.get("LM_SANITIZE", "")
-    # -iquote, since <linux/...> has to stay the kernel's.
     flags = ["-std=gnu11", "-O2", "-g", "-iquote", str(ROOT), *WARNINGS]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
     ffi = cffi.FFI()
     ffi.cdef(declarations())
     ffi.set_source(
-        "_lm",
+        "live_migration._lm",
         "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
         sources=sources(),
         libraries=["zstd", "pthread"],
         extra_compile_args=flags,
         extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
-        depends=[str(path) for layer in LAYERS for path in (ROOT / layer).glob("*.h")],
+        depends=[str(path) for layer in LAYERS for path in (ROOT / layer).rglob("*.h")],
     )
     return ffi
 

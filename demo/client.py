@@ -11,7 +11,7 @@ import select
 import sys
 import time
 
-from experiments.resp import Connection, key_of, value_of
+from live_migration.experiments.resp import Connection, key_of, value_of
 
 # Long enough not to be mistaken for a slow machine, short enough not to be what is measured.
 TIMEOUT = 1.0

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from demo.network import SERVICE, Network, demo_network
-from experiments.machines import (
+from live_migration.experiments.machines import (
     Command,
     Move,
     adopt_orphans,
@@ -32,7 +32,7 @@ from experiments.machines import (
     start,
     wait_for,
 )
-from experiments.resp import Connection, key_of, value_of
+from live_migration.experiments.resp import Connection, key_of, value_of
 
 PORT = 6379
 BATCH = 500
@@ -60,7 +60,7 @@ def server_command(folder: Path) -> tuple[str, list[str]]:
     return "a Python service (redis-server is not installed)", [sys.executable, "-m", "demo.service", str(PORT)]
 
 
-def ask_service(demo: Demo, what: str) -> dict[str, Any]:
+def query_service(demo: Demo, what: str) -> dict[str, Any]:
     """Run one step of this file where the client is: only there does the service address lead to the server."""
     words = [sys.executable, "-m", "demo.demo", "--step", what, "--entries", str(demo.entries)]
     done = subprocess.run(demo.network.client.command(*words), capture_output=True, text=True)
@@ -82,7 +82,7 @@ def step_fill(entries: int) -> dict[str, Any]:
     connection = wait_for("the server", connect, 20)
     for first in range(0, entries, BATCH):
         numbers = range(first, min(first + BATCH, entries))
-        connection.ask_all([(b"SET", key_of(number), value_of(number)) for number in numbers])
+        connection.query_all([(b"SET", key_of(number), value_of(number)) for number in numbers])
     return {"size": connection.ask(b"DBSIZE")}
 
 
@@ -114,7 +114,7 @@ def run(demo: Demo) -> bool:
     name, words = server_command(demo.folder)
     server = start(network.source, words, demo.folder, "server", start_new_session=True)
     say(f"source machine       [bold]{name}[/bold] is process {server.process.pid}, at {SERVICE}:{PORT}")
-    size = ask_service(demo, "fill")["size"]
+    size = query_service(demo, "fill")["size"]
     say(f"                     holds {size:,} entries, {memory_of(server.process.pid) / 2**20:.0f} MiB of memory")
     client = start_client(demo)
     time.sleep(CLIENT_SECONDS)
@@ -136,7 +136,7 @@ def run(demo: Demo) -> bool:
     say(f"source machine       every page has left; lm-serve has ended, process {server.process.pid} is gone")
     time.sleep(CLIENT_SECONDS)
     seen = end_client(client)
-    checked = ask_service(demo, "check")
+    checked = query_service(demo, "check")
     return show(demo, move, seen, checked)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from experiments.machines import Machine, add_namespace, two_machines
+from live_migration.experiments.machines import Machine, add_namespace, two_machines
 
 SERVICE = "10.99.9.9"
 

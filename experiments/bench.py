@@ -22,9 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import bench_rounds
-from experiments.machines import adopt_orphans, kill_descendants, leave_on_signals, two_machines
-from experiments.measures import (
+from live_migration.experiments import bench_rounds
+from live_migration.experiments.machines import adopt_orphans, kill_descendants, leave_on_signals, two_machines
+from live_migration.experiments.measures import (
     Laboratory,
     Samples,
     compile_programs,
@@ -33,7 +33,7 @@ from experiments.measures import (
     measure_idle_faults,
     run_floor,
 )
-from experiments.verdicts import Verdict, at_least, at_most
+from live_migration.experiments.verdicts import Verdict, at_least, at_most
 
 DOWNTIME_MS = 8.0
 GROWTH = 1.5

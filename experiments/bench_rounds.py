@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.measures import Laboratory, Samples
-from experiments.measures_rounds import measure_writer
-from experiments.verdicts import Verdict, at_least, at_most, shown
+from live_migration.experiments.measures import Laboratory, Samples
+from live_migration.experiments.measures_rounds import measure_writer
+from live_migration.experiments.verdicts import Verdict, at_least, at_most, shown
 
 STRATEGIES = ("stop-and-copy", "pre-copy", "post-copy", "hybrid")
 SIDE_MIB, SIDE_RATE = 512, 20

@@ -7,7 +7,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 
-from experiments.results import Cost
+from live_migration.experiments.results import Cost
 
 PERIOD_SECONDS = 0.1
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -97,7 +97,7 @@ class Costs:
             self.look()
 
     def look(self) -> None:
-        """Look now."""
+        """Snapshot now."""
         with self._lock:
             for name, root in self.roots.items():
                 looked: dict[int, tuple[int, int]] = {}

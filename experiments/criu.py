@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.costs import family, name_of
-from experiments.errors import ExperimentError
-from experiments.machines import Machine, wait_for
-from experiments.moves import MOVE_SECONDS, Moved, Order
+from live_migration.experiments.costs import family, name_of
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.machines import Machine, wait_for
+from live_migration.experiments.moves import MOVE_SECONDS, Moved, Order
 
 PORT = 7090
 SCRIPT = """#!/bin/sh

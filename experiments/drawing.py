@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from experiments.summary import NO_MIGRATION, Series, spread
+from live_migration.experiments.summary import NO_MIGRATION, Series, spread
 
 WIDTH = 7.4
 """Inches; on the page a figure is as wide as the text, so that its letters have nearly the text's size."""

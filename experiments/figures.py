@@ -11,9 +11,9 @@ matplotlib.use("Agg")  # before anything that asks for a display
 
 from matplotlib.figure import Figure
 
-from experiments import drawing, figures_strategies, figures_sweep, figures_time
-from experiments.results import Floor, Result
-from experiments.summary import Series, by_series, floor_of
+from live_migration.experiments import drawing, figures_strategies, figures_sweep, figures_time
+from live_migration.experiments.results import Floor, Result
+from live_migration.experiments.summary import Series, by_series, floor_of
 
 Floors = Callable[[str], Floor | None]
 

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments import drawing
-from experiments.figures_sweep import empty
-from experiments.quantities import duration, plain, shortened, size
-from experiments.results import Cost, Floor, Result
-from experiments.summary import Panel, Series, by_series, known, migrations, panels, spread
+from live_migration.experiments import drawing
+from live_migration.experiments.figures_sweep import empty
+from live_migration.experiments.quantities import duration, plain, shortened, size
+from live_migration.experiments.results import Cost, Floor, Result
+from live_migration.experiments.summary import Panel, Series, by_series, known, migrations, panels, spread
 
 SIDES = {"serve": "lm-serve", "restore": "lm-restore"}
 

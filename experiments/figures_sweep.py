@@ -10,10 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments import drawing
-from experiments.quantities import PAGE, dirty_words, downtime, duration, link_rate, page_multiple, size, times
-from experiments.results import Floor, Link, Result
-from experiments.summary import Panel, Series, Value, by_series, median_of, migrations, panels
+from live_migration.experiments import drawing
+from live_migration.experiments.quantities import (
+    PAGE,
+    dirty_words,
+    downtime,
+    duration,
+    link_rate,
+    page_multiple,
+    size,
+    times,
+)
+from live_migration.experiments.results import Floor, Link, Result
+from live_migration.experiments.summary import Panel, Series, Value, by_series, median_of, migrations, panels
 
 HEIGHT = 2.55
 

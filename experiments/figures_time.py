@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments import drawing
-from experiments.figures_sweep import empty
-from experiments.quantities import duration, latency, lost_ms, plain, round_times, shortened
-from experiments.results import Floor, Histogram, Result
-from experiments.summary import Panel, Series, by_series, panels, series_of
+from live_migration.experiments import drawing
+from live_migration.experiments.figures_sweep import empty
+from live_migration.experiments.quantities import duration, latency, lost_ms, plain, round_times, shortened
+from live_migration.experiments.results import Floor, Histogram, Result
+from live_migration.experiments.summary import Panel, Series, by_series, panels, series_of
 
 STEPS = 350
 """Points along a timeline; more would not be seen, and the page would grow with every second of a run."""

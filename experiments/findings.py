@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experiments.quantities import (
+from live_migration.experiments.quantities import (
     depth,
     dip_ms,
     dirty_words,
@@ -23,8 +23,8 @@ from experiments.quantities import (
     size,
     times,
 )
-from experiments.results import Cell, Result
-from experiments.summary import (
+from live_migration.experiments.results import Cell, Result
+from live_migration.experiments.summary import (
     Setting,
     Spread,
     Value,

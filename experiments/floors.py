@@ -18,16 +18,16 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.errors import ExperimentError, Status
-from experiments.links import PRESETS, parse_link
-from experiments.machine_facts import machine_facts
-from experiments.measured_links import measure_link
-from experiments.network import Network, check_root, network
-from experiments.programs import compile_into
-from experiments.results import FLOORS, Floor, Link
-from experiments.run import keep_line, link_said, make_folder
-from experiments.self_check import measuring_cost, turns
-from experiments.trial import nothing_left
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.links import PRESETS, parse_link
+from live_migration.experiments.machine_facts import machine_facts
+from live_migration.experiments.measured_links import measure_link
+from live_migration.experiments.network import Network, check_root, network
+from live_migration.experiments.programs import compile_into
+from live_migration.experiments.results import FLOORS, Floor, Link
+from live_migration.experiments.run import keep_line, link_said, make_folder
+from live_migration.experiments.self_check import measuring_cost, turns
+from live_migration.experiments.trial import nothing_left
 
 PAGES, FAULTS = 65536, 1500
 """Of 256 MiB a third is touched, a third pulled, and a third pulled beside faults."""

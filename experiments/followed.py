@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import ExperimentError
-from experiments.machines import Machine
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.machines import Machine
 
 SECONDS = 60.0
 

@@ -1,7 +1,7 @@
 /*
  * The floor of a downtime: an empty process is stopped, its registers and the top of its stack go over TCP,
  * and an equal process, which was staged before, runs on with them. The two messages of any handover that
- * never lets two copies run are there (READY, COMMIT); nothing is described, compared, rebuilt or kept.
+ * never lets two copies run are there (READY, COMMIT); nothing is described, compared, restored or kept.
  * Prints one line of JSON: "gaps_us", for each round the longest time between two heartbeats, as the process
  * itself felt it.
  *

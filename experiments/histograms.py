@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from experiments.results import Histogram
+from live_migration.experiments.results import Histogram
 
 FINE_BITS = 5
 """32 buckets for each doubling, as in memory_toucher.c."""

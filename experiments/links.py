@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from experiments.errors import ExperimentError, Status
-from experiments.results import Link
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.results import Link
 
 PRESETS: dict[str, Link] = {
     "loopback": Link(name="loopback"),

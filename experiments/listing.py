@@ -7,8 +7,8 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import Status
-from experiments.links import MEANINGS
+from live_migration.experiments.errors import Status
+from live_migration.experiments.links import MEANINGS
 
 STRATEGIES = {
     "stop-and-copy": "the process stands still while everything travels",

@@ -1,7 +1,7 @@
 """A client that asks a server without a pause, compares every answer, connects again when its connection ends, and
 keeps the time of every answer.
 
-    python -m experiments.load_client redis|http HOST PORT ENTRIES DIRTY_RATE RECORD
+    python -m live_migration.experiments.load_client redis|http HOST PORT ENTRIES DIRTY_RATE RECORD
 
 It fills the server, prints "ready", and asks until its standard input ends. Then it reads everything back and prints a
 JSON object. Each entry has a version, which its content follows from, so that an answer can be old, lost or mixed up
@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from experiments.load_protocols import HttpServer, RedisServer
-from experiments.recorder import Recorder
+from live_migration.experiments.load_protocols import HttpServer, RedisServer
+from live_migration.experiments.recorder import Recorder
 
 TIMEOUT = 1.0
 RETRY = 0.0005

@@ -8,7 +8,7 @@ import http.client
 import json
 import socket
 
-from experiments.resp import Answer, Connection, key_of
+from live_migration.experiments.resp import Answer, Connection, key_of
 
 LENGTH = 1024
 """Of an entry's content, in bytes."""
@@ -33,7 +33,7 @@ class RedisServer:
     def fill(self, first: int, values: list[bytes]) -> None:
         """All in one message."""
         self.connection.socket.settimeout(60)
-        self.connection.ask_all([(b"SET", key_of(number), value) for number, value in enumerate(values, first)])
+        self.connection.query_all([(b"SET", key_of(number), value) for number, value in enumerate(values, first)])
 
     def get(self, number: int) -> bytes:
         """GET; nothing for an entry that is not there."""

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from experiments import processors
-from experiments.results import Machine
+from live_migration.experiments import processors
+from live_migration.experiments.results import Machine
 
 ASKED: dict[str, tuple[str, ...]] = {"redis-server": ("--version",), "node": ("--version",)}
 

@@ -243,7 +243,7 @@ def begin_move(
     restore: Sequence[str] = (),
     number: int | None = None,
     inside: int | None = None,
-    serving: Sequence[str] = ("-m", "source_server.main"),
+    serving: Sequence[str] = ("-m", "live_migration.cli.serve"),
 ) -> Move:
     """Start lm-serve for a process and lm-restore with its ticket. Raises as Command.event and TimeoutError.
 
@@ -265,6 +265,6 @@ def begin_move(
         return ticket.exists() or None
 
     wait_for("the ticket", look)
-    words = [sys.executable, "-m", "restorer.main", f"--{strategy}", f"@{ticket}", "--json"]
+    words = [sys.executable, "-m", "live_migration.cli.restore", f"--{strategy}", f"@{ticket}", "--json"]
     words += ["--report", str(folder / f"restore{suffix}.json"), *restore]
     return Move(source_command, start(destination, words, folder, f"restore{suffix}"))

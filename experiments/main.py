@@ -7,9 +7,9 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
-from experiments import floors, listing, reporting, run
-from experiments.errors import ExperimentError, Status
-from experiments.machines import leave_on_signals
+from live_migration.experiments import floors, listing, reporting, run
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.machines import leave_on_signals
 
 
 def make_parser() -> argparse.ArgumentParser:

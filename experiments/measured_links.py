@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from experiments.errors import ExperimentError
-from experiments.network import Network
-from experiments.results import Link
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.network import Network
+from live_migration.experiments.results import Link
 
 ROUND_TRIPS = 200
 RTT_SECONDS = 2.0

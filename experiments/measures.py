@@ -21,7 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.machines import Command, Machine, Move, begin_move, descendants, kill_descendants, start, wait_for
+from live_migration.experiments.machines import (
+    Command,
+    Machine,
+    Move,
+    begin_move,
+    descendants,
+    kill_descendants,
+    start,
+    wait_for,
+)
 
 SETTLE_SECONDS = 0.3
 MOVE_SECONDS = 180.0
@@ -248,7 +257,7 @@ def measure_bulk(laboratory: Laboratory, mebibytes: int, *, faulting: bool, watc
         if faulting:
             trial.told()
         if watch:
-            watch.look_at(trial)
+            watch.snapshot_at(trial)
         # Rarely: to look takes what the two processors are wanted for.
         trial.move.complete(MOVE_SECONDS, 0.1)
         seconds = trial.moment("complete") - trial.moment("resumed")
@@ -298,7 +307,7 @@ class Watch:
         if self.thread:
             self.thread.join()
 
-    def look_at(self, trial: Trial) -> None:
+    def snapshot_at(self, trial: Trial) -> None:
         """Begin to look, ten times a second."""
         self.trial = trial
         self.thread = threading.Thread(target=self._run)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from experiments.measures import MOVE_SECONDS, SETTLE_SECONDS, Laboratory, Samples, moving
+from live_migration.experiments.measures import MOVE_SECONDS, SETTLE_SECONDS, Laboratory, Samples, moving
 
 STEP_SECONDS = 0.01
 BEFORE_SECONDS = 0.8

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.costs import Costs
-from experiments.errors import ExperimentError
-from experiments.followed import Followed
-from experiments.machines import wait_for
-from experiments.network import Network
+from live_migration.experiments.costs import Costs
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.followed import Followed
+from live_migration.experiments.machines import wait_for
+from live_migration.experiments.network import Network
 
 STRATEGIES = ("stop-and-copy", "pre-copy", "post-copy", "hybrid")
 MOVE_SECONDS = 600.0
@@ -59,7 +59,8 @@ def move(order: Order) -> Moved:
     """Move it with lm-serve and lm-restore, until the last page is there. ExperimentError with what they said."""
     source, destination, folder = order.network.source, order.network.destination, order.folder
     ticket = folder / "ticket"
-    words = [sys.executable, "-m", "source_server.main", str(order.pid), "--listen", f"{source.address}:0", "--json"]
+    words = [sys.executable, "-m", "live_migration.cli.serve", str(order.pid), "--json"]
+    words += ["--listen", f"{source.address}:0"]
     words += ["--ticket-file", str(ticket), "--report", str(folder / "lm-serve.json"), "--max-freeze", MAX_FREEZE]
     serve = Followed(source, [*words, *order.serve], folder, "lm-serve")
     order.costs.watch("serve", serve.process.pid)
@@ -70,7 +71,7 @@ def move(order: Order) -> Moved:
         return ticket.exists() or None
 
     wait_for("the ticket", look)
-    words = [sys.executable, "-m", "restorer.main", f"@{ticket}", "--strategy", order.strategy, "--json"]
+    words = [sys.executable, "-m", "live_migration.cli.restore", f"@{ticket}", "--strategy", order.strategy, "--json"]
     words += ["--report", str(folder / "lm-restore.json"), "--pid", "namespace", "--stdio", "null", "--tcp", "close"]
     # Both machines have the same files here, and the file that a workload's results go to changes all the time.
     words += ["--files", "size"]

@@ -20,12 +20,12 @@ from typing import Any
 from pyroute2 import NetNS, netns
 from pyroute2.netlink.exceptions import NetlinkError
 
-from experiments import processors
-from experiments.errors import ExperimentError, Status
-from experiments.links import queue_bytes
-from experiments.machines import Machine
-from experiments.programs import compile_into
-from experiments.results import Link
+from live_migration.experiments import processors
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.links import queue_bytes
+from live_migration.experiments.machines import Machine
+from live_migration.experiments.programs import compile_into
+from live_migration.experiments.results import Link
 
 SERVICE = "10.99.9.9"
 DEVICE = "link0"

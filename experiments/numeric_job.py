@@ -4,7 +4,7 @@ A block is a page of 64-bit numbers. Working on a block steps every number x to 
 its numbers up. After n steps the sum of a block is known from the sum of its first numbers, so at the end every block
 is checked without doing the work again.
 
-    python -m experiments.numeric_job RECORD BYTES DIRTY_RATE MEASURED COMMAND_FILE
+    python -m live_migration.experiments.numeric_job RECORD BYTES DIRTY_RATE MEASURED COMMAND_FILE
 
 DIRTY_RATE: bytes of blocks that are stepped per second; -1: every block that is worked on. COMMAND_FILE: when it
 appears, the job ends, checks, and writes {"wrong": ..., "operations": ...} to COMMAND_FILE.done.
@@ -20,7 +20,7 @@ import time
 from array import array
 from pathlib import Path
 
-from experiments.recorder import Recorder
+from live_migration.experiments.recorder import Recorder
 
 A, C, MASK = 6364136223846793005, 1442695040888963407, 2**64 - 1
 NUMBERS = 512

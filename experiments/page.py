@@ -7,8 +7,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.figures import Drawn
-from experiments.findings import RULE, Finding, Outcome
+from live_migration.experiments.figures import Drawn
+from live_migration.experiments.findings import RULE, Finding, Outcome
 
 STYLE = Path(__file__).with_name("page.css")
 

@@ -7,8 +7,8 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experiments.page import Markup, element, escape, paragraph, section, table, together
-from experiments.quantities import (
+from live_migration.experiments.page import Markup, element, escape, paragraph, section, table, together
+from live_migration.experiments.quantities import (
     bulk_rate,
     depth,
     dip_ms,
@@ -28,8 +28,8 @@ from experiments.quantities import (
     size,
     times,
 )
-from experiments.results import Floor, Result
-from experiments.summary import (
+from live_migration.experiments.results import Floor, Result
+from live_migration.experiments.summary import (
     Value,
     by_series,
     by_setting,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.errors import ExperimentError, Status
-from experiments.moves import STRATEGIES
-from experiments.results import NAME, Cell, Link, OtherVersion, read
-from experiments.workloads import Toucher
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.moves import STRATEGIES
+from live_migration.experiments.results import NAME, Cell, Link, OtherVersion, read
+from live_migration.experiments.workloads import Toucher
 
 WORKLOADS = ("toucher", "redis", "python", "node")
 PEERS = {"criu": ("stop-and-copy", "post-copy")}

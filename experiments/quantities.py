@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from experiments.results import Result
+from live_migration.experiments.results import Result
 
 PAGE = 4096
 WORKING_SET = "working_set_pages"

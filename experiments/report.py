@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from experiments.errors import ExperimentError, Status
-from experiments.findings import find
-from experiments.quantities import WORKING_SET
-from experiments.results import FLOORS, NAME, VERSION, Floor, OtherVersion, Result, read
-from experiments.summary import NO_MIGRATION, Setting, by_series, series_of, setting_of
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.findings import find
+from live_migration.experiments.quantities import WORKING_SET
+from live_migration.experiments.results import FLOORS, NAME, VERSION, Floor, OtherVersion, Result, read
+from live_migration.experiments.summary import NO_MIGRATION, Setting, by_series, series_of, setting_of
 
 PAGE_NAME = "index.html"
 TITLE = "Moving a running process: what each strategy costs"
@@ -27,7 +27,7 @@ def report(folder: Path, say: Callable[[str], None], table: Path | None = None) 
     results, floors = read_results(folder), read_floors(folder)
     try:
         # Here and not above: whoever only runs experiments needs no matplotlib.
-        from experiments import figures, page, page_tables
+        from live_migration.experiments import figures, page, page_tables
     except ImportError as error:
         raise ExperimentError(
             f"the report's figures: {error}; install matplotlib: pip install 'live-migration[experiments]'",
@@ -161,7 +161,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def status_of(error: OSError) -> Status:
-    """The status that says what kind of obstacle it was."""
+    """The status that says what kind of blocker it was."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Status.NO_SPACE
     return Status.NO_PERMISSION if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else Status.SYSTEM

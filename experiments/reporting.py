@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from experiments.errors import ExperimentError, Status
+from live_migration.experiments.errors import ExperimentError, Status
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,7 +28,7 @@ def draw(folder: Path, table: Path | None = None) -> None:
     """Write everything that follows from a folder's results. ExperimentError."""
     try:
         # Only here: drawing needs packages that measuring does not.
-        drawing = importlib.import_module("experiments.report")
+        drawing = importlib.import_module("live_migration.experiments.report")
     except ImportError as error:
         raise ExperimentError(f"report: {error.name} is not installed; install live-migration[experiments]") from None
     drawing.report(folder, lambda text: print(text, file=sys.stderr), table)

@@ -39,9 +39,9 @@ class Connection:
 
     def ask(self, *words: bytes) -> Answer:
         """One command and its answer."""
-        return self.ask_all([words])[0]
+        return self.query_all([words])[0]
 
-    def ask_all(self, commands: Sequence[Sequence[bytes]]) -> list[Answer]:
+    def query_all(self, commands: Sequence[Sequence[bytes]]) -> list[Answer]:
         """Several commands at once. Raises ValueError when the server answers with an error."""
         self.socket.sendall(b"".join(encode(*words) for words in commands))
         return [self.answer() for _ in commands]

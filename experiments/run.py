@@ -16,14 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments import criu
-from experiments.errors import ExperimentError, Status
-from experiments.links import PRESETS, parse_link
-from experiments.machine_facts import machine_facts
-from experiments.measured_links import measure_link
-from experiments.moves import STRATEGIES, move
-from experiments.network import check_root, network
-from experiments.plans import (
+from live_migration.experiments import criu
+from live_migration.experiments.errors import ExperimentError, Status
+from live_migration.experiments.links import PRESETS, parse_link
+from live_migration.experiments.machine_facts import machine_facts
+from live_migration.experiments.measured_links import measure_link
+from live_migration.experiments.moves import STRATEGIES, move
+from live_migration.experiments.network import check_root, network
+from live_migration.experiments.plans import (
     PEERS,
     WORKLOADS,
     Plan,
@@ -33,11 +33,11 @@ from experiments.plans import (
     parse_peers,
     parse_rates,
 )
-from experiments.programs import compile_into
-from experiments.results import NAME, Cell, Floor, Link, Result, append
-from experiments.trial import Bench, run_cell
-from experiments.workload_toucher import LOCALITIES
-from experiments.workloads import Toucher
+from live_migration.experiments.programs import compile_into
+from live_migration.experiments.results import NAME, Cell, Floor, Link, Result, append
+from live_migration.experiments.trial import Bench, run_cell
+from live_migration.experiments.workload_toucher import LOCALITIES
+from live_migration.experiments.workloads import Toucher
 
 MEMORY_NEEDED = 2.2
 """Source and destination are one machine: how often a process's memory has to be free."""

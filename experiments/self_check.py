@@ -9,12 +9,12 @@ import statistics
 import time
 from pathlib import Path
 
-from experiments.costs import Costs
-from experiments.network import Network
-from experiments.results import Cell
-from experiments.trial import nothing_left, own_folder
-from experiments.workload_toucher import MEASURE, RunningToucher, start_toucher
-from experiments.workloads import Place
+from live_migration.experiments.costs import Costs
+from live_migration.experiments.network import Network
+from live_migration.experiments.results import Cell
+from live_migration.experiments.trial import nothing_left, own_folder
+from live_migration.experiments.workload_toucher import MEASURE, RunningToucher, start_toucher
+from live_migration.experiments.workloads import Place
 
 TURNS = 40
 TURN_SECONDS = 0.06

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.results import Speed
+from live_migration.experiments.results import Speed
 
 RECOVERED = 0.95
 WINDOW_SECONDS = 0.1

@@ -12,16 +12,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.errors import Status
-from experiments.floors import measure_floors
-from experiments.links import PRESETS
-from experiments.main import guarded
-from experiments.network import check_root
-from experiments.plans import Plan, done_already
-from experiments.report import read_floors
-from experiments.reporting import draw
-from experiments.results import FLOORS, NAME
-from experiments.run import run_plans
+from live_migration.experiments.errors import Status
+from live_migration.experiments.floors import measure_floors
+from live_migration.experiments.links import PRESETS
+from live_migration.experiments.main import guarded
+from live_migration.experiments.network import check_root
+from live_migration.experiments.plans import Plan, done_already
+from live_migration.experiments.report import read_floors
+from live_migration.experiments.reporting import draw
+from live_migration.experiments.results import FLOORS, NAME
+from live_migration.experiments.run import run_plans
 
 FOLDER = Path("docs/results")
 SECONDS = 1.5

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.quantities import size, writing
-from experiments.results import Cell, Floor, Result
+from live_migration.experiments.quantities import size, writing
+from live_migration.experiments.results import Cell, Floor, Result
 
 Value = Callable[[Result], float | None]
 

@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from experiments.costs import Costs, family
-from experiments.errors import ExperimentError
-from experiments.histograms import from_latencies
-from experiments.machines import adopt_orphans
-from experiments.moves import Moved, Order, move
-from experiments.network import Network
-from experiments.results import Cell, Histogram, Machine, Result
-from experiments.speed import Moments, speed_of
-from experiments.workload_python import start_python
-from experiments.workload_served import start_node, start_redis
-from experiments.workload_toucher import start_toucher
-from experiments.workloads import Observed, Place, Running, Starter, Toucher
+from live_migration.experiments.costs import Costs, family
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.histograms import from_latencies
+from live_migration.experiments.machines import adopt_orphans
+from live_migration.experiments.moves import Moved, Order, move
+from live_migration.experiments.network import Network
+from live_migration.experiments.results import Cell, Histogram, Machine, Result
+from live_migration.experiments.speed import Moments, speed_of
+from live_migration.experiments.workload_python import start_python
+from live_migration.experiments.workload_served import start_node, start_redis
+from live_migration.experiments.workload_toucher import start_toucher
+from live_migration.experiments.workloads import Observed, Place, Running, Starter, Toucher
 
 STARTERS: dict[str, Starter] = {
     "toucher": start_toucher,

@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from experiments.errors import ExperimentError
-from experiments.machines import Command, start, wait_for
-from experiments.recorder import read_record
-from experiments.results import Cell
-from experiments.workloads import Observed, Place, observe
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.machines import Command, start, wait_for
+from live_migration.experiments.recorder import read_record
+from live_migration.experiments.results import Cell
+from live_migration.experiments.workloads import Observed, Place, observe
 
 READY_SECONDS = 120.0
 CHECK_SECONDS = 300.0
@@ -46,7 +46,7 @@ def start_python(cell: Cell, place: Place) -> RunningJob:
     """See workloads.Starter."""
     record, command = place.folder / "record", place.folder / "command"
     rate = -1 if cell.dirty_rate is None else cell.dirty_rate
-    words = [sys.executable, "-m", "experiments.numeric_job", str(record), str(cell.memory), str(rate)]
+    words = [sys.executable, "-m", "live_migration.experiments.numeric_job", str(record), str(cell.memory), str(rate)]
     words += [str(int(place.measured)), str(command)]
     job = start(place.network.source, words, place.folder, "python", start_new_session=True)
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import ExperimentError
-from experiments.machines import Command, start
-from experiments.network import SERVICE
-from experiments.recorder import read_record
-from experiments.results import Cell
-from experiments.workloads import Observed, Place, observe
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.machines import Command, start
+from live_migration.experiments.network import SERVICE
+from live_migration.experiments.recorder import read_record
+from live_migration.experiments.results import Cell
+from live_migration.experiments.workloads import Observed, Place, observe
 
 PORT = 7080
 REDIS_ENTRY, NODE_ENTRY = 1400, 1200
@@ -83,7 +83,8 @@ def _start(cell: Cell, place: Place, words: Sequence[str], kind: str, entries: i
     server = start(place.network.source, words, place.folder, cell.workload, start_new_session=True)
     record = place.folder / "answers"
     rate = -1 if cell.dirty_rate is None else cell.dirty_rate
-    line = [sys.executable, "-m", "experiments.load_client", kind, SERVICE, str(PORT), str(entries), str(rate)]
+    module = "live_migration.experiments.load_client"
+    line = [sys.executable, "-m", module, kind, SERVICE, str(PORT), str(entries), str(rate)]
     client = subprocess.Popen(
         place.network.client.command(*line, str(record)),
         stdin=subprocess.PIPE,

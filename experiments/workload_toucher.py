@@ -10,12 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.errors import ExperimentError
-from experiments.histograms import bucket_of, from_counts
-from experiments.machines import start, wait_for
-from experiments.results import Cell
-from experiments.speed import Timeline
-from experiments.workloads import STEP_SECONDS, Observed, Place
+from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.histograms import bucket_of, from_counts
+from live_migration.experiments.machines import start, wait_for
+from live_migration.experiments.results import Cell
+from live_migration.experiments.speed import Timeline
+from live_migration.experiments.workloads import STEP_SECONDS, Observed, Place
 
 PAGE = 4096
 LOCALITIES = ("uniform", "zipf", "sequential")

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from experiments.histograms import from_latencies
-from experiments.network import Network
-from experiments.results import Cell, Histogram
-from experiments.speed import Timeline
+from live_migration.experiments.histograms import from_latencies
+from live_migration.experiments.network import Network
+from live_migration.experiments.results import Cell, Histogram
+from live_migration.experiments.speed import Timeline
 
 STEP_SECONDS = 0.01
 Waits = Sequence[tuple[float, float]]

@@ -1,6 +1,6 @@
 /* The bulk stream: asks for runs, a few under way at a time, and places what comes. */
 #define _GNU_SOURCE
-#include "linux/urgency.h"
+#include "kernel/urgency.h"
 #include "pager/paging.h"
 
 #include <errno.h>
@@ -50,8 +50,8 @@ static int receive(struct lm_pager *pager, uint32_t id) {
         lm_count(&pager->statistics->eager_bytes, LM_HEADER_SIZE + lm_frame_payload(&frame));
         if (frame.kind == LM_FRAME_END)
             return 0;
-        bool forget = frame.kind == LM_FRAME_FORGET || frame.kind == LM_FRAME_GONE;
-        error = forget ? lm_forgotten_note(pager, &frame) : place(pager, LM_FOR_PUSH, &frame, payload);
+        bool discard = frame.kind == LM_FRAME_DISCARD || frame.kind == LM_FRAME_GONE;
+        error = discard ? lm_discarded_note(pager, &frame) : place(pager, LM_FOR_PUSH, &frame, payload);
         if (error)
             return error;
     }
@@ -191,7 +191,7 @@ static void adapt(struct lm_pager *pager, uint64_t took_ns) {
     else if (took_ns < base + short_ns && pages < LM_RUN_PAGES)
         pages = pages + RUN_LEAST < LM_RUN_PAGES ? pages + RUN_LEAST : LM_RUN_PAGES;
     pager->prefetch.run_pages = pages;
-    pager->base_ns = base + base / 1024; /* forgotten slowly: the way may have become longer */
+    pager->base_ns = base + base / 1024; /* discarded slowly: the way may have become longer */
 }
 
 static int take_answer(struct lm_pager *pager) {

@@ -1,6 +1,6 @@
 /* What a userfaultfd tells: faults are handed on, the changes of the address space are followed here. */
 #define _GNU_SOURCE
-#include "linux/kernel.h"
+#include "kernel/kernel.h"
 #include "pager/paging.h"
 #include "pager/userfault.h"
 

@@ -25,7 +25,7 @@
  * loss of a connection.
  */
 #define _GNU_SOURCE
-#include "linux/urgency.h"
+#include "kernel/urgency.h"
 #include "pager/paging.h"
 
 #include <errno.h>
@@ -164,7 +164,7 @@ static void serve_spaces(struct loop *loop, size_t spaces) {
 }
 
 /* Nothing more comes of what was asked for on the connection. Lock held. */
-static void forget_asked(struct loop *loop) {
+static void discard_asked(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     for (size_t i = 0; i < pager->pending_count; i++)
         pager->pending[i].id = 0;
@@ -177,7 +177,7 @@ static void lose(struct loop *loop, int error) {
     struct lm_pager *pager = loop->pager;
     lm_pager_lock_urgent(pager);
     pager->connected = false;
-    forget_asked(loop);
+    discard_asked(loop);
     /* When the next connection is there already, this one's end means nothing. */
     if (pager->next_fault_fd < 0)
         lm_pager_lost(pager, "fault", error);
@@ -207,7 +207,7 @@ static int next_answer(struct loop *loop) {
     lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
     if (loop->frame.kind == LM_FRAME_FAILED)
         return -(int)loop->frame.length;
-    if (loop->frame.kind >= LM_FRAME_FORGET)
+    if (loop->frame.kind >= LM_FRAME_DISCARD)
         return -EPROTO;
     error = lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked, &loop->data);
     loop->placed = 0;
@@ -285,7 +285,7 @@ static void adopt(struct loop *loop) {
         pager->connected = !error;
         loop->lost = error != 0;
         /* The end of the old connection may not have been seen. */
-        forget_asked(loop);
+        discard_asked(loop);
         if (!error)
             retry(loop);
     }

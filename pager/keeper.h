@@ -22,7 +22,7 @@ struct lm_keeper {
 int lm_keeper_start(struct lm_keeper *keeper);
 /* Let it go and wait until it has gone. */
 void lm_keeper_finish(struct lm_keeper *keeper);
-/* Forget it: it stays. */
+/* Discard it: it stays. */
 void lm_keeper_leave(struct lm_keeper *keeper);
 
 /* Whether the address space behind the userfaultfd still exists. */

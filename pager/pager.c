@@ -112,7 +112,7 @@ void lm_pager_destroy(struct lm_pager *pager) {
     free(pager->fault_unpacked);
     free(pager->bulk_unpacked);
     free(pager->prefetch.hot);
-    free(pager->forgotten.runs);
+    free(pager->discarded.runs);
     free(pager->spaces);
     free(pager->objects);
     free(pager->pending);

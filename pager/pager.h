@@ -6,12 +6,12 @@
  *     create -> add_space, add_object -> connect -> set_ranges -> start       faults and events are answered
  * from here on
  *            -> receive_push, place ... -> set_ranges again (final)           while the process is being
- * rebuilt
+ * restored
  *            -> prefetch_start -> wait until LM_PAGER_COMPLETE -> finish -> destroy
  *
  * A process with registered ranges sleeps in fork, mremap, munmap and madvise until its event has been read:
  * start before anything of the kind can happen in it. When a connection is lost the state is
- * LM_PAGER_STALLED, faults wait, nothing exits and nothing is forgotten; connect goes on with two new
+ * LM_PAGER_STALLED, faults wait, nothing exits and nothing is discarded; connect goes on with two new
  * connections.
  *
  * From start on a second process, the keeper, shares the descriptor table, so that whatever becomes of this
@@ -98,9 +98,9 @@ int lm_pager_receive_push(struct lm_pager *pager, uint32_t id);
 /* Pages are pushed while the source runs, and the source follows what changes there: what it said to be empty
  * stays known over the next set_ranges. */
 void lm_pager_follow(struct lm_pager *pager);
-/* Whether pushes since the last lm_pager_dropped have told to forget anything. */
-bool lm_pager_is_to_forget(struct lm_pager *pager);
-/* What they have told to forget and the process has: at most `capacity`
+/* Whether pushes since the last lm_pager_dropped have told to discard anything. */
+bool lm_pager_is_to_discard(struct lm_pager *pager);
+/* What they have told to discard and the process has: at most `capacity`
  * stretches, to be dropped in the process before anything else. Returns how many there are. */
 size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity);
 /* Before the drops (false) and after them (true): the ranges that they are in are not watched meanwhile, so
@@ -116,7 +116,7 @@ int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t addre
                    size_t length);
 /* Pages that were placed, and have been dropped in the process since, are to be fetched again. By source
  * address. */
-int lm_pager_forget(struct lm_pager *pager, uint32_t source_space, uint64_t start, uint64_t end);
+int lm_pager_discard(struct lm_pager *pager, uint32_t source_space, uint64_t start, uint64_t end);
 
 /* Begin to fetch everything. */
 int lm_pager_prefetch_start(struct lm_pager *pager);

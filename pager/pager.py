@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
-from _lm import ffi, lib
+from live_migration._lm import ffi, lib
 
 DROP_WORDS: int = ffi.sizeof("struct lm_drop") // 8
 FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
@@ -188,21 +188,21 @@ class Pager:
         view = ffi.from_buffer(data)
         check(lib.lm_pager_place(self._pager, source_space, address, view, len(data)))
 
-    def forget(self, start: int, end: int, source_space: int = 0) -> None:
+    def discard(self, start: int, end: int, source_space: int = 0) -> None:
         """Pages that were placed, and dropped in the process since, are to be fetched again. Raises OSError."""
-        check(lib.lm_pager_forget(self._pager, source_space, start, end))
+        check(lib.lm_pager_discard(self._pager, source_space, start, end))
 
     def follow(self) -> None:
         """Pages are pushed while the source runs and follows what changes there: what is empty stays known."""
         lib.lm_pager_follow(self._pager)
 
     @property
-    def is_to_forget(self) -> bool:
-        """Whether pushes have told to forget anything that `dropped` was not called for."""
-        return bool(lib.lm_pager_is_to_forget(self._pager))
+    def is_to_discard(self) -> bool:
+        """Whether pushes have told to discard anything that `dropped` was not called for."""
+        return bool(lib.lm_pager_is_to_discard(self._pager))
 
     def drops(self) -> Drops:
-        """What pushes have told to forget and the process has: to be dropped in it before anything else."""
+        """What pushes have told to discard and the process has: to be dropped in it before anything else."""
         count = lib.lm_pager_drops(self._pager, ffi.NULL, 0)
         found = ffi.new("struct lm_drop[]", count)
         lib.lm_pager_drops(self._pager, found, count)

@@ -89,14 +89,14 @@ struct lm_prefetch {
 };
 
 /* Pages, by source address, that a push says are not what was pushed before. */
-struct lm_forgotten_run {
+struct lm_discarded_run {
     uint64_t start, end;
     uint32_t source_space;
     bool gone; /* they are zero now */
 };
 
-struct lm_forgotten {
-    struct lm_forgotten_run *runs;
+struct lm_discarded {
+    struct lm_discarded_run *runs;
     size_t count, capacity;
 };
 
@@ -161,7 +161,7 @@ struct lm_pager {
     bool bulk_running;
     struct lm_flight flights[LM_FLIGHTS];
     uint32_t next_run_id;
-    struct lm_forgotten forgotten;
+    struct lm_discarded discarded;
     uint64_t base_ns; /* the quickest answer */
     struct lm_bucket bucket;
 };
@@ -179,7 +179,7 @@ void lm_pager_lost(struct lm_pager *pager, const char *which, int error);
 /* A space of our own making; takes the descriptors. Lock held. NULL when there is no memory. */
 struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int userfault, int pid,
                                     int memory);
-/* The process's memory is no more: forget what was wanted there. Lock held. */
+/* The process's memory is no more: discard what was wanted there. Lock held. */
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space);
 
 /* placing.c: put the next pages of a frame where they belong (`data` NULL for zero and absent ones), under
@@ -198,10 +198,10 @@ int lm_unpack(const struct lm_frame *frame, const void *payload, ZSTD_DCtx *deco
 /* Answer with a zero page at a destination address. Lock held. Returns 0 or -EAGAIN. */
 int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t address);
 
-/* forgotten.c: remember a FORGET or GONE frame of a push. Returns 0 or -errno. */
-int lm_forgotten_note(struct lm_pager *pager, const struct lm_frame *frame);
+/* discarded.c: remember a DISCARD or GONE frame of a push. Returns 0 or -errno. */
+int lm_discarded_note(struct lm_pager *pager, const struct lm_frame *frame);
 /* The same for pages that could not be pushed again. */
-int lm_forgotten_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space);
+int lm_discarded_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space);
 
 /* pending.c; lock held. */
 struct lm_pending *lm_pending_find(struct lm_pager *pager, const struct lm_space *space, uint64_t address);

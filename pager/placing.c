@@ -3,7 +3,7 @@
  * only land where it was described and only where it is still wanted.
  */
 #define _GNU_SOURCE
-#include "linux/memory.h"
+#include "kernel/memory/memory.h"
 #include "pager/paging.h"
 #include "pager/userfault.h"
 
@@ -132,7 +132,7 @@ static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struc
         /* Shared memory that the process itself may not write to cannot be written over from outside, either
          * (ptrace's access is for private copies): it is dropped in the end and asked for again. */
         if (range->kind == LM_RANGE_SHARED && data)
-            return lm_forgotten_add(pager, range->source + (address - range->start), pages,
+            return lm_discarded_add(pager, range->source + (address - range->start), pages,
                                     range->source_space);
         /* Given back by the process since: it is missing in the kernel's eyes. */
         error = note(range, first, pages, data ? LM_PAGE_MISSING : LM_PAGE_ZERO);

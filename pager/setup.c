@@ -226,7 +226,7 @@ static int for_source(struct lm_pager *pager, uint32_t source_space, uint64_t st
     return error;
 }
 
-int lm_pager_forget(struct lm_pager *pager, uint32_t source_space, uint64_t start, uint64_t end) {
+int lm_pager_discard(struct lm_pager *pager, uint32_t source_space, uint64_t start, uint64_t end) {
     if (start % LM_PAGE_SIZE || end % LM_PAGE_SIZE || start > end || end > LM_ADDRESS_END)
         return -EINVAL;
     lm_pager_lock_patient(pager);

@@ -1,6 +1,6 @@
 #include "pager/userfault.h"
 
-#include "linux/kernel.h"
+#include "kernel/kernel.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -36,7 +36,7 @@ static struct lm_placed decide(int result, int error, int64_t done, uint64_t len
 /* Since Linux 6.9 the mapping is looked up before the kernel checks whether mappings are changing, so that a
  * copy that meets an mremap or munmap half way finds no mapping (mm/userfaultfd.c, uffd_mfill_lock). Asked
  * again it says EAGAIN until the event has been read; only when it does not is there really none. */
-static bool ask_again(struct lm_placed placed, bool *asked) {
+static bool query_again(struct lm_placed placed, bool *asked) {
     bool again = placed.answer == LM_ANSWER_NOWHERE && !*asked;
     *asked = true;
     return again;
@@ -49,7 +49,7 @@ struct lm_placed lm_userfault_copy(int fd, uint64_t address, const void *data, u
         struct uffdio_copy copy = {.dst = address, .src = (uint64_t)(uintptr_t)data, .len = length};
         int result = ioctl(fd, UFFDIO_COPY, &copy);
         placed = decide(result, errno, copy.copy, length);
-    } while (ask_again(placed, &asked));
+    } while (query_again(placed, &asked));
     return placed;
 }
 
@@ -60,7 +60,7 @@ struct lm_placed lm_userfault_zero(int fd, uint64_t address, uint64_t length) {
         struct uffdio_zeropage zero = {.range = {.start = address, .len = length}};
         int result = ioctl(fd, UFFDIO_ZEROPAGE, &zero);
         placed = decide(result, errno, zero.zeropage, length);
-    } while (ask_again(placed, &asked));
+    } while (query_again(placed, &asked));
     return placed;
 }
 

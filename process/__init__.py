@@ -1,2 +1,2 @@
 """The parts of a process, one file per kind of kernel object: its form on the wire, how the source
-describes it and how the destination rebuilds it."""
+describes it and how the destination restores it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from process.contents import Content
-from process.descriptor_table import Table
-from process.mapped_files import MappedFile
-from process.mappings import AddressSpace
-from process.task import TaskDescription
+from live_migration.process.descriptors.contents import Content
+from live_migration.process.descriptors.table import Table
+from live_migration.process.memory.mapped_files import MappedFile
+from live_migration.process.memory.mappings import AddressSpace
+from live_migration.process.task import TaskDescription
 
 
 class Runs(msgspec.Struct, frozen=True, array_like=True):

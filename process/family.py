@@ -1,4 +1,4 @@
-"""What ties a process to others, or sets it apart from those that can be moved: each named as an obstacle.
+"""What ties a process to others, or sets it apart from those that can be moved: each named as a blocker.
 
 All of it is read from outside. What is slow (looking at every process of the host) belongs to the look at the
 live process.
@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from linux import kcmp
-from linux.errors import ProcessGone
-from linux.proc import read_proc
-from process.attributes import look_stat
-from process.status import parse_status, read_status
-from wire.obstacles import Obstacle
+from live_migration.kernel import kcmp
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.proc import read_proc
+from live_migration.process.attributes.prctl import snapshot_stat
+from live_migration.process.attributes.status import parse_status, read_status
+from live_migration.wire.blockers import Blocker
 
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
 UNINTERRUPTIBLE_SECONDS = 2.0
@@ -27,19 +27,19 @@ SHADOW_STACK = "shstk"
 ALL_ADDRESS_BITS = (1 << 64) - 1
 
 
-def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> list[Obstacle]:
+def process_blockers(pid: int, status: dict[str, str], own_tracer: int = 0) -> list[Blocker]:
     """Whatever makes this process one that cannot be moved at all, or not with what it has now.
 
-    `status` are the lines of its status; `own_tracer` is the tracer that is no obstacle: lm-serve. Raises
+    `status` are the lines of its status; `own_tracer` is the tracer that is no blocker: lm-serve. Raises
     ProcessGone.
     """
     name = f"process {pid}"
-    stat = look_stat(pid)
+    stat = snapshot_stat(pid)
     if int(stat[8]) & KERNEL_THREAD:
-        return [Obstacle(object=name, cause="it is a kernel thread", remedy="choose a process of a program")]
+        return [Blocker(object=name, cause="it is a kernel thread", remedy="choose a process of a program")]
     if stat[2] in ("Z", "X"):
         return [
-            Obstacle(
+            Blocker(
                 object=name,
                 cause="it has ended and only waits for its parent to take note",
                 remedy="choose a process that runs",
@@ -47,25 +47,25 @@ def process_obstacles(pid: int, status: dict[str, str], own_tracer: int = 0) -> 
         ]
     if pid in ancestors():
         return [
-            Obstacle(
+            Blocker(
                 object=name,
                 cause="lm-serve was started by it, or by a process of it",
                 remedy="start lm-serve from another session",
             )
         ]
     if pid == os.getpid():
-        return [Obstacle(object=name, cause="it is lm-serve itself", remedy="choose another process")]
+        return [Blocker(object=name, cause="it is lm-serve itself", remedy="choose another process")]
     found = [
         *_tracer(status, own_tracer),
-        *seccomp_obstacles(pid),
+        *seccomp_blockers(pid),
         *_architecture(pid, status),
-        *child_obstacles(pid, status),
+        *child_blockers(pid, status),
         *_namespaces(pid),
     ]
     if stays_in_the_kernel(pid):
         # Said, since the freeze would wait for it.
         found.append(
-            Obstacle(
+            Blocker(
                 object=name,
                 cause="it waits in the kernel for a device or a file system and cannot be stopped",
                 remedy="try again when the operation is over",
@@ -78,7 +78,7 @@ def stays_in_the_kernel(pid: int) -> bool:
     """Is its first thread in an uninterruptible wait that does not end soon? A file operation makes many short ones.
     Raises ProcessGone."""
     end = time.monotonic() + UNINTERRUPTIBLE_SECONDS
-    while look_stat(pid)[2] == "D":
+    while snapshot_stat(pid)[2] == "D":
         if time.monotonic() > end:
             return True
         time.sleep(0.005)
@@ -92,18 +92,18 @@ def ancestors() -> list[int]:
     while pid > 0:
         line.append(pid)
         try:
-            pid = int(look_stat(pid)[3])
+            pid = int(snapshot_stat(pid)[3])
         except ProcessGone:
             break
     return line
 
 
-def _tracer(status: dict[str, str], own_tracer: int) -> list[Obstacle]:
+def _tracer(status: dict[str, str], own_tracer: int) -> list[Blocker]:
     tracer = int(status.get("TracerPid", "0"))
     if tracer in (0, own_tracer):
         return []
     return [
-        Obstacle(
+        Blocker(
             object="tracer",
             cause=f"process {tracer} ({command(tracer)}) traces it",
             remedy="detach the debugger or tracer first",
@@ -111,7 +111,7 @@ def _tracer(status: dict[str, str], own_tracer: int) -> list[Obstacle]:
     ]
 
 
-def seccomp_obstacles(pid: int) -> list[Obstacle]:
+def seccomp_blockers(pid: int) -> list[Blocker]:
     """Filters, of any thread. Raises ProcessGone."""
     found = []
     for tid in thread_ids(pid):
@@ -121,7 +121,7 @@ def seccomp_obstacles(pid: int) -> list[Obstacle]:
             continue
         if mode != "0":
             found.append(
-                Obstacle(
+                Blocker(
                     object="seccomp",
                     cause=f"thread {tid} runs under seccomp (mode {mode}), whose filters the kernel does not give away",
                     remedy="run the process without the filter (for a container: seccomp=unconfined)",
@@ -141,11 +141,11 @@ def is_32_bit(pid: int) -> bool:
     return header[:4] == ELF_MAGIC and header[ELF_CLASS_OFFSET] != ELF_CLASS_64
 
 
-def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
+def _architecture(pid: int, status: dict[str, str]) -> list[Blocker]:
     found = []
     if is_32_bit(pid):
         found.append(
-            Obstacle(
+            Blocker(
                 object="program",
                 cause="it is a 32-bit program",
                 remedy="run its 64-bit build",
@@ -153,7 +153,7 @@ def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
         )
     if SHADOW_STACK in status.get("x86_Thread_features", "").split():
         found.append(
-            Obstacle(
+            Blocker(
                 object="shadow stack",
                 cause="the process runs with a shadow stack, which cannot be given to another",
                 remedy="start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
@@ -161,7 +161,7 @@ def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
         )
     if int(status.get("untag_mask", hex(ALL_ADDRESS_BITS)), 16) != ALL_ADDRESS_BITS:
         found.append(
-            Obstacle(
+            Blocker(
                 object="address tagging",
                 cause="the process uses pointers with tags in them (LAM), which a moved one would lose",
                 remedy="start it without (GLIBC_TUNABLES, or the sanitizer that asked for it)",
@@ -170,14 +170,14 @@ def _architecture(pid: int, status: dict[str, str]) -> list[Obstacle]:
     return found + _protection_keys(pid)
 
 
-def _protection_keys(pid: int) -> list[Obstacle]:
+def _protection_keys(pid: int) -> list[Blocker]:
     if b" ospke " not in Path("/proc/cpuinfo").read_bytes().partition(b"\n\n")[0].replace(b"\n", b" \n"):
         return []
     with open(f"/proc/{pid}/smaps", "rb") as file:
         for line in file:
             if line.startswith(b"ProtectionKey:") and line.split()[1] != b"0":
                 return [
-                    Obstacle(
+                    Blocker(
                         object="protection keys",
                         cause="memory of the process stands under protection keys (pkeys(7))",
                         remedy="run the program without them",
@@ -186,12 +186,12 @@ def _protection_keys(pid: int) -> list[Obstacle]:
     return []
 
 
-def _namespaces(pid: int) -> list[Obstacle]:
+def _namespaces(pid: int) -> list[Blocker]:
     found = []
     for kind, meaning in (("mnt", "its paths lead elsewhere"), ("ipc", "its System V objects are others")):
         if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
             found.append(
-                Obstacle(
+                Blocker(
                     object=f"{kind} namespace",
                     cause=f"the process lives in another one than lm-serve, and {meaning}",
                     remedy=f"run lm-serve inside it: nsenter --target {pid} --{'mount' if kind == 'mnt' else kind}",
@@ -200,19 +200,19 @@ def _namespaces(pid: int) -> list[Obstacle]:
     return found
 
 
-def child_obstacles(pid: int, status: dict[str, str] | None = None) -> list[Obstacle]:
+def child_blockers(pid: int, status: dict[str, str] | None = None) -> list[Blocker]:
     """Living and dead children of any of its threads."""
     found = []
     for child in children(pid):
         try:
-            state = look_stat(child)[2]
+            state = snapshot_stat(child)[2]
         except ProcessGone:
             continue
         if state in ("Z", "X"):
             cause, remedy = "a child that has ended is not yet waited for", "let the process wait for it (wait(2))"
         else:
             cause, remedy = "it is a child of the process and would stay behind", "let it end first"
-        found.append(Obstacle(object=f"process {child} ({command(child)})", cause=cause, remedy=remedy))
+        found.append(Blocker(object=f"process {child} ({command(child)})", cause=cause, remedy=remedy))
     return found
 
 
@@ -231,7 +231,7 @@ def children(pid: int) -> list[int]:
 
 def _parent(pid: int) -> int:
     try:
-        return int(look_stat(pid)[3])
+        return int(snapshot_stat(pid)[3])
     except ProcessGone:
         return 0
 
@@ -257,7 +257,7 @@ def command(pid: int) -> str:
         return "gone"
 
 
-def sharing_obstacles(pid: int) -> list[Obstacle]:
+def sharing_blockers(pid: int) -> list[Blocker]:
     """Slow: other processes that share memory space, descriptors, or directories with this one, or that it
     traces.
     """
@@ -277,7 +277,7 @@ def sharing_obstacles(pid: int) -> list[Obstacle]:
         ]
         if shared:
             found.append(
-                Obstacle(
+                Blocker(
                     object=f"process {other} ({command(other)})",
                     cause=f"it shares its {' and '.join(shared)} with the process (clone(2))",
                     remedy="let it end first",
@@ -287,7 +287,7 @@ def sharing_obstacles(pid: int) -> list[Obstacle]:
     return found
 
 
-def _traced_by(other: int, tracers: Iterable[int]) -> list[Obstacle]:
+def _traced_by(other: int, tracers: Iterable[int]) -> list[Blocker]:
     try:
         tracer = int(parse_status(read_status(other)).get("TracerPid", "0"))
     except (ProcessGone, PermissionError):
@@ -295,7 +295,7 @@ def _traced_by(other: int, tracers: Iterable[int]) -> list[Obstacle]:
     if tracer not in tracers:
         return []
     return [
-        Obstacle(
+        Blocker(
             object=f"process {other} ({command(other)})",
             cause="the process traces it",
             remedy="end the debugging or tracing first",

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from linux.program import Data, Outcome, Program
-from process import task, threads, timers
-from process.timers import PosixTimer
+from live_migration.kernel.injection.program import Data, Outcome, Program
+from live_migration.process import task
+from live_migration.process.attributes import timers
+from live_migration.process.attributes.timers import PosixTimer
+from live_migration.process.threads import threads
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ class Questions:
 def compose_questions(posix_timers: Sequence[PosixTimer]) -> Questions:
     """Compose both programs for a process with these timers."""
     leader = Program("asking the process")
-    of_process = task.ask_process(leader, posix_timers)
-    leader_answers = threads.ask_thread(leader)
+    of_process = task.query_process(leader, posix_timers)
+    leader_answers = threads.query_thread(leader)
     thread = Program("asking a thread")
-    return Questions(leader, of_process, leader_answers, thread, threads.ask_thread(thread))
+    return Questions(leader, of_process, leader_answers, thread, threads.query_thread(thread))
 
 
 def current_questions(questions: Questions, pid: int) -> Questions:
     """The questions for the process now that it is frozen: the same, unless it has made or deleted timers meanwhile."""
-    now = timers.look_timers(pid)
+    now = timers.snapshot_timers(pid)
     return questions if now == questions.of_process.posix_timers else compose_questions(now)
 
 

@@ -10,15 +10,16 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from _lm import ffi
-
-from linux import tracee
-from linux.program import Program
-from process import questions, task, task_rebuild, thread_rebuild, threads
-from process.credentials import Credentials
-from process.sleeps import slept
-from process.task import LiveTask, PendingSignals, ProcessAnswers, TaskDescription
-from process.threads import StoppedThread
+from live_migration._lm import ffi
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.tracing import tracee
+from live_migration.process import questions, task, task_restore
+from live_migration.process.attributes.credentials import Credentials
+from live_migration.process.task import LiveTask, PendingSignals, ProcessAnswers, TaskDescription
+from live_migration.process.threads import restore as thread_restore
+from live_migration.process.threads import threads
+from live_migration.process.threads.sleeps import slept
+from live_migration.process.threads.threads import StoppedThread
 
 XSTATE_SIZE = 2688
 SOMEWHERE = 0x10000
@@ -42,7 +43,7 @@ def rehearse_description(live: LiveTask, asked: questions.Questions) -> None:
     description = live.description
     pid = description.host_pid
     empty = StoppedThread(pid, bytes(ffi.sizeof("lm_thread_registers")), bytes(XSTATE_SIZE), 0, None)
-    stopped = task.look_stopped_task(pid, [tracee.Stop(pid, 0)], live, [empty])
+    stopped = task.snapshot_stopped_task(pid, [tracee.Stop(pid, 0)], live, [empty])
     slept(live.sleeps.get(pid), pid, description.clocks.monotonic)
     pending = PendingSignals((), {pid: ()}, description.clocks.monotonic)
     told = ProcessAnswers(
@@ -50,18 +51,18 @@ def rehearse_description(live: LiveTask, asked: questions.Questions) -> None:
     )
     answers = {pid: bytes(asked.leader_answers.length)}
     with contextlib.suppress(OSError, ValueError):
-        task.frozen_obstacles(task.complete_task(stopped, pending, told, answers), answers)
+        task.frozen_blockers(task.complete_task(stopped, pending, told, answers), answers)
     for program in (asked.of_leader, asked.of_thread):
         program.encode(SOMEWHERE, program.size())
 
 
-def rehearse_rebuilding(described: TaskDescription, present: Credentials, restore_ids: bool) -> None:
+def rehearse_restoring(described: TaskDescription, present: Credentials, restore_ids: bool) -> None:
     """On the destination: compose what the final description will ask for, and throw it away."""
     leader = described.threads[0]
     program = Program("rehearsal")
-    task_rebuild.rebuild_process(program, described, lambda path: path, restore_ids, described)
-    task_rebuild.limit_process(program, described, described.limits.limits, described.limits.limits)
-    thread_rebuild.rebuild_thread(program, leader, described.pid, present, leader)
-    task_rebuild.finish_process(program, described, 0)
+    task_restore.restore_process(program, described, lambda path: path, restore_ids, described)
+    task_restore.limit_process(program, described, described.limits.limits, described.limits.limits)
+    thread_restore.restore_thread(program, leader, described.pid, present, leader)
+    task_restore.finish_process(program, described, 0)
     program.encode(SOMEWHERE, program.size())
     threads.whole_xstate(leader)

@@ -2,13 +2,13 @@
 
 On the source:
 
-    live     look_task(pid)                                    everything /proc tells; the sleeps under way
-    frozen   look_stopped_task(pid, stops, live)               what ptrace and /proc tell of the stopped threads
-             ask_process, ask_thread(program)                  rows run in the leader, and in each thread
-             look_pending_signals(stopped)                     after the timers were asked
+    live     snapshot_task(pid)                                    everything /proc tells; the sleeps under way
+    frozen   snapshot_stopped_task(pid, stops, live)               what ptrace and /proc tell of the stopped threads
+             query_process, query_thread(program)                  rows run in the leader, and in each thread
+             snapshot_pending_signals(stopped)                     after the timers were asked
              complete_task(stopped, pending, answers...)       the description that travels
 
-The destination's side is process/task_rebuild.py.
+The destination's side is process/task_restore.py.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from _lm import ffi
 
-from linux import tracee
-from linux.arch_x86_64 import Registers
-from linux.errors import ProcessGone
-from linux.program import Data, Outcome, Program
-from process import attributes, credentials, family, interrupted, limits, scheduling, signals, threads, timers
-from process.attributes import Attributes, MemoryPlan
-from process.clocks import Clocks, look_clocks
-from process.credentials import Credentials
-from process.limits import Limits
-from process.signals import Signals
-from process.sleeps import NOT_SEEN, Sleep, Slept, look_sleeps, slept
-from process.status import parse_status, proof, read_status
-from process.threads import StoppedThread, Thread, ThreadOutside
-from process.timers import PosixTimer, Timers
-from wire.obstacles import Obstacle
+from live_migration._lm import ffi
+from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection.program import Data, Outcome, Program
+from live_migration.kernel.tracing import tracee
+from live_migration.process import family
+from live_migration.process.attributes import credentials, limits, prctl, signals, timers
+from live_migration.process.attributes.clocks import Clocks, snapshot_clocks
+from live_migration.process.attributes.credentials import Credentials
+from live_migration.process.attributes.limits import Limits
+from live_migration.process.attributes.prctl import Attributes, MemoryPlan
+from live_migration.process.attributes.signals import Signals
+from live_migration.process.attributes.status import parse_status, proof, read_status
+from live_migration.process.attributes.timers import PosixTimer, Timers
+from live_migration.process.threads import interrupted, scheduling, threads
+from live_migration.process.threads.sleeps import NOT_SEEN, Sleep, Slept, slept, snapshot_sleeps
+from live_migration.process.threads.threads import StoppedThread, Thread, ThreadOutside
+from live_migration.wire.blockers import Blocker
 
 
 class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """A process's threads and attributes. `pid` is its id as it sees itself, `host_pid` as the source host
+    """A process's threads and prctl. `pid` is its id as it sees itself, `host_pid` as the source host
     does.
 
     The first of `threads` is the leader. In a live description they lack what only a stopped thread tells.
@@ -70,7 +72,7 @@ class LiveTask:
 class StoppedTask:
     """The frozen process before anything is run in it; `asleep` tells of sleeps, by host thread id.
 
-    `obstacles` are in the way since the live look, and would harm the process if anything were run in it."""
+    `blockers` are in the way since the live look, and would harm the process if anything were run in it."""
 
     pid: int
     threads: tuple[StoppedThread, ...]
@@ -79,7 +81,7 @@ class StoppedTask:
     outside: dict[int, ThreadOutside]
     description: TaskDescription
     asleep: dict[int, Slept]
-    obstacles: list[Obstacle] = field(default_factory=list)
+    blockers: list[Blocker] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class PendingSignals:
 
 @dataclass(frozen=True)
 class ProcessQuestion:
-    """Where the answers of `ask_process` stand."""
+    """Where the answers of `query_process` stand."""
 
     answers: Data
     timers: Data
@@ -111,18 +113,18 @@ class ProcessAnswers:
     posix_timers: tuple[PosixTimer, ...]
 
 
-def look_task(pid: int) -> LiveTask:
+def snapshot_task(pid: int) -> LiveTask:
     """Read a running process from outside. Raises ProcessGone, PermissionError without the right to trace it."""
     raw = read_status(pid)
     status = parse_status(raw)
-    outside = _look_outside(pid)
-    held = credentials.look_credentials(status)
+    outside = _snapshot_outside(pid)
+    held = credentials.snapshot_credentials(status)
     # Of one moment with the proof that they are still these.
     outside[pid] = msgspec.structs.replace(outside[pid], credentials=held)
     description = TaskDescription(
         pid=outside[pid].tid,
         host_pid=pid,
-        clocks=look_clocks(pid),
+        clocks=snapshot_clocks(pid),
         threads=tuple(
             Thread(
                 tid=thread.tid,
@@ -136,29 +138,29 @@ def look_task(pid: int) -> LiveTask:
             for thread in outside.values()
         ),
         credentials=held,
-        limits=limits.look_limits(pid, status),
-        attributes=attributes.look_attributes(pid, status),
-        memory_plan=attributes.look_memory_plan(pid),
+        limits=limits.snapshot_limits(pid, status),
+        attributes=prctl.snapshot_attributes(pid, status),
+        memory_plan=prctl.snapshot_memory_plan(pid),
         signals=Signals(stopped=status["State"].startswith("T")),
-        timers=Timers(posix_timers=timers.look_timers(pid)),
+        timers=Timers(posix_timers=timers.snapshot_timers(pid)),
     )
-    return LiveTask(description, outside, proof(raw), look_sleeps(outside))
+    return LiveTask(description, outside, proof(raw), snapshot_sleeps(outside))
 
 
-def _look_outside(pid: int) -> dict[int, ThreadOutside]:
+def _snapshot_outside(pid: int) -> dict[int, ThreadOutside]:
     """All threads, the leader first. Raises ProcessGone when the leader has ended."""
-    found = {pid: threads.look_thread_outside(pid, pid)}
+    found = {pid: threads.snapshot_thread_outside(pid, pid)}
     for tid in family.thread_ids(pid):
         if tid == pid:
             continue
         try:
-            found[tid] = threads.look_thread_outside(pid, tid)
+            found[tid] = threads.snapshot_thread_outside(pid, tid)
         except ProcessGone:
             continue
     return found
 
 
-def task_obstacles(live: LiveTask, own_tracer: int = 0) -> list[Obstacle]:
+def task_blockers(live: LiveTask, own_tracer: int = 0) -> list[Blocker]:
     """Everything that stands in the way of moving the running process, seen from the source. Slow: looks at
     all processes.
     """
@@ -166,15 +168,15 @@ def task_obstacles(live: LiveTask, own_tracer: int = 0) -> list[Obstacle]:
     pid = description.host_pid
     status = parse_status(read_status(pid))
     return [
-        *family.process_obstacles(pid, status, own_tracer),
-        *family.sharing_obstacles(pid),
-        *credentials.namespace_obstacles(pid),
-        *limits.limits_obstacles(description.limits),
-        *timers.timer_obstacles(description.timers, description.pid, [one.tid for one in description.threads]),
+        *family.process_blockers(pid, status, own_tracer),
+        *family.sharing_blockers(pid),
+        *credentials.namespace_blockers(pid),
+        *limits.limits_blockers(description.limits),
+        *timers.timer_blockers(description.timers, description.pid, [one.tid for one in description.threads]),
     ]
 
 
-def look_stopped_task(
+def snapshot_stopped_task(
     pid: int, stops: Sequence[tracee.Stop], live: LiveTask, looked: Sequence[StoppedThread] = ()
 ) -> StoppedTask:
     """Read the frozen process, the leader's stop first, before any program runs in it.
@@ -183,19 +185,19 @@ def look_stopped_task(
     It is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
     """
     description, outside = live.description, live.outside
-    clocks = look_clocks(pid)
+    clocks = snapshot_clocks(pid)
     raw = read_status(pid)
-    obstacles: list[Obstacle] = []
+    blockers: list[Blocker] = []
     if proof(raw) != live.proof:
-        obstacles += family.seccomp_obstacles(pid)
+        blockers += family.seccomp_blockers(pid)
         status = parse_status(raw)
-        description = msgspec.structs.replace(description, attributes=attributes.look_attributes(pid, status))
-        leader = msgspec.structs.replace(outside[pid], credentials=credentials.look_credentials(status))
+        description = msgspec.structs.replace(description, attributes=prctl.snapshot_attributes(pid, status))
+        leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(status))
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
     if any(tid not in outside for tid in tids):
-        outside = {**_look_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
-    states = tuple(looked) or tuple(threads.look_stopped_thread(tid) for tid in tids)
+        outside = {**_snapshot_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
+    states = tuple(looked) or tuple(threads.snapshot_stopped_thread(tid) for tid in tids)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     return StoppedTask(
         pid=pid,
@@ -203,27 +205,27 @@ def look_stopped_task(
         stopped=any(stop.kind is tracee.StopKind.GROUP for stop in stops),
         clocks=clocks,
         outside=outside,
-        description=msgspec.structs.replace(description, limits=limits.look_again(pid, raw, description.limits)),
+        description=msgspec.structs.replace(description, limits=limits.reread(pid, raw, description.limits)),
         asleep={
             tid: slept(live.sleeps.get(tid), tid, now, raw if tid == pid else None)
             for tid, thread in zip(tids, states, strict=True)
             if interrupted.needs_time(Registers(thread.registers))
         },
-        obstacles=obstacles,
+        blockers=blockers,
     )
 
 
-def look_pending_signals(stopped: StoppedTask) -> PendingSignals:
-    """The pending signals of the frozen process, after `ask_process` has run.
+def snapshot_pending_signals(stopped: StoppedTask) -> PendingSignals:
+    """The pending signals of the frozen process, after `query_process` has run.
 
     In this order a timer that runs out meanwhile is seen in both places, and can be told
     (`timers.expired_by`).
     """
     tids = [thread.host_tid for thread in stopped.threads]
     return PendingSignals(
-        shared=signals.look_pending(tids[0], shared=True),
-        of_threads={tid: signals.look_pending(tid, shared=False) for tid in tids},
-        monotonic=look_clocks(stopped.pid).monotonic,
+        shared=signals.snapshot_pending(tids[0], shared=True),
+        of_threads={tid: signals.snapshot_pending(tid, shared=False) for tid in tids},
+        monotonic=snapshot_clocks(stopped.pid).monotonic,
     )
 
 
@@ -239,16 +241,16 @@ def late_signals(stopped: StoppedTask, described: PendingSignals, now: PendingSi
     return found + [(None, signals.signal_number(information)) for information in late]
 
 
-def ask_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuestion:
+def query_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuestion:
     """Rows for the frozen leader: actions of signals, limits, prctl settings, timers. They change nothing.
 
-    `posix_timers` are those of `timers.look_timers`, read again when frozen: it is one small file.
+    `posix_timers` are those of `timers.snapshot_timers`, read again when frozen: it is one small file.
     """
     answers = program.reserve(int(ffi.sizeof("lm_process_answers")))
-    signals.ask_actions(program, answers + int(ffi.offsetof("lm_process_answers", "actions")))
-    limits.ask_limits(program, answers + int(ffi.offsetof("lm_process_answers", "limits")))
-    attributes.ask_attributes(program, answers)
-    return ProcessQuestion(answers, timers.ask_timers(program, posix_timers), tuple(posix_timers))
+    signals.query_actions(program, answers + int(ffi.offsetof("lm_process_answers", "actions")))
+    limits.query_limits(program, answers + int(ffi.offsetof("lm_process_answers", "limits")))
+    prctl.query_attributes(program, answers)
+    return ProcessQuestion(answers, timers.query_timers(program, posix_timers), tuple(posix_timers))
 
 
 def answer_process(outcome: Outcome, question: ProcessQuestion) -> ProcessAnswers:
@@ -308,8 +310,8 @@ def complete_task(
             limits=limits.answer_limits(raw[limits_offset : limits_offset + 16 * len(limits.LIMITS)]),
             personality=max(0, told.personality),
         ),
-        attributes=attributes.answer_attributes(raw, description.attributes),
-        memory_plan=msgspec.structs.replace(description.memory_plan, program_break=attributes.answer_break(raw)),
+        attributes=prctl.answer_attributes(raw, description.attributes),
+        memory_plan=msgspec.structs.replace(description.memory_plan, program_break=prctl.answer_break(raw)),
         signals=Signals(
             actions=signals.answer_actions(raw[actions_offset : actions_offset + actions_size]),
             pending=shared,
@@ -336,17 +338,17 @@ def _decide(
     return interrupted.decide(registers, takes_signal, code, reader, seen, in_library)
 
 
-def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Obstacle]:
+def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Blocker]:
     """What only the frozen process could tell: keyrings, 32-bit code, new
     children.
     """
     found = []
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
-            found.append(Obstacle(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
+            found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
         if threads.dispatches_calls(thread.host_tid):
             found.append(
-                Obstacle(
+                Blocker(
                     object=f"thread {thread.tid}",
                     cause="its system calls are handed back to it (PR_SET_SYSCALL_USER_DISPATCH)",
                     remedy="programs that emulate another system (Wine) cannot be moved",
@@ -354,12 +356,12 @@ def frozen_obstacles(task: TaskDescription, thread_answers: Mapping[int, bytes])
             )
         if threads.keyring_of(thread_answers[thread.host_tid]):
             found.append(
-                Obstacle(
+                Blocker(
                     object=f"keyring of thread {thread.tid}",
                     cause="a thread or process keyring (keyrings(7)) belongs to the kernel it was made in",
                     remedy="keep the keys in a session keyring, or revoke them",
                 )
             )
-    found += timers.timer_obstacles(task.timers, task.pid, [thread.tid for thread in task.threads])
-    found += family.child_obstacles(task.host_pid)
+    found += timers.timer_blockers(task.timers, task.pid, [thread.tid for thread in task.threads])
+    found += family.child_blockers(task.host_pid)
     return found

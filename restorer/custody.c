@@ -1,9 +1,9 @@
 #define _GNU_SOURCE
 #include "restorer/custody.h"
 
-#include "linux/arch_x86_64.h"
-#include "linux/own_memory.h"
-#include "linux/pidfd.h"
+#include "kernel/arch/x86_64.h"
+#include "kernel/memory/own_memory.h"
+#include "kernel/pidfd.h"
 #include "restorer/verdict.h"
 #include "wire/written.h"
 

@@ -16,7 +16,7 @@
 #ifndef LM_RESTORER_CUSTODY_H
 #define LM_RESTORER_CUSTODY_H
 
-#include "linux/tracee.h"
+#include "kernel/tracing/tracee.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -41,7 +41,7 @@
 #define LM_THREAD_GOING 1
 #define LM_THREAD_GONE 2
 
-/* Shared by front, worker and custodian. */
+/* Shared by frontend, worker and custodian. */
 struct lm_husk_custody {
     uint32_t state;
     uint32_t fate;

@@ -1,7 +1,7 @@
 """Custody of the husk from READY until its last thread runs: see custody.h.
 
-The front makes a page that all three share, so that it can say what became of the process. The custodian is forked from
-the worker when the husk exists and before any thread is started.
+The frontend makes a page that all three share, so that it can say what became of the process. The custodian is forked
+from the worker when the husk exists and before any thread is started.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from _lm import ffi, lib
-
-from linux import pidfd, tracee
-from linux.arch_x86_64 import REGISTERS_SIZE, Registers
-from linux.errors import check
-from linux.maps import maps
-from linux.own_name import call_ourselves
-from wire import messages
-from wire.control import ControlChannel
+from live_migration._lm import ffi, lib
+from live_migration.kernel import pidfd
+from live_migration.kernel.arch.x86_64 import REGISTERS_SIZE, Registers
+from live_migration.kernel.errors import check
+from live_migration.kernel.memory.maps import maps
+from live_migration.kernel.own_name import call_ourselves
+from live_migration.kernel.tracing import tracee
+from live_migration.wire import messages
+from live_migration.wire.control import ControlChannel
 
 NAME = "lm-custodian"
 PURPOSE = "acts on what was decided, should the command end"
@@ -61,7 +61,7 @@ class Fate(IntEnum):
 
 
 def shared_page() -> mmap.mmap:
-    """The page that front, worker and custodian share; it says UNARMED."""
+    """The page that frontend, worker and custodian share; it says UNARMED."""
     return mmap.mmap(-1, mmap.PAGESIZE)
 
 
@@ -227,7 +227,7 @@ def _be_custodian(shared: Any, control_socket: int, worker: int, husk_pidfd: int
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the front finds on the shared page when its worker has ended. `custodian` is a process id, 0: none."""
+    """What the frontend finds on the shared page when its worker has ended. `custodian` is a process id, 0: none."""
 
     state: State
     fate: Fate

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from linux.program import Program
-from linux.syscall_numbers import SYS_close, SYS_dup3, SYS_fcntl, SYS_pidfd_getfd
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import SYS_close, SYS_dup3, SYS_fcntl, SYS_pidfd_getfd
 
 
 @dataclass(frozen=True)

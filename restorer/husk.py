@@ -9,9 +9,8 @@ import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from linux.address_gap import free_range
-from linux.maps import maps
-from linux.program import (
+from live_migration.kernel.injection.address_gap import free_range
+from live_migration.kernel.injection.program import (
     Outcome,
     Program,
     ProgramArea,
@@ -19,12 +18,13 @@ from linux.program import (
     make_program_area,
     run_in_husk,
 )
-from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_munmap
-from process.bridge import Bridge
-from process.layout_change import Change
-from process.mapping_rows import MAP_FIXED_NOREPLACE, advise_rows, map_rows, unmap_row
-from process.mappings import AddressSpace, Kind, Mapping, mapping_of, shared_more_than_once
-from restorer.kernel_mappings import bridge_rows, move_row
+from live_migration.kernel.injection.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_munmap
+from live_migration.kernel.memory.maps import maps
+from live_migration.process.memory.bridge import Bridge
+from live_migration.process.memory.layout_change import Change
+from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping, mapping_of, shared_more_than_once
+from live_migration.process.memory.rows import MAP_FIXED_NOREPLACE, advise_rows, map_rows, unmap_row
+from live_migration.restorer.kernel_mappings import bridge_rows, move_row
 
 AREA_SIZE = 1 << 20
 ROOM_PER_MAPPING = 1024

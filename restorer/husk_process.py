@@ -11,11 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from _lm import lib
-
-from linux.errors import ProcessGone
-from linux.pidfd import open_pidfd, send_signal
-from linux.spawn import (
+from live_migration._lm import lib
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.pidfd import open_pidfd, send_signal
+from live_migration.kernel.spawn import (
     ADDR_COMPAT_LAYOUT,
     ADDR_NO_RANDOMIZE,
     SpawnFailed,
@@ -24,10 +23,10 @@ from linux.spawn import (
     start,
     start_traced,
 )
-from process import clocks
-from process.task import TaskDescription
-from wire.errors import LocalError
-from wire.exit_codes import ExitCode
+from live_migration.process.attributes import clocks
+from live_migration.process.task import TaskDescription
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
 
 HUSK = Path(__file__).resolve().parent / "bin" / "husk"
 INIT = Path(__file__).resolve().parent / "bin" / "init"

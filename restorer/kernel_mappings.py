@@ -1,15 +1,21 @@
-"""A bridge in the husk (process/bridge.py): the kernel's own mappings moved away, the source's code in their place."""
+"""A bridge in the husk (process/memory/bridge.py): the kernel's own mappings moved away, the source's code there."""
 
 from __future__ import annotations
 
 import mmap
 
-from linux import tracee
-from linux.program import Program
-from linux.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_mremap
-from process.bridge import Bridge
-from process.mapping_rows import MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE
-from process.vdso import NAME
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import SYS_mmap, SYS_mprotect, SYS_mremap
+from live_migration.kernel.tracing import tracee
+from live_migration.process.memory.bridge import Bridge
+from live_migration.process.memory.rows import (
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+)
+from live_migration.process.memory.vdso import NAME
 
 
 def move_row(program: Program, name: str, start: int, length: int, to: int) -> None:

@@ -17,46 +17,47 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from linux import cpu, cpu_dma_latency
-from linux.errors import ProcessGone, SyscallFailed
-from linux.program import ProgramTooLarge
-from pager.pager import Pager, PagerState
-from process import clocks, vdso
-from process.contents import Content, new_contents
-from process.description import MigrationDescription, ProcessDescription
-from process.descriptor_obstacles import compare_written_files, descriptor_obstacles
-from process.descriptor_options import DescriptorOptions
-from process.mapped_files import compare_written_mappings
-from process.reach import is_same_machine
-from process.rehearsal import rehearse_often
-from restorer import build
-from restorer.aftermath import follow
-from restorer.custody import State, start_custody
-from restorer.husk_process import end_husk, is_killed, start_husk
-from restorer.line import Line
-from restorer.options import RestoreOptions
-from restorer.preflight import Peer, new_file_obstacles, preflight
-from restorer.rounds import correct, drop_forgotten, memory_ranges, take_freezing, take_rounds
-from restorer.run import Run, edge_after_commit, tell, write
-from restorer.voice import Voice
-from restorer.waiting import (
+from live_migration.kernel import cpu, cpu_dma_latency
+from live_migration.kernel.errors import ProcessGone, SyscallFailed
+from live_migration.kernel.injection.program import ProgramTooLarge
+from live_migration.pager.pager import Pager, PagerState
+from live_migration.process.attributes import clocks
+from live_migration.process.description import MigrationDescription, ProcessDescription
+from live_migration.process.descriptors.blockers import compare_written_files, descriptor_blockers
+from live_migration.process.descriptors.contents import Content, new_contents
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.descriptors.reach import is_same_machine
+from live_migration.process.memory import vdso
+from live_migration.process.memory.mapped_files import compare_written_mappings
+from live_migration.process.rehearsal import rehearse_often
+from live_migration.restorer import stage as build
+from live_migration.restorer.custody import State, start_custody
+from live_migration.restorer.finish import follow
+from live_migration.restorer.frontend_events import FrontendEvents
+from live_migration.restorer.frontend_line import Line
+from live_migration.restorer.husk_process import end_husk, is_killed, start_husk
+from live_migration.restorer.options import RestoreOptions
+from live_migration.restorer.preflight import Peer, new_file_blockers, preflight
+from live_migration.restorer.rounds import correct, drop_discarded, memory_ranges, take_freezing, take_rounds
+from live_migration.restorer.run import Run, failpoint_after_commit, tell, write
+from live_migration.restorer.waiting import (
     LAST_WORDS_SECONDS,
     expect,
-    interrupted_by_front,
+    interrupted_by_frontend,
     last_words,
     lost_pages,
     receive_push,
     stopped,
 )
-from wire import messages
-from wire.control import ControlChannel
-from wire.edges import edge
-from wire.errors import LocalError, MigrationError, Refused, RemoteError
-from wire.exit_codes import ExitCode
-from wire.host import look_at_host
-from wire.meeting import meet
-from wire.obstacles import Obstacle
-from wire.report import Report
+from live_migration.wire import messages
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import LocalError, MigrationError, Refused, RemoteError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.failpoints import failpoint
+from live_migration.wire.host import snapshot_host
+from live_migration.wire.meeting import meet
+from live_migration.wire.report import Report
 
 GREETING_SECONDS = 30.0
 FINAL_SECONDS = 3600.0
@@ -73,9 +74,10 @@ IN_DOUBT = (
 
 def migrate(options: RestoreOptions, line: Line) -> int:
     """Take the process over; the exit status of the worker. Raises MigrationError before the handover."""
-    report = Report(side="destination", outcome="failed", strategy=options.wishes.strategy, pid=0, started=time.time())
-    voice = Voice(line)
-    roles = meet(options.meeting, "destination", voice, watch=[line.fileno()])
+    strategy = options.parameters.strategy
+    report = Report(side="destination", outcome="failed", strategy=strategy, pid=0, started=time.time())
+    events = FrontendEvents(line)
+    roles = meet(options.meeting, "destination", events, watch=[line.fileno()])
     if roles is None:
         line.hear()
         raise stopped(line)
@@ -112,20 +114,20 @@ def hand_over(run: Run) -> bytes:
 
 
 def prepare(run: Run) -> ProcessDescription:
-    """Greet, take the description and find every obstacle."""
-    edge("destination-connected")
+    """Greet, take the description and find every blocker."""
+    failpoint("destination-connected")
     greeting = expect(run, messages.Greeting, GREETING_SECONDS)
-    here = look_at_host(cpu.describe(), vdso.digest(vdso.own_code()))
+    here = snapshot_host(cpu.describe(), vdso.digest(vdso.own_code()))
     # The source reads its clocks when this message has come to it.
-    asked = clocks.look_clocks()
-    run.control.send(messages.Greeting(host=here, wishes=msgspec.to_builtins(run.options.wishes)))
+    asked = clocks.snapshot_clocks()
+    run.control.send(messages.Greeting(host=here, parameters=msgspec.to_builtins(run.options.parameters)))
     payload = expect(run, messages.Description, GREETING_SECONDS).payload
     described = messages.unpack(payload, MigrationDescription)
     process = only_process(described)
-    edge("destination-described")
-    obstacles = preflight(process, Peer(greeting.host, here), run.options, run.descriptor_options)
-    if obstacles:
-        raise Refused(obstacles, object=f"process {process.task.pid}")
+    failpoint("destination-described")
+    blockers = preflight(process, Peer(greeting.host, here), run.options, run.descriptor_options)
+    if blockers:
+        raise Refused(blockers, object=f"process {process.task.pid}")
     offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
     run.husk = start_husk(process.task, run.options.pid, offsets)
     threads = len(process.task.threads)
@@ -134,7 +136,7 @@ def prepare(run: Run) -> ProcessDescription:
         asked_for = run.options.pid == "namespace"
         text = f"id {process.task.pid} is the process's own in a PID namespace; this host knows it as {run.husk.pid}"
         run.line.send("note", text=text, level=1 if asked_for else 0)
-    edge("destination-husk")
+    failpoint("destination-husk")
     return process
 
 
@@ -157,16 +159,16 @@ def stage(run: Run, description: ProcessDescription) -> None:
     run.pager.set_ranges(memory_ranges(description.memory), description.space)
     add_contents(run, description.contents)
     run.pager.start()
-    edge("destination-staged")
+    failpoint("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
     run.line.send("staged", pid=husk.pid)
-    for sentence in run.building.shortfalls + run.custody.prepare():
+    for sentence in run.building.warnings + run.custody.prepare():
         run.line.send("note", text=sentence, level=0)
     run.custody.rehearse(len(run.building.threads))
     build.rehearse(run.building)
-    with interrupted_by_front(run):
+    with interrupted_by_frontend(run):
         receive_push(run, STAGING_PUSH)
-    edge("destination-pushed")
+    failpoint("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))
 
 
@@ -188,7 +190,7 @@ def add_contents(run: Run, contents: Iterable[Content]) -> None:
 
 
 def wait_for_final(run: Run) -> ProcessDescription:
-    """Wait for the freeze. The front may still stop everything."""
+    """Wait for the freeze. The frontend may still stop everything."""
     assert run.building is not None
     message: messages.Freezing | messages.Final = take_rounds(run)
     gc.disable()
@@ -208,13 +210,13 @@ def apply_final(run: Run) -> None:
     assert run.pager is not None
     final = wait_for_final(run)
     run.final = final
-    edge("destination-final")
+    failpoint("destination-final")
     run.frozen = time.time()
     if not (run.resume_at_once and run.custody.guarded):
         say_frozen(run)
     appeared = [
-        *descriptor_obstacles(final.descriptors, run.descriptor_options),
-        *new_file_obstacles(final, run.building.staged, run.descriptor_options),
+        *descriptor_blockers(final.descriptors, run.descriptor_options),
+        *new_file_blockers(final, run.building.staged, run.descriptor_options),
     ]
     if appeared:
         raise Refused(appeared, object=f"process {final.task.pid}", step="the frozen process")
@@ -224,17 +226,17 @@ def apply_final(run: Run) -> None:
     add_contents(run, new_contents(final.contents, run.building.staged.contents))
     correct(run, final.corrected, final.memory)
     receive_push(run, final.pushed)
-    drop_forgotten(run, final.memory)
-    edge("destination-laid-out")
+    drop_discarded(run, final.memory)
+    failpoint("destination-laid-out")
     build.apply_threads(run.building, final, run.custody)
-    edge("destination-built")
-    obstacles = compare_written(run, final, same_machine=False)
+    failpoint("destination-built")
+    blockers = compare_written(run, final, same_machine=False)
     # Asked for when there is a difference alone: a file that is read, while the process is frozen.
-    if obstacles and is_same_machine(final.descriptors.place):
-        obstacles = compare_written(run, final, same_machine=True)
-    if obstacles:
+    if blockers and is_same_machine(final.descriptors.place):
+        blockers = compare_written(run, final, same_machine=True)
+    if blockers:
         # A process that runs again at the source writes again: then this is not the reason.
-        different = Refused(obstacles, step="comparing written files", code=ExitCode.FILES)
+        different = Refused(blockers, step="comparing written files", code=ExitCode.FILES)
         raise last_words(run, COMPARED_AGAIN_SECONDS) or different
     run.building.opened.close()
     if not run.resume_at_once:
@@ -243,13 +245,13 @@ def apply_final(run: Run) -> None:
 
 
 def say_frozen(run: Run) -> None:
-    """Tell the front that the freeze has begun. Where it is over in milliseconds that comes with its end, for the front
-    wants a processor to pass it on."""
+    """Tell the frontend that the freeze has begun. Where it is over in milliseconds that comes with its end, for the
+    frontend     wants a processor to pass it on."""
     assert run.building is not None
     run.line.send("frozen", pid=run.building.husk.pid, time=run.frozen)
 
 
-def compare_written(run: Run, final: ProcessDescription, *, same_machine: bool) -> list[Obstacle]:
+def compare_written(run: Run, final: ProcessDescription, *, same_machine: bool) -> list[Blocker]:
     """How what the process writes to, by a descriptor or a mapping, differs here from the source's."""
     return [
         *compare_written_files(final.descriptors, run.descriptor_options, same_machine),
@@ -284,9 +286,9 @@ def await_commit(run: Run, ready: bytes) -> messages.Commit:
     Only words tell what the source decided: COMMIT, or that it gives up. Any end of the connection, an orderly one too,
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
     assert run.custody is not None
-    edge("destination-ready")
+    failpoint("destination-ready")
     run.control.send_bytes(ready)
-    edge_after_commit(run, "destination-waiting")
+    failpoint_after_commit(run, "destination-waiting")
     try:
         ahead = run.control.look_ahead()
         if isinstance(ahead, messages.Commit):
@@ -328,14 +330,14 @@ def resume(run: Run, commit: messages.Commit, received: int) -> None:
     """Let the process run. It is the only copy now: whatever fails here is said, and nothing is taken back."""
     assert run.husk is not None
     assert run.custody is not None
-    edge_after_commit(run, "destination-committed")
+    failpoint_after_commit(run, "destination-committed")
     run.custody.send_signals()
     run.custody.make_final(0, 1)
-    edge_after_commit(run, "destination-letting-go")
+    failpoint_after_commit(run, "destination-letting-go")
     run.custody.make_final(1)
     run.custody.detach()
     resume_ns = time.monotonic_ns() - received
-    edge_after_commit(run, "destination-resumed")
+    failpoint_after_commit(run, "destination-resumed")
     run.mark("resumed")
     run.report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
     run.report.pid = run.husk.pid
@@ -362,9 +364,9 @@ def destroy(run: Run) -> None:
 
 
 def cannot_build(cause: str) -> LocalError:
-    """A step of rebuilding failed."""
+    """A step of restoring failed."""
     return LocalError(
-        step="rebuilding the process",
+        step="restoring the process",
         object="the husk",
         cause=cause,
         remedy="the process runs on at the source; look at the cause and try again",

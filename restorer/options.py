@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wire.command_line import (
+from live_migration.wire.command_line import (
     LOOPBACK,
     OneSentenceParser,
     destination_of,
@@ -18,12 +18,12 @@ from wire.command_line import (
     take_ticket,
     usage_error,
 )
-from wire.meeting import Meeting
-from wire.report import check_report_path
-from wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Wishes
-from wire.ticket import Ticket, check_secret
+from live_migration.wire.meeting import Meeting
+from live_migration.wire.report import check_report_path
+from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Parameters
+from live_migration.wire.ticket import Ticket, check_secret
 
-DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on the destination: it rebuilds the
+DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on the destination: it restores the
 process, lets it run at once (--post-copy, the default; --hybrid) or when its memory is complete
 (--pre-copy, --stop-and-copy), stays until the process ends, and ends with its status."""
 
@@ -41,7 +41,7 @@ class RestoreOptions:
     """What lm-restore was asked to do.
 
     meeting       the ticket of the source, or where to listen
-    wishes        the strategy and its limits, as lm-serve is told
+    parameters        the strategy and its limits, as lm-serve is told
     pid           "keep", "namespace", or "auto": keep if the ids are free
     detach        exit when every page is in, and let the process live on
     stdio         "attach" or "null": what stands for descriptors 0 to 2 that lead outside
@@ -54,7 +54,7 @@ class RestoreOptions:
     """
 
     meeting: Meeting
-    wishes: Wishes
+    parameters: Parameters
     pid: str
     detach: bool
     stdio: str
@@ -201,7 +201,7 @@ def _milliseconds(text: str) -> float:
     return parse_seconds(text if text.endswith("s") else f"{text}ms") * 1000
 
 
-def _wishes(given: argparse.Namespace) -> Wishes:
+def _parameters(given: argparse.Namespace) -> Parameters:
     """The strategy and its limits. Raises LocalError (USAGE) for limits of rounds that there are none of."""
     name = given.strategy or "post-copy"
     # What is chosen in the end, the source finds out; until then it copies as pre-copy would.
@@ -223,7 +223,7 @@ def _wishes(given: argparse.Namespace) -> Wishes:
         raise usage_error(
             f"--on-no-convergence and --{name}", "it resumes at once in any case", "leave it out, or choose --pre-copy"
         )
-    return Wishes(
+    return Parameters(
         strategy=name,
         rounds=given.max_rounds or strategy.rounds,
         resume_at_once=strategy.resume_at_once,
@@ -272,7 +272,7 @@ def parse_options(
         check_report_path(given.report)
     return RestoreOptions(
         meeting=meeting,
-        wishes=_wishes(given),
+        parameters=_parameters(given),
         pid=given.pid,
         detach=given.detach,
         stdio=given.stdio,

@@ -10,12 +10,12 @@ import os
 import select
 from collections.abc import Callable, Iterable, Iterator
 
-from linux import tracee
-from linux.errors import ProcessGone
-from linux.maps import MapEntry, maps, smaps
-from linux.syscall_numbers import SYS_mlock
-from linux.walk_home import Gadgets, find_gadgets, lone_call, place_frame
-from process.mappings import Mapping
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection.sigreturn_path import Gadgets, find_gadgets, place_frame, remote_syscall
+from live_migration.kernel.injection.syscall_numbers import SYS_mlock
+from live_migration.kernel.memory.maps import MapEntry, maps, smaps
+from live_migration.kernel.tracing import tracee
+from live_migration.process.memory.mappings import Mapping
 
 
 def lock_plainly(pid: int, mappings: Iterable[Mapping]) -> str:
@@ -77,7 +77,7 @@ def _lock(pid: int, gadgets: Gadgets, ranges: list[tuple[int, int]]) -> str:
             return "its first stack is full to the last page"
         for start, end in ranges:
             try:
-                lone_call(pid, gadgets, frame, SYS_mlock, start, end - start)
+                remote_syscall(pid, gadgets, frame, SYS_mlock, start, end - start)
             except OSError as error:
                 failed = f"{start:x}-{end:x}: {error.strerror}"
     finally:

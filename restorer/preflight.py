@@ -1,25 +1,26 @@
-"""Every obstacle to rebuilding the process here, all at once, before anything is frozen."""
+"""Every blocker to restoring the process here, all at once, before anything is frozen."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 
-from linux import cpu, probe
-from process import task_rebuild, timers
-from process.bridge import bridge_obstacles
-from process.description import ProcessDescription
-from process.descriptor_obstacles import descriptor_obstacles, preflight_descriptors
-from process.descriptor_options import DescriptorOptions
-from process.files import File, preflight_file
-from process.mapped_files import preflight_mapped_files
-from process.reach import is_same_machine
-from process.rseq_fields import rseq_obstacles
-from restorer.husk_process import taken_ids
-from restorer.options import RestoreOptions
-from wire.host import HostFacts
-from wire.obstacles import Obstacle
-from wire.report import show_bytes
+from live_migration.kernel import cpu, probe
+from live_migration.process import task_restore
+from live_migration.process.attributes import timers
+from live_migration.process.description import ProcessDescription
+from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
+from live_migration.process.descriptors.files import File, preflight_file
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.descriptors.reach import is_same_machine
+from live_migration.process.memory.bridge import bridge_blockers
+from live_migration.process.memory.mapped_files import preflight_mapped_files
+from live_migration.process.threads.rseq_fields import rseq_blockers
+from live_migration.restorer.husk_process import taken_ids
+from live_migration.restorer.options import RestoreOptions
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.host import HostFacts
+from live_migration.wire.report import show_bytes
 
 
 @dataclass(frozen=True)
@@ -32,32 +33,32 @@ class Peer:
 
 def preflight(
     process: ProcessDescription, hosts: Peer, options: RestoreOptions, described: DescriptorOptions
-) -> list[Obstacle]:
-    """What stands in the way of rebuilding `process` on this host. Raises OSError."""
+) -> list[Blocker]:
+    """What stands in the way of restoring `process` on this host. Raises OSError."""
 
     def map_path(path: bytes) -> bytes:
         return os.fsencode(described.map_path(os.fsdecode(path)))
 
     return [
-        *_host_obstacles(hosts, options),
-        *_ability_obstacles(process, hosts, options),
-        *bridge_obstacles(process.memory),
-        *rseq_obstacles(process.task.memory_plan.auxiliary_vector, process.memory.mappings, described.map_path),
-        *_executable_obstacles(process, described),
+        *_host_blockers(hosts, options),
+        *_ability_blockers(process, hosts, options),
+        *bridge_blockers(process.memory),
+        *rseq_blockers(process.task.memory_plan.auxiliary_vector, process.memory.mappings, described.map_path),
+        *_executable_blockers(process, described),
         *preflight_mapped_files(process.files, described),
-        *descriptor_obstacles(process.descriptors, described),
+        *descriptor_blockers(process.descriptors, described),
         *preflight_descriptors(process.descriptors, described),
-        *task_rebuild.preflight_task(
-            process.task, task_rebuild.present_credentials(), map_path, timers.ids_can_be_chosen()
+        *task_restore.preflight_task(
+            process.task, task_restore.present_credentials(), map_path, timers.ids_can_be_chosen()
         ),
-        *_id_obstacles(process, options),
-        *room_obstacles(process.resident, available_bytes()),
+        *_id_blockers(process, options),
+        *room_blockers(process.resident, available_bytes()),
     ]
 
 
-def new_file_obstacles(
+def new_file_blockers(
     final: ProcessDescription, staged: ProcessDescription, described: DescriptorOptions
-) -> list[Obstacle]:
+) -> list[Blocker]:
     """What is in the way of the files that the process has mapped and opened since it was staged. Raises OSError."""
     known_files = frozenset(staged.files)
     known = staged.descriptors.by_identity()
@@ -77,12 +78,12 @@ def available_bytes() -> int:
     return sum(int(known.get(name, "0").split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024
 
 
-def room_obstacles(needed: int, available: int) -> list[Obstacle]:
+def room_blockers(needed: int, available: int) -> list[Blocker]:
     """Whether there is room for so many bytes."""
     if needed <= available:
         return []
     return [
-        Obstacle(
+        Blocker(
             "this host's memory",
             f"has room for {show_bytes(available)}, the process needs {show_bytes(needed)}",
             "end something here, add swap, or choose another host",
@@ -90,28 +91,28 @@ def room_obstacles(needed: int, available: int) -> list[Obstacle]:
     ]
 
 
-def _ability_obstacles(process: ProcessDescription, hosts: Peer, options: RestoreOptions) -> list[Obstacle]:
+def _ability_blockers(process: ProcessDescription, hosts: Peer, options: RestoreOptions) -> list[Blocker]:
     """What this kernel lacks, or this user may not do: found by doing it."""
     lacks = probe.destination_lacks(
         keep_ids=True,
         namespace=options.pid == "namespace" or (options.pid == "auto" and bool(taken_ids(process.task))),
         clocks=hosts.here.boot_id != hosts.there.boot_id,
     )
-    return [Obstacle(lack.object, lack.cause, lack.remedy) for lack in lacks]
+    return [Blocker(lack.object, lack.cause, lack.remedy) for lack in lacks]
 
 
-def _host_obstacles(hosts: Peer, options: RestoreOptions) -> list[Obstacle]:
+def _host_blockers(hosts: Peer, options: RestoreOptions) -> list[Blocker]:
     found = []
     for what, there, here in (
         ("architecture", hosts.there.machine, hosts.here.machine),
         ("page size", hosts.there.page_size, hosts.here.page_size),
     ):
         if there != here:
-            found.append(Obstacle(f"this host's {what}", f"is {here}, the source's is {there}", "choose another host"))
+            found.append(Blocker(f"this host's {what}", f"is {here}, the source's is {there}", "choose another host"))
     if options.cpu == "strict":
         for lack in cpu.lacking(hosts.there.cpu, hosts.here.cpu):
             found.append(
-                Obstacle(
+                Blocker(
                     "this host's processor",
                     f"lacks {lack}, which the source's has",
                     "choose another host, or --cpu trust if the program does not use it",
@@ -120,12 +121,12 @@ def _host_obstacles(hosts: Peer, options: RestoreOptions) -> list[Obstacle]:
     return found
 
 
-def _executable_obstacles(process: ProcessDescription, described: DescriptorOptions) -> list[Obstacle]:
+def _executable_blockers(process: ProcessDescription, described: DescriptorOptions) -> list[Blocker]:
     path = described.map_path(process.executable)
     if os.access(path, os.R_OK | os.X_OK):
         return []
     return [
-        Obstacle(
+        Blocker(
             f"executable {process.executable}",
             f"{path} is not here or may not be executed",
             "install it here or point to it with --map-path OLD=NEW",
@@ -133,10 +134,10 @@ def _executable_obstacles(process: ProcessDescription, described: DescriptorOpti
     ]
 
 
-def _id_obstacles(process: ProcessDescription, options: RestoreOptions) -> list[Obstacle]:
+def _id_blockers(process: ProcessDescription, options: RestoreOptions) -> list[Blocker]:
     if options.pid != "keep":
         return []
     return [
-        Obstacle(f"id {tid}", "is taken on this host", "use --pid namespace, or end the process that has it")
+        Blocker(f"id {tid}", "is taken on this host", "use --pid namespace, or end the process that has it")
         for tid in taken_ids(process.task)
     ]

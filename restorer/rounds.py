@@ -8,22 +8,21 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
-from _lm import lib
-
-from linux.program import Program
-from linux.syscall_numbers import SYS_madvise, SYS_mprotect, SYS_prctl
-from pager.pager import PagedRange, RangeKind
-from process.description import Layout
-from process.mapped_files import preflight_mapped_files
-from process.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
-from restorer import build
-from restorer.husk import run as run_in
-from restorer.run import Run
-from restorer.waiting import expect, interrupted_by_front, receive_push
-from wire import messages
-from wire.edges import edge
-from wire.errors import Refused
-from wire.report import Round
+from live_migration._lm import lib
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import SYS_madvise, SYS_mprotect, SYS_prctl
+from live_migration.pager.pager import PagedRange, RangeKind
+from live_migration.process.description import Layout
+from live_migration.process.memory.mapped_files import preflight_mapped_files
+from live_migration.process.memory.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
+from live_migration.restorer import stage as build
+from live_migration.restorer.husk import run as run_in
+from live_migration.restorer.run import Run
+from live_migration.restorer.waiting import expect, interrupted_by_frontend, receive_push
+from live_migration.wire import messages
+from live_migration.wire.errors import Refused
+from live_migration.wire.failpoints import failpoint
+from live_migration.wire.report import Round
 
 WAIT_SECONDS = 3600.0
 DROPS_AT_A_TIME = 4096
@@ -55,9 +54,9 @@ def take_rounds(run: Run) -> messages.Freezing:
             small = True
         if message.payload != messages.NOTHING:
             _follow_layout(run, messages.unpack(message.payload, Layout))
-        with interrupted_by_front(run):
+        with interrupted_by_frontend(run):
             receive_push(run, message.push)
-        edge("destination-round")
+        failpoint("destination-round")
         run.control.send(messages.Pushed(push=message.push))
 
 
@@ -70,13 +69,13 @@ def take_freezing(run: Run, message: messages.Freezing) -> None:
     run.report.tracking = message.tracking
     if message.payload != messages.NOTHING:
         run.report.rounds = messages.unpack(message.payload, list[Round])
-    edge("destination-prepared")
+    failpoint("destination-prepared")
     run.control.send(messages.Prepared())
     correct(run, message.correction, run.building.staged.memory)
 
 
 def _keep_pages_small(run: Run) -> None:
-    """Until the process has its own setting back (process/attributes.py): see `unwatched_drops`."""
+    """Until the process has its own setting back (process/attributes/prctl.py): see `unwatched_drops`."""
     assert run.building is not None
     program = Program("leaving huge pages for later")
     program.call("PR_SET_THP_DISABLE", SYS_prctl, int(lib.PR_SET_THP_DISABLE), 1, 0, 0, 0)
@@ -87,9 +86,9 @@ def _follow_layout(run: Run, layout: Layout) -> None:
     """Lay the husk out as the source is now."""
     assert run.building is not None
     assert run.pager is not None
-    obstacles = preflight_mapped_files(layout.files, run.descriptor_options)
-    if obstacles:
-        raise Refused(obstacles, object="a file that the process has mapped meanwhile")
+    blockers = preflight_mapped_files(layout.files, run.descriptor_options)
+    if blockers:
+        raise Refused(blockers, object="a file that the process has mapped meanwhile")
     build.follow_layout(run.building, layout)
     run.pager.set_ranges(memory_ranges(layout.memory), run.building.staged.space)
 
@@ -100,14 +99,14 @@ def correct(run: Run, push: int, memory: AddressSpace) -> None:
     Raises MigrationError, OSError, SyscallFailed."""
     if push:
         receive_push(run, push)
-        drop_forgotten(run, memory)
+        drop_discarded(run, memory)
 
 
-def drop_forgotten(run: Run, memory: AddressSpace) -> None:
-    """Drop in the husk what is to be forgotten, and what could not be written over. Raises OSError, SyscallFailed."""
+def drop_discarded(run: Run, memory: AddressSpace) -> None:
+    """Drop in the husk what is to be discarded, and what could not be written over. Raises OSError, SyscallFailed."""
     assert run.pager is not None
     assert run.building is not None
-    if not run.pager.is_to_forget:
+    if not run.pager.is_to_discard:
         return
     drops = run.pager.drops()
     with run.pager.unwatched_drops():
@@ -121,7 +120,7 @@ def drop_forgotten(run: Run, memory: AddressSpace) -> None:
             for start, length in drops.shared[first : first + DROPS_AT_A_TIME]:
                 _drop_shared_rows(program, start, length, memory)
             run_in(run.building.husk, program)
-    run.pager.dropped(in_order=not run.options.wishes.hot_first)
+    run.pager.dropped(in_order=not run.options.parameters.hot_first)
 
 
 def _drop_shared_rows(program: Program, start: int, length: int, memory: AddressSpace) -> None:

@@ -6,20 +6,20 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
-from pager.pager import Pager
-from process.description import ProcessDescription
-from process.descriptor_options import DescriptorOptions
-from restorer import build
-from restorer.custody import Custody
-from restorer.husk_process import HuskProcess
-from restorer.line import Line
-from restorer.options import RestoreOptions
-from wire import messages
-from wire.connection import Roles
-from wire.control import ControlChannel
-from wire.edges import edge
-from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
-from wire.report import Report, write_report
+from live_migration.pager.pager import Pager
+from live_migration.process.description import ProcessDescription
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.restorer import stage as build
+from live_migration.restorer.custody import Custody
+from live_migration.restorer.frontend_line import Line
+from live_migration.restorer.husk_process import HuskProcess
+from live_migration.restorer.options import RestoreOptions
+from live_migration.wire import messages
+from live_migration.wire.connection import Roles
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from live_migration.wire.failpoints import failpoint
+from live_migration.wire.report import Report, write_report
 
 
 @dataclass
@@ -54,15 +54,15 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
     """Tell the source why it ends here, if it can still hear."""
     with contextlib.suppress(MigrationError, OSError):
         if isinstance(error, Refused):
-            control.send(messages.obstacles_of(error), 2.0)
+            control.send(messages.blockers_of(error), 2.0)
         elif not isinstance(error, ConnectionLost):
             control.send(messages.abort_of(error), 2.0)
 
 
-def edge_after_commit(run: Run, name: str) -> None:
-    """An edge that lies after COMMIT: a failure there is said and nothing else, for nothing can be taken back."""
+def failpoint_after_commit(run: Run, name: str) -> None:
+    """A failpoint that lies after COMMIT: a failure there is said and nothing else, for nothing can be taken back."""
     try:
-        edge(name)
+        failpoint(name)
     except MigrationError as error:
         run.line.send("note", text=f"{error}; the process goes on here", level=0)
 

@@ -79,7 +79,7 @@ static enum lm_verdict next_message(int control_socket, int pidfd, bool *decided
                 "abort") ||
         is_kind(body, have,
                 "\xa4kind\xa9"
-                "obstacles"))
+                "blockers"))
         return LM_VERDICT_NO;
     *decided = !is_kind(body, have,
                         "\xa4kind\xa4"

@@ -1,4 +1,4 @@
-"""Waiting for the source before READY: SIGINT, SIGTERM or the end of the front ends every wait."""
+"""Waiting for the source before READY: SIGINT, SIGTERM or the end of the frontend ends every wait."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
-from restorer.line import Line
-from restorer.run import Run
-from wire import messages
-from wire.errors import LocalError, MigrationError
-from wire.exit_codes import ExitCode
+from live_migration.restorer.frontend_line import Line
+from live_migration.restorer.run import Run
+from live_migration.wire import messages
+from live_migration.wire.errors import LocalError, MigrationError
+from live_migration.wire.exit_codes import ExitCode
 
 LAST_WORDS_SECONDS = 2.0
 PART_SECONDS = 0.05
@@ -25,7 +25,7 @@ Expected = TypeVar("Expected")
 
 def expect(run: Run, kind: type[Expected], seconds: float) -> Expected:
     """The next message, which must be of `kind`. Raises MigrationError, as ControlChannel.expect does, and when the
-    front says to stop or is gone."""
+    frontend says to stop or is gone."""
     deadline = time.monotonic() + seconds
     poll = select.poll()
     poll.register(run.control.fileno(), select.POLLIN)
@@ -46,7 +46,7 @@ def expect(run: Run, kind: type[Expected], seconds: float) -> Expected:
 
 
 def receive_push(run: Run, identifier: int) -> None:
-    """Take pushed pages in. Raises OSError, and MigrationError when the source is gone or the front says to stop."""
+    """Take pushed pages in. Raises OSError, and MigrationError when the source is gone or the frontend says to stop."""
     assert run.pager is not None
     try:
         run.pager.receive_push(identifier)
@@ -57,8 +57,8 @@ def receive_push(run: Run, identifier: int) -> None:
 
 
 @contextlib.contextmanager
-def interrupted_by_front(run: Run) -> Iterator[None]:
-    """Within, the bulk connection ends when the front says to stop, and with it what waits there."""
+def interrupted_by_frontend(run: Run) -> Iterator[None]:
+    """Within, the bulk connection ends when the frontend says to stop, and with it what waits there."""
     done = os.eventfd(0, os.EFD_CLOEXEC)
 
     def watch() -> None:
@@ -87,7 +87,7 @@ def last_words(run: Run, seconds: float) -> MigrationError | None:
             message = run.control.receive(seconds)
             if isinstance(message, messages.Abort):
                 return messages.error_of(message)
-            if isinstance(message, messages.Obstacles):
+            if isinstance(message, messages.Blockers):
                 return messages.refusal_of(message)
     except LocalError:
         return None
@@ -107,7 +107,7 @@ def lost_pages(cause: str) -> LocalError:
 
 
 def stopped(line: Line) -> LocalError:
-    """SIGINT, SIGTERM, or the front is gone, before READY."""
+    """SIGINT, SIGTERM, or the frontend is gone, before READY."""
     number = next((number for _, number in line.orders), 0)
     return LocalError(
         step="waiting",

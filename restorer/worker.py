@@ -1,4 +1,4 @@
-"""The worker process: forked from the front at the start, it does the work and outlives it if need be."""
+"""The worker process: forked from the frontend at the start, it does the work and outlives it if need be."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import traceback
 
 import msgspec
 
-from linux.own_name import call_ourselves
-from restorer.custody import shared_page
-from restorer.line import Line, Worker
-from restorer.migrate import migrate
-from restorer.options import RestoreOptions
-from wire.errors import MigrationError, Refused
-from wire.exit_codes import ExitCode
+from live_migration.kernel.own_name import call_ourselves
+from live_migration.restorer.custody import shared_page
+from live_migration.restorer.frontend_line import Line, Worker
+from live_migration.restorer.migrate import migrate
+from live_migration.restorer.options import RestoreOptions
+from live_migration.wire.errors import MigrationError, Refused
+from live_migration.wire.exit_codes import ExitCode
 
 NAME = "lm-pager"
 PURPOSE = "brings the memory of a moved process"
@@ -50,11 +50,11 @@ def _be_worker(options: RestoreOptions, line: Line) -> int:
     try:
         return migrate(options, line)
     except MigrationError as error:
-        obstacles = list(error.obstacles) if isinstance(error, Refused) else []
+        blockers = list(error.blockers) if isinstance(error, Refused) else []
         line.send(
             "failed",
             text=str(error),
             code=int(error.code),
-            obstacles=[msgspec.to_builtins(obstacle) for obstacle in obstacles],
+            blockers=[msgspec.to_builtins(blocker) for blocker in blockers],
         )
         return int(error.code)

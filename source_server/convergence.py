@@ -6,8 +6,8 @@ import enum
 import itertools
 from collections.abc import Sequence
 
-from wire.report import Round
-from wire.strategy import USUAL_DOWNTIME_MS, Wishes
+from live_migration.wire.report import Round
+from live_migration.wire.strategy import USUAL_DOWNTIME_MS, Parameters
 
 # Fewer pages than this are sent in any freeze without being felt.
 FEW_PAGES = 64
@@ -36,20 +36,20 @@ def sendable(round_: Round, milliseconds: float) -> float:
     return round_.pages / round_.ms * milliseconds if round_.ms > 0 else 0.0
 
 
-def allowed_downtime_ms(wishes: Wishes) -> float:
+def allowed_downtime_ms(parameters: Parameters) -> float:
     """How long what is dirty in the end may take to be sent."""
-    return USUAL_DOWNTIME_MS if wishes.max_downtime_ms is None else wishes.max_downtime_ms
+    return USUAL_DOWNTIME_MS if parameters.max_downtime_ms is None else parameters.max_downtime_ms
 
 
-def decide(rounds: Sequence[Round], wishes: Wishes) -> Verdict:
+def decide(rounds: Sequence[Round], parameters: Parameters) -> Verdict:
     """What to do after the last of these rounds."""
     last = rounds[-1]
     if last.dirty <= FEW_PAGES:
         return Verdict.FREEZE
-    if last.dirty <= sendable(last, allowed_downtime_ms(wishes)):
-        leaves_little = last.dirty <= MUCH_SHORTER * last.pages and len(rounds) < wishes.rounds
-        return Verdict.GO_ON if leaves_little and wishes.max_downtime_ms is None else Verdict.FREEZE
-    if len(rounds) >= wishes.rounds:
+    if last.dirty <= sendable(last, allowed_downtime_ms(parameters)):
+        leaves_little = last.dirty <= MUCH_SHORTER * last.pages and len(rounds) < parameters.rounds
+        return Verdict.GO_ON if leaves_little and parameters.max_downtime_ms is None else Verdict.FREEZE
+    if len(rounds) >= parameters.rounds:
         return Verdict.NO_ROUNDS_LEFT
     if len(rounds) > PATIENCE:
         dirty = [one.dirty for one in rounds[-PATIENCE - 1 :]]

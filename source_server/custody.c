@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "source_server/custody.h"
 
-#include "linux/own_memory.h"
+#include "kernel/memory/own_memory.h"
 #include "wire/written.h"
 
 #include <errno.h>
@@ -55,7 +55,8 @@ int lm_custody_say_no(const struct lm_custody *custody, int control_socket) {
         said = written - custody->bytes_before_decision;
         if (said >= custody->no_length)
             return 0;
-        if (send(control_socket, custody->no + said, custody->no_length - said, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+        if (send(control_socket, custody->no + said, custody->no_length - said,
+                 MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
             continue;
         if (errno != EAGAIN && errno != EINTR)
             return -errno;

@@ -39,7 +39,7 @@ struct lm_custody {
     int32_t pid;
     int32_t serve; /* lm-serve's process id */
     uint32_t no_length;
-    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0 while nothing is frozen */
+    uint64_t deadline_ns;  /* CLOCK_MONOTONIC; 0 while nothing is frozen */
     uint64_t flag_address; /* of the word; 0 while no thread waits for it */
     /* What the kernel has counted when the final description is whole in the control socket: COMMIT or the no
      * follows. 0 until that is begun. */

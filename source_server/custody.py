@@ -15,13 +15,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from _lm import ffi, lib
-
-from linux import pidfd
-from linux.errors import check
-from linux.own_name import call_ourselves
-from wire import messages
-from wire.exit_codes import ExitCode
+from live_migration._lm import ffi, lib
+from live_migration.kernel import pidfd
+from live_migration.kernel.errors import check
+from live_migration.kernel.own_name import call_ourselves
+from live_migration.wire import messages
+from live_migration.wire.exit_codes import ExitCode
 
 NAME = "lm-custodian"
 PURPOSE = "acts on what was decided, should the command end"

@@ -11,21 +11,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from linux import source_threads as sources
-from linux import tracee
-from linux.errors import ProcessGone, SyscallFailed
-from linux.program import Program
-from linux.syscall_numbers import SYS_exit_group
-from process import task as tasks
-from process.thread_rebuild import retire_rows
-from source_server import custody as custodies
-from source_server.look import AskedSource, FrozenSource, SourceLook, ask, describe_stopped
-from source_server.same_program import check_same_program
-from wire import messages
-from wire.control import ControlChannel
-from wire.edges import edge
-from wire.errors import ConnectionLost, LocalError, MigrationError
-from wire.exit_codes import ExitCode
+from live_migration.kernel.errors import ProcessGone, SyscallFailed
+from live_migration.kernel.injection import source_threads as sources
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import SYS_exit_group
+from live_migration.kernel.tracing import tracee
+from live_migration.process import task as tasks
+from live_migration.process.threads.restore import retire_rows
+from live_migration.source_server import custody as custodies
+from live_migration.source_server.same_program import check_same_program
+from live_migration.source_server.snapshot import AskedSource, FrozenSource, SourceSnapshot, ask, describe_stopped
+from live_migration.wire import messages
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.failpoints import failpoint
 
 LEAVING_SECONDS = 10.0
 STEP = "the freeze"
@@ -35,7 +35,7 @@ STEP = "the freeze"
 class Frozen:
     """A stopped process and what has been done to it so far. `custody`: whose word its threads wait for."""
 
-    seen: SourceLook
+    seen: SourceSnapshot
     stops: list[tracee.Stop]
     threads: sources.SourceThreads | None = None
     source: FrozenSource | None = None
@@ -52,7 +52,7 @@ class Committed:
 
 
 @contextlib.contextmanager
-def frozen(seen: SourceLook) -> Iterator[Frozen]:
+def frozen(seen: SourceSnapshot) -> Iterator[Frozen]:
     """Stop all threads; let them go on exactly as they were unless `commit` succeeded within.
 
     Raises LocalError when the process cannot be stopped, has ended or executes another program."""
@@ -105,10 +105,10 @@ def thaw(state: Frozen) -> None:
         tracee.thaw(state.stops, True)
 
 
-def ask_threads(state: Frozen) -> AskedSource:
+def query_threads(state: Frozen) -> AskedSource:
     """Have the stopped threads tell what only they know: programs run in them."""
     seen = state.seen
-    state.threads = sources.look_threads(seen.pid, [stop.tid for stop in state.stops], seen.end_signal)
+    state.threads = sources.snapshot_threads(seen.pid, [stop.tid for stop in state.stops], seen.end_signal)
     return ask(seen, state.stops, state.threads)
 
 
@@ -128,7 +128,7 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     state.custody = custody
     custody.parked(state.seen.pid, threads.flag_address)
     sources.park(threads)
-    edge("source-parked")
+    failpoint("source-parked")
     frozen_ns = time.monotonic_ns() - began_ns
     message = messages.encode(messages.Commit(frozen_ns=frozen_ns, round_trip_ns=control.round_trip_ns))
     try:
@@ -141,7 +141,7 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     os.sched_yield()
     # Nothing may fail from here on: what cannot be done is left, and the custodian decides what is undecided.
     with contextlib.suppress(ProcessGone, OSError, MigrationError):
-        edge("source-committed")
+        failpoint("source-committed")
     with contextlib.suppress(ProcessGone, OSError):
         custodies.decide(state.seen.pid, threads.flag_address, stay=True)
         custody.decided()
@@ -168,7 +168,7 @@ def forward_signals(committed: Committed, control: ControlChannel) -> None:
     """Send on the signals that have reached the inert source since it was described."""
     source = committed.source
     with contextlib.suppress(ProcessGone, OSError):
-        now = tasks.look_pending_signals(source.stopped)
+        now = tasks.snapshot_pending_signals(source.stopped)
         late = tasks.late_signals(source.stopped, source.pending, now)
         source.pending = now
         for thread, number in late:

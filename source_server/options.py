@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wire.command_line import (
+from live_migration.wire.command_line import (
     LOOPBACK,
     OneSentenceParser,
     destination_of,
@@ -18,9 +18,9 @@ from wire.command_line import (
     take_ticket,
     usage_error,
 )
-from wire.meeting import Meeting
-from wire.report import check_report_path
-from wire.ticket import Ticket, check_secret
+from live_migration.wire.meeting import Meeting
+from live_migration.wire.report import check_report_path
+from live_migration.wire.ticket import Ticket, check_secret
 
 DESCRIPTION = """Move the running process PID to another machine. lm-serve runs on the source: it prints a ticket
 and waits until lm-restore on the destination comes with it (or, with --to, goes there itself). The
@@ -38,7 +38,7 @@ class ServeOptions:
     """What lm-serve was asked to do.
 
     meeting           where to listen, or the ticket of the destination that listens
-    check             only list the obstacles
+    check             only list the blockers
     bandwidth_limit   bytes per second for bulk; None: no limit
     compress          "auto", "none", or a level of zstd from 1 to 19
     max_freeze        seconds after which the source thaws
@@ -91,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         "standard input) instead of listening",
     )
     add("--ticket-file", metavar="FILE", help="also write the ticket to FILE, for its owner alone")
-    add("--check", action="store_true", help="list every obstacle to moving PID and change nothing")
+    add("--check", action="store_true", help="list every blocker to moving PID and change nothing")
     add(
         "--bandwidth-limit",
         metavar="RATE",

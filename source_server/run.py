@@ -7,17 +7,17 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
-from process.contents import Content
-from source_server import custody as custodies
-from source_server.live_copy import LiveCopy
-from source_server.look import SourceLook
-from source_server.options import ServeOptions
-from source_server.page_server import PageServer
-from wire import messages
-from wire.control import ControlChannel
-from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
-from wire.events import Events
-from wire.report import Report, write_report
+from live_migration.process.descriptors.contents import Content
+from live_migration.source_server import custody as custodies
+from live_migration.source_server.options import ServeOptions
+from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.precopy import LiveCopy
+from live_migration.source_server.snapshot import SourceSnapshot
+from live_migration.wire import messages
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from live_migration.wire.events import Events
+from live_migration.wire.report import Report, write_report
 
 KEPT = (
     "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
@@ -31,7 +31,7 @@ class Run:
 
     options: ServeOptions
     events: Events
-    seen: SourceLook
+    seen: SourceSnapshot
     control: ControlChannel
     server: PageServer
     custody: custodies.Custody
@@ -68,6 +68,6 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
     """Tell the other side why it ends here, if it can still hear."""
     with contextlib.suppress(MigrationError, OSError):
         if isinstance(error, Refused):
-            control.send(messages.obstacles_of(error), 2.0)
+            control.send(messages.blockers_of(error), 2.0)
         elif not isinstance(error, ConnectionLost):
             control.send(messages.abort_of(error), 2.0)

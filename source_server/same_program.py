@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from linux.errors import ProcessGone
-from linux.maps import maps_text
-from source_server.look import SourceLook
-from wire.errors import LocalError
-from wire.exit_codes import ExitCode
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.memory.maps import maps_text
+from live_migration.source_server.snapshot import SourceSnapshot
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
 
 
-def check_same_program(seen: SourceLook, step: str) -> None:
+def check_same_program(seen: SourceSnapshot, step: str) -> None:
     """Raises LocalError when what was seen is of no use any more. Nothing may be done to its threads then: the ways
     home that were found lead into another program's code."""
     if not seen.program.is_executed():
         raise program_gone(seen, step)
 
 
-def program_gone(seen: SourceLook, step: str) -> LocalError:
+def program_gone(seen: SourceSnapshot, step: str) -> LocalError:
     """What has become of a process that does not execute its program any more."""
     living = _has_memory(seen.pid)
     return LocalError(

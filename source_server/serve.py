@@ -17,53 +17,53 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from linux import cpu, cpu_dma_latency, pidfd
-from linux.errors import ProcessGone
-from linux.own_memory import make_own
-from process import vdso
-from process.contents import Content
-from process.description import MigrationDescription, ProcessDescription, Runs
-from process.descriptor_obstacles import passing_obstacles
-from process.layout_change import difference
-from process.mapped_files import flush_written_mappings, other_host_obstacles
-from process.mappings import AddressSpace
-from process.open_descriptors import flush_beforehand, flush_written_files
-from process.rehearsal import rehearse_often
-from process.retire import retire_sockets
-from source_server import custody as custodies
-from source_server import handover
-from source_server.aftermath import serve_until_finished, tell_hot
-from source_server.contents import serve_contents, serve_new_contents
-from source_server.live_copy import copy_live, writes_past_the_tracker
-from source_server.look import (
+from live_migration.kernel import cpu, cpu_dma_latency, pidfd
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.memory.own_memory import make_own
+from live_migration.process.description import MigrationDescription, ProcessDescription, Runs
+from live_migration.process.descriptors.blockers import passing_blockers
+from live_migration.process.descriptors.contents import Content
+from live_migration.process.descriptors.opening import flush_beforehand, flush_written_files
+from live_migration.process.descriptors.retire import retire_sockets
+from live_migration.process.memory import vdso
+from live_migration.process.memory.layout_change import difference
+from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers
+from live_migration.process.memory.mappings import AddressSpace
+from live_migration.process.rehearsal import rehearse_often
+from live_migration.source_server import custody as custodies
+from live_migration.source_server import handover
+from live_migration.source_server.options import ServeOptions
+from live_migration.source_server.pages.contents import serve_contents, serve_new_contents
+from live_migration.source_server.pages.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
+from live_migration.source_server.pages.pusher import Pusher, pushing
+from live_migration.source_server.precopy import copy_live, writes_past_the_tracker
+from live_migration.source_server.release import serve_until_finished, tell_hot
+from live_migration.source_server.run import KEPT, Run, fill_report, tell, write
+from live_migration.source_server.snapshot import (
     FINAL_PUSH,
     PAGE,
     SPACE,
     STAGING_PUSH,
     FrozenSource,
-    SourceLook,
+    SourceSnapshot,
     changed_file_pages,
-    check_obstacles,
+    check_blockers,
     look,
     rehearse,
 )
-from source_server.options import ServeOptions
-from source_server.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
-from source_server.pusher import Pusher, pushing
-from source_server.run import KEPT, Run, fill_report, tell, write
-from source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
-from source_server.vdso_exit import leave_vdso
-from wire import messages
-from wire.connection import Roles
-from wire.control import ControlChannel
-from wire.edges import check_fault, edge
-from wire.errors import ConnectionLost, LocalError, MigrationError, Refused
-from wire.events import Events
-from wire.exit_codes import ExitCode
-from wire.host import look_at_host
-from wire.meeting import meet
-from wire.report import Report
-from wire.strategy import Wishes
+from live_migration.source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
+from live_migration.source_server.vdso_exit import leave_vdso
+from live_migration.wire import messages
+from live_migration.wire.connection import Roles
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from live_migration.wire.events import Events
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.failpoints import check_fault, failpoint
+from live_migration.wire.host import snapshot_host
+from live_migration.wire.meeting import meet
+from live_migration.wire.report import Report
+from live_migration.wire.strategy import Parameters
 
 GREETING_SECONDS = 30.0
 STAGING_SECONDS = 600.0
@@ -77,15 +77,15 @@ def serve(options: ServeOptions, events: Events) -> int:
     check_fault()
     stop_by_signal()
     try:
-        seen, obstacles = look(options.pid)
+        seen, blockers = look(options.pid)
     except Refused as error:
         if options.check:
-            return int(events.checked(options.pid, list(error.obstacles)))
+            return int(events.checked(options.pid, list(error.blockers)))
         raise
     if options.check:
-        return int(events.checked(options.pid, [*obstacles, *check_obstacles(seen)]))
-    if obstacles:
-        raise Refused(obstacles, object=f"process {options.pid}")
+        return int(events.checked(options.pid, [*blockers, *check_blockers(seen)]))
+    if blockers:
+        raise Refused(blockers, object=f"process {options.pid}")
     report = Report(side="source", outcome="failed", strategy="", pid=options.pid, started=started)
     watch = pidfd.open_pidfd(options.pid)
     roles = meet(options.meeting, "source", events, pid=options.pid, watch=[watch])
@@ -114,14 +114,14 @@ def serve(options: ServeOptions, events: Events) -> int:
     return int(ExitCode.OK)
 
 
-def look_after_waiting(pid: int) -> SourceLook:
+def look_after_waiting(pid: int) -> SourceSnapshot:
     """The process as it is now: a destination may have come after hours, and what has changed since need not show at
     the freeze (an mlock or madvise of a whole mapping, another program at the same addresses).
 
     Raises Refused, LocalError."""
-    seen, obstacles = look(pid)
-    if obstacles:
-        raise Refused(obstacles, object=f"process {pid}")
+    seen, blockers = look(pid)
+    if blockers:
+        raise Refused(blockers, object=f"process {pid}")
     return seen
 
 
@@ -144,9 +144,9 @@ def make_server(options: ServeOptions, roles: Roles) -> PageServer:
 
 def _migrate(run: Run) -> None:
     run.mark("staging")
-    wishes = stage(run)
+    parameters = stage(run)
     run.mark("rounds")
-    run.copy = copy_live(run.seen, run.server, run.control, run.events, wishes)
+    run.copy = copy_live(run.seen, run.server, run.control, run.events, parameters)
     with contextlib.closing(run.copy):
         run.seen = run.copy.seen
         run.report.strategy, run.report.tracking = run.copy.strategy, run.copy.tracking
@@ -156,7 +156,7 @@ def _migrate(run: Run) -> None:
             with contextlib.suppress(OSError):
                 flush_written_mappings(run.seen.pid, run.seen.memory.mappings)
         run.control.measure_round_trip()
-        edge("source-staged")
+        failpoint("source-staged")
         run.mark("freezing")
         committed = freeze_and_commit(run)
         run.mark("committed")
@@ -170,33 +170,33 @@ def _migrate(run: Run) -> None:
             fill_report(run)
 
 
-def stage(run: Run) -> Wishes:
+def stage(run: Run) -> Parameters:
     """Greet, describe, wait until the husk stands, and push what cannot be paged on demand. The process runs. What the
-    destination wishes."""
-    edge("source-connected")
-    run.control.send(messages.Greeting(host=look_at_host(cpu.describe(), vdso.digest(vdso.own_code()))))
+    destination parameters."""
+    failpoint("source-connected")
+    run.control.send(messages.Greeting(host=snapshot_host(cpu.describe(), vdso.digest(vdso.own_code()))))
     greeting = run.control.expect(messages.Greeting, GREETING_SECONDS)
-    wishes = messages.wishes_of(greeting)
-    run.report.strategy = wishes.strategy
-    limits = [limit for limit in (run.options.bandwidth_limit, wishes.bandwidth_limit) if limit]
+    parameters = messages.parameters_of(greeting)
+    run.report.strategy = parameters.strategy
+    limits = [limit for limit in (run.options.bandwidth_limit, parameters.bandwidth_limit) if limit]
     run.server.limit(min(limits, default=0))
     run.other_vdso = greeting.host.vdso != vdso.digest(run.seen.memory.vdso)
     run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
-    if not run.same_machine and (obstacles := other_host_obstacles(run.seen.pid, run.seen.files)):
-        raise Refused(obstacles, object=f"process {run.seen.pid}")
+    if not run.same_machine and (blockers := other_host_blockers(run.seen.pid, run.seen.files)):
+        raise Refused(blockers, object=f"process {run.seen.pid}")
     whole = MigrationDescription(processes=[run.seen.description()])
     run.control.send(messages.Description(payload=messages.pack(whole)))
-    edge("source-described")
+    failpoint("source-described")
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
     run.served = serve_contents(run.server, run.seen)
     run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
     run.control.expect(messages.Pushed, STAGING_SECONDS)
-    return wishes
+    return parameters
 
 
-class PassingObstacles(Exception):
+class PassingBlockers(Exception):
     """The frozen process is in the middle of something that it ends by itself as soon as it runs."""
 
 
@@ -211,7 +211,7 @@ def freeze_and_commit(run: Run) -> handover.Committed:
                 time.sleep(random.uniform(0.001, 0.02))
                 pusher.wait(run.options.max_freeze)
             correction = announce(run)
-            with contextlib.suppress(PassingObstacles), cpu_dma_latency.awake():
+            with contextlib.suppress(PassingBlockers), cpu_dma_latency.awake():
                 return freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
     raise AssertionError("the last attempt does not end here")
 
@@ -240,12 +240,12 @@ def rehearse_freeze(run: Run) -> None:
     """Do once, for nothing, what `freeze_once` does."""
     rehearse(run.seen)
     described = run.seen.description()
-    passing_obstacles(described.descriptors, run.same_machine)
+    passing_blockers(described.descriptors, run.same_machine)
     messages.encode(final(run, described, 0))
 
 
 def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handover.Committed:
-    """One freeze. Raises PassingObstacles unless it is the `last` one."""
+    """One freeze. Raises PassingBlockers unless it is the `last` one."""
     assert run.copy is not None
     deadline = time.monotonic() + run.options.max_freeze
     began = time.monotonic_ns()
@@ -255,24 +255,24 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         handover.frozen(run.seen) as state,
         handover.refusing(state, run.custody),
     ):
-        edge("source-frozen")
+        failpoint("source-frozen")
         passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
         if passing and not last:
             correct_early(run, pusher, correction, None)
-            raise PassingObstacles
-        asked = handover.ask_threads(state)
+            raise PassingBlockers
+        asked = handover.query_threads(state)
         if asked.memory is not run.seen.memory:
             # What the destination makes anew has nothing of what was pushed there.
-            run.server.forget_pushed(SPACE, difference(run.seen.memory, asked.memory).unmap)
+            run.server.discard_pushed(SPACE, difference(run.seen.memory, asked.memory).unmap)
         correct_early(run, pusher, correction, asked.memory)
         source = handover.describe(state, asked)
-        edge("source-asked")
-        passing += passing_obstacles(source.description.descriptors, run.same_machine)
+        failpoint("source-asked")
+        passing += passing_blockers(source.description.descriptors, run.same_machine)
         if passing and not last:
             source.descriptors.close()
-            raise PassingObstacles
-        if source.obstacles or passing:
-            raise Refused([*source.obstacles, *passing], object=f"process {run.options.pid}", step="the frozen process")
+            raise PassingBlockers
+        if source.blockers or passing:
+            raise Refused([*source.blockers, *passing], object=f"process {run.options.pid}", step="the frozen process")
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
             flush_written_mappings(run.seen.pid, source.description.memory.mappings)
@@ -284,14 +284,14 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         run.control.send_bytes(described, left(deadline))
         runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
         pusher.do(lambda: run.server.push(FINAL_PUSH, runs, changed=True, urgent=True))
-        edge("source-final-sent")
+        failpoint("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
             with signals_let_through():
                 ready = run.control.expect(messages.Ready, left(deadline))
         except LocalError as error:
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
-        edge("source-ready")
+        failpoint("source-ready")
         handed_over = messages.unpack(ready.payload, list[int])
         committed = handover.commit(state, run.control, run.custody, began)
         # A signal that was held until now finds that it comes too late.
@@ -335,7 +335,7 @@ def correct_late(run: Run, pusher: Pusher, source: FrozenSource) -> int:
     return correction
 
 
-def without_known(seen: SourceLook, description: ProcessDescription, corrected: int) -> ProcessDescription:
+def without_known(seen: SourceSnapshot, description: ProcessDescription, corrected: int) -> ProcessDescription:
     """The final description without what the destination has already: the shortest message freezes the least."""
     description = msgspec.structs.replace(description, corrected=corrected)
     if description.memory is not seen.memory:

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from wire.errors import LocalError
-from wire.exit_codes import ExitCode
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -6,9 +6,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from linux import tracee
-from linux.address_gap import free_range
-from linux.dirty_tracking import (
+from live_migration.kernel.errors import SyscallFailed
+from live_migration.kernel.injection.address_gap import free_range
+from live_migration.kernel.injection.dirty_tracking import (
     Tracker,
     Tracking,
     fetch_userfaultfd,
@@ -17,19 +17,25 @@ from linux.dirty_tracking import (
     soft_dirty_tracker,
     userfaultfd_tracker,
 )
-from linux.errors import SyscallFailed
-from linux.source_threads import bring_home, look_threads, map_stub, room_needed, unmap_stub
-from process import sleeps
-from source_server.look import SourceLook, frame_of
-from source_server.same_program import check_same_program
-from source_server.stopping import signals_held
+from live_migration.kernel.injection.source_threads import (
+    bring_home,
+    map_stub,
+    room_needed,
+    snapshot_threads,
+    unmap_stub,
+)
+from live_migration.kernel.tracing import tracee
+from live_migration.process.threads import sleeps
+from live_migration.source_server.same_program import check_same_program
+from live_migration.source_server.snapshot import SourceSnapshot, frame_of
+from live_migration.source_server.stopping import signals_held
 
 # The flag that a mapping has in smaps while a userfaultfd of ours tells of its writes.
 OURS = frozenset({"uw"})
 
 
 @contextlib.contextmanager
-def brief_freeze(seen: SourceLook) -> Iterator[list[tracee.Stop]]:
+def brief_freeze(seen: SourceSnapshot) -> Iterator[list[tracee.Stop]]:
     """Within, the process stands still; afterwards it is as before, and what is known of its threads' sleeps is true.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError."""
@@ -42,12 +48,12 @@ def brief_freeze(seen: SourceLook) -> Iterator[list[tracee.Stop]]:
         finally:
             tracee.thaw(stops, True)
     gone_on = sleeps.sleeps_gone_on(asleep)
-    others = sleeps.look_sleeps(stop.tid for stop in stops if stop.tid not in gone_on)
+    others = sleeps.snapshot_sleeps(stop.tid for stop in stops if stop.tid not in gone_on)
     seen.task.sleeps.clear()
     seen.task.sleeps.update(others | gone_on)
 
 
-def start_tracking(seen: SourceLook, *, soft: bool = True) -> Tracker | None:
+def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None:
     """A tracker of the process's writes; None where this kernel tracks nothing, or not without `soft`-dirty bits.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError, SyscallFailed; the process runs on as before."""
@@ -64,11 +70,11 @@ def start_tracking(seen: SourceLook, *, soft: bool = True) -> Tracker | None:
         raise
 
 
-def _make_userfaultfd(seen: SourceLook) -> int:
+def _make_userfaultfd(seen: SourceSnapshot) -> int:
     """One made by the process itself, whose threads all stand still meanwhile: none of them meets its descriptor."""
     program, made = make_userfaultfd_program(seen.end_signal)
     with brief_freeze(seen) as stops:
-        threads = look_threads(seen.pid, [stops[0].tid], seen.end_signal)
+        threads = snapshot_threads(seen.pid, [stops[0].tid], seen.end_signal)
         frame = frame_of(seen.pid, seen, seen.memory)
         taken = [(mapping.start, mapping.end) for mapping in seen.memory.mappings]
         length = room_needed(threads, {stops[0].tid: program})

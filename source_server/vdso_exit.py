@@ -1,8 +1,8 @@
 """Threads in the middle of the vdso, when the destination's kernel has another one: they are let out of it.
 
-There the source's code becomes a bridge (process/bridge.py), which only some places can be gone on from. A thread that
-stands elsewhere is let run for a moment, alone among the frozen ones, until it has left. A handler of a signal may have
-interrupted the code, too, and would return into it: signal frames are looked for on the stacks.
+There the source's code becomes a bridge (process/memory/bridge.py), which only some places can be gone on from. A
+thread that stands elsewhere is let run for a moment, alone among the frozen ones, until it has left. A handler of a
+signal may have interrupted the code, too, and would return into it: signal frames are looked for on the stacks.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import random
 import time
 
-from linux import tracee
-from linux.errors import ProcessGone
-from linux.pagemap import present_runs
-from process.mappings import AddressSpace
-from process.vdso import NAME, is_passable
-from wire.obstacles import Obstacle
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.memory.pagemap import present_runs
+from live_migration.kernel.tracing import tracee
+from live_migration.process.memory.mappings import AddressSpace
+from live_migration.process.memory.vdso import NAME, is_passable
+from live_migration.wire.blockers import Blocker
 
 # A thread that does nothing but read clocks is inside nearly always.
 TRIES = 50
@@ -32,25 +32,25 @@ REMEDY = "try again, or run the same kernel on both hosts"
 OTHER = "the kernel's vdso code, of which the destination's kernel has another version"
 
 
-def leave_vdso(pid: int, stops: list[tracee.Stop], memory: AddressSpace) -> list[Obstacle]:
+def leave_vdso(pid: int, stops: list[tracee.Stop], memory: AddressSpace) -> list[Blocker]:
     """Let the threads of a frozen process out of the vdso; `stops` are afterwards those of now. `memory` is the live
     look. What is in the way after that passes by itself.
 
     Raises ProcessGone when the process has ended, OSError."""
     if not any(mapping.name == NAME for mapping in memory.kernel_mappings()):
         return []
-    found: list[Obstacle] = []
+    found: list[Blocker] = []
     if let_run(pid, stops, memory):
         # Who ran may have made a thread, which nobody has stopped, or have ended.
         there = {int(name) for name in os.listdir(f"/proc/{pid}/task")}
         if there != {stop.tid for stop in stops}:
-            return [Obstacle(f"process {pid}", "makes or ends threads while it is being frozen", "try again")]
+            return [Blocker(f"process {pid}", "makes or ends threads while it is being frozen", "try again")]
     for stop in stops:
         state = tracee.get_registers(stop.tid)
         if is_inside(memory, state.instruction_pointer):
-            found.append(Obstacle(f"thread {stop.tid}", f"is in the middle of {OTHER}", REMEDY))
+            found.append(Blocker(f"thread {stop.tid}", f"is in the middle of {OTHER}", REMEDY))
         elif any(is_inside(memory, place) for place in interrupted_places(pid, memory, state.stack_pointer)):
-            found.append(Obstacle(f"a signal handler of thread {stop.tid}", f"has interrupted {OTHER}", REMEDY))
+            found.append(Blocker(f"a signal handler of thread {stop.tid}", f"has interrupted {OTHER}", REMEDY))
     return found
 
 

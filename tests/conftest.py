@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments.machines import Machine, adopt_orphans, kill_descendants, leave_on_signals, two_machines
+from live_migration.experiments.machines import Machine, adopt_orphans, kill_descendants, leave_on_signals, two_machines
 
 # Its assertions are to show what they compared, too.
 pytest.register_assert_rewrite("laws", "commands")

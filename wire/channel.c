@@ -18,7 +18,7 @@ static uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Options are wishes: a unix socket pair has none of them (socket(7), tcp(7)). A dead link is noticed after
+/* Options are parameters: a unix socket pair has none of them (socket(7), tcp(7)). A dead link is noticed after
  * about twenty seconds of silence. */
 static void set_options(int fd, uint32_t role) {
     int one = 1, priority = role == LM_ROLE_BULK ? 2 : 6, idle = 5, interval = 5, count = 3;

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from wire.addresses import split_address
-from wire.errors import LocalError, MigrationError
-from wire.events import make_events
-from wire.exit_codes import ExitCode
-from wire.ticket import SCHEME, Ticket, blank_in_arguments, read_ticket, read_ticket_file
+from live_migration.wire.addresses import split_address
+from live_migration.wire.errors import LocalError, MigrationError
+from live_migration.wire.events import make_events
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.ticket import SCHEME, Ticket, blank_in_arguments, read_ticket, read_ticket_file
 
 LOOPBACK = "127.0.0.1"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

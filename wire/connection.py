@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wire.addresses import show_address
-from wire.errors import LocalError, MigrationError, ProtocolError
-from wire.exit_codes import ExitCode
-from wire.handshake import (
+from live_migration.wire.addresses import show_address
+from live_migration.wire.errors import LocalError, MigrationError, ProtocolError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.handshake import (
     NO_SESSION,
     SESSION_BYTES,
     Claimed,
@@ -35,7 +35,7 @@ from wire.handshake import (
     Verdict,
     wrong,
 )
-from wire.ticket import Ticket
+from live_migration.wire.ticket import Ticket
 
 HANDSHAKE_SECONDS = 5.0
 SET_UP_SECONDS = 15.0
@@ -190,7 +190,7 @@ class _Reception:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget the peer that had begun; a new session for the next one."""
+        """Discard the peer that had begun; a new session for the next one."""
         for connection in self.places.values():
             connection.close()
         self.places = {}

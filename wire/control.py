@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import TypeVar
 
-from wire.errors import ConnectionLost, LocalError, ProtocolError
-from wire.exit_codes import ExitCode
-from wire.messages import (
+from live_migration.wire.errors import ConnectionLost, LocalError, ProtocolError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.messages import (
     Abort,
+    Blockers,
     FrameReader,
     Message,
-    Obstacles,
     Ping,
     Pong,
     broken,
@@ -141,14 +141,14 @@ class ControlChannel:
     def expect(self, kind: type[Expected], timeout: float | None = None) -> Expected:
         """The next message, which must be of `kind`.
 
-        An Abort raises RemoteError, Obstacles raise Refused, and anything else is a ProtocolError.
+        An Abort raises RemoteError, Blockers raise Refused, and anything else is a ProtocolError.
         """
         message = self.receive(timeout)
         if isinstance(message, kind):
             return message
         if isinstance(message, Abort):
             raise error_of(message)
-        if isinstance(message, Obstacles):
+        if isinstance(message, Blockers):
             raise refusal_of(message)
         due = getattr(kind, "__name__", str(kind))
         raise broken(f"it is a {type(message).__name__} where a {due} is due")

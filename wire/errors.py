@@ -2,15 +2,15 @@
 
 The three kinds say who is at fault: LocalError this side, RemoteError the other side (its own words,
 sent in an Abort message), ProtocolError a peer that does not speak as agreed. Refused carries
-obstacles. `code` is a row of the table in wire/exit_codes.py.
+blockers. `code` is a row of the table in wire/exit_codes.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wire.exit_codes import ExitCode
-from wire.obstacles import Obstacle
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.exit_codes import ExitCode
 
 
 class MigrationError(Exception):
@@ -61,24 +61,24 @@ class ProtocolError(MigrationError):
 
 
 class Refused(MigrationError):
-    """The process cannot be moved as it is; `obstacles` are all the reasons, each with its remedy."""
+    """The process cannot be moved as it is; `blockers` are all the reasons, each with its remedy."""
 
     def __init__(
         self,
-        obstacles: Sequence[Obstacle],
+        blockers: Sequence[Blocker],
         *,
         step: str = "the preflight",
         object: str = "the process",
         code: ExitCode = ExitCode.REFUSED,
     ) -> None:
-        count = f"{len(obstacles)} obstacles" if len(obstacles) != 1 else "1 obstacle"
+        count = f"{len(blockers)} blockers" if len(blockers) != 1 else "1 blocker"
         super().__init__(
             step=step, object=object, cause=f"{count} in the way", remedy="remove each as it says", code=code
         )
-        self.obstacles = tuple(obstacles)
+        self.blockers = tuple(blockers)
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *(f"  {obstacle}" for obstacle in self.obstacles)])
+        return "\n".join([super().__str__(), *(f"  {blocker}" for blocker in self.blockers)])
 
 
 class ConnectionLost(MigrationError):

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from wire.errors import MigrationError, Refused
-from wire.exit_codes import ExitCode
-from wire.obstacles import Obstacle
-from wire.report import Report, show_bytes, summary
-from wire.ticket import Ticket
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.errors import MigrationError, Refused
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.report import Report, show_bytes, summary
+from live_migration.wire.ticket import Ticket
 
 SENTENCES = {
     "connected": "the other side is connected",
@@ -147,7 +147,7 @@ class Terminal:
 
 
 class Events:
-    """The voice of one command. Use it as a context manager, so that the terminal is left as it was."""
+    """What one command says. Use it as a context manager, so that the terminal is left as it was."""
 
     def __init__(self, name: str, renderer: Renderer, verbose: int = 0) -> None:
         self._name = name
@@ -183,14 +183,14 @@ class Events:
         self._renderer.answer(f"run on the other side: {command}")
         self.emit("listening", pid, sentence="", ticket=str(ticket), command=command)
 
-    def checked(self, pid: int, obstacles: Sequence[Obstacle]) -> ExitCode:
+    def checked(self, pid: int, blockers: Sequence[Blocker]) -> ExitCode:
         """The result of --check, and the status that says the same."""
-        self.emit("checked", pid, sentence="", obstacles=[_fields(obstacle) for obstacle in obstacles])
-        if not obstacles:
+        self.emit("checked", pid, sentence="", blockers=[_fields(blocker) for blocker in blockers])
+        if not blockers:
             self._renderer.answer(f"{pid} can be moved")
             return ExitCode.OK
-        for obstacle in obstacles:
-            self._renderer.answer(str(obstacle))
+        for blocker in blockers:
+            self._renderer.answer(str(blocker))
         return ExitCode.REFUSED
 
     def result(self, report: Report) -> None:
@@ -200,25 +200,25 @@ class Events:
 
     def failed(self, error: MigrationError, pid: int = 0) -> None:
         """It ends with this error."""
-        obstacles = error.obstacles if isinstance(error, Refused) else ()
-        self.failed_as_told(str(error), int(error.code), pid, [_fields(obstacle) for obstacle in obstacles])
+        blockers = error.blockers if isinstance(error, Refused) else ()
+        self.failed_as_told(str(error), int(error.code), pid, [_fields(blocker) for blocker in blockers])
 
-    def failed_as_told(self, text: str, code: int, pid: int, obstacles: Sequence[dict[str, str]]) -> None:
+    def failed_as_told(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
         """It ends with an error that another process of this side met and put into words."""
         self._renderer.close()
         details: dict[str, Any] = {"error": text.partition("\n")[0], "code": code}
-        if obstacles:
-            details["obstacles"] = list(obstacles)
+        if blockers:
+            details["blockers"] = list(blockers)
         self.emit("failed", pid, sentence="", **details)
         self._renderer.note(f"{self._name}: {text}")
 
 
-def _fields(obstacle: Obstacle) -> dict[str, str]:
-    return {"object": obstacle.object, "cause": obstacle.cause, "remedy": obstacle.remedy}
+def _fields(blocker: Blocker) -> dict[str, str]:
+    return {"object": blocker.object, "cause": blocker.cause, "remedy": blocker.remedy}
 
 
 def make_events(name: str, *, json: bool, verbose: int = 0) -> Events:
-    """The voice of the command `name`: objects with --json, a bar if standard error is a terminal,
+    """What the command `name` says: objects with --json, a bar if standard error is a terminal,
     else lines.
     """
     renderer: Renderer

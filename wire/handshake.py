@@ -39,8 +39,8 @@ import secrets
 import struct
 from dataclasses import dataclass
 
-from wire.errors import ProtocolError
-from wire.exit_codes import ExitCode
+from live_migration.wire.errors import ProtocolError
+from live_migration.wire.exit_codes import ExitCode
 
 MAGIC = b"LMIGRATE"
 VERSION = 1

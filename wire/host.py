@@ -15,8 +15,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine         the architecture, as uname(2) says it
     page_size       in bytes
     boot_id         the same on two sides: one kernel, so one machine
-    cpu             what linux/cpu.py found
-    vdso            a digest of the code that the kernel maps into processes (process/vdso.py)
+    cpu             what kernel/cpu.py found
+    vdso            a digest of the code that the kernel maps into processes (process/memory/vdso.py)
     """
 
     machine: str
@@ -26,7 +26,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     vdso: str
 
 
-def look_at_host(cpu: dict[str, Any], vdso: str) -> HostFacts:
+def snapshot_host(cpu: dict[str, Any], vdso: str) -> HostFacts:
     """The facts of this host; `cpu` and `vdso` are found by others. Raises OSError where /proc is missing."""
     return HostFacts(
         machine=os.uname().machine,

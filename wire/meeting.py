@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wire.addresses import address_to_print, is_loopback
-from wire.connection import Listener, Roles, accept_roles, connect_roles
-from wire.errors import MigrationError
-from wire.handshake import Side
-from wire.ticket import Ticket, make_ticket, write_ticket_file
+from live_migration.wire.addresses import address_to_print, is_loopback
+from live_migration.wire.connection import Listener, Roles, accept_roles, connect_roles
+from live_migration.wire.errors import MigrationError
+from live_migration.wire.handshake import Side
+from live_migration.wire.ticket import Ticket, make_ticket, write_ticket_file
 
 
 @dataclass(frozen=True)

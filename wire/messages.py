@@ -22,11 +22,11 @@ from typing import Annotated, TypeVar
 import msgspec
 import zstandard
 
-from wire.errors import MigrationError, ProtocolError, Refused, RemoteError
-from wire.exit_codes import ExitCode
-from wire.host import HostFacts
-from wire.obstacles import Obstacle
-from wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Wishes
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.errors import MigrationError, ProtocolError, Refused, RemoteError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.host import HostFacts
+from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Parameters
 
 LONGEST = 64 << 20
 COMPRESS_FROM = 64 << 10
@@ -45,10 +45,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="greeting"):
-    """Both sides' first message. `wishes` is what the other side needs to know of the options."""
+    """Both sides' first message. `parameters` is what the other side needs to know of the options."""
 
     host: HostFacts
-    wishes: dict[str, str | int | float | bool | None] = {}
+    parameters: dict[str, str | int | float | bool | None] = {}
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
@@ -57,10 +57,10 @@ class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     payload: msgspec.Raw
 
 
-class Obstacles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="obstacles"):
+class Blockers(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="blockers"):
     """Either side: these stand in the way, all of them. The migration ends here, with this exit code."""
 
-    found: list[Obstacle]
+    found: list[Blocker]
     code: int = int(ExitCode.REFUSED)
 
 
@@ -195,7 +195,7 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pon
 Message = (
     Greeting
     | Description
-    | Obstacles
+    | Blockers
     | Staged
     | Pushed
     | Round
@@ -229,18 +229,18 @@ def unpack(payload: msgspec.Raw, kind: type[Payload]) -> Payload:
         raise broken(f"its payload is no {kind.__name__}: {error}") from None
 
 
-def wishes_of(greeting: Greeting) -> Wishes:
-    """What the destination wishes. ProtocolError for what cannot be wished."""
+def parameters_of(greeting: Greeting) -> Parameters:
+    """What the destination parameters. ProtocolError for what cannot be wished."""
     try:
-        wishes = msgspec.convert(greeting.wishes, Wishes)
+        parameters = msgspec.convert(greeting.parameters, Parameters)
     except msgspec.ValidationError as error:
-        raise broken(f"its wishes cannot be read: {error}") from None
-    known = wishes.strategy in (*STRATEGIES, AUTO) and wishes.no_convergence in NO_CONVERGENCE
-    times = [limit for limit in (wishes.max_downtime_ms, wishes.round_timeout) if limit is not None]
-    limits = 0 <= wishes.rounds <= MOST_ROUNDS and wishes.bandwidth_limit >= 0
+        raise broken(f"its parameters cannot be read: {error}") from None
+    known = parameters.strategy in (*STRATEGIES, AUTO) and parameters.no_convergence in NO_CONVERGENCE
+    times = [limit for limit in (parameters.max_downtime_ms, parameters.round_timeout) if limit is not None]
+    limits = 0 <= parameters.rounds <= MOST_ROUNDS and parameters.bandwidth_limit >= 0
     if not known or not limits or any(limit <= 0 for limit in times):
-        raise broken("it wishes what does not exist")
-    return wishes
+        raise broken("it parameters what does not exist")
+    return parameters
 
 
 def broken(cause: str) -> ProtocolError:
@@ -341,16 +341,16 @@ def error_of(abort: Abort) -> RemoteError:
     return RemoteError(step=words[0], object=words[1], cause=words[2], remedy=words[3], code=code)
 
 
-def obstacles_of(error: Refused) -> Obstacles:
-    """The message that tells the peer of obstacles found on this side."""
-    return Obstacles(found=list(error.obstacles), code=int(error.code))
+def blockers_of(error: Refused) -> Blockers:
+    """The message that tells the peer of blockers found on this side."""
+    return Blockers(found=list(error.blockers), code=int(error.code))
 
 
-def refusal_of(message: Obstacles) -> Refused:
-    """The error that a peer's Obstacles mean here."""
+def refusal_of(message: Blockers) -> Refused:
+    """The error that a peer's Blockers mean here."""
     kept = (ExitCode.FILES, ExitCode.NO_PERMISSION)
     code = next((code for code in kept if code == message.code), ExitCode.REFUSED)
-    found = [Obstacle(*(_one_line(word) for word in (one.object, one.cause, one.remedy))) for one in message.found]
+    found = [Blocker(*(_one_line(word) for word in (one.object, one.cause, one.remedy))) for one in message.found]
     return Refused(found, step="the other side's preflight", code=code)
 
 

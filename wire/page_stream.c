@@ -69,7 +69,7 @@ int lm_frame_check(const struct lm_frame *frame) {
         return full && frame->length && frame->length < bytes ? 0 : -EPROTO;
     case LM_FRAME_ZERO:
     case LM_FRAME_ABSENT:
-    case LM_FRAME_FORGET:
+    case LM_FRAME_DISCARD:
     case LM_FRAME_GONE:
         return frame->pages && !frame->length ? 0 : -EPROTO;
     case LM_FRAME_END:

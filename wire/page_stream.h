@@ -11,7 +11,7 @@
  *     REQUEST map {space, address, pages} --------->      which of these pages exist?
  *                 <-----------------  FRAMEs absent for those that do not; END {id; LAST}
  *                 <-----------------  FRAMEs of a push (nobody asked), then END {push id}; in a push also
- *                                     FORGET (what was pushed there is not true any more: ask again) and
+ *                                     DISCARD (what was pushed there is not true any more: ask again) and
  *                                     GONE (it is zero now), both without payload
  *
  * A space is a number for something with addresses and pages: a process's memory (0, 1, ...), or an object
@@ -61,7 +61,7 @@
 #define LM_FRAME_ABSENT 4
 #define LM_FRAME_END 5
 #define LM_FRAME_FAILED 6
-#define LM_FRAME_FORGET 7
+#define LM_FRAME_DISCARD 7
 #define LM_FRAME_GONE 8
 #define LM_FRAME_LAST 1
 

@@ -21,9 +21,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wire.addresses import is_loopback, show_address, split_address
-from wire.errors import LocalError
-from wire.exit_codes import ExitCode
+from live_migration.wire.addresses import is_loopback, show_address, split_address
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
 
 SECRET_BYTES = 32
 LONGEST_TICKET = 1024

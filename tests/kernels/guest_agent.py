@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAUSE = 0.03
 POWER_OFF = 0x4321FEDC  # reboot(2), LINUX_REBOOT_CMD_POWER_OFF
 # What the commands import, also late.
-PRELOADED = ("source_server.main", "source_server.serve", "restorer.main", "restorer.front", "restorer.migrate")
+PRELOADED = (
+    "live_migration.cli.serve", "live_migration.source_server.serve",
+    "live_migration.cli.restore", "live_migration.restorer.frontend", "live_migration.restorer.migrate",
+)  # fmt: skip
 OPEN_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-import kernel_packages
-from kernel_initramfs import write_initramfs
-from kernel_packages import Kernel
-
-from experiments.machines import Command, wait_for
+from live_migration.experiments.machines import Command, wait_for
+from tests.kernels import kernel_packages
+from tests.kernels.kernel_initramfs import write_initramfs
+from tests.kernels.kernel_packages import Kernel
 
 NEEDED = {
     "qemu-system-x86_64": "qemu-system-x86",

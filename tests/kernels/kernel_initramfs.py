@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kernel_packages import Kernel
+from tests.kernels.kernel_packages import Kernel
 
 # What the guests use, where it is not part of the kernel itself: the disks, the layer, the link, what lm asks sockets
 # with, and packet filters, which lm holds established connections with.

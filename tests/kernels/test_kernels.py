@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import programs_help
 import pytest
-from kernel_guests import Guest, missing_packages, two_guests
-from programs_list import FOLDER
 
-from experiments.machines import Command, Move, wait_for
-from wire.exit_codes import ExitCode
-from wire.strategy import STRATEGIES
+from live_migration.experiments.machines import Command, Move, wait_for
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.strategy import STRATEGIES
+from tests.kernels.kernel_guests import Guest, missing_packages, two_guests
+from tests.support import programs_help
+from tests.support.programs_list import FOLDER
 
 # By every strategy, and, since a strategy decides about memory alone, only by the one that is the default.
 EVERY = ("threads", "vdso_entries", "memory_touched", "memory_heap", "python")
@@ -95,7 +95,7 @@ def begin_move(
 ) -> Move:
     """Start both commands. `inside`: lm-serve runs in the mount and PID namespaces of this process."""
     ticket = folder / f"ticket-{number}"
-    words = [sys.executable, "-m", "source_server.main", str(pid), "--listen", f"{source.address}:0", "--json"]
+    words = [sys.executable, "-m", "live_migration.cli.serve", str(pid), "--listen", f"{source.address}:0", "--json"]
     words += ["--ticket-file", str(ticket), "--report", str(folder / f"serve-{number}.json")]
     words += ["--max-freeze", f"{SECONDS:g}"]
     if inside is not None:
@@ -108,7 +108,7 @@ def begin_move(
         return ticket.exists() or None
 
     wait_for("the ticket", offered, SECONDS, pause=0.05)
-    words = [sys.executable, "-m", "restorer.main", "--strategy", strategy, f"@{ticket}", "--json"]
+    words = [sys.executable, "-m", "live_migration.cli.restore", "--strategy", strategy, f"@{ticket}", "--json"]
     words += ["--pid", "namespace", "--report", str(folder / f"restore-{number}.json")]
     if STRATEGIES[strategy].rounds:
         # A program that writes without a pause would have all of them, and each may take seconds.

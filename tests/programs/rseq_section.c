@@ -6,7 +6,7 @@
 
 static volatile int leave, aborted, unprotected;
 
-/* Stays within the section until it is aborted or told to leave; a section that the kernel has forgotten shows as an
+/* Stays within the section until it is aborted or told to leave; a section that the kernel has discarded shows as an
  * empty rseq_cs. Returns 0 when it was told to leave, 1 when it was aborted, 2 when it ran on unprotected. */
 static int stay(struct rseq *area) {
     int result;
@@ -59,6 +59,6 @@ int main(int argc, char **argv) {
     check_sleep(50);
     leave = 1;
     CHECK(pthread_join(thread, NULL) == 0, "pthread_join");
-    CHECK(unprotected == 0, "a section went on %d times after the kernel had forgotten it", unprotected);
+    CHECK(unprotected == 0, "a section went on %d times after the kernel had discarded it", unprotected);
     return check_passed();
 }

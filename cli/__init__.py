@@ -1,0 +1,1 @@
+"""The commands: verbs, their options, and how what happens is shown."""

@@ -1,0 +1,26 @@
+"""lm-restore: the command line of the destination."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from live_migration.wire.command_line import run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run lm-restore; its exit status (wire/exit_codes.py), or that of the moved process."""
+    return run_command("lm-restore", arguments, lambda: _restore(arguments))
+
+
+def _restore(arguments: Sequence[str] | None) -> int:
+    from live_migration.restorer.options import parse_options
+
+    options = parse_options(arguments)
+    # Late, so that --help and a wrong option answer at once, and without the C side.
+    return int(importlib.import_module("live_migration.restorer.frontend").run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""lm-serve: the command line of the source."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from live_migration.wire.command_line import run_command
+from live_migration.wire.errors import MigrationError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run lm-serve; its exit status (wire/exit_codes.py)."""
+    return run_command("lm-serve", arguments, lambda: _serve(arguments))
+
+
+def _serve(arguments: Sequence[str] | None) -> int:
+    from live_migration.source_server.options import parse_options
+
+    options = parse_options(arguments)
+    # Late, so that --help and a wrong option answer at once, and without the C side.
+    from live_migration.wire.events import make_events
+
+    serve = importlib.import_module("live_migration.source_server.serve").serve
+
+    with make_events("lm-serve", json=options.json, verbose=options.verbose) as events:
+        try:
+            return int(serve(options, events))
+        except MigrationError as error:
+            events.failed(error, options.pid)
+            return int(error.code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

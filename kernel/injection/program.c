@@ -1,0 +1,194 @@
+#define _GNU_SOURCE
+#include "kernel/injection/program.h"
+
+#include "kernel/arch/x86_64.h"
+#include "kernel/memory/memory.h"
+#include "kernel/tracing/tracee.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+
+enum {
+    END_SIGNAL = SIGURG,
+    PAGE = 4096,
+    STOPS_BOUND = 1000,
+};
+
+/* A signal of END_SIGNAL's number that was the process's own, met while a program ran. */
+struct held {
+    siginfo_t info;
+    int count;
+};
+
+int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t frame_pointer,
+                     const void *memory, size_t size, uint64_t *mask) {
+    struct user_regs_struct registers;
+    int error = lm_memory_write(tid, table, memory, size);
+
+    if (error == 0)
+        error = lm_trace_get_mask(tid, mask);
+    if (error == 0)
+        error = lm_trace_set_mask(tid, ~(UINT64_C(1) << (END_SIGNAL - 1)));
+    if (error == 0)
+        error = lm_trace_get_registers(tid, &registers);
+    if (error != 0)
+        return error;
+    lm_arch_run_program(&registers, stub, table, ending, frame_pointer);
+    error = lm_trace_set_registers(tid, &registers);
+    if (error == 0)
+        error = lm_trace(PTRACE_CONT, tid, 0);
+    return error;
+}
+
+/* Put a signal that was taken out of the queue by mistake back into it, with all that is known of it: one
+ * that is injected while it is blocked is queued again (kernel/signal.c, ptrace_signal). */
+static int put_back(int tid, struct held *held) {
+    int status = 0;
+    int error = lm_trace_set_mask(tid, ~UINT64_C(0));
+
+    if (error == 0)
+        error = lm_trace_memory(PTRACE_SETSIGINFO, tid, 0, &held->info);
+    if (error == 0)
+        error = lm_trace(PTRACE_INTERRUPT, tid, 0);
+    if (error == 0)
+        error = lm_trace(PTRACE_CONT, tid, END_SIGNAL);
+    if (error == 0)
+        error = lm_trace_wait(tid, 0, &status);
+    return error == 0 && !WIFSTOPPED(status) ? -ESRCH : error;
+}
+
+/* Whether the thread is at the call by which its program tells that it is done. */
+static int has_told(int tid, uint64_t ending, int *told) {
+    struct user_regs_struct registers;
+    int error = lm_trace_get_registers(tid, &registers);
+
+    *told = error == 0 && lm_arch_row(&registers) == ending + LM_ENDING_TELLS * LM_ROW_SIZE;
+    return error;
+}
+
+static int wait_for_end(int tid, uint64_t ending, struct held *held) {
+    for (int stops = 0; stops < STOPS_BOUND; stops++) {
+        int status = 0;
+        int told = 0;
+        int error = lm_trace_wait(tid, 0, &status);
+
+        if (error != 0)
+            return error == -ECHILD ? -ESRCH : error;
+        if (!WIFSTOPPED(status))
+            return -ESRCH;
+        if (status >> 16 == 0) {
+            switch (WSTOPSIG(status)) {
+            case END_SIGNAL:
+                error = has_told(tid, ending, &told);
+                if (error != 0 || told)
+                    return error;
+                error = lm_trace_memory(PTRACE_GETSIGINFO, tid, 0, &held->info);
+                held->count = 1;
+                break;
+            case SIGSEGV:
+            case SIGBUS:
+            case SIGILL:
+            case SIGFPE:
+            case SIGTRAP:
+                return -EFAULT;
+            }
+        }
+        if (error == 0)
+            error = lm_trace(PTRACE_CONT, tid, 0);
+        if (error != 0)
+            return error;
+    }
+    return -EBUSY;
+}
+
+int lm_program_finish(int tid, uint64_t table, uint64_t ending, uint64_t mask, void *memory, size_t size) {
+    struct held held = {.count = 0};
+    int error = wait_for_end(tid, ending, &held);
+    int back = 0;
+
+    if (error == -ESRCH)
+        return error;
+    if (error == 0 && held.count > 0)
+        error = put_back(tid, &held);
+    back = lm_trace_set_mask(tid, mask);
+    if (error == 0)
+        error = back;
+    if (error == 0)
+        error = lm_memory_read(tid, table, memory, size);
+    return error;
+}
+
+int lm_program_run(int tid, uint64_t stub, uint64_t table, uint64_t ending, void *memory, size_t size) {
+    uint64_t mask = 0;
+    int error = lm_program_start(tid, stub, table, ending, 0, memory, size, &mask);
+
+    if (error == 0)
+        error = lm_program_finish(tid, table, ending, mask, memory, size);
+    return error;
+}
+
+static int find_instruction(int tid, const struct user_regs_struct *registers, uint64_t *address) {
+    char code[PAGE];
+    uint64_t page = lm_arch_instruction_pointer(registers) & ~(uint64_t)(PAGE - 1);
+    long offset = 0;
+    int error = lm_memory_read(tid, page, code, sizeof code);
+
+    if (error != 0)
+        return error;
+    offset = lm_arch_find_syscall(code, sizeof code);
+    if (offset < 0)
+        return -ENOENT;
+    *address = page + (uint64_t)offset;
+    return 0;
+}
+
+/* Resume to the next syscall-stop; with or without PTRACE_O_TRACESYSGOOD. */
+static int to_syscall_stop(int tid) {
+    for (int stops = 0; stops < STOPS_BOUND; stops++) {
+        int status = 0;
+        int error = lm_trace(PTRACE_SYSCALL, tid, 0);
+
+        if (error == 0)
+            error = lm_trace_wait(tid, 0, &status);
+        if (error != 0)
+            return error == -ECHILD ? -ESRCH : error;
+        if (!WIFSTOPPED(status))
+            return -ESRCH;
+        if (status >> 16 == 0 && (WSTOPSIG(status) & ~0x80) == SIGTRAP)
+            return 0;
+    }
+    return -EBUSY;
+}
+
+int lm_program_call(int tid, uint64_t number, const uint64_t *arguments, int64_t *result) {
+    struct user_regs_struct saved, registers;
+    uint64_t instruction = 0;
+    uint64_t mask = 0;
+    int error = lm_trace_get_registers(tid, &saved);
+
+    if (error == 0)
+        error = find_instruction(tid, &saved, &instruction);
+    if (error == 0)
+        error = lm_trace_get_mask(tid, &mask);
+    if (error == 0)
+        error = lm_trace_set_mask(tid, ~UINT64_C(0));
+    if (error != 0)
+        return error;
+    registers = saved;
+    lm_arch_call(&registers, instruction, number, arguments);
+    error = lm_trace_set_registers(tid, &registers);
+    if (error == 0)
+        error = to_syscall_stop(tid);
+    if (error == 0)
+        error = to_syscall_stop(tid);
+    if (error == 0)
+        error = lm_trace_get_registers(tid, &registers);
+    if (error != 0)
+        return error;
+    *result = lm_arch_result(&registers);
+    error = lm_trace_set_registers(tid, &saved);
+    return error != 0 ? error : lm_trace_set_mask(tid, mask);
+}

@@ -1,0 +1,36 @@
+#include "kernel/pidfd.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int result_or_errno(long result) {
+    return result < 0 ? -errno : (int)result;
+}
+
+int lm_pidfd_open(int pid, unsigned int flags) {
+    return result_or_errno(syscall(SYS_pidfd_open, pid, flags));
+}
+
+int lm_pidfd_getfd(int pidfd, int number) {
+    return result_or_errno(syscall(SYS_pidfd_getfd, pidfd, number, 0));
+}
+
+int lm_pidfd_send_signal(int pidfd, int signal) {
+    return result_or_errno(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
+}
+
+int lm_send_to_thread(int pid, int tid, int signal) {
+    return result_or_errno(syscall(SYS_tgkill, pid, tid, signal));
+}
+
+int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index) {
+    return result_or_errno(syscall(SYS_kcmp, first, second, type, first_index, second_index));
+}
+
+int lm_kcmp_epoll_target(int first, int second, int number, int epoll, int target, int offset) {
+    struct kcmp_epoll_slot slot = {
+        .efd = (unsigned int)epoll, .tfd = (unsigned int)target, .toff = (unsigned int)offset};
+
+    return lm_kcmp(first, second, KCMP_EPOLL_TFD, (unsigned long)number, (unsigned long)&slot);
+}

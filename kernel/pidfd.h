@@ -1,0 +1,31 @@
+#ifndef LM_KERNEL_PIDFD_H
+#define LM_KERNEL_PIDFD_H
+#include <linux/kcmp.h>
+
+/* File descriptors that stand for processes, and comparing what two processes hold. Every function returns
+ * its result or -errno. */
+
+/* cffi: begin */
+int lm_pidfd_open(int pid, unsigned int flags);
+int lm_pidfd_getfd(int pidfd, int number);
+int lm_pidfd_send_signal(int pidfd, int signal);
+/* tgkill(2): to one thread. */
+int lm_send_to_thread(int pid, int tid, int signal);
+/* kcmp(2): 0 the same, 1 less, 2 greater, 3 different without an order. */
+int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index);
+/* KCMP_EPOLL_TFD: is descriptor `number` of process `first` the file that epoll instance `epoll` of process
+ * `second` watches under the number `target`, as the `offset`th of that number? */
+int lm_kcmp_epoll_target(int first, int second, int number, int epoll, int target, int offset);
+/* cffi: end */
+
+#if 0
+/* cffi: begin */
+#define KCMP_FILE ...
+#define KCMP_VM ...
+#define KCMP_FILES ...
+#define KCMP_FS ...
+#define KCMP_IO ...
+#define KCMP_SYSVSEM ...
+/* cffi: end */
+#endif
+#endif

@@ -1,0 +1,39 @@
+"""Descriptors that stand for processes: pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
+
+Every function raises OSError with the errno of the call.
+"""
+
+from __future__ import annotations
+
+import os
+
+from live_migration._lm import lib
+
+
+def _result(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), what)
+    return result
+
+
+def open_pidfd(pid: int) -> int:
+    """A descriptor that stands for process `pid`; readable (poll) once it has ended. Close-on-exec."""
+    return _result(lib.lm_pidfd_open(pid, 0), f"process {pid}")
+
+
+def fetch_descriptor(pidfd: int, number: int) -> int:
+    """A duplicate, in this process, of descriptor `number` of the process behind `pidfd`. Close-on-exec.
+
+    Needs the right to ptrace that process. EBADF: it has no such descriptor.
+    """
+    return _result(lib.lm_pidfd_getfd(pidfd, number), f"descriptor {number}")
+
+
+def send_signal(pidfd: int, signal: int) -> None:
+    """Send `signal` to the process behind `pidfd`, which cannot be another one with a reused id."""
+    _result(lib.lm_pidfd_send_signal(pidfd, signal), f"signal {signal}")
+
+
+def send_to_thread(pid: int, tid: int, signal: int) -> None:
+    """Send `signal` to one thread of a process (tgkill(2))."""
+    _result(lib.lm_send_to_thread(pid, tid, signal), f"signal {signal}")

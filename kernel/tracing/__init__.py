@@ -1,0 +1,1 @@
+"""ptrace(2): threads stopped, looked into, and let go."""

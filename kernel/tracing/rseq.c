@@ -1,0 +1,35 @@
+#define _GNU_SOURCE
+#include "kernel/tracing/rseq.h"
+
+#include "kernel/memory/memory.h"
+#include "kernel/tracing/tracee.h"
+
+#include <errno.h>
+#include <linux/rseq.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { GET_RSEQ_CONFIGURATION = 0x420f };
+
+int lm_rseq_abort(int tid, struct user_regs_struct *registers) {
+    struct lm_rseq_configuration area = {0};
+    struct rseq_cs section = {0};
+    uint64_t place = 0;
+    int error = lm_trace_memory(GET_RSEQ_CONFIGURATION, tid, sizeof area, &area);
+
+    /* Kernels without rseq, or before Linux 5.13, do not know the request: no section was registered with the
+     * one, and the other is refused by the look at the thread. */
+    if (error == -EIO || error == -EINVAL || (error == 0 && area.address == 0))
+        return 0;
+    if (error == 0)
+        error = lm_memory_read(tid, area.address + offsetof(struct rseq, rseq_cs), &place, sizeof place);
+    if (error != 0 || place == 0)
+        return error;
+    error = lm_memory_read(tid, place, &section, sizeof section);
+    if (error != 0)
+        return error;
+    if (registers->rip - section.start_ip >= section.post_commit_offset)
+        return 0;
+    registers->rip = section.abort_ip;
+    return lm_trace_set_registers(tid, registers);
+}

@@ -1,0 +1,1 @@
+"""What the kernel keeps for a process as a whole, beside its memory and its descriptors."""

@@ -1,0 +1,214 @@
+"""Limits and the settings around them: rlimits, umask, working and root directory, personality, oom and core
+settings.
+
+A limit that cannot be raised on the destination (CAP_SYS_RESOURCE) is set as high as it goes, and said so:
+the process ran
+without reaching it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from live_migration._lm import ffi
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection import syscall_numbers as numbers
+from live_migration.kernel.injection.program import Data, Program
+from live_migration.kernel.proc import read_proc
+from live_migration.wire.blockers import Blocker
+
+_NAMES = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
+LIMITS = tuple(_NAMES.split())
+INFINITY = (1 << 64) - 1
+DELETED = " (deleted)"
+UMASK = re.compile(rb"^Umask:\s*(\d+)$", re.MULTILINE)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """A process's rlimits as (soft, hard) in the kernel's order, and the settings of its environment.
+
+    `root` is "/" unless the process has called chroot(2). Paths are bytes as the kernel tells them.
+    """
+
+    limits: tuple[tuple[int, int], ...]
+    umask: int = 0o022
+    working_directory: bytes = b"/"
+    root: bytes = b"/"
+    personality: int = 0
+    oom_score_adjustment: int = 0
+    core_filter: int = 0x33
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return read_proc(f"/proc/{pid}/{name}").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+
+
+def snapshot_limits(pid: int, status: dict[str, str]) -> Limits:
+    """Everything in this file from outside, with the lines of /proc/PID/status. Raises ProcessGone,
+    PermissionError.
+    """
+    core_filter = _read(pid, "coredump_filter").strip()
+    try:
+        working_directory = os.readlink(os.fsencode(f"/proc/{pid}/cwd"))
+        root = os.readlink(os.fsencode(f"/proc/{pid}/root"))
+    except FileNotFoundError:
+        raise ProcessGone(pid) from None
+    return Limits(
+        limits=parse_limits(_read(pid, "limits")),
+        umask=int(status.get("Umask", "022"), 8),
+        working_directory=working_directory,
+        root=root,
+        personality=int(_read(pid, "personality"), 16),
+        oom_score_adjustment=int(_read(pid, "oom_score_adj")),
+        core_filter=int(core_filter, 16) if core_filter else 0x33,
+    )
+
+
+def reread(pid: int, raw_status: bytes, known: Limits) -> Limits:
+    """What a frozen process may have changed since `known`, cheaply: directories and umask. Its limits it
+    tells itself.
+    """
+    mask = UMASK.search(raw_status)
+    return msgspec.structs.replace(
+        known,
+        umask=int(mask[1], 8) if mask else 0o22,
+        working_directory=os.readlink(os.fsencode(f"/proc/{pid}/cwd")),
+        root=os.readlink(os.fsencode(f"/proc/{pid}/root")),
+    )
+
+
+def parse_limits(text: str) -> tuple[tuple[int, int], ...]:
+    """The (soft, hard) pairs of /proc/PID/limits; its columns stand at 26 and 47 (fs/proc/base.c)."""
+
+    def value(word: str) -> int:
+        return INFINITY if word.strip() == "unlimited" else int(word)
+
+    lines = text.splitlines()[1:]
+    if len(lines) != len(LIMITS):
+        raise ValueError(f"{len(lines)} limits, expected {len(LIMITS)}")
+    return tuple((value(line[26:47]), value(line[47:68])) for line in lines)
+
+
+def query_limits(program: Program, place: Data) -> None:
+    """Rows that ask for all limits; `place` takes 16 pairs of 8 bytes."""
+    for index, name in enumerate(LIMITS):
+        label = f"prlimit64 of RLIMIT_{name}"
+        program.call(label, numbers.SYS_prlimit64, 0, index, 0, place + index * 16, check=False)
+
+
+def answer_limits(answers: bytes) -> tuple[tuple[int, int], ...]:
+    """The (soft, hard) pairs that `query_limits` brought."""
+    words = memoryview(answers).cast("Q")
+    return tuple((words[index], words[index + 1]) for index in range(0, len(words), 2))
+
+
+def present_limits(pid: int = 0) -> tuple[tuple[int, int], ...]:
+    """The limits of one of our own processes, in the kernel's order."""
+    pairs = [resource.prlimit(pid, index) for index in range(len(LIMITS))]
+    return tuple((soft & INFINITY, hard & INFINITY) for soft, hard in pairs)
+
+
+def reachable(
+    wanted: tuple[tuple[int, int], ...], present: tuple[tuple[int, int], ...], may_raise: bool
+) -> tuple[tuple[int, int], ...]:
+    """What of the wanted limits can be set by a process that has `present`, with or without the right to
+    raise.
+    """
+    if may_raise:
+        return wanted
+    return tuple(
+        (min(soft, hard, ceiling), min(hard, ceiling))
+        for (soft, hard), (_, ceiling) in zip(wanted, present, strict=True)
+    )
+
+
+def limit_warnings(wanted: tuple[tuple[int, int], ...], given: tuple[tuple[int, int], ...]) -> list[str]:
+    """A sentence for every limit that stays lower than it was."""
+
+    def text(value: int) -> str:
+        return "unlimited" if value == INFINITY else str(value)
+
+    return [
+        f"RLIMIT_{name}: {text(got[0])} (hard {text(got[1])}) instead of {text(want[0])} (hard {text(want[1])});"
+        " CAP_SYS_RESOURCE would raise it"
+        for name, want, got in zip(LIMITS, wanted, given, strict=True)
+        if want != got
+    ]
+
+
+def limits_blockers(limits: Limits) -> list[Blocker]:
+    """A working directory or root that no path leads to any more."""
+    return [
+        Blocker(
+            object=name,
+            cause=f"{os.fsdecode(path)} has been removed or lies outside of what lm-serve can see",
+            remedy="let the process change to a directory that exists",
+        )
+        for name, path in (("working directory", limits.working_directory), ("root directory", limits.root))
+        if path.endswith(DELETED.encode()) or not path.startswith(b"/")
+    ]
+
+
+def preflight_limits(limits: Limits, map_path: Callable[[bytes], bytes]) -> list[Blocker]:
+    """On the destination: directories that are not there. `map_path` translates a path of the source."""
+    blockers = []
+    for name, path in (("working directory", limits.working_directory), ("root directory", limits.root)):
+        mapped = map_path(path)
+        if not os.path.isdir(mapped):
+            blockers.append(
+                Blocker(
+                    object=f"{name} {os.fsdecode(mapped)}",
+                    cause="there is no such directory here",
+                    remedy=f"create it, or name another with --map-path {os.fsdecode(path)}=...",
+                )
+            )
+    return blockers
+
+
+def restore_directories(program: Program, limits: Limits, map_path: Callable[[bytes], bytes]) -> None:
+    """Rows that change to the working directory, then to the root; run them while the husk may still
+    chroot(2).
+    """
+    program.call("chdir", numbers.SYS_chdir, program.string(map_path(limits.working_directory)))
+    if limits.root != b"/":
+        program.call("chroot", numbers.SYS_chroot, program.string(map_path(limits.root)))
+    program.call("umask", numbers.SYS_umask, limits.umask)
+
+
+def restore_personality(program: Program, limits: Limits) -> None:
+    """The row that sets the personality (personality(2)): late, since it changes how mappings are made."""
+    program.call("personality", numbers.SYS_personality, limits.personality)
+
+
+def restore_limits(program: Program, wanted: tuple[tuple[int, int], ...], present: tuple[tuple[int, int], ...]) -> None:
+    """Rows that set the limits which differ from `present`; call with what is `reachable`, after all is laid
+    out.
+    """
+    for index, (name, want, have) in enumerate(zip(LIMITS, wanted, present, strict=True)):
+        if want != have:
+            place = program.data(bytes(ffi.buffer(ffi.new("uint64_t[2]", list(want)))))
+            program.call(f"prlimit64 of RLIMIT_{name}", numbers.SYS_prlimit64, 0, index, place, 0)
+
+
+def restore_outside(pid: int, limits: Limits) -> list[str]:
+    """Set in the husk `pid`, by its /proc files, what no call of its own can; returns what did not go, as
+    sentences.
+    """
+    warnings = []
+    Path(f"/proc/{pid}/coredump_filter").write_text(f"{limits.core_filter:#x}")
+    try:
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(limits.oom_score_adjustment))
+    except PermissionError:
+        warnings.append(
+            f"oom_score_adj: not lowered to {limits.oom_score_adjustment}; CAP_SYS_RESOURCE would allow it"
+        )
+    return warnings

@@ -1,0 +1,211 @@
+"""Settings of a process that prctl(2) keeps, and what /proc tells of its memory's plan (PR_SET_MM_MAP)."""
+
+from __future__ import annotations
+
+import errno
+import time
+from pathlib import Path
+
+import msgspec
+
+from live_migration._lm import ffi, lib
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection import syscall_numbers as numbers
+from live_migration.kernel.injection.program import Data, Program
+from live_migration.kernel.proc import read_proc
+
+DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives 0 or 1 alone
+NO_FILE = 0xFFFFFFFF
+LAYING_OUT_SECONDS = 1.0
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where code, data, heap, stack, arguments and environment are (prctl(2), PR_SET_MM_MAP), and the auxiliary vector.
+
+    `program_break` is exact only when the process itself was asked.
+    """
+
+    start_code: int
+    end_code: int
+    start_data: int
+    end_data: int
+    start_break: int
+    program_break: int
+    start_stack: int
+    start_arguments: int
+    end_arguments: int
+    start_environment: int
+    end_environment: int
+    auxiliary_vector: bytes
+
+    def without_arguments(self) -> MemoryPlan:
+        """The same with no command line and no environment to be read (proc_pid_cmdline(5))."""
+        place = self.start_stack
+        return msgspec.structs.replace(
+            self, start_arguments=place, end_arguments=place, start_environment=place, end_environment=place
+        )
+
+
+class Attributes(msgspec.Struct, frozen=True, kw_only=True):
+    """One per process: answers of prctl(2), and its session and terminal as the process sees them."""
+
+    dumpable: int = 1
+    subreaper: int = 0
+    huge_pages_disabled: int = 0
+    write_execute_denied: int = 0
+    memory_merge: int = 0
+    session: int = 0
+    terminal: int = 0
+
+
+def parse_stat(text: str) -> list[str]:
+    """The fields of /proc/PID/stat; index n-1 is field n of proc_pid_stat(5). The name may hold anything but
+    its last ")".
+    """
+    before, _, after = text.rpartition(")")
+    pid, _, name = before.partition("(")
+    return [pid.strip(), name, *after.split()]
+
+
+def snapshot_stat(pid: int) -> list[str]:
+    """The fields of the process's /proc/PID/stat. Raises ProcessGone."""
+    try:
+        return parse_stat(read_proc(f"/proc/{pid}/stat").decode(errors="surrogateescape"))
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(pid) from None
+
+
+def snapshot_attributes(pid: int, status: dict[str, str]) -> Attributes:
+    """Session and terminal from outside; the rest is asked (`query_attributes`)."""
+    fields = snapshot_stat(pid)
+    sessions = status.get("NSsid", fields[5]).split()
+    return Attributes(session=int(sessions[-1]), terminal=int(fields[6]))
+
+
+def snapshot_memory_plan(pid: int) -> MemoryPlan:
+    """The plan from /proc/PID/stat and /proc/PID/auxv; the break as the start of the heap, until the process
+    is asked.
+
+    Raises PermissionError without the right to trace: /proc/PID/stat then shows 1 and zeros. Raises OSError when
+    execve(2) does not come to an end.
+    """
+    fields = _laid_out_stat(pid)
+
+    def field(number: int) -> int:
+        return int(fields[number - 1])
+
+    if field(26) == 1:
+        raise PermissionError(f"the memory's plan of process {pid} is hidden: no permission to trace it")
+    return MemoryPlan(
+        start_code=field(26),
+        end_code=field(27),
+        start_data=field(45),
+        end_data=field(46),
+        start_break=field(47),
+        program_break=field(47),
+        start_stack=field(28),
+        start_arguments=field(48),
+        end_arguments=field(49),
+        start_environment=field(50),
+        end_environment=field(51),
+        auxiliary_vector=Path(f"/proc/{pid}/auxv").read_bytes(),
+    )
+
+
+def _laid_out_stat(pid: int) -> list[str]:
+    """The fields of a program that is laid out: execve(2) gives a process its new memory first, and its plan, of which
+    the break is the last, when all is mapped (load_elf_binary, fs/binfmt_elf.c)."""
+    until = time.monotonic() + LAYING_OUT_SECONDS
+    while True:
+        fields = snapshot_stat(pid)
+        if int(fields[25]) == 1 or (int(fields[25]) and int(fields[46])):
+            return fields
+        if time.monotonic() > until:
+            raise OSError(errno.EBUSY, f"execve(2) of process {pid} has not come to an end")
+        time.sleep(0.001)
+
+
+def _field(place: Data, name: str) -> Data:
+    return place + int(ffi.offsetof("lm_process_answers", name))
+
+
+def query_attributes(program: Program, place: Data) -> None:
+    """Rows that ask the process's settings; `place` takes one lm_process_answers."""
+    subreaper = _field(place, "subreaper")
+    label = "PR_GET_CHILD_SUBREAPER"
+    program.call(label, numbers.SYS_prctl, int(lib.PR_GET_CHILD_SUBREAPER), subreaper, 0, 0, 0, check=False)
+    for name, option in (
+        ("dumpable", "PR_GET_DUMPABLE"),
+        ("huge_pages_disabled", "PR_GET_THP_DISABLE"),
+        ("write_execute_denied", "PR_GET_MDWE"),
+        ("memory_merge", "PR_GET_MEMORY_MERGE"),
+    ):
+        told = program.call(option, numbers.SYS_prctl, int(getattr(lib, option)), 0, 0, 0, 0, check=False)
+        program.store(_field(place, name), told)
+    program.store(_field(place, "program_break"), program.call("brk", numbers.SYS_brk, 0))
+    told = program.call("personality", numbers.SYS_personality, 0xFFFFFFFF, check=False)
+    program.store(_field(place, "personality"), told)
+
+
+def answer_attributes(answers: bytes, outside: Attributes) -> Attributes:
+    """What `query_attributes` brought, with what was known from outside. A setting this kernel lacks counts as
+    0.
+    """
+    told = ffi.cast("lm_process_answers *", ffi.from_buffer(answers))
+    return msgspec.structs.replace(
+        outside,
+        dumpable=max(0, told.dumpable),
+        subreaper=told.subreaper,
+        huge_pages_disabled=max(0, told.huge_pages_disabled),
+        write_execute_denied=max(0, told.write_execute_denied),
+        memory_merge=max(0, told.memory_merge),
+    )
+
+
+def answer_break(answers: bytes) -> int:
+    """The exact program break that `query_attributes` brought."""
+    return int(ffi.cast("lm_process_answers *", ffi.from_buffer(answers)).program_break)
+
+
+def restore_attributes(program: Program, attributes: Attributes) -> None:
+    """Rows for the first thread, after the credentials, whose change resets dumpable (prctl(2)).
+
+    The kernel gives "dumpable to root alone" by itself when credentials change; asked for it, prctl refuses,
+    and 0, which is no wider, stands in.
+    """
+
+    def prctl(option: str, *arguments: int) -> None:
+        program.call(option, numbers.SYS_prctl, int(getattr(lib, option)), *(*arguments, 0, 0, 0, 0)[:4])
+
+    dumpable = 0 if attributes.dumpable == DUMPABLE_ONLY_TO_ROOT else attributes.dumpable
+    prctl("PR_SET_DUMPABLE", dumpable)
+    if attributes.subreaper:
+        prctl("PR_SET_CHILD_SUBREAPER", 1)
+    # Set in any case: what a process starts with is its parent's, and here rounds have set their own.
+    prctl("PR_SET_THP_DISABLE", attributes.huge_pages_disabled & 1, attributes.huge_pages_disabled & ~1)
+    if attributes.write_execute_denied:
+        prctl("PR_SET_MDWE", attributes.write_execute_denied)
+    if attributes.memory_merge:
+        prctl("PR_SET_MEMORY_MERGE", attributes.memory_merge)
+
+
+def restore_memory_plan(program: Program, plan: MemoryPlan, exe: int | None) -> None:
+    """The row that tells the kernel the plan, with descriptor `exe` of the husk as its executable, None to
+    leave that.
+
+    The husk's own executable must be unmapped by then. See prctl(2), PR_SET_MM_MAP.
+    """
+    wanted = ffi.new("lm_memory_map *")
+    wanted.start_code, wanted.end_code = plan.start_code, plan.end_code
+    wanted.start_data, wanted.end_data = plan.start_data, plan.end_data
+    wanted.start_brk, wanted.brk = plan.start_break, plan.program_break
+    wanted.start_stack = plan.start_stack
+    wanted.arg_start, wanted.arg_end = plan.start_arguments, plan.end_arguments
+    wanted.env_start, wanted.env_end = plan.start_environment, plan.end_environment
+    wanted.auxv_size = len(plan.auxiliary_vector)
+    wanted.exe_fd = NO_FILE if exe is None else exe
+    place = program.data(bytes(ffi.buffer(wanted)))
+    vector = program.data(plan.auxiliary_vector)
+    program.store(place + int(ffi.offsetof("lm_memory_map", "auxv")), vector)
+    size = int(ffi.sizeof("lm_memory_map"))
+    program.call("PR_SET_MM_MAP", numbers.SYS_prctl, int(lib.PR_SET_MM), int(lib.PR_SET_MM_MAP), place, size, 0)

@@ -1,0 +1,1 @@
+"""The descriptors of a process, one file per kind of kernel object."""

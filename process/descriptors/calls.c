@@ -1,0 +1,115 @@
+#include "process/descriptors/calls.h"
+
+#include <errno.h>
+#include <string.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define NANOSECONDS 1000000000L
+
+static int result_or_errno(long result) {
+    return result < 0 ? -errno : (int)result;
+}
+
+long lm_tee(int from, int to, unsigned long length) {
+    long copied = tee(from, to, length, SPLICE_F_NONBLOCK);
+
+    return copied < 0 ? -errno : copied;
+}
+
+int lm_get_owner(int number, int *told) {
+    struct f_owner_ex owner;
+
+    if (fcntl(number, F_GETOWN_EX, &owner) < 0)
+        return -errno;
+    told[0] = owner.type;
+    told[1] = owner.pid;
+    told[2] = fcntl(number, F_GETSIG);
+    return told[2] < 0 ? -errno : 0;
+}
+
+int lm_signalfd(unsigned long mask, int flags) {
+    /* The kernel's signal set, not the C library's (signalfd(2), C library/kernel differences). */
+    uint64_t set = mask;
+
+    return result_or_errno(syscall(SYS_signalfd4, -1, &set, sizeof(set), flags));
+}
+
+int lm_timerfd_create(int clock, int flags) {
+    return result_or_errno(timerfd_create(clock, flags));
+}
+
+int lm_timerfd_set(int number, int flags, long value, long interval) {
+    struct itimerspec times = {.it_interval = {interval / NANOSECONDS, interval % NANOSECONDS},
+                               .it_value = {value / NANOSECONDS, value % NANOSECONDS}};
+
+    return result_or_errno(timerfd_settime(number, flags, &times, NULL));
+}
+
+int lm_timerfd_get(int number, long *value, long *interval) {
+    struct itimerspec times;
+
+    if (timerfd_gettime(number, &times) < 0)
+        return -errno;
+    *value = times.it_value.tv_sec * NANOSECONDS + times.it_value.tv_nsec;
+    *interval = times.it_interval.tv_sec * NANOSECONDS + times.it_interval.tv_nsec;
+    return 0;
+}
+
+int lm_timerfd_set_ticks(int number, unsigned long ticks) {
+    uint64_t value = ticks;
+
+    /* TFD_IOC_SET_TICKS of linux/timerfd.h, which clashes with the C library's sys/timerfd.h. */
+    return result_or_errno(ioctl(number, _IOW('T', 0, uint64_t), &value));
+}
+
+int lm_inotify_init(int flags) {
+    return result_or_errno(inotify_init1(flags));
+}
+
+int lm_inotify_add(int number, const char *path, unsigned int mask) {
+    return result_or_errno(inotify_add_watch(number, path, mask));
+}
+
+int lm_inotify_remove(int number, int watch) {
+    return result_or_errno(inotify_rm_watch(number, watch));
+}
+
+int lm_open_handle(int mount, int type, const void *handle, unsigned int length) {
+    union {
+        struct file_handle handle;
+        char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+    } copy = {.handle = {.handle_bytes = length, .handle_type = type}};
+
+    if (length > MAX_HANDLE_SZ)
+        return -EINVAL;
+    memcpy(copy.handle.f_handle, handle, length);
+    return result_or_errno(open_by_handle_at(mount, &copy.handle, O_PATH | O_CLOEXEC));
+}
+
+int lm_pack_epoll_event(unsigned int events, unsigned long data, char *event) {
+    struct epoll_event packed = {.events = events, .data.u64 = data};
+
+    _Static_assert(sizeof(packed) <= 16, "room for struct epoll_event");
+    memcpy(event, &packed, sizeof(packed));
+    return sizeof(packed);
+}
+
+int lm_pack_owner(int type, int id, char *owner) {
+    struct f_owner_ex packed = {.type = type, .pid = id};
+
+    _Static_assert(sizeof(packed) <= 16, "room for struct f_owner_ex");
+    memcpy(owner, &packed, sizeof(packed));
+    return sizeof(packed);
+}
+
+int lm_pack_lock(int type, long start, long length, char *lock) {
+    struct flock packed = {.l_type = (short)type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+
+    _Static_assert(sizeof(packed) <= 32, "room for struct flock");
+    memcpy(lock, &packed, sizeof(packed));
+    return sizeof(packed);
+}

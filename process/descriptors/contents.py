@@ -1,0 +1,89 @@
+"""Files without a path: memfds and unlinked files. Their content travels with the pages, each as an object of its own.
+
+An object is a space of the page stream whose addresses are offsets (wire/page_stream.h). The source reads it through
+a duplicate of the descriptor, the destination writes it through the descriptor that the worker has made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from live_migration._lm import lib
+from live_migration.process.descriptors.files import File
+from live_migration.process.descriptors.memfd import MemFd
+from live_migration.process.descriptors.table import Table
+
+PAGE = os.sysconf("SC_PAGESIZE")
+FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """An object: its `space` in the page stream, the file by device and inode on the source, and its size in bytes."""
+
+    space: int
+    device: int
+    inode: int
+    size: int
+
+
+def snapshot_contents(table: Table, before: Sequence[Content] = ()) -> list[Content]:
+    """The objects that the descriptors of a process lead to. One that `before` has at the same size keeps its space."""
+    known = {(one.device, one.inode, one.size): one for one in before}
+    following = max((one.space for one in before), default=FIRST_OBJECT - 1) + 1
+    found: dict[tuple[int, int], Content] = {}
+    for one in table.descriptions:
+        kind = one.kind
+        if not isinstance(kind, MemFd | File) or (isinstance(kind, File) and kind.linked) or one.standard is not None:
+            continue
+        identity = (kind.device, kind.inode)
+        if identity in found or not kind.size:
+            continue
+        content = known.get((*identity, kind.size))
+        if content is None:
+            content = Content(space=following, device=kind.device, inode=kind.inode, size=kind.size)
+            following += 1
+        found[identity] = content
+    return list(found.values())
+
+
+def number_of(table: Table, content: Content) -> int:
+    """A descriptor of the process that leads to the object. Raises LookupError."""
+    return _description(table, content)[0]
+
+
+def identity_of(table: Table, content: Content) -> int:
+    """The identity of a description that leads to the object. Raises LookupError."""
+    return _description(table, content)[1]
+
+
+def _description(table: Table, content: Content) -> tuple[int, int]:
+    for one in table.descriptions:
+        if isinstance(one.kind, MemFd | File) and (one.kind.device, one.kind.inode) == (content.device, content.inode):
+            return one.number, one.identity
+    raise LookupError(f"no descriptor leads to inode {content.inode}")
+
+
+def number_of_inode(table: Table, inode: int) -> int:
+    """A descriptor of the process that leads to the file with this inode. Raises LookupError."""
+    for one in table.descriptions:
+        if isinstance(one.kind, MemFd | File) and one.kind.inode == inode:
+            return one.number
+    raise LookupError(f"no descriptor leads to inode {inode}")
+
+
+def inodes_without_path(table: Table) -> frozenset[int]:
+    """The inodes that only a descriptor leads to."""
+    return frozenset(
+        one.kind.inode
+        for one in table.descriptions
+        if isinstance(one.kind, MemFd) or (isinstance(one.kind, File) and not one.kind.linked)
+    )
+
+
+def new_contents(contents: Iterable[Content], before: Iterable[Content]) -> list[Content]:
+    """Those of `contents` whose space `before` has not."""
+    spaces = frozenset(one.space for one in before)
+    return [one for one in contents if one.space not in spaces]

@@ -1,0 +1,129 @@
+"""epoll(7): what an epoll instance watches.
+
+The kernel tells each entry by the number under which it was registered and by the file. The number may
+meanwhile stand for something else, while the file lives on under another one; kcmp(2) tells. Entries are
+registered again inside the process, because an entry is a pair of number and file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from collections.abc import Container, Mapping
+
+import msgspec
+
+from live_migration._lm import ffi, lib
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import SYS_close, SYS_dup3, SYS_epoll_ctl
+from live_migration.kernel.kcmp import same_epoll_target
+from live_migration.process.descriptors.open_file import Seen
+from live_migration.wire.blockers import Blocker
+
+LINK = "anon_inode:[eventpoll]"
+EPOLL_CTL_ADD = 1  # linux/eventpoll.h
+ENTRY = re.compile(r"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """An entry: the number it was registered under, what is waited for, the caller's data, and the number
+    by which the file can be reached now, or None if no descriptor of the process stands for it any more.
+    """
+
+    target: int
+    events: int
+    data: int
+    holder: int | None
+
+
+class Epoll(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="epoll"):
+    """An epoll instance."""
+
+    entries: list[Watched]
+
+
+def snapshot_epoll(seen: Seen) -> Epoll:
+    """Describe an epoll instance from outside, through /proc/PID/fdinfo and kcmp(2) with KCMP_EPOLL_TFD."""
+    entries = []
+    earlier: dict[int, int] = {}
+    for target, events, data in ENTRY.findall(seen.information):
+        number = int(target)
+        offset = earlier.get(number, 0)
+        earlier[number] = offset + 1
+        entries.append(
+            Watched(target=number, events=int(events, 16), data=int(data, 16), holder=find_holder(seen, number, offset))
+        )
+    return Epoll(entries=entries)
+
+
+def find_holder(seen: Seen, target: int, offset: int) -> int | None:
+    """The process's descriptor for the file of an entry: nearly always the number of the entry itself."""
+    if is_target(seen, target, target, offset):
+        return target
+    for name in os.listdir(f"/proc/{seen.pid}/fd"):
+        if is_target(seen, int(name), target, offset):
+            return int(name)
+    return None
+
+
+def is_target(seen: Seen, number: int, target: int, offset: int) -> bool:
+    """Does `number` stand for the file of the entry? A descriptor that was closed meanwhile does not."""
+    try:
+        return same_epoll_target(seen.pid, number, seen.number, target, offset)
+    except OSError:
+        return False
+
+
+def epoll_blockers(epoll: Epoll, name: str) -> list[Blocker]:
+    """Entries whose file no descriptor of the process stands for: a process that stays keeps it open."""
+    return [
+        Blocker(
+            name,
+            f"it watches a file registered as {entry.target}, which the process has closed and another keeps open",
+            "let the process remove the entry, or end the other process",
+        )
+        for entry in epoll.entries
+        if entry.holder is None
+    ]
+
+
+def open_epoll() -> int:
+    """An epoll instance that watches nothing yet."""
+    with select.epoll() as made:
+        return os.dup(made.fileno())
+
+
+def epoll_rows(program: Program, number: int, epoll: Epoll, table: Mapping[int, bool], unsure: Container[int]) -> None:
+    """Rows, run in the process when its descriptors are in place, that register every entry at epoll
+    `number`.
+
+    `table` has all numbers of the process with their close-on-exec flags. Numbers in `unsure` stand for
+    something else than on the source, which may refuse to be watched.
+    """
+    for entry in epoll.entries:
+        if entry.holder is None:
+            continue
+        label = f"epoll {number} watching {entry.target}"
+        event = program.data(event_bytes(entry))
+        add = (SYS_epoll_ctl, number, EPOLL_CTL_ADD, entry.target, event)
+        if entry.holder == entry.target:
+            program.call(label, *add, check=entry.holder not in unsure)
+            continue
+        # The number stands for something else by now: it is lent to the entry's file.
+        spare = max(table) + 1
+        if entry.target in table:
+            program.call(label, SYS_dup3, entry.target, spare, 0)
+        program.call(label, SYS_dup3, entry.holder, entry.target, 0)
+        program.call(label, *add, check=entry.holder not in unsure)
+        if entry.target in table:
+            program.call(label, SYS_dup3, spare, entry.target, os.O_CLOEXEC if table[entry.target] else 0)
+            program.call(label, SYS_close, spare)
+        else:
+            program.call(label, SYS_close, entry.target)
+
+
+def event_bytes(entry: Watched) -> bytes:
+    """The entry as epoll_ctl(2) takes it."""
+    room = ffi.new("char[16]")
+    return bytes(ffi.buffer(room, lib.lm_pack_epoll_event(entry.events, entry.data, room)))

@@ -1,0 +1,189 @@
+"""TCP and UDP sockets, v4 and v6: unconnected, bound, listening, and connected UDP.
+
+Established TCP connections stay where they are: a blocker, or with --tcp close an end for both sides. The
+peer gets a clean FIN, and the process finds a connection that its peer has closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+
+import msgspec
+
+from live_migration._lm import ffi, lib
+from live_migration.process.descriptors.open_file import OpenContext, Seen, give_to
+from live_migration.process.descriptors.socket_options import Option, read_options, set_options
+from live_migration.wire.blockers import Blocker
+
+TCP_CLOSE, TCP_LISTEN = 7, 10
+
+
+class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="inet"):
+    """A TCP or UDP socket. `state` is TCP's (enum of netinet/tcp.h), 7 for UDP.
+
+    `address` is what it is bound to, port 0 when it is not; `peer` what it is connected to. `waiting` are the
+    connections that a listener has not accepted.
+    """
+
+    inode: int
+    uid: int
+    gid: int
+    family: int
+    type: int
+    protocol: int
+    state: int
+    address: list[str | int]
+    peer: list[str | int] | None
+    backlog: int
+    waiting: int
+    options: list[Option]
+
+    @property
+    def is_tcp(self) -> bool:
+        """TCP, not UDP?"""
+        return self.type == socket.SOCK_STREAM
+
+    @property
+    def is_established(self) -> bool:
+        """Has it a connection that only this host can go on with, also one half closed?"""
+        return self.is_tcp and self.state not in (TCP_CLOSE, TCP_LISTEN)
+
+
+def is_supported(one: socket.socket) -> bool:
+    """Is it TCP or UDP?"""
+    return one.family in (socket.AF_INET, socket.AF_INET6) and (one.type, one.proto) in (
+        (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+        (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    )
+
+
+def snapshot_inet(seen: Seen, before: InetSocket | None) -> InetSocket:
+    """Describe a TCP or UDP socket from outside; the options only if `before`, an earlier look at it, has
+    none.
+    """
+    state = ffi.new("struct lm_tcp_state *", {"state": TCP_CLOSE})
+    if before is None or before.is_tcp:
+        result = lib.lm_tcp_state(seen.duplicate, state)
+        if result < 0 and result not in (-errno.EOPNOTSUPP, -errno.ENOPROTOOPT):
+            raise OSError(-result, os.strerror(-result), "TCP_INFO")
+    listening = state.state == TCP_LISTEN
+    same = before is not None and before.state == state.state
+    if before is not None and same and state.state != TCP_CLOSE:
+        queue = (state.backlog, state.waiting) if listening else (0, 0)
+        return msgspec.structs.replace(before, backlog=queue[0], waiting=queue[1])
+    with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+        peer: list[str | int] | None = None
+        with contextlib.suppress(OSError):
+            peer = list(one.getpeername())
+        return InetSocket(
+            inode=seen.status.st_ino,
+            uid=seen.status.st_uid,
+            gid=seen.status.st_gid,
+            family=one.family,
+            type=one.type,
+            protocol=one.proto,
+            state=state.state,
+            address=list(one.getsockname()),
+            peer=peer,
+            backlog=state.backlog if listening else 0,
+            waiting=state.waiting if listening else 0,
+            options=before.options if before is not None and same else read_options(one),
+        )
+
+
+def text(address: list[str | int]) -> str:
+    """An address for messages."""
+    host, port = str(address[0]), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def inet_blockers(one: InetSocket, name: str, tcp: str) -> list[Blocker]:
+    """What keeps it from being moved."""
+    if one.is_established and tcp == "refuse":
+        peer = text(one.peer) if one.peer else "a peer that has gone"
+        return [
+            Blocker(
+                name,
+                f"an established TCP connection from {text(one.address)} to {peer}",
+                "let it end before the move, or give lm-restore --tcp close, which closes it",
+            )
+        ]
+    return []
+
+
+def preflight_inet(one: InetSocket, name: str) -> list[Blocker]:
+    """Can its address be bound on the destination? Tried, and let go again."""
+    if one.is_established or not one.address[1]:
+        return []
+    try:
+        with make_inet(one):
+            return []
+    except OSError as error:
+        return [bind_blocker(one, name, error)]
+
+
+def bind_blocker(one: InetSocket, name: str, error: OSError) -> Blocker:
+    """Why its address cannot be bound."""
+    where = text(one.address)
+    if error.errno == errno.EADDRINUSE:
+        return Blocker(name, f"port {one.address[1]} ({where}) is taken here", "end the process that has it")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return Blocker(
+            name, f"this host does not have the address of {where}", "give the address to an interface here"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Blocker(name, f"no permission to open {where} here", "run lm-restore as root")
+    return Blocker(name, f"{where} cannot be opened here: {error.strerror}", "see ip(7) about this error")
+
+
+def make_inet(one: InetSocket) -> socket.socket:
+    """A socket with its options, bound where it was, neither listening nor connected. Raises OSError."""
+    made = socket.socket(one.family, one.type, one.protocol)
+    try:
+        set_options(made, one.options)
+        give_to(made.fileno(), one.uid, one.gid)
+        if one.address[1]:
+            bind_inet(made, one)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def bind_inet(made: socket.socket, one: InetSocket) -> None:
+    """Bind it; a connected UDP socket may have had its address from the route, which another host does not
+    have.
+    """
+    try:
+        made.bind(tuple(one.address))
+    except OSError as error:
+        if one.is_tcp or one.peer is None or error.errno != errno.EADDRNOTAVAIL:
+            raise
+        made.bind(("", int(one.address[1])))
+
+
+def open_inet(one: InetSocket, context: OpenContext, source_number: int) -> int:
+    """A socket like it, listening or connected where it was; or the source's own where that can be reached."""
+    if one.is_established:
+        number: int = lib.lm_closed_tcp_socket(one.family)
+        if number < 0:
+            raise OSError(-number, os.strerror(-number), "making a closed connection")
+        return number
+    if one.address[1] and context.same_network:
+        handed = context.fetch(source_number)
+        if handed is not None:
+            context.handed_over.add(one.inode)
+            return handed
+    made = make_inet(one)
+    try:
+        if one.state == TCP_LISTEN:
+            made.listen(one.backlog)
+        elif not one.is_tcp and one.peer is not None:
+            made.connect(tuple(one.peer))
+    except BaseException:
+        made.close()
+        raise
+    return made.detach()

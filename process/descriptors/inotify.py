@@ -1,0 +1,165 @@
+"""inotify(7): the files and directories that are watched, under the same watch descriptors.
+
+The kernel tells a watch by the file's handle, which open_by_handle_at(2) turns into a path. Watch
+descriptors count up and cannot be chosen, so numbers in between are used up with a file of our own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from live_migration._lm import lib
+from live_migration.process.descriptors.open_file import Seen
+from live_migration.wire.blockers import Blocker
+
+LINK = "anon_inode:inotify"
+WATCH = re.compile(
+    r"^inotify wd:([0-9a-f]+) ino:[0-9a-f]+ sdev:([0-9a-f]+) mask:([0-9a-f]+) .*"
+    r"fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)",
+    re.MULTILINE,
+)
+# IN_ALL_EVENTS | IN_EXCL_UNLINK | IN_ONESHOT: the rest of the mask is not for inotify_add_watch(2).
+MASK = 0xFFF | 0x04000000 | 0x80000000
+MOST_WATCHES = 1 << 20
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """A watched file or directory; `path` is None when it has none any more."""
+
+    watch: int
+    path: str | None
+    mask: int
+
+
+class Inotify(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="inotify"):
+    """An inotify instance; `queued` are the bytes of events not read yet."""
+
+    watches: list[Watch]
+    queued: int
+
+
+def snapshot_inotify(seen: Seen) -> Inotify:
+    """Describe an inotify instance from outside."""
+    watches = [
+        Watch(
+            watch=int(watch, 16),
+            path=path_of_handle(seen.pid, int(device, 16), int(kind, 16), bytes.fromhex(handle)),
+            mask=int(mask, 16) & MASK,
+        )
+        for watch, device, mask, kind, handle in WATCH.findall(seen.information)
+    ]
+    queued = int.from_bytes(fcntl.ioctl(seen.duplicate, termios.FIONREAD, bytes(4)), "little")
+    return Inotify(watches=sorted(watches, key=lambda each: each.watch), queued=queued)
+
+
+def path_of_handle(pid: int, device: int, kind: int, handle: bytes) -> str | None:
+    """The path of the file with that handle on the file system `device` (the kernel's number: major << 20 |
+    minor).
+    """
+    wanted = f"{device >> 20}:{device & 0xFFFFF}"
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] != wanted:
+            continue
+        try:
+            mount = os.open(fields[4].encode().decode("unicode_escape"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            found = lib.lm_open_handle(mount, kind, handle, len(handle))
+        finally:
+            os.close(mount)
+        if found < 0:
+            continue
+        try:
+            path = os.readlink(f"/proc/self/fd/{found}")
+            return path if os.fstat(found).st_nlink and not path.endswith(" (deleted)") else None
+        finally:
+            os.close(found)
+    return None
+
+
+def inotify_blockers(inotify: Inotify, name: str) -> list[Blocker]:
+    """Watches of files without a path."""
+    return [
+        Blocker(name, f"the file of watch {each.watch} has no path", "let the process remove the watch")
+        for each in inotify.watches
+        if each.path is None
+    ]
+
+
+def event_blockers(inotify: Inotify, name: str) -> list[Blocker]:
+    """Events that would be lost: nobody can queue them anew. They pass when the process reads them."""
+    if not inotify.queued:
+        return []
+    return [Blocker(name, "it holds events that were not read yet", "try again when the process has read them")]
+
+
+def preflight_inotify(inotify: Inotify, name: str, map_path: Callable[[str], str]) -> list[Blocker]:
+    """Are the watched files there on the destination?"""
+    return [
+        Blocker(
+            name, f"it watches {map_path(each.path)}, which is not here", "create it or point to it with --map-path"
+        )
+        for each in inotify.watches
+        if each.path is not None and not os.path.lexists(map_path(each.path))
+    ]
+
+
+def open_inotify(inotify: Inotify, map_path: Callable[[str], str]) -> int:
+    """An instance with the same watches under the same watch descriptors."""
+    number = checked(lib.lm_inotify_init(os.O_CLOEXEC | os.O_NONBLOCK))
+    add_watches(number, inotify.watches, map_path, 0)
+    return number
+
+
+def update_inotify(number: int, before: Inotify, after: Inotify, map_path: Callable[[str], str]) -> None:
+    """Add and remove the watches that differ by now."""
+    old = {each.watch: each for each in before.watches}
+    new = {each.watch: each for each in after.watches}
+    for watch in old.keys() - new.keys():
+        checked(lib.lm_inotify_remove(number, watch))
+    added = [each for watch, each in new.items() if watch not in old]
+    changed = [each for watch, each in new.items() if watch in old and old[watch] != each]
+    for each in changed:
+        checked(lib.lm_inotify_add(number, os.fsencode(map_path(each.path or "")), each.mask))
+    add_watches(number, added, map_path, max(old, default=0))
+
+
+def add_watches(number: int, watches: list[Watch], map_path: Callable[[str], str], highest: int) -> None:
+    """Add watches, whose watch descriptors are above `highest`, the last one given out."""
+    if not watches:
+        return
+    if watches[-1].watch > MOST_WATCHES:
+        raise OSError(22, f"inotify watch {watches[-1].watch} is too high a number")
+    filler = os.memfd_create("inotify", os.MFD_CLOEXEC)
+    try:
+        for each in sorted(watches, key=lambda one: one.watch):
+            while highest < each.watch - 1:
+                highest = checked(lib.lm_inotify_add(number, b"/proc/self/fd/%d" % filler, 1))
+                checked(lib.lm_inotify_remove(number, highest))
+            highest = checked(lib.lm_inotify_add(number, os.fsencode(map_path(each.path or "")), each.mask))
+            if highest != each.watch:
+                raise OSError(22, f"inotify watch {each.watch} became {highest} here")
+        # What the filler's removals said is not for the process.
+        os.set_blocking(number, False)
+        while True:
+            os.read(number, 65536)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(filler)
+
+
+def checked(result: int) -> int:
+    """The result of a call, or OSError."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), "inotify")
+    return result

@@ -1,0 +1,93 @@
+"""memfd_create(2): a file in memory, without a path. Its content travels before the process runs again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+
+import msgspec
+
+from live_migration.process.descriptors.open_file import OpenContext, Seen, close_all, reopen
+
+PREFIX = "/memfd:"
+DELETED = " (deleted)"
+
+
+class MemFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="memfd"):
+    """A memfd. `huge_page` is the size of its pages in bytes, or 0 for ordinary ones."""
+
+    name: str
+    device: int
+    inode: int
+    size: int
+    seals: int
+    mode: int
+    uid: int
+    gid: int
+    huge_page: int
+
+
+def is_memfd(seen: Seen) -> bool:
+    """Is it a memfd, and not a file that is called so?"""
+    return seen.link.startswith(PREFIX) and seen.link.endswith(DELETED) and seen.status.st_nlink == 0
+
+
+def snapshot_memfd(seen: Seen) -> MemFd:
+    """Describe a memfd from outside."""
+    page = os.sysconf("SC_PAGESIZE")
+    return MemFd(
+        name=seen.link.removeprefix(PREFIX).removesuffix(DELETED),
+        device=seen.status.st_dev,
+        inode=seen.status.st_ino,
+        size=seen.status.st_size,
+        seals=fcntl.fcntl(seen.duplicate, fcntl.F_GET_SEALS),
+        mode=stat.S_IMODE(seen.status.st_mode),
+        uid=seen.status.st_uid,
+        gid=seen.status.st_gid,
+        huge_page=seen.status.st_blksize if seen.status.st_blksize >= 512 * page else 0,
+    )
+
+
+def open_memfd(memory: MemFd, flags: int, context: OpenContext) -> int:
+    """A description of a memfd of this name and size, made at the first call, all of it a hole, without
+    seals.
+    """
+    key = ("memfd", memory.device, memory.inode)
+    if key in context.anchors:
+        return reopen(context.anchors[key][0], flags)
+    anchor = make_memfd(memory)
+    context.anchors[key] = (anchor, anchor)
+    context.close_later.append(anchor)
+    context.content_wanted[memory.device, memory.inode] = anchor
+    # The description that memfd_create(2) makes can be read and written; opening it again adds O_LARGEFILE
+    # alone.
+    return os.dup(anchor) if flags & os.O_ACCMODE == os.O_RDWR else reopen(anchor, flags)
+
+
+def make_memfd(memory: MemFd) -> int:
+    """A memfd of this name, size and mode, which can still be sealed. Raises OSError."""
+    kind = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    if memory.huge_page:
+        kind |= os.MFD_HUGETLB | (memory.huge_page.bit_length() - 1) << 26
+    number = os.memfd_create(memory.name, kind)
+    try:
+        os.truncate(number, memory.size)
+        os.fchmod(number, memory.mode)
+        if os.geteuid() == 0:
+            os.fchown(number, memory.uid, memory.gid)
+    except OSError:
+        close_all([number])
+        raise
+    return number
+
+
+def seal_memfd(number: int, memory: MemFd) -> None:
+    """Give it its seals, when its content is in place. Raises OSError.
+
+    F_SEAL_WRITE is refused with EBUSY while it is mapped writable: shared mappings of a memfd with that
+    seal are made without the right to write.
+    """
+    missing = memory.seals & ~fcntl.fcntl(number, fcntl.F_GET_SEALS)
+    if missing:
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, missing)

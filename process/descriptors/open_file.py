@@ -1,0 +1,195 @@
+"""What every open file description has, whatever its kind: how the source sees it from outside.
+
+A *descriptor* is a number in one process; an open file *description* is what it stands for (open(2)): offset,
+status flags, owner. Several descriptors, of several processes, may stand for one description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from live_migration._lm import ffi, lib
+from live_migration.kernel.pidfd import fetch_descriptor
+from live_migration.kernel.proc import read_proc
+
+# Flags that reopening a file takes over; the ones of creation (O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY) are gone
+# by then.
+REOPEN_FLAGS = (
+    os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_NOATIME
+    | os.O_PATH | os.O_DIRECTORY
+)  # fmt: skip
+# Flags that fcntl(F_SETFL) can change on an open description.
+CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
+SET_AT_OPENING = REOPEN_FLAGS & ~CHANGEABLE_FLAGS
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """A process, other than the one to be moved, that holds the same object."""
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})"
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is told that a descriptor is ready: fcntl(2), F_SETOWN_EX and F_SETSIG. Signal 0 stands for
+    SIGIO.
+
+    `id` is as the process itself sees it, 0 for nobody; `own`: it is the process, a thread of it or its
+    group.
+    """
+
+    type: int
+    id: int
+    signal: int
+    own: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One open file description as seen from outside, through a duplicate in this process.
+
+    `flags` are its status flags and access mode, as open(2) takes them; `closed_at_exec` those of its numbers
+    that are closed at exec.
+    """
+
+    pid: int
+    numbers: tuple[int, ...]
+    duplicate: int
+    link: str
+    status: os.stat_result
+    information: str
+    flags: int
+    offset: int
+    closed_at_exec: frozenset[int]
+    frozen: bool
+
+    @property
+    def number(self) -> int:
+        """The lowest descriptor that stands for it."""
+        return self.numbers[0]
+
+    def field(self, name: str) -> str:
+        """The value of a line of /proc/PID/fdinfo (proc(5)). KeyError if there is none."""
+        for line in self.information.splitlines():
+            key, colon, value = line.partition(":")
+            if colon and key.strip() == name:
+                return value.strip()
+        raise KeyError(name)
+
+    def again(self, name: str) -> str:
+        """The value of a line of /proc/PID/fdinfo as it is now."""
+        return dataclasses.replace(self, information=read_information(self.pid, self.number)).field(name)
+
+    def has_field(self, name: str) -> bool:
+        """Does /proc/PID/fdinfo have such a line?"""
+        return any(line.startswith(f"{name}:") for line in self.information.splitlines())
+
+
+@dataclass
+class OpenContext:
+    """What the destination's worker needs while it opens descriptions. The caller closes `close_later`.
+
+    `source_pidfd` stands for the source process where it can be reached (one machine, one PID namespace), and
+    `same_network` says that it also lives in this network namespace. `anchors` are descriptors by which
+    what several descriptions share is found again; `content_wanted` are the files, by device and inode of
+    the source, whose content has to be written before the process runs.
+    """
+
+    map_path: Callable[[str], str]
+    stdio: str
+    standard: tuple[int, int, int] = (0, 1, 2)
+    source_pidfd: int | None = None
+    same_network: bool = False
+    same_machine: bool = False
+    anchors: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict)
+    content_wanted: dict[tuple[int, int], int] = field(default_factory=dict)
+    close_later: list[int] = field(default_factory=list)
+    handed_over: set[int] = field(default_factory=set)
+    made_paths: list[str] = field(default_factory=list)
+
+    def fetch(self, source_number: int) -> int | None:
+        """A duplicate of the source's descriptor, where the source can be reached; else None."""
+        if self.source_pidfd is None:
+            return None
+        try:
+            return fetch_descriptor(self.source_pidfd, source_number)
+        except OSError:
+            return None
+
+
+def read_information(pid: int, number: int) -> str:
+    """The text of /proc/PID/fdinfo/NUMBER. FileNotFoundError when it has been closed."""
+    return read_proc(f"/proc/{pid}/fdinfo/{number}").decode(errors="surrogateescape")
+
+
+def position_and_flags(information: str) -> tuple[int, int]:
+    """The offset and the flags, close-on-exec among them, from the first two lines of fdinfo (proc(5))."""
+    position, flags, _ = information.split("\n", 2)
+    return int(position[4:]), int(flags[6:], 8)
+
+
+def owner_of(pid: int, duplicate: int) -> Owner | None:
+    """The owner for signals of a description of process `pid`, or None."""
+    told = ffi.new("int[3]")
+    if lib.lm_get_owner(duplicate, told) < 0:
+        return None  # O_PATH
+    kind, own, signal = told
+    if own == 0:
+        return Owner(type=kind, id=0, signal=signal, own=True) if signal else None
+    if kind == lib.F_OWNER_PGRP and own != pid:
+        return Owner(type=kind, id=own, signal=signal, own=False)
+    try:
+        inner = inner_id(f"/proc/{pid}/task/{own}/status")
+    except OSError:
+        return Owner(type=kind, id=own, signal=signal, own=False)
+    return Owner(type=kind, id=inner, signal=signal, own=True)
+
+
+def inner_id(status: str) -> int:
+    """A task's id in its own PID namespace (NSpid, proc_pid_status(5))."""
+    with open(status) as text:
+        for line in text:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    raise ProcessLookupError(status)
+
+
+def set_flags(number: int, flags: int) -> None:
+    """Give an open description the changeable ones of `flags`, where they differ."""
+    if flags & os.O_PATH:
+        return
+    present = fcntl.fcntl(number, fcntl.F_GETFL)
+    wanted = (present & ~CHANGEABLE_FLAGS) | (flags & CHANGEABLE_FLAGS)
+    if wanted != present:
+        fcntl.fcntl(number, fcntl.F_SETFL, wanted)
+
+
+def reopen(number: int, flags: int) -> int:
+    """A new description of the file, pipe or memfd that `number` of this process stands for."""
+    return os.open(f"/proc/self/fd/{number}", (flags & REOPEN_FLAGS) | os.O_CLOEXEC)
+
+
+def give_to(number: int, uid: int, gid: int) -> None:
+    """Make a user and group the owner of a file, pipe or socket, as far as this process may."""
+    if os.geteuid() == 0 and (uid or gid):
+        os.fchown(number, uid, gid)
+
+
+def close_all(numbers: Iterable[int]) -> None:
+    """Close descriptors of this process, whatever each close answers: Linux has closed it in any case
+    (close(2)).
+    """
+    for number in numbers:
+        try:
+            os.close(number)
+        except OSError:
+            continue

@@ -1,0 +1,180 @@
+"""Pipes and FIFOs, with the data in them.
+
+The data is read without consuming it: tee(2) copies the pipe's buffers into a pipe of our own, with their
+bounds where the pipe is in packet mode (pipe(2), O_DIRECT).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import termios
+from pathlib import Path
+
+import msgspec
+
+from live_migration._lm import lib
+from live_migration.process.descriptors.open_file import OpenContext, Seen, close_all, give_to, reopen, set_flags
+from live_migration.wire.blockers import Blocker
+
+
+class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
+    """An end of a pipe; which one, the access mode in the description's flags tells. `pipe` is the inode."""
+
+    pipe: int
+
+
+class PipeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ends of a pipe share.
+
+    `path` is that of a FIFO, or None; `capacity` and `queued` are in bytes; `content` is filled in by the
+    look at the frozen process only, one element for each packet where the pipe is in packet mode, else at
+    most one.
+    """
+
+    pipe: int
+    device: int
+    path: str | None
+    capacity: int
+    queued: int
+    mode: int
+    uid: int
+    gid: int
+    content: list[bytes] = []
+
+
+def snapshot_pipe(seen: Seen) -> Pipe:
+    """Describe one end of a pipe."""
+    return Pipe(pipe=seen.status.st_ino)
+
+
+def snapshot_pipe_body(seen: Seen) -> PipeBody:
+    """Describe what the ends share; the content only if this end can be read from and the process is
+    frozen.
+    """
+    readable = seen.flags & os.O_ACCMODE != os.O_WRONLY
+    capacity = fcntl.fcntl(seen.duplicate, fcntl.F_GETPIPE_SZ)
+    queued = int.from_bytes(fcntl.ioctl(seen.duplicate, termios.FIONREAD, bytes(4)), "little")
+    anonymous = seen.link.startswith("pipe:[")
+    return PipeBody(
+        pipe=seen.status.st_ino,
+        device=seen.status.st_dev,
+        path=None if anonymous else seen.link,
+        capacity=capacity,
+        queued=queued,
+        mode=stat.S_IMODE(seen.status.st_mode),
+        uid=seen.status.st_uid,
+        gid=seen.status.st_gid,
+        content=peek_pipe(seen.duplicate, capacity) if seen.frozen and readable and queued else [],
+    )
+
+
+def peek_pipe(number: int, capacity: int) -> list[bytes]:
+    """The data in the pipe whose read end is `number`, left where it is."""
+    copy_out, copy_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if fcntl.fcntl(copy_in, fcntl.F_GETPIPE_SZ) != capacity:
+            fcntl.fcntl(copy_in, fcntl.F_SETPIPE_SZ, capacity)
+        copied = lib.lm_tee(number, copy_in, capacity)
+        if copied < 0:
+            raise OSError(-copied, os.strerror(-copied), "tee")
+        packets = []
+        left = copied
+        while left:
+            # A read ends at a packet's end, and elsewhere only when the pipe is empty or the buffer full.
+            packets.append(os.read(copy_out, capacity))
+            left -= len(packets[-1])
+    finally:
+        close_all([copy_out, copy_in])
+    return packets
+
+
+def pipe_size_limit() -> int:
+    """The largest capacity that an unprivileged process can give a pipe, in bytes (proc(5))."""
+    return int(Path("/proc/sys/fs/pipe-max-size").read_text())
+
+
+def preflight_pipe(body: PipeBody, name: str, path: str | None) -> list[Blocker]:
+    """Is there the FIFO, or room for the pipe?"""
+    if path is not None:
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            return [Blocker(name, f"{path}: {error.strerror}", "create the FIFO here with mkfifo")]
+        if not stat.S_ISFIFO(found.st_mode):
+            return [Blocker(name, f"{path} is not a FIFO here", "create it with mkfifo")]
+    if body.queued > pipe_size_limit():
+        return [
+            Blocker(
+                name,
+                f"it holds {body.queued} bytes, more than a pipe can here",
+                f"raise the sysctl fs.pipe-max-size to {body.capacity}",
+            )
+        ]
+    return []
+
+
+def open_pipe(pipe: Pipe, flags: int, body: PipeBody, context: OpenContext) -> int:
+    """One end, a description of its own. The pipe itself is made once and kept by two anchors until all is
+    opened.
+    """
+    anchors = pipe_anchors(body, context)
+    writes = flags & os.O_ACCMODE == os.O_WRONLY
+    anchor = anchors[1 if writes else 0]
+    if body.path is None and flags & os.O_ACCMODE != os.O_RDWR:
+        # The ends that pipe2(2) made; opening them again, as for further descriptions, adds O_LARGEFILE.
+        first_use = ("pipe end", int(writes), body.pipe)
+        if first_use not in context.anchors:
+            context.anchors[first_use] = (anchor, anchor)
+            set_flags(anchor, flags)
+            return os.dup(anchor)
+    # O_NONBLOCK: opening must not wait for the other end. Packet mode can be set by fcntl alone (fcntl(2),
+    # F_SETFL).
+    number = reopen(anchor, (flags | os.O_NONBLOCK) & ~os.O_DIRECT)
+    set_flags(number, flags)
+    return number
+
+
+def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
+    """A read and a write end of the pipe, made at the first call."""
+    key = ("pipe", body.device, body.pipe)
+    if key in context.anchors:
+        return context.anchors[key]
+    if body.path is None:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.fchmod(read_end, body.mode)
+        give_to(read_end, body.uid, body.gid)
+    else:
+        # Opened for both directions a FIFO waits for nobody (fifo(7)).
+        read_end = os.open(context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        write_end = os.dup(read_end)
+    context.close_later += [read_end, write_end]
+    context.anchors[key] = (read_end, write_end)
+    if fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ) != body.capacity:
+        # Without CAP_SYS_RESOURCE it gets as much room as it may; whether the content fits shows when it is
+        # written.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, min(body.capacity, max(pipe_size_limit(), 4096)))
+    return read_end, write_end
+
+
+def fill_pipe(body: PipeBody, packets: bool, context: OpenContext) -> None:
+    """Put the content into the pipe. Raises OSError (ENOSPC) when it does not all fit."""
+    read_end, write_end = pipe_anchors(body, context)
+    if body.path is not None and is_same_fifo(body, read_end, context):
+        return
+    flags = fcntl.fcntl(write_end, fcntl.F_GETFL)
+    fcntl.fcntl(write_end, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if packets else 0))
+    for piece in body.content:
+        if os.write(write_end, piece) != len(piece):
+            raise OSError(errno.ENOSPC, "the pipe is too small here for the data that it held on the source")
+    fcntl.fcntl(write_end, fcntl.F_SETFL, flags)
+
+
+def is_same_fifo(body: PipeBody, number: int, context: OpenContext) -> bool:
+    """Is the FIFO opened here the source's own, on one machine, so that its content is there already?"""
+    found = os.fstat(number)
+    return context.same_machine and (found.st_dev, found.st_ino) == (body.device, body.pipe)

@@ -1,0 +1,55 @@
+"""Is the source on this machine, and can its descriptors be taken over?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from live_migration.kernel.pidfd import open_pidfd
+from live_migration.process.descriptors.table import Place
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Is it one machine, one network namespace, and can the source process be reached by its id?"""
+
+    same_machine: bool
+    same_network: bool
+    source: bool
+
+
+def reach_of(place: Place) -> Reach:
+    """How near the source is."""
+    pidfd = source_in_reach(place)
+    if pidfd is not None:
+        os.close(pidfd)
+    return Reach(is_same_machine(place), is_same_network(place), pidfd is not None)
+
+
+def source_in_reach(place: Place) -> int | None:
+    """A descriptor for the source process if it lives on this machine, in this PID namespace; else None."""
+    if not is_same_machine(place) or place.pid_namespace != os.stat("/proc/self/ns/pid").st_ino:
+        return None
+    try:
+        pidfd = open_pidfd(place.pid)
+    except OSError:
+        return None
+    try:
+        after_name = Path(f"/proc/{place.pid}/stat").read_text().rpartition(")")[2].split()
+        if int(after_name[19]) == place.start_time:
+            return pidfd
+    except OSError:
+        pass
+    os.close(pidfd)
+    return None
+
+
+def is_same_machine(place: Place) -> bool:
+    """Does the source run on this machine? The boot id is made anew at every boot (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() == place.boot
+
+
+def is_same_network(place: Place) -> bool:
+    """Does the source live in this process's network namespace?"""
+    return is_same_machine(place) and place.network_namespace == os.stat("/proc/self/ns/net").st_ino

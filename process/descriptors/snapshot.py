@@ -1,0 +1,323 @@
+"""The source's look at the descriptors of a process, live or frozen, from outside.
+
+Live, every duplicate is closed again at once: a duplicate of a socket or pipe kept for seconds would hide
+from its peer that the process has closed it, and keep entries in epoll instances (epoll(7), question 6).
+Frozen, they are kept until the migration is over: flushing files, reading contents and retiring sockets is
+done through them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from live_migration.kernel.kcmp import order_of_open_files
+from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
+from live_migration.process.descriptors.file_locks import held_locks, snapshot_locks
+from live_migration.process.descriptors.inet_sockets import InetSocket
+from live_migration.process.descriptors.kinds import Kinds, is_pipe, same_object
+from live_migration.process.descriptors.open_file import (
+    SET_AT_OPENING,
+    Seen,
+    close_all,
+    owner_of,
+    position_and_flags,
+    read_information,
+)
+from live_migration.process.descriptors.outsiders import find_holders, is_shared_object
+from live_migration.process.descriptors.pipes import Pipe, PipeBody, snapshot_pipe_body
+from live_migration.process.descriptors.stdio import STANDARD, Terminal
+from live_migration.process.descriptors.table import Descriptor, Kind, OpenFile, Place, Table
+from live_migration.process.descriptors.unix_sockets import UnixSocket, is_outside
+
+
+@dataclass
+class Snapshot:
+    """A look at the descriptors: the table, and for a frozen process a duplicate of each description by
+    identity.
+    """
+
+    pid: int
+    table: Table
+    duplicates: dict[int, int] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close the duplicates."""
+        close_all(self.duplicates.values())
+        self.duplicates.clear()
+
+
+def snapshot_descriptors(
+    pid: int, previous: Snapshot | None = None, *, frozen: bool = False, ignore: Collection[int] = ()
+) -> Snapshot:
+    """Describe all descriptors of process `pid`.
+
+    Descriptions that `previous` had already keep their identity. Other processes are searched for holders
+    of the same objects unless the look is a frozen one that finds nothing new; this process and those in
+    `ignore` do not count. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be looked at
+    (EPERM, EACCES).
+    """
+    look = see_and_describe(pid, previous, frozen)
+    try:
+        if not frozen or previous is None or is_anything_new(look.table, previous.table):
+            look.table = with_outsiders(look.table, pid, {os.getpid(), *ignore}, previous)
+        look.table = with_standard_apart(look.table, previous.table if previous else None)
+    except BaseException:
+        look.close()
+        raise
+    if not frozen:
+        look.close()
+    return look
+
+
+def see_and_describe(pid: int, previous: Snapshot | None, frozen: bool) -> Snapshot:
+    """The look at this process alone, with its duplicates. Raises OSError."""
+    pidfd = open_pidfd(pid)
+    seen: list[Seen] = []
+    try:
+        seen = see_open_files(pid, pidfd, frozen)
+        return describe(pid, seen, previous, frozen)
+    except BaseException:
+        close_all(each.duplicate for each in seen)
+        raise
+    finally:
+        os.close(pidfd)
+
+
+def see_open_files(pid: int, pidfd: int, frozen: bool) -> list[Seen]:
+    """Every open file description once, with all the numbers that stand for it.
+
+    A descriptor that is closed meanwhile, by a live process, is left out.
+    """
+    groups: dict[tuple[str, int, int], list[Seen]] = {}
+    try:
+        for number in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
+            try:
+                link = os.readlink(f"/proc/{pid}/fd/{number}")
+                information = read_information(pid, number)
+                duplicate = fetch_descriptor(pidfd, number)
+            except OSError as error:
+                if isinstance(error, PermissionError) or frozen:
+                    raise
+                continue
+            status = os.fstat(duplicate)
+            offset, flags = position_and_flags(information)
+            closed = frozenset((number,)) if flags & os.O_CLOEXEC else frozenset[int]()
+            one = Seen(
+                pid, (number,), duplicate, link, status, information, flags & ~os.O_CLOEXEC, offset, closed, frozen
+            )
+            groups.setdefault((link, status.st_dev, status.st_ino), []).append(one)
+        return [each for group in groups.values() for each in merge_shared(pid, group)]
+    except BaseException:
+        close_all(each.duplicate for group in groups.values() for each in group)
+        raise
+
+
+def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
+    """One entry for each description among descriptors of the same file, told apart by kcmp(2)."""
+    if len(group) == 1:
+        return group
+    own = os.getpid()
+
+    def compare(first: Seen, second: Seen) -> int:
+        return order_of_open_files(own, first.duplicate, own, second.duplicate)
+
+    merged: list[Seen] = []
+    for one in sorted(group, key=functools.cmp_to_key(compare)):
+        if merged and compare(merged[-1], one) == 0:
+            close_all([one.duplicate])
+            last, other = merged[-1], one
+            if one.number < last.number:
+                last, other = dataclasses.replace(one, duplicate=last.duplicate), last
+            merged[-1] = dataclasses.replace(
+                last,
+                numbers=(*last.numbers, *other.numbers),
+                closed_at_exec=last.closed_at_exec | other.closed_at_exec,
+            )
+        else:
+            merged.append(one)
+    return merged
+
+
+def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool) -> Snapshot:
+    """The table of what was seen, identities carried over from the previous one."""
+    known = {d.number: d.description for d in previous.table.descriptors} if previous else {}
+    before = previous.table.by_identity() if previous else {}
+    kinds = Kinds(pid, previous.table if previous else None)
+    next_identity = max(before, default=0) + 1
+    descriptors: list[Descriptor] = []
+    descriptions: list[OpenFile] = []
+    duplicates: dict[int, int] = {}
+    try:
+        for one in sorted(seen, key=lambda each: each.number):
+            kind = kinds.describe(one)
+            old = None
+            for number in one.numbers:
+                candidate = before.get(known.get(number, -1))
+                if candidate is not None and candidate.identity not in duplicates and is_same(candidate, one, kind):
+                    old = candidate
+                    break
+            identity = old.identity if old else next_identity
+            next_identity = max(next_identity, identity + 1)
+            duplicates[identity] = one.duplicate
+            descriptions.append(describe_one(one, kind, identity, old))
+            for number in one.numbers:
+                closed = number in one.closed_at_exec
+                descriptors.append(Descriptor(number=number, description=identity, close_on_exec=closed))
+    finally:
+        kinds.close()
+    table = Table(
+        place=snapshot_place(pid) if previous is None else previous.table.place,
+        descriptors=sorted(descriptors, key=lambda each: each.number),
+        descriptions=descriptions,
+        pipes=snapshot_bodies(seen),
+        frozen=frozen,
+    )
+    return Snapshot(pid, table, duplicates)
+
+
+def is_same(old: OpenFile, seen: Seen, kind: Kind) -> bool:
+    """Is the description seen the one described earlier, or so like it that what differs can be brought up
+    to date?
+    """
+    if old.link != seen.link or (old.flags ^ seen.flags) & SET_AT_OPENING:
+        return False
+    # A description that holds a lock may be handed over itself, so the lock belongs to what it is.
+    return same_object(old.kind, kind) and held_locks(old.locks) == held_locks(snapshot_locks(seen))
+
+
+def describe_one(seen: Seen, kind: Kind, identity: int, old: OpenFile | None) -> OpenFile:
+    """Describe one open file description."""
+    return OpenFile(
+        identity=identity,
+        number=seen.number,
+        link=seen.link,
+        flags=seen.flags,
+        offset=seen.offset,
+        kind=kind,
+        owner=owner_of(seen.pid, seen.duplicate),
+        holders=old.holders if old else [],
+        standard=old.standard if old else None,
+        locks=snapshot_locks(seen),
+    )
+
+
+def snapshot_bodies(seen: list[Seen]) -> list[PipeBody]:
+    """What the ends of each pipe share, read through an end that can be read from where there is one."""
+    bodies: dict[int, PipeBody] = {}
+    for one in sorted(seen, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
+        if is_pipe(one) and one.status.st_ino not in bodies:
+            bodies[one.status.st_ino] = snapshot_pipe_body(one)
+    return list(bodies.values())
+
+
+def snapshot_place(pid: int) -> Place:
+    """Where process `pid` runs."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Place(
+        boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        pid=pid,
+        start_time=int(after_name[19]),
+        pid_namespace=os.stat("/proc/self/ns/pid").st_ino,
+        network_namespace=os.stat(f"/proc/{pid}/ns/net").st_ino,
+    )
+
+
+def is_anything_new(table: Table, previous: Table) -> bool:
+    """Has the process descriptions that the previous table did not have?"""
+    return not table.by_identity().keys() <= previous.by_identity().keys()
+
+
+def with_outsiders(table: Table, pid: int, ignore: set[int], previous: Snapshot | None) -> Table:
+    """The table with the other processes that hold the same objects, and what is to be replaced at 0 to 2."""
+    objects: set[str] = set()
+    by_link: dict[str, list[int]] = {}
+    for one in table.descriptions:
+        if is_shared_object(one.link) or isinstance(one.kind, Pipe):
+            objects.add(one.link)
+            if isinstance(one.kind, UnixSocket) and one.kind.peer:
+                objects.add(peer_link(one.kind))
+        elif not isinstance(one.kind, Terminal):
+            by_link.setdefault(one.link, []).append(one.number)
+    by_object, by_number = find_holders(pid, objects, by_link, ignore)
+    known = previous.table.by_identity() if previous and table.frozen else {}
+    descriptions = []
+    for one in table.descriptions:
+        holders = by_object.get(one.link, []) + by_number.get(one.number, [])
+        if one.identity in known:
+            # A destination on this machine may hold what it was given while staging.
+            holders = known[one.identity].holders
+        elif isinstance(one.kind, UnixSocket) and one.kind.peer:
+            one = replace(one, kind=replace(one.kind, peer_holders=by_object.get(peer_link(one.kind), [])))
+        descriptions.append(replace(one, holders=holders))
+    return replace(table, descriptions=with_standard(table, descriptions))
+
+
+def peer_link(one: UnixSocket) -> str:
+    """What /proc/PID/fd says of the other end."""
+    return f"socket:[{one.peer}]"
+
+
+def with_standard(table: Table, descriptions: list[OpenFile]) -> list[OpenFile]:
+    """Mark what leads outside with the standard descriptor of the same object, if there is one."""
+    own_sockets = table.unix_inodes()
+    outside = {each.identity: each for each in descriptions if leads_outside(each, own_sockets)}
+    own: dict[int, int] = {}
+    by_object: dict[str, int] = {}
+    for descriptor in reversed(table.descriptors):
+        found = outside.get(descriptor.description)
+        if found is not None and descriptor.number in STANDARD:
+            own[found.identity] = descriptor.number
+            by_object[object_name(found)] = descriptor.number
+    return [
+        replace(each, standard=own.get(each.identity, by_object.get(object_name(each))))
+        if each.identity in outside
+        else replace(each, standard=None)
+        for each in descriptions
+    ]
+
+
+def with_standard_apart(table: Table, previous: Table | None) -> Table:
+    """Give each of 0 to 2 a description of its own where one that leads outside stands for several of them.
+
+    A terminal is usually one description at all three, but each is replaced by lm-restore's of the same
+    number, and these may be three different things.
+    """
+    known = {each.number: each.description for each in previous.descriptors} if previous else {}
+    by_identity = table.by_identity()
+    descriptors, added = [], list[OpenFile]()
+    following = max([*by_identity, *known.values()], default=0) + 1
+    for each in table.descriptors:
+        one = by_identity[each.description]
+        if one.standard is None or each.number not in STANDARD or each.number == one.standard:
+            descriptors.append(each)
+            continue
+        identity = known.get(each.number, each.description)
+        if identity in by_identity:
+            identity, following = following, following + 1
+        added.append(replace(one, identity=identity, number=each.number, standard=each.number))
+        descriptors.append(replace(each, description=identity))
+    return replace(table, descriptors=descriptors, descriptions=[*table.descriptions, *added]) if added else table
+
+
+def object_name(description: OpenFile) -> str:
+    """What tells which descriptions are of the same object: every terminal counts as the same one."""
+    return "terminal" if isinstance(description.kind, Terminal) else description.link
+
+
+def leads_outside(description: OpenFile, own_sockets: set[int]) -> bool:
+    """Does a process that stays, or a user, have the other end?"""
+    kind = description.kind
+    if isinstance(kind, Terminal):
+        return True
+    if isinstance(kind, UnixSocket) and is_outside(kind, own_sockets):
+        return True
+    if isinstance(kind, InetSocket) and kind.is_established:
+        return True
+    return isinstance(kind, Pipe | UnixSocket) and bool(description.holders)

@@ -1,0 +1,173 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "process/descriptors/socket_calls.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <linux/unix_diag.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static void close_descriptor(const int *number) {
+    if (*number >= 0)
+        close(*number);
+}
+
+#define CLOSED_AT_END __attribute__((cleanup(close_descriptor)))
+
+int lm_diag_open(int network) {
+    CLOSED_AT_END int own = -1;
+    int diag;
+
+    if (network >= 0) {
+        own = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+        if (own < 0)
+            return -errno;
+        if (setns(network, CLONE_NEWNET) < 0)
+            return -errno;
+    }
+    diag = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+    if (diag < 0)
+        diag = -errno;
+    if (network >= 0 && setns(own, CLONE_NEWNET) < 0) {
+        int error = -errno;
+
+        close_descriptor(&diag);
+        return error;
+    }
+    return diag;
+}
+
+static void read_attributes(struct unix_diag_msg *message, unsigned int length,
+                            struct lm_unix_socket *found) {
+    struct rtattr *attribute = (struct rtattr *)(message + 1);
+
+    for (; RTA_OK(attribute, length); attribute = RTA_NEXT(attribute, length)) {
+        if (attribute->rta_type == UNIX_DIAG_PEER) {
+            memcpy(&found->peer, RTA_DATA(attribute), sizeof(found->peer));
+            found->has_peer = 1;
+        } else if (attribute->rta_type == UNIX_DIAG_RQLEN) {
+            struct unix_diag_rqlen lengths;
+
+            memcpy(&lengths, RTA_DATA(attribute), sizeof(lengths));
+            found->queued = lengths.udiag_rqueue;
+            found->backlog = lengths.udiag_wqueue;
+        } else if (attribute->rta_type == UNIX_DIAG_SHUTDOWN) {
+            found->shutdown = *(unsigned char *)RTA_DATA(attribute);
+        }
+    }
+}
+
+int lm_diag_unix(int diag, unsigned int inode, struct lm_unix_socket *found) {
+    struct {
+        struct nlmsghdr header;
+        struct unix_diag_req request;
+    } question = {
+        .header = {.nlmsg_len = sizeof(question),
+                   .nlmsg_type = SOCK_DIAG_BY_FAMILY,
+                   .nlmsg_flags = NLM_F_REQUEST},
+        .request = {.sdiag_family = AF_UNIX,
+                    .udiag_states = UINT32_MAX,
+                    .udiag_ino = inode,
+                    .udiag_show = UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN,
+                    .udiag_cookie = {UINT32_MAX, UINT32_MAX}},
+    };
+    union {
+        struct nlmsghdr header;
+        char room[4096];
+    } answer;
+    ssize_t length;
+
+    if (send(diag, &question, sizeof(question), 0) < 0)
+        return -errno;
+    length = recv(diag, &answer, sizeof(answer), 0);
+    if (length < 0)
+        return -errno;
+    if (!NLMSG_OK(&answer.header, length))
+        return -EPROTO;
+    if (answer.header.nlmsg_type == NLMSG_ERROR)
+        return ((struct nlmsgerr *)NLMSG_DATA(&answer.header))->error;
+    struct unix_diag_msg *message = NLMSG_DATA(&answer.header);
+    *found = (struct lm_unix_socket){.state = message->udiag_state};
+    read_attributes(message, (unsigned int)NLMSG_PAYLOAD(&answer.header, sizeof(*message)), found);
+    return 0;
+}
+
+int lm_tcp_state(int number, struct lm_tcp_state *state) {
+    struct tcp_info info = {0};
+    socklen_t length = sizeof(info);
+
+    if (getsockopt(number, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+        return -errno;
+    /* tcp_get_info() of net/ipv4/tcp.c: for a listener these two are its queue. */
+    *state = (struct lm_tcp_state){
+        .state = info.tcpi_state, .waiting = info.tcpi_unacked, .backlog = info.tcpi_sacked};
+    return 0;
+}
+
+static int bring_loopback_up(void) {
+    CLOSED_AT_END int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP};
+
+    if (control < 0 || ioctl(control, SIOCSIFFLAGS, &request) < 0)
+        return -errno;
+    return 0;
+}
+
+static int connect_and_close(int family) {
+    struct sockaddr_in6 address = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    struct sockaddr_in address4 = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct sockaddr *where = family == AF_INET ? (struct sockaddr *)&address4 : (struct sockaddr *)&address;
+    socklen_t length = family == AF_INET ? sizeof(address4) : sizeof(address);
+    CLOSED_AT_END int listener = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLOSED_AT_END int accepted = -1;
+    int kept = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (listener < 0 || kept < 0 || bind(listener, where, length) < 0 || listen(listener, 1) < 0 ||
+        getsockname(listener, where, &length) < 0 || connect(kept, where, length) < 0) {
+        int error = -errno;
+
+        close_descriptor(&kept);
+        return error;
+    }
+    accepted = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    if (accepted >= 0)
+        shutdown(accepted, SHUT_RDWR);
+    shutdown(kept, SHUT_RDWR);
+    return kept;
+}
+
+int lm_closed_tcp_socket(int family) {
+    CLOSED_AT_END int own = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+    int result;
+
+    if (own < 0 || unshare(CLONE_NEWNET) < 0)
+        return -errno;
+    result = bring_loopback_up();
+    if (result == 0)
+        result = connect_and_close(family);
+    if (setns(own, CLONE_NEWNET) < 0) {
+        int error = -errno;
+
+        close_descriptor(&result);
+        return error;
+    }
+    return result;
+}
+
+int lm_has_socket_filter(int number) {
+    socklen_t instructions = 0;
+
+    /* With no room given it tells how many instructions there are; eBPF has none of the classic kind to show. */
+    if (getsockopt(number, SOL_SOCKET, SO_GET_FILTER, NULL, &instructions) != 0)
+        return errno == EACCES ? 1 : -errno;
+    return instructions > 0;
+}

@@ -1,0 +1,77 @@
+"""timerfd_create(2): a timer that is read. Timers go on with the time that remained when the source was
+frozen.
+
+One that was set to a moment of the wall clock (TFD_TIMER_ABSTIME on CLOCK_REALTIME) goes off at that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from live_migration._lm import ffi, lib
+from live_migration.process.descriptors.open_file import Seen
+
+LINK = "anon_inode:[timerfd]"
+WALL_CLOCKS = (time.CLOCK_REALTIME, 8)  # CLOCK_REALTIME_ALARM
+
+
+class TimerFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="timerfd"):
+    """A timer. Times are nanoseconds: `remaining` 0 when it is not armed, `interval` 0 when it goes off once.
+
+    `ticks` are the expirations not read yet, `settings` the flags of timerfd_settime(2), `wall` the time of
+    CLOCK_REALTIME at which it goes off, for a timer that was set to one.
+    """
+
+    clock: int
+    settings: int
+    ticks: int
+    remaining: int
+    interval: int
+    wall: int | None
+
+
+def snapshot_timerfd(seen: Seen) -> TimerFd:
+    """Describe a timer from outside.
+
+    timerfd_gettime(2) through the duplicate restarts an interval timer whose expirations nobody read, and
+    counts them, as it does for the process itself; the ticks are read afterwards.
+    """
+    value, interval = ffi.new("long *"), ffi.new("long *")
+    result = lib.lm_timerfd_get(seen.duplicate, value, interval)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), "timerfd_gettime")
+    clock, settings = int(seen.field("clockid")), int(seen.field("settime flags"), 8)
+    absolute = clock in WALL_CLOCKS and settings & lib.TFD_TIMER_ABSTIME and value[0] > 0
+    return TimerFd(
+        clock=clock,
+        settings=settings,
+        ticks=int(seen.again("ticks")),
+        remaining=value[0],
+        interval=interval[0],
+        wall=time.clock_gettime_ns(time.CLOCK_REALTIME) + value[0] if absolute else None,
+    )
+
+
+def open_timerfd(timer: TimerFd) -> int:
+    """A timer on the same clock, not armed."""
+    number: int = lib.lm_timerfd_create(timer.clock, lib.TFD_CLOEXEC | lib.TFD_NONBLOCK)
+    if number < 0:
+        raise OSError(-number, os.strerror(-number), "timerfd_create")
+    return number
+
+
+def update_timerfd(number: int, timer: TimerFd) -> None:
+    """Arm it. Expirations that were not read yet are there again."""
+    value, flags = timer.remaining, 0
+    if timer.wall is not None:
+        value = timer.wall
+        flags = timer.settings & (lib.TFD_TIMER_ABSTIME | lib.TFD_TIMER_CANCEL_ON_SET)
+    result = lib.lm_timerfd_set(number, flags, value, timer.interval)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), "timerfd_settime")
+    if timer.ticks and lib.lm_timerfd_set_ticks(number, timer.ticks) < 0 and not value:
+        # A kernel without CONFIG_CHECKPOINT_RESTORE: that it has expired matters more than how often.
+        lib.lm_timerfd_set(number, 0, 1, 0)

@@ -1,0 +1,371 @@
+"""Unix sockets: pairs inside the process with what is queued in them, unconnected ones and listeners.
+
+Who is connected with whom, the kernel tells by sock_diag(7). Queued data is read with MSG_PEEK, which
+leaves it there.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import socket
+import stat
+from collections.abc import Callable
+
+import msgspec
+
+from live_migration._lm import ffi, lib
+from live_migration.process.descriptors.open_file import Holder, OpenContext, Seen, close_all, give_to
+from live_migration.process.descriptors.outsiders import holders_text
+from live_migration.process.descriptors.socket_options import Option, read_options, set_options
+from live_migration.wire.blockers import Blocker
+
+CONNECTED, LISTENING = 1, 10
+LARGEST_MESSAGE = 1 << 20
+
+
+class SocketFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The file by which a path leads to a socket."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
+class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="unix"):
+    """A unix socket. `peer` is the inode of the socket that it is connected with, 0 if that has none or is
+    gone.
+
+    `address` and `peer_address` are as bound: empty, b"\\0name" for an abstract one, or a path; `directory`
+    is the one that a relative path starts from. `shutdown`: bit 0 no more to receive, bit 1 no more to
+    send. `queue` is what waits to be received: pieces of a stream, or messages; filled in when frozen.
+    `waiting` are the connections that a listener has not accepted.
+    """
+
+    inode: int
+    type: int
+    state: int
+    address: bytes
+    directory: str
+    file: SocketFile | None
+    uid: int
+    gid: int
+    peer: int
+    has_peer: bool
+    peer_address: bytes
+    shutdown: int
+    backlog: int
+    waiting: int
+    queued: int
+    options: list[Option]
+    queue: list[bytes] = []
+    carries_descriptors: bool = False
+    senders: bool = False
+    peer_holders: list[Holder] = []
+
+
+def raw_address(address: str | bytes | None) -> bytes:
+    """A unix address as the socket module gives it, as bytes."""
+    return os.fsencode(address) if address else b""
+
+
+def snapshot_unix(seen: Seen, diag: int, before: UnixSocket | None) -> UnixSocket:
+    """Describe a unix socket from outside; the options only if `before`, an earlier look at it, has none."""
+    found = ffi.new("struct lm_unix_socket *")
+    result = lib.lm_diag_unix(diag, seen.status.st_ino, found)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), f"socket with inode {seen.status.st_ino}")
+    listening = found.state == LISTENING
+    quiet = listening or (before is not None and before.type == socket.SOCK_STREAM and not found.queued)
+    if before is not None and before.state == found.state and (listening or found.has_peer) and quiet:
+        # Nothing else of it changes any more.
+        return msgspec.structs.replace(
+            before,
+            peer=found.peer,
+            shutdown=found.shutdown,
+            backlog=found.backlog if listening else 0,
+            waiting=found.queued if listening else 0,
+            queued=0,
+            queue=[],
+        )
+    with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+        address = raw_address(one.getsockname())
+        peer_address = b""
+        if found.has_peer:
+            with contextlib.suppress(OSError):
+                peer_address = raw_address(one.getpeername())
+        queue: list[bytes] = []
+        carries = senders = False
+        if seen.frozen and not listening and is_readable(one):
+            queue, carries, senders = peek_queue(one, found.queued, found.shutdown, peer_address)
+        return UnixSocket(
+            inode=seen.status.st_ino,
+            type=one.type,
+            state=found.state,
+            address=address,
+            directory=os.readlink(f"/proc/{seen.pid}/cwd") if is_relative(address) else "/",
+            file=snapshot_socket_file(seen.pid, address),
+            uid=seen.status.st_uid,
+            gid=seen.status.st_gid,
+            peer=found.peer,
+            has_peer=bool(found.has_peer),
+            peer_address=peer_address,
+            shutdown=found.shutdown,
+            backlog=found.backlog if listening else 0,
+            waiting=found.queued if listening else 0,
+            queued=0 if listening else found.queued,
+            options=before.options if before is not None and before.state == found.state else read_options(one),
+            queue=queue,
+            carries_descriptors=carries,
+            senders=senders,
+        )
+
+
+def is_relative(address: bytes) -> bool:
+    """Is it a path that depends on the working directory?"""
+    return bool(address) and address[0] not in b"\0/"
+
+
+def snapshot_socket_file(pid: int, address: bytes) -> SocketFile | None:
+    """The socket's file; None where there is none (any more)."""
+    if not address or address[0] == 0:
+        return None
+    start = f"/proc/{pid}/cwd/" if is_relative(address) else f"/proc/{pid}/root"
+    try:
+        found = os.stat(os.fsencode(start) + address)
+    except OSError:
+        return None
+    if not stat.S_ISSOCK(found.st_mode):
+        return None
+    return SocketFile(mode=stat.S_IMODE(found.st_mode), uid=found.st_uid, gid=found.st_gid)
+
+
+def is_readable(one: socket.socket) -> bool:
+    """Is there something to receive, an empty message included?"""
+    poll = select.poll()
+    poll.register(one, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: bytes) -> tuple[list[bytes], bool, bool]:
+    """What is to be received, left where it is; do descriptors travel with it; have others than the peer
+    sent it?
+
+    A stream is peeked at in one go. Messages are, one after the other, with SO_PEEK_OFF, which is put back.
+    """
+    flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+    room = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+    if one.type == socket.SOCK_STREAM:
+        if not queued:
+            return [], False, False
+        data, control, _, _ = one.recvmsg(queued, room, flags)
+        dropped = drop_descriptors(control)
+        return [data], dropped or len(data) < queued, False
+    before = one.getsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF)
+    messages: list[bytes] = []
+    carries = senders = False
+    one.setsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF, 0)
+    try:
+        while True:
+            data, control, _, sender = one.recvmsg(LARGEST_MESSAGE, room, flags)
+            if not data and one.type == socket.SOCK_SEQPACKET and shutdown & 1:
+                break
+            messages.append(data)
+            carries |= drop_descriptors(control)
+            senders |= raw_address(sender) != peer_address and bool(sender)
+    except BlockingIOError:
+        return messages, carries, senders
+    finally:
+        one.setsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF, before)
+    return messages, carries, senders
+
+
+def drop_descriptors(control: list[tuple[int, int, bytes]]) -> bool:
+    """Close the duplicates that peeking at passed descriptors made; were there any?"""
+    found = False
+    for level, kind, data in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            close_all(numbers)
+            found = True
+    return found
+
+
+def is_outside(one: UnixSocket, own: set[int]) -> bool:
+    """Is its other end outside the process? A datagram socket that sends to a path is connected anew, see
+    open_unix.
+    """
+    if one.state == LISTENING or not one.has_peer or one.peer in own:
+        return False
+    if one.type == socket.SOCK_DGRAM and one.peer_address:
+        return False
+    return one.peer != 0 or one.shutdown != 3
+
+
+def unix_blockers(one: UnixSocket, name: str, outside: bool) -> list[Blocker]:
+    """What keeps a unix socket from being moved for good."""
+    found = []
+    if outside:
+        holders = holders_text(one.peer_holders) if one.peer_holders else "a process that stays"
+        found.append(
+            Blocker(name, f"{holders} has the other end", "end the connection before the move, or end that process")
+        )
+    return found
+
+
+def queue_blockers(one: UnixSocket, name: str) -> list[Blocker]:
+    """What waits in it and cannot be queued anew. It passes when the process receives it."""
+    found = []
+    if one.carries_descriptors:
+        found.append(Blocker(name, "descriptors are under way in it", "try again when they have been received"))
+    if one.senders:
+        found.append(Blocker(name, "messages from others wait in it", "try again when they have been received"))
+    return found
+
+
+def preflight_unix(one: UnixSocket, name: str, map_path: Callable[[str], str], bind: bool) -> list[Blocker]:
+    """Is its address free on the destination, where it is to be bound, and is the peer of a datagram socket
+    there?
+    """
+    found: list[Blocker] = []
+    if bind and one.address:
+        found += preflight_address(one, name, path_here(one, map_path))
+    if one.has_peer and one.type == socket.SOCK_DGRAM and one.peer_address and one.peer_address[0] != 0:
+        peer = peer_here(one, map_path)
+        if not os.path.exists(peer):
+            found.append(
+                Blocker(name, f"it sends to {os.fsdecode(peer)}, which is not here", "start that service here")
+            )
+    return found
+
+
+def preflight_address(one: UnixSocket, name: str, path: str | None) -> list[Blocker]:
+    """Is the address free? `path` is where it lies here, None for an abstract one or one that is not to be
+    bound.
+    """
+    if path is None:
+        if one.address[0] != 0 or (one.has_peer and one.type != socket.SOCK_DGRAM):
+            return []
+        with socket.socket(socket.AF_UNIX, one.type) as trial:
+            try:
+                trial.bind(one.address)
+            except OSError as error:
+                address = "@" + os.fsdecode(one.address[1:])
+                return [
+                    Blocker(name, f"{address} cannot be bound here: {error.strerror}", "end the process that has it")
+                ]
+        return []
+    if os.path.lexists(path):
+        return [Blocker(name, f"{path} exists here", "remove it, or point elsewhere with --map-path OLD=NEW")]
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        return [Blocker(name, f"the directory of {path} is missing here", "create it")]
+    return []
+
+
+def peer_here(one: UnixSocket, map_path: Callable[[str], str]) -> bytes:
+    """The address of its peer, here."""
+    address = one.peer_address
+    return address if address[0] == 0 else os.fsencode(map_path(os.fsdecode(address)))
+
+
+def path_here(one: UnixSocket, map_path: Callable[[str], str]) -> str | None:
+    """Where the socket's path lies here; None if it has none, or the end that has it is no more than
+    accepted.
+    """
+    if not one.address or one.address[0] == 0 or (one.has_peer and one.type != socket.SOCK_DGRAM):
+        return None
+    return map_path(os.path.join(one.directory, os.fsdecode(one.address)))
+
+
+def open_unix(one: UnixSocket, context: OpenContext, source_number: int) -> int:
+    """A socket like it. A bound one is the source's own where it can be reached: nothing can be bound
+    twice.
+    """
+    if one.address and (one.state == LISTENING or not one.has_peer or one.type == socket.SOCK_DGRAM):
+        abstract = one.address[0] == 0
+        handed = context.fetch(source_number) if context.same_network or not abstract else None
+        if handed is not None:
+            context.handed_over.add(one.inode)
+            return handed
+    if one.has_peer and not (one.type == socket.SOCK_DGRAM and one.peer_address):
+        return open_pair(one, context)
+    made = socket.socket(socket.AF_UNIX, one.type | socket.SOCK_CLOEXEC)
+    try:
+        set_options(made, one.options)
+        give_to(made.fileno(), one.uid, one.gid)
+        if one.address:
+            bind_unix(made, one, context)
+        if one.state == LISTENING:
+            made.listen(one.backlog)
+        if one.has_peer:
+            made.connect(peer_here(one, context.map_path))
+    except BaseException:
+        made.close()
+        raise
+    return made.detach()
+
+
+def bind_unix(made: socket.socket, one: UnixSocket, context: OpenContext) -> None:
+    """Bind it to its address; a relative path from the directory that it starts from."""
+    if one.address[0] == 0:
+        made.bind(one.address)
+        return
+    path = os.fsdecode(one.address)
+    if not is_relative(one.address):
+        path = context.map_path(path)
+        made.bind(path)
+    else:
+        before = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.chdir(context.map_path(one.directory))
+            made.bind(path)
+            path = os.path.abspath(path)
+        finally:
+            os.fchdir(before)
+            os.close(before)
+    if one.file is None:
+        os.unlink(path)
+        return
+    context.made_paths.append(os.path.abspath(path))
+    os.chmod(path, one.file.mode)
+    if os.geteuid() == 0:
+        os.chown(path, one.file.uid, one.file.gid)
+
+
+def open_pair(one: UnixSocket, context: OpenContext) -> int:
+    """One of two connected sockets; the other one waits for the other descriptor, or is closed in the end."""
+    key = ("unix", 0, one.inode)
+    if key not in context.anchors:
+        first, second = socket.socketpair(socket.AF_UNIX, one.type)
+        context.anchors[key] = (first.detach(), second.detach())
+        context.close_later += context.anchors[key]
+        if one.peer:
+            context.anchors["unix", 0, one.peer] = context.anchors[key][::-1]
+    number = os.dup(context.anchors[key][0])
+    with socket.socket(fileno=os.dup(number)) as made:
+        set_options(made, one.options)
+        give_to(number, one.uid, one.gid)
+    return number
+
+
+def fill_unix(one: UnixSocket, context: OpenContext) -> None:
+    """Queue what waits to be received, and shut what is shut. Call it for all before the first is shut."""
+    anchors = context.anchors.get(("unix", 0, one.inode))
+    if anchors is None or not one.queue:
+        return
+    with socket.socket(fileno=os.dup(anchors[1])) as other:
+        for message in one.queue:
+            if other.send(message, socket.MSG_DONTWAIT) != len(message):
+                raise OSError(105, "the socket is too small here for what waited in it on the source")
+
+
+def shut_unix(one: UnixSocket, context: OpenContext) -> None:
+    """Shut the directions that are shut, after what was sent before is queued."""
+    anchors = context.anchors.get(("unix", 0, one.inode))
+    if anchors is None or not one.shutdown:
+        return
+    with socket.socket(fileno=os.dup(anchors[0])) as made:
+        made.shutdown({1: socket.SHUT_RD, 2: socket.SHUT_WR, 3: socket.SHUT_RDWR}[one.shutdown])

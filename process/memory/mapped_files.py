@@ -1,0 +1,180 @@
+"""The files behind mappings: what they were on the source, and whether the destination has the same ones.
+
+Program text, libraries and data that a process maps are not sent: the destination maps its own copies, so these
+have to be the same, byte for byte, which is judged by size and modification time (--files says how strictly).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+
+import msgspec
+
+from live_migration.process.descriptors.files import File, names, preflight_file
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping
+from live_migration.wire.blockers import Blocker
+
+# A private mapping of /dev/zero is anonymous memory with a name (zero(4)).
+ZERO_DEVICE = os.makedev(1, 5)
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+FILE_KINDS = (Kind.PRIVATE_FILE, Kind.SHARED_FILE)
+
+
+class MappedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is mapped; `written`: through a shared mapping that may write to it."""
+
+    file: File
+    written: bool
+
+
+def is_written(mapping: Mapping) -> bool:
+    """Whether stores into the mapping reach the file."""
+    return mapping.kind is Kind.SHARED_FILE and "mw" in mapping.flags
+
+
+def snapshot_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]:
+    """The files behind the mappings of `pid`, each once. Raises OSError when they may not be looked at, of which
+    FileNotFoundError when one of the mappings is no longer there."""
+    found: dict[tuple[str, int], MappedFile] = {}
+    for mapping in mappings:
+        _add_file(found, pid, mapping)
+    return list(found.values())
+
+
+def snapshot_mapped_files_live(pid: int, space: AddressSpace) -> tuple[AddressSpace, list[MappedFile]]:
+    """The files behind the mappings of a process that runs, and the layout without those mappings that went before they
+    were looked at. Raises OSError when they may not be looked at."""
+    found: dict[tuple[str, int], MappedFile] = {}
+    there = []
+    for mapping in space.mappings:
+        with contextlib.suppress(FileNotFoundError):
+            _add_file(found, pid, mapping)
+            there.append(mapping)
+    gone = len(there) < len(space.mappings)
+    return msgspec.structs.replace(space, mappings=there) if gone else space, list(found.values())
+
+
+def _add_file(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mapping) -> None:
+    """Add the file of a mapping to those found, by path and inode, if it has one that is not known yet as it is."""
+    if mapping.kind not in FILE_KINDS:
+        return
+    known = found.get((mapping.path, mapping.inode))
+    if known is not None and (known.written or not is_written(mapping)):
+        return
+    status = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == ZERO_DEVICE:
+        return
+    path = mapping.path.removesuffix(" (deleted)")
+    found[mapping.path, mapping.inode] = MappedFile(
+        file=File(
+            path=path,
+            device=status.st_dev,
+            inode=status.st_ino,
+            size=status.st_size,
+            modified=status.st_mtime_ns,
+            mode=status.st_mode,
+            uid=status.st_uid,
+            gid=status.st_gid,
+            linked=names(pid, path, status),
+            links=status.st_nlink,
+        ),
+        written=is_written(mapping),
+    )
+
+
+def snapshot_written_again(pid: int, files: list[MappedFile], mappings: Iterable[Mapping]) -> list[MappedFile]:
+    """The files of an unchanged layout as they are now: what is written to has another time of modification since, and
+    maybe another size. The same list where nothing is written to. Raises OSError."""
+    if not any(mapped.written for mapped in files):
+        return files
+    written = snapshot_mapped_files(pid, [mapping for mapping in mappings if is_written(mapping)])
+    return [*written, *(mapped for mapped in files if not mapped.written)]
+
+
+def flush_written_mappings(pid: int, mappings: Iterable[Mapping]) -> None:
+    """On the source: write what is still in memory of the files that are mapped to be written to their storage, so that
+    the other host sees it. Raises OSError, FileNotFoundError where a mapping is no longer there."""
+    flushed = set()
+    for mapping in mappings:
+        if is_written(mapping) and (mapping.device, mapping.inode) not in flushed:
+            flushed.add((mapping.device, mapping.inode))
+            number = os.open(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
+def kept_in_memory(mountinfo: str) -> frozenset[int]:
+    """The devices of file systems that are in memory alone, given the text of a /proc/PID/mountinfo (proc(5))."""
+    found = set()
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] in MEMORY_FILE_SYSTEMS:
+            major, minor = before.split()[2].split(":")
+            found.add(os.makedev(int(major), int(minor)))
+    return frozenset(found)
+
+
+def other_host_blockers(pid: int, files: Iterable[MappedFile]) -> list[Blocker]:
+    """On the source, for a move to another host: files that are mapped to be written and that no other host can see.
+    That its copy is an old one no time of modification tells, since stores leave none there. Raises OSError."""
+    written = [mapped.file for mapped in files if mapped.written]
+    if not written:
+        return []
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as mountinfo:
+        in_memory = kept_in_memory(mountinfo.read())
+    return [
+        Blocker(
+            f"mapped file {file.path}",
+            "is written to through a mapping and kept in this host's memory alone (tmpfs)",
+            "let the process unmap it before the move, or map a file on storage that both hosts have",
+        )
+        for file in written
+        if file.device in in_memory
+    ]
+
+
+def mapped_file_blockers(files: Iterable[MappedFile]) -> list[Blocker]:
+    """Mapped files that no path leads to any more."""
+    return [
+        Blocker(
+            f"mapped file {mapped.file.path}",
+            "has been deleted or replaced since it was mapped",
+            "restart the program so that it maps the file as it is now",
+        )
+        for mapped in files
+        if not mapped.file.linked
+    ]
+
+
+def preflight_mapped_files(files: Iterable[MappedFile], options: DescriptorOptions) -> list[Blocker]:
+    """On the destination: every mapped file is there and, unless it is written to, the same."""
+    return [
+        blocker
+        for mapped in files
+        for blocker in preflight_file(
+            mapped.file,
+            os.O_RDWR if mapped.written else os.O_RDONLY,
+            f"mapped file {mapped.file.path}",
+            options,
+        )
+    ]
+
+
+def compare_written_mappings(
+    files: Iterable[MappedFile], options: DescriptorOptions, same_machine: bool
+) -> list[Blocker]:
+    """Before COMMIT, after the source has flushed them: are the files that are mapped to be written the same here?"""
+    return [
+        blocker
+        for mapped in files
+        if mapped.written
+        for blocker in preflight_file(
+            mapped.file, os.O_RDONLY, f"mapped file {mapped.file.path}", options, same_machine
+        )
+    ]

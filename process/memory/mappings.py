@@ -1,0 +1,275 @@
+"""Mappings: the layout of an address space, what is mapped where, and how its memory travels.
+
+A mapping's kind says how its pages come to the destination:
+
+| kind | pages |
+|---|---|
+| ANONYMOUS (heap and stacks too) | on demand, through userfaultfd |
+| SHARED_ANONYMOUS, mapped once | on demand |
+| SHARED_ANONYMOUS, mapped more than once | eagerly, before COMMIT |
+| PRIVATE_FILE | from the file; changed pages eagerly |
+| SHARED_FILE | from the file, which the destination sees too |
+| BY_DESCRIPTOR (memfds, unlinked files) | through the process's own descriptor, eagerly |
+| KERNEL ([vdso], [vvar] ...) | the destination's own, moved to the old address, or a bridge (bridge.py) |
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from live_migration.kernel.memory.maps import NO_FLAGS, MapEntry, maps, maps_text, parse_maps, smaps
+from live_migration.process.memory.vdso import NAME, read_code
+from live_migration.wire.blockers import Blocker
+
+PAGE = mmap.PAGESIZE
+FORBIDDEN = {
+    "io": ("maps a device's memory", "close the device before the move"),
+    "pf": ("maps a device's memory", "close the device before the move"),
+    "ht": ("uses hugetlb pages", "use transparent huge pages (madvise MADV_HUGEPAGE) instead"),
+    "um": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
+    "uw": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
+    "ui": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
+    "sl": ("is sealed by mseal, which no later process can undo", "run the program without mseal"),
+    "gu": ("has guard regions (MADV_GUARD_INSTALL)", "run the program without guard regions"),
+    "ss": ("is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"),
+}
+
+
+class Kind(enum.IntEnum):
+    """How a mapping's pages travel; see the table at the top."""
+
+    ANONYMOUS = 1
+    SHARED_ANONYMOUS = 2
+    PRIVATE_FILE = 3
+    SHARED_FILE = 4
+    BY_DESCRIPTOR = 5
+    KERNEL = 6
+
+
+class Mapping(msgspec.Struct, frozen=True, array_like=True):
+    """One mapping. Addresses and the offset in bytes; `protection` in PROT_ bits; `flags` are smaps' VmFlags."""
+
+    start: int
+    end: int
+    kind: Kind
+    protection: int
+    offset: int
+    device: str
+    inode: int
+    path: str
+    shared: bool
+    flags: frozenset[str] = NO_FLAGS
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+
+class KernelMapping(msgspec.Struct, frozen=True, array_like=True):
+    """A mapping that the kernel puts into every process, by name, with its size in bytes."""
+
+    name: str
+    start: int
+    length: int
+
+
+class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
+    """All mappings of a space in the order of their addresses; in a live look the code in [vdso], too."""
+
+    mappings: list[Mapping]
+    vdso: bytes = b""
+
+    def kernel_mappings(self) -> list[KernelMapping]:
+        """[vvar], [vdso] and their like, in the order of their addresses."""
+        return [
+            KernelMapping(mapping.path, mapping.start, mapping.length)
+            for mapping in self.mappings
+            if mapping.kind is Kind.KERNEL
+        ]
+
+
+DELETED = " (deleted)"
+KERNEL_NAMES = (NAME, "[vvar]", "[vvar_vclock]")
+IGNORED_NAMES = ("[vsyscall]",)
+
+
+def _protection(permissions: str) -> int:
+    return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in permissions)
+
+
+def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -> Kind:
+    if path in KERNEL_NAMES:
+        return Kind.KERNEL
+    if path.endswith(DELETED) and (inode in by_descriptor or path.startswith("/memfd:")):
+        return Kind.BY_DESCRIPTOR
+    if shared and path.startswith("/dev/zero"):
+        return Kind.SHARED_ANONYMOUS
+    if inode == 0:
+        return Kind.ANONYMOUS
+    return Kind.SHARED_FILE if shared else Kind.PRIVATE_FILE
+
+
+def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collection[int] = ()) -> Mapping:
+    """The wire form of one line of /proc/PID/maps, with its VmFlags where they are known.
+
+    `by_descriptor`: inodes of files without a path that the process has a descriptor of."""
+    shared = entry.permissions[3] == "s"
+    return Mapping(
+        entry.start,
+        entry.end,
+        _kind(entry.path, shared, entry.inode, by_descriptor),
+        _protection(entry.permissions),
+        entry.offset,
+        entry.device,
+        entry.inode,
+        entry.path,
+        shared,
+        frozenset(flags),
+    )
+
+
+def snapshot_address_space(
+    pid: int, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+) -> AddressSpace:
+    """The layout with all flags but `ours`, which this migration has set: reads smaps, which walks the memory (13 ms
+    per GiB of small pages). Live.
+
+    Raises ProcessGone."""
+    entries = [entry for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
+    mappings = [mapping_of(entry, entry.flags - ours, by_descriptor) for entry in entries]
+    return AddressSpace(mappings=mappings, vdso=read_code(pid, entries))
+
+
+def reread(
+    pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+) -> AddressSpace:
+    """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address. It is
+    `earlier` itself where nothing has changed.
+
+    A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
+    being looked at pays for a walk."""
+    entries = [entry for entry in maps(pid) if entry.path not in IGNORED_NAMES]
+    known = {(mapping.start, mapping.end): mapping for mapping in earlier.mappings}
+    mappings = []
+    for entry in entries:
+        before = known.get((entry.start, entry.end))
+        plain = mapping_of(entry, (), by_descriptor)
+        if before is None or not same_object(before, plain):
+            anew = snapshot_address_space(pid, by_descriptor, ours).mappings
+            return msgspec.structs.replace(earlier, mappings=anew)
+        mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
+    return earlier if mappings == earlier.mappings else msgspec.structs.replace(earlier, mappings=mappings)
+
+
+def layout_text(pid: int, space: AddressSpace, by_descriptor: Collection[int] = ()) -> bytes:
+    """The text of /proc/PID/maps if it lists exactly the mappings of `space`; else b"", which no process's text is.
+
+    The two are read at different moments, between which a process that runs maps and unmaps: where they differ, an
+    equal text later would not mean that its mappings are those of `space`. Raises ProcessGone."""
+    text = maps_text(pid)
+    listed = [mapping_of(entry, (), by_descriptor) for entry in parse_maps(text) if entry.path not in IGNORED_NAMES]
+    return text if listed == [_with_flags(mapping, NO_FLAGS) for mapping in space.mappings] else b""
+
+
+def _with_flags(mapping: Mapping, flags: frozenset[str]) -> Mapping:
+    return msgspec.structs.replace(mapping, flags=flags)
+
+
+def same_object(one: Mapping, other: Mapping) -> bool:
+    """Whether two mappings, at whatever part of it, show the same thing at the same place."""
+    return (
+        one.kind == other.kind
+        and one.shared == other.shared
+        and one.device == other.device
+        and one.inode == other.inode
+        and one.path == other.path
+        and (one.inode == 0 or one.offset - one.start == other.offset - other.start)
+    )
+
+
+def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, int]]:
+    """The shared anonymous memories, as (device, inode), that are mapped at more than one place."""
+    count = Counter((m.device, m.inode) for m in mappings if m.kind is Kind.SHARED_ANONYMOUS)
+    return frozenset(identity for identity, times in count.items() if times > 1)
+
+
+def paged_on_demand(space: AddressSpace) -> list[Mapping]:
+    """The mappings whose missing pages userfaultfd can wait for."""
+    twice = shared_more_than_once(space.mappings)
+    return [
+        mapping
+        for mapping in space.mappings
+        if mapping.kind is Kind.ANONYMOUS
+        or (mapping.kind is Kind.SHARED_ANONYMOUS and (mapping.device, mapping.inode) not in twice)
+    ]
+
+
+def is_private_file(mapping: Mapping) -> bool:
+    """Whether the mapping has pages of its own beside those of its file."""
+    return mapping.kind is Kind.PRIVATE_FILE or (mapping.kind is Kind.BY_DESCRIPTOR and not mapping.shared)
+
+
+def eager_mappings(space: AddressSpace) -> list[Mapping]:
+    """The mappings whose (changed) pages travel before COMMIT, in the order of their addresses.
+
+    Of memory that is mapped at several places, the widest of those that show a part of it."""
+    twice = shared_more_than_once(space.mappings)
+    eager = [mapping for mapping in space.mappings if is_private_file(mapping)]
+    shown: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for mapping in sorted(space.mappings, key=lambda one: -one.length):
+        identity = (mapping.device, mapping.inode)
+        if mapping.kind is not Kind.SHARED_ANONYMOUS or identity not in twice:
+            continue
+        start, end = mapping.offset, mapping.offset + mapping.length
+        parts = shown.setdefault(identity, [])
+        if not any(first <= start and end <= last for first, last in parts):
+            parts.append((start, end))
+            eager.append(mapping)
+    return sorted(eager, key=lambda one: one.start)
+
+
+def mapping_blockers(space: AddressSpace, by_descriptor: Collection[int] = ()) -> list[Blocker]:
+    """What about the layout cannot be moved. `by_descriptor`: see `mapping_of`."""
+    found: dict[tuple[str, str], Blocker] = {}
+    for mapping in space.mappings:
+        name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
+        for flag in sorted(mapping.flags & FORBIDDEN.keys()):
+            if mapping.kind is not Kind.KERNEL:
+                cause, remedy = FORBIDDEN[flag]
+                found.setdefault((mapping.path, flag), Blocker(name, cause, remedy))
+        if mapping.path.startswith("/SYSV"):
+            found.setdefault(
+                (mapping.path, "sysv"),
+                Blocker(name, "is System V shared memory", "detach it (shmdt) before the move"),
+            )
+        elif mapping.path.startswith("[aio]") or mapping.path.startswith("/[aio]"):
+            found.setdefault(
+                (mapping.path, "aio"),
+                Blocker(name, "belongs to POSIX AIO of the kernel", "destroy the io context before the move"),
+            )
+        elif mapping.path.startswith("anon_inode:"):
+            found.setdefault(
+                (mapping.path, "anon"),
+                Blocker(name, "belongs to a kernel object that does not travel", "close it before the move"),
+            )
+        elif mapping.kind is Kind.BY_DESCRIPTOR and mapping.inode not in by_descriptor:
+            found.setdefault(
+                (mapping.path, "memfd"),
+                Blocker(name, "is a memfd without a descriptor", "keep its descriptor open until the move"),
+            )
+        elif mapping.kind in (Kind.PRIVATE_FILE, Kind.SHARED_FILE) and mapping.path.endswith(DELETED):
+            found.setdefault(
+                (mapping.path, "deleted"),
+                Blocker(
+                    name,
+                    "maps a file that has been deleted or replaced",
+                    "restart the program so that it maps the file as it is now",
+                ),
+            )
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Threads: registers, the system calls they are in, scheduling, and the addresses that the kernel keeps for each."""

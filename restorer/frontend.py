@@ -1,0 +1,150 @@
+"""The front of lm-restore: what the user sees, the exit status, and signals.
+
+The work is done by a worker, forked here at the start, in a session of its own: it traces the husk, speaks with the
+source and runs the pager. Ctrl-C, a traceback or SIGKILL of the frontend does not take the pager along. Until the
+destination has said READY the worker gives up when the frontend dies; after that it carries on alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from live_migration.restorer.custody import Fate, State, await_outcome
+from live_migration.restorer.frontend_line import Worker
+from live_migration.restorer.options import RestoreOptions
+from live_migration.restorer.worker import start_worker
+from live_migration.wire.errors import LocalError
+from live_migration.wire.events import Events, make_events
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.failpoints import check_fault
+from live_migration.wire.report import Report
+from live_migration.wire.ticket import parse_ticket
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass
+class Frontend:
+    """What the frontend knows so far; `status` is the exit status, once known."""
+
+    options: RestoreOptions
+    events: Events
+    worker: Worker
+    pid: int = 0
+    frozen: bool = False
+    resumed: bool = False
+    stopping: bool = False
+    status: int | None = None
+
+
+def run(options: RestoreOptions) -> int:
+    """Take the process over; the exit status of lm-restore."""
+    check_fault()
+    # Before the fork, so that what it imports is there in both.
+    worker = start_worker(options)
+    with make_events("lm-restore", json=options.json, verbose=options.verbose) as events:
+        frontend = Frontend(options, events, worker)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in FORWARDED:
+            signal.signal(number, lambda *_: None)
+        while frontend.status is None:
+            ready, _, _ = select.select([worker.news.fileno(), wake_read], [], [])
+            if wake_read in ready:
+                for arrived in os.read(wake_read, 64):
+                    _signal(frontend, arrived)
+            if worker.news.fileno() in ready and not _hear(frontend):
+                break
+    if frontend.status is None:
+        return _worker_is_gone(frontend)
+    if not frontend.stopping:
+        worker.reap()
+    return frontend.status
+
+
+def _signal(frontend: Frontend, number: int) -> None:
+    """A signal for lm-restore: before the resume it ends the migration, afterwards it is for the process."""
+    if number not in FORWARDED:
+        return
+    if frontend.resumed:
+        frontend.worker.tell("signal", number)
+    elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if frontend.stopping:
+            # A second one: leave at once. The worker notices, and does what is right for where it is.
+            frontend.status = int(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED)
+        frontend.stopping = True
+        frontend.worker.tell("stop", number)
+
+
+def _hear(frontend: Frontend) -> bool:
+    """Take the worker's news; False when there will be none any more."""
+    for line in frontend.worker.read():
+        _show(frontend, line)
+        if frontend.status is not None:
+            return True
+    return not frontend.worker.ended
+
+
+def _show(frontend: Frontend, news: dict[str, Any]) -> None:
+    kind = news.pop("event")
+    pid = news.pop("pid", frontend.pid)
+    if kind == "ticket":
+        frontend.events.ticket(parse_ticket(news["ticket"]), news["command"])
+    elif kind == "note":
+        frontend.events.note(news["text"], news["level"])
+    elif kind == "progress":
+        frontend.events.progress(news["pages"], news["total"], news["faults"])
+    elif kind == "result":
+        frontend.events.result(msgspec.convert(news["report"], Report))
+    elif kind == "exit":
+        frontend.status = int(news["status"])
+    elif kind == "failed":
+        frontend.events.failed_as_told(news["text"], news["code"], pid, news["blockers"])
+        frontend.status = int(news["code"])
+    else:
+        frontend.pid = pid
+        frontend.resumed = frontend.resumed or kind == "resumed"
+        frontend.frozen = frontend.frozen or kind == "frozen"
+        frontend.events.emit(kind, pid, **news)
+
+
+def _worker_is_gone(frontend: Frontend) -> int:
+    """The worker ended without a word: it was killed, or there is a bug in it. Until READY the husk ends with it; from
+    then on the custodian finds out what the source has decided, and acts on it (restorer/custody.h)."""
+    how = frontend.worker.reap()
+    found = await_outcome(frontend.worker.page)
+    here = f"process {frontend.pid}"
+    if found.state is State.LET_GO or found.fate is Fate.LET_GO:
+        cause, code = f"its worker ended ({how}) after the handover", ExitCode.LOST_AFTER
+        remedy = f"{here} runs until it needs a page that is missing, and waits there; it reads no zeros"
+    elif found.fate is Fate.KILLED:
+        cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
+        remedy = "the source has not handed over: the process runs on there; try again"
+    elif found.fate is Fate.KEPT or found.state is State.IN_DOUBT:
+        cause, code = f"its worker ended ({how}), and the connection ended during the handover", ExitCode.IN_DOUBT
+        remedy = (
+            f"{here} is kept, stopped; if the process runs on at the source, end this one (kill -9 {frontend.pid}); if "
+            "it is kept there, stopped for good, keep both, and call for help"
+        )
+    elif found.state is not State.UNARMED:
+        cause, code = f"its worker ended ({how}) during the handover", ExitCode.IN_DOUBT
+        remedy = (
+            f"{here} is kept, stopped, until its custodian (process {found.custodian}) hears what the source has "
+            "decided; look at what lm-serve says"
+        )
+    elif frontend.frozen and not found.guarded:
+        cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
+        remedy = "look at what lm-serve says: unless it has handed over, the process runs on at the source"
+    else:
+        cause = f"its worker ended ({how})"
+        code = ExitCode.LOST_BEFORE if how.startswith("killed") else ExitCode.BUG
+        remedy = "the process runs on at the source; try again"
+    error = LocalError(step="the migration", object="lm-restore", cause=cause, remedy=remedy, code=code)
+    frontend.events.failed(error, frontend.pid)
+    return int(code)

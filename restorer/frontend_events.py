@@ -1,0 +1,23 @@
+"""What the worker says goes to the frontend, which shows it (wire/events.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from live_migration.restorer.frontend_line import Line
+from live_migration.wire.ticket import Ticket
+
+
+@dataclass
+class FrontendEvents:
+    """Says through the line to the frontend what Events would say itself."""
+
+    line: Line
+
+    def ticket(self, ticket: Ticket, command: str, pid: int = 0) -> None:
+        """The port listens."""
+        self.line.send("ticket", ticket=str(ticket), command=command)
+
+    def note(self, text: str, level: int = 1) -> None:
+        """Something that a reader with that many -v wants to know."""
+        self.line.send("note", text=text, level=level)

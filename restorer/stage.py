@@ -1,0 +1,377 @@
+"""Filling the husk: first from the live description, with all the time in the world, then the difference,
+frozen.
+
+What is slow or can fail is done while staging. The final part changes only what differs, and ends with
+nothing left but letting the threads go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import (
+    SYS_close,
+    SYS_exit,
+    SYS_fcntl,
+    SYS_getpid,
+    SYS_madvise,
+    SYS_openat,
+    SYS_setsid,
+)
+from live_migration.kernel.injection.userfaultfd import take_userfaultfd
+from live_migration.kernel.memory.maps import maps
+from live_migration.kernel.tracing import tracee
+from live_migration.process import task_restore
+from live_migration.process.attributes import clocks, limits, prctl, timers
+from live_migration.process.attributes.credentials import Credentials
+from live_migration.process.attributes.signals import sent_after_resume
+from live_migration.process.description import Layout, ProcessDescription
+from live_migration.process.descriptors.blockers import descriptor_blockers
+from live_migration.process.descriptors.contents import Content, number_of_inode
+from live_migration.process.descriptors.opening import (
+    OpenedDescriptors,
+    descriptor_changes,
+    open_descriptors,
+    seal_descriptors,
+    update_descriptors,
+)
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.descriptors.rows import descriptor_rows, listen_rows
+from live_migration.process.descriptors.table import Table
+from live_migration.process.memory.bridge import is_needed, plan_bridge
+from live_migration.process.memory.layout_change import difference
+from live_migration.process.memory.mappings import AddressSpace
+from live_migration.process.memory.rows import AT_FDCWD, lock_rows
+from live_migration.process.rehearsal import rehearse_restoring
+from live_migration.process.threads import interrupted
+from live_migration.process.threads import restore as thread_restore
+from live_migration.process.threads.threads import Thread, whole_xstate
+from live_migration.restorer.custody import Custody
+from live_migration.restorer.descriptor_install import (
+    Installed,
+    install_rows,
+    keep_pidfd_rows,
+    lowest_free,
+    remove_rows,
+)
+from live_migration.restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
+from live_migration.restorer.kernel_mappings import write_bridge
+
+DONTNEED = 4
+CAP_SYS_RESOURCE = 24
+PAGE = os.sysconf("SC_PAGESIZE")
+NOTHING = AddressSpace(mappings=[])
+REHEARSED = 8
+"""So many mappings and descriptors stand for all in a rehearsal."""
+
+
+@dataclass
+class Construction:
+    """A husk and what has been put into it. `threads`: id inside the process -> id for this host.
+
+    `warnings` are sentences on what the moved process has less of here."""
+
+    husk: Husk
+    options: DescriptorOptions
+    staged: ProcessDescription
+    opened: OpenedDescriptors
+    offsets: clocks.Offsets | None
+    present: Credentials
+    may_raise: bool
+    restore_ids: bool
+    threads: dict[int, int] = field(default_factory=dict)
+    userfaultfd: int = -1
+    warnings: list[str] = field(default_factory=list)
+
+
+def stage(
+    pid: int,
+    pidfd_number: int,
+    description: ProcessDescription,
+    options: DescriptorOptions,
+    offsets: clocks.Offsets | None,
+) -> Construction:
+    """Fill the freshly started, stopped husk `pid`, which holds a pidfd of this process at `pidfd_number`
+    and no other descriptor. Raises SyscallFailed, OSError, ProcessGone.
+    """
+    area = make_area(pid, [description.memory])
+    husk = Husk(pid, area, pidfd_number)
+    opened = open_descriptors(description.descriptors, options)
+    present, restore_ids = task_restore.present_credentials(), timers.ids_can_be_chosen()
+    may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)
+    building = Construction(husk, options, description, opened, offsets, present, may_raise, restore_ids)
+    _empty(building)
+    _plan(building)
+    _install(building, None, opened.part_of(description.descriptors))
+    _lay_out(building, NOTHING, description)
+    building.warnings += limits.restore_outside(pid, description.task.limits)
+    building.userfaultfd = take_userfaultfd(pid)
+    building.threads = {description.task.pid: pid}
+    _create_threads(building, [thread.tid for thread in description.task.threads[1:]])
+    _stage_threads(building)
+    reachable = limits.reachable(description.task.limits.limits, limits.present_limits(pid), may_raise)
+    building.warnings += task_restore.warnings(description.task, present, reachable)
+    return building
+
+
+def _stage_threads(building: Construction) -> None:
+    """Rows that the live description is enough for, so that little is left for the final step."""
+    task = building.staged.task
+    for thread in task.threads:
+        program = Program(f"staging thread {thread.tid}")
+        if thread is task.threads[0]:
+            map_path = _bytes_map(building.options)
+            task_restore.restore_process(program, task, map_path, building.restore_ids, final=False)
+        thread_restore.restore_thread(program, thread, task.pid, building.present, final=False)
+        run(building.husk, program, building.threads[thread.tid])
+
+
+def _empty(building: Construction) -> None:
+    husk, memory = building.husk, building.staged.memory
+    kept = (husk.area.address, husk.area.address + 3 * husk.area.size)
+    bridge = plan_bridge(maps(husk.pid), kept, memory) if is_needed(memory) else None
+    program = Program("emptying the husk")
+    program.call("setsid", SYS_setsid, check=False)
+    empty_rows(program, husk.pid, husk.area, memory, bridge)
+    run(husk, program)
+    if bridge is not None:
+        run(husk, write_bridge(husk.pid, bridge))
+
+
+def _installed(building: Construction, table: Table, numbers: Iterable[int]) -> list[Installed]:
+    wanted = frozenset(numbers)
+    return [
+        Installed(entry.number, building.opened.numbers[entry.description], entry.close_on_exec)
+        for entry in table.descriptors
+        if entry.number in wanted
+    ]
+
+
+def _install(building: Construction, staged: Table | None, final: Table) -> None:
+    """Bring the husk's descriptors to those of `final`."""
+    husk = building.husk
+    changes = descriptor_changes(staged, final)
+    if staged is not None and not (changes.close or changes.install or changes.close_on_exec):
+        return
+    program = Program("installing descriptors")
+    remove_rows(program, husk.numbers, changes.close)
+    highest = max((entry.number for entry in final.descriptors), default=0)
+    if staged is None or highest >= husk.pidfd_of_worker:
+        husk.numbers.discard(husk.pidfd_of_worker)
+        husk.pidfd_of_worker = keep_pidfd_rows(program, husk.pidfd_of_worker, highest)
+        husk.numbers.add(husk.pidfd_of_worker)
+    install_rows(
+        program,
+        husk.pidfd_of_worker,
+        husk.numbers,
+        _installed(building, final, (entry.number for entry in changes.install)),
+    )
+    for entry in changes.close_on_exec:
+        flag = fcntl.FD_CLOEXEC if entry.close_on_exec else 0
+        program.call(f"descriptor {entry.number}", SYS_fcntl, entry.number, fcntl.F_SETFD, flag)
+    run(husk, program)
+
+
+def _lay_out(building: Construction, before: AddressSpace, description: ProcessDescription) -> None:
+    """Bring the husk's layout from what it is to what is described."""
+    after, table = description.memory, description.descriptors
+    change = difference(before, after)
+    if not (change.unmap or change.make or change.protect):
+        return
+    program = Program("laying out the memory")
+    layout_rows(
+        program,
+        building.husk,
+        change,
+        (before, after),
+        building.options.map_path,
+        lambda inode: number_of_inode(table, inode),
+    )
+    run(building.husk, program)
+
+
+def _plan(building: Construction) -> None:
+    """Tell the kernel where code and heap are, and what the executable is; where the arguments are only in the end.
+
+    Whoever lists processes reads them, and what is read of missing memory is made there: a zero page, or a page of the
+    source that is not final."""
+    program = Program("placing code and heap")
+    path = building.options.map_path(building.staged.executable)
+    number = lowest_free(building.husk.numbers)
+    program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), os.O_RDONLY | os.O_CLOEXEC, 0)
+    prctl.restore_memory_plan(program, building.staged.task.memory_plan.without_arguments(), number)
+    program.call("close the executable", SYS_close, number)
+    run(building.husk, program)
+
+
+def _create_threads(building: Construction, tids: list[int]) -> None:
+    """Make threads with these ids, and learn how this host calls them."""
+    if not tids:
+        return
+    program = Program("making threads")
+    thread_restore.create_threads(program, tids)
+    run(building.husk, program)
+    pid = building.husk.pid
+    known = frozenset(building.threads.values())
+    for name in os.listdir(f"/proc/{pid}/task"):
+        host_tid = int(name)
+        if host_tid not in known:
+            tracee.wait(host_tid)
+            building.threads[_inner_id(pid, host_tid)] = host_tid
+
+
+def _inner_id(pid: int, host_tid: int) -> int:
+    """A thread's id in its innermost PID namespace (NSpid, proc_pid_status(5))."""
+    with open(f"/proc/{pid}/task/{host_tid}/status") as status:
+        for line in status:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    raise ProcessGone(host_tid)
+
+
+def content_descriptor(building: Construction, content: Content) -> int:
+    """Where the content of a file without a path goes. What nobody asked for (the source's own file is
+    used, on one machine) goes to a file that is discarded.
+    """
+    wanted = building.opened.content_wanted.get((content.device, content.inode))
+    if wanted is not None:
+        return wanted
+    scratch = os.memfd_create("unwanted")
+    building.opened.context.close_later.append(scratch)
+    return scratch
+
+
+def apply_layout(building: Construction, final: ProcessDescription) -> None:
+    """The first part of the final step: memory and descriptors as they are at the source now.
+
+    Raises SyscallFailed, OSError."""
+    staged = building.staged
+    before = building.opened.part_of(staged.descriptors)
+    update_descriptors(building.opened, final.descriptors)
+    _install(building, before, final.descriptors)
+    _lay_out(building, staged.memory, final)
+    _drop_unchanged(building, final)
+
+
+def rehearse(building: Construction) -> None:
+    """Do once, for nothing, what the final step does: what was not run for a while runs much slower. Changes nothing,
+    and takes no longer where there is more: the source is being frozen meanwhile.
+
+    Raises SyscallFailed, OSError."""
+    staged = building.staged
+    few = first_of(staged.descriptors, REHEARSED)
+    descriptor_blockers(few, building.options)
+    descriptor_changes(few, few)
+    memory = AddressSpace(mappings=staged.memory.mappings[:REHEARSED])
+    difference(memory, memory)
+    rehearse_restoring(staged.task, building.present, building.restore_ids)
+    program = Program("rehearsal")
+    program.call("getpid", SYS_getpid)
+    run(building.husk, program)
+
+
+def first_of(table: Table, count: int) -> Table:
+    """The first open file descriptions of a table, with their descriptors."""
+    descriptions = table.descriptions[:count]
+    identities = {one.identity for one in descriptions}
+    descriptors = [one for one in table.descriptors if one.description in identities]
+    return msgspec.structs.replace(table, descriptions=descriptions, descriptors=descriptors)
+
+
+def follow_layout(building: Construction, layout: Layout) -> None:
+    """While the source runs: its memory has another layout now. Raises SyscallFailed, OSError."""
+    now = msgspec.structs.replace(building.staged, memory=layout.memory, files=layout.files)
+    _lay_out(building, building.staged.memory, now)
+    building.staged = now
+
+
+def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
+    """Pages of files that were changed when they were pushed and are the file's again: drop the copy."""
+    if final.dropped:
+        program = Program("dropping pages")
+        for dropped in final.dropped:
+            program.call(
+                f"drop {dropped.address:x}", SYS_madvise, dropped.address, dropped.pages * PAGE, DONTNEED, check=False
+            )
+        run(building.husk, program)
+
+
+def apply_threads(building: Construction, final: ProcessDescription, custody: Custody) -> None:
+    """The second part, when hot and eager pages are in place: threads, signals, timers, credentials,
+    registers.
+
+    Afterwards the programs' memory is gone and every thread is parked: stopped in its final state but for
+    registers and mask, which the custody has."""
+    task = final.task
+    _match_threads(building, task.threads)
+    locks = Program("locking memory")
+    for mapping in final.memory.mappings:
+        lock_rows(locks, mapping)
+    if len(locks):
+        run(building.husk, locks)
+    leader, *others = task.threads
+    staged = {thread.tid: thread for thread in building.staged.task.threads}
+    for thread in others:
+        program = Program(f"restoring thread {thread.tid}")
+        thread_restore.restore_thread(program, thread, task.pid, building.present, staged.get(thread.tid))
+        run(building.husk, program, building.threads[thread.tid])
+    program = Program(f"restoring process {task.pid}")
+    prctl.restore_memory_plan(program, task.memory_plan, None)
+    map_path = _bytes_map(building.options)
+    task_restore.restore_process(program, task, map_path, building.restore_ids, building.staged.task)
+    program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
+    descriptor_rows(program, final.descriptors)
+    seal_descriptors(building.opened, final.descriptors)
+    present = limits.present_limits(building.husk.pid)
+    reachable = limits.reachable(task.limits.limits, present, building.may_raise)
+    task_restore.limit_process(program, task, reachable, present)
+    thread_restore.restore_thread(program, leader, task.pid, building.present, staged[leader.tid])
+    listen_rows(program, final.descriptors, building.opened.handed_over)
+    elapsed = clocks.elapsed_since(task.clocks, building.offsets)
+    task_restore.finish_process(program, task, elapsed)
+    run(building.husk, program)
+    final_registers = [(thread, _final_registers(building, thread, elapsed)) for thread in task.threads]
+    drop_area(building.husk)
+    for place, (thread, registers) in enumerate(final_registers):
+        tid = building.threads[thread.tid]
+        tracee.set_xstate(tid, whole_xstate(thread))
+        custody.park(place, tid, registers, thread.signal_mask)
+    queues = [(thread.tid, thread.pending) for thread in task.threads]
+    waiting = sent_after_resume(task.signals, queues)
+    custody.send_first([(0 if tid is None else building.threads[tid], number) for tid, number in waiting])
+
+
+def _bytes_map(options: DescriptorOptions) -> Callable[[bytes], bytes]:
+    def mapped(path: bytes) -> bytes:
+        return os.fsencode(options.map_path(os.fsdecode(path)))
+
+    return mapped
+
+
+def _match_threads(building: Construction, wanted: tuple[Thread, ...]) -> None:
+    """End the threads that the source has not any more, make those that are new."""
+    tids = [thread.tid for thread in wanted]
+    for tid in set(building.threads) - set(tids):
+        program = Program(f"ending thread {tid}")
+        program.call("exit", SYS_exit, 0)
+        with contextlib.suppress(ProcessGone):
+            run(building.husk, program, building.threads[tid])
+        del building.threads[tid]
+    _create_threads(building, [tid for tid in tids if tid not in building.threads])
+
+
+def _final_registers(building: Construction, thread: Thread, elapsed: int) -> Registers:
+    registers = Registers(thread.registers)
+    if thread.call is None:
+        return registers
+    tid = building.threads[thread.tid]
+    return interrupted.continue_call(tid, building.husk.area, thread.call, registers, elapsed)

@@ -1,0 +1,150 @@
+/* The answers to what the destination asks. */
+#include "source_server/pages/serving.h"
+
+#include <errno.h>
+#include <string.h>
+
+static void count(uint64_t *counter, uint64_t amount) {
+    __atomic_fetch_add(counter, amount, __ATOMIC_RELAXED);
+}
+
+/* The page of a fault first and alone, written at once; then its neighbours. */
+int lm_server_answer_fault(struct lm_page_server *server, const struct lm_request *request,
+                           unsigned char *buffer) {
+    struct lm_page_sender *sender = &server->fault_sender;
+    const struct lm_page_reader *reader = lm_server_space(server, request->space);
+    if (!reader)
+        return -EPROTO;
+    lm_page_sender_begin(sender, request->space, request->id);
+    int error = lm_page_reader_read(reader, request->address, 1, buffer);
+    if (error) {
+        lm_server_set_state(server, LM_SERVER_FAILED, "page %#llx cannot be read: %s",
+                            (unsigned long long)request->address, strerror(-error));
+        return lm_page_sender_failed(sender, error);
+    }
+    error = lm_page_sender_pages(sender, request->address, 1, buffer);
+    if (!error)
+        error = lm_page_sender_flush(sender, request->pages == 1);
+    count(&server->statistics->requests, 1);
+    count(&server->statistics->fault_pages, 1);
+    if (error || request->pages == 1)
+        return error;
+    uint64_t next = request->address + LM_PAGE_SIZE;
+    uint32_t pages = request->pages - 1;
+    /* The neighbours are a guess: what cannot be read is not worth a word. */
+    if (lm_page_reader_read(reader, next, pages, buffer))
+        error = lm_page_sender_empty(sender, LM_FRAME_END, 0, 0);
+    else
+        error = lm_page_sender_pages(sender, next, pages, buffer);
+    return error ? error : lm_page_sender_flush(sender, true);
+}
+
+/* Absent pages cost a header, however many there are, also beyond what was asked for. */
+static int answer_absent(const struct lm_page_reader *reader, struct lm_page_sender *sender,
+                         const struct lm_request *request) {
+    uint64_t end = request->address + ((uint64_t)request->pages + request->reach) * LM_PAGE_SIZE, next = end;
+    int error =
+        lm_page_reader_next(reader, request->address + (uint64_t)request->pages * LM_PAGE_SIZE, end, &next);
+    if (error)
+        return error;
+    return lm_page_sender_empty(sender, LM_FRAME_ABSENT, request->address,
+                                (uint32_t)((next - request->address) / LM_PAGE_SIZE));
+}
+
+/* The run as stretches of absent pages and of pages with content. */
+static int answer_stretches(const struct lm_page_reader *reader, struct lm_page_sender *sender,
+                            const struct lm_request *request, const bool *present, unsigned char *buffer) {
+    int error = lm_page_reader_read_some(reader, request->address, request->pages, present, buffer);
+    for (uint32_t i = 0; !error && i < request->pages;) {
+        uint32_t begin = i;
+        while (i < request->pages && present[i] == present[begin])
+            i++;
+        uint64_t at = request->address + (uint64_t)begin * LM_PAGE_SIZE;
+        error = present[begin]
+                    ? lm_page_sender_pages(sender, at, i - begin, buffer + (size_t)begin * LM_PAGE_SIZE)
+                    : lm_page_sender_empty(sender, LM_FRAME_ABSENT, at, i - begin);
+    }
+    return error;
+}
+
+static int answer_run(struct lm_page_server *server, const struct lm_request *request) {
+    struct lm_page_sender *sender = &server->bulk_sender;
+    const struct lm_page_reader *reader = lm_server_space(server, request->space);
+    bool present[LM_RUN_PAGES];
+    if (!reader)
+        return -EPROTO;
+    lm_page_sender_begin(sender, request->space, request->id);
+    int error = 0;
+    if (request->flags & LM_REQUEST_SHARED)
+        memset(present, true, sizeof present);
+    else
+        error = lm_page_reader_present(reader, request->address, request->pages, present);
+    uint32_t found = 0;
+    for (uint32_t i = 0; !error && i < request->pages; i++)
+        found += present[i];
+    if (!error)
+        error = found ? answer_stretches(reader, sender, request, present, server->bulk_buffer)
+                      : answer_absent(reader, sender, request);
+    count(&server->statistics->requests, 1);
+    count(&server->statistics->bulk_pages, found);
+    return error ? error : lm_page_sender_flush(sender, true);
+}
+
+/* The first page at or after `at` that is not there, or `end`. */
+static int next_absent(const struct lm_page_reader *reader, uint64_t at, uint64_t end, uint64_t *next) {
+    bool present[LM_RUN_PAGES];
+    while (at < end) {
+        uint64_t left = (end - at) / LM_PAGE_SIZE;
+        uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES, i = 0;
+        int error = lm_page_reader_present(reader, at, pages, present);
+        if (error)
+            return error;
+        while (i < pages && present[i])
+            i++;
+        at += (uint64_t)i * LM_PAGE_SIZE;
+        if (i < pages)
+            break;
+    }
+    *next = at;
+    return 0;
+}
+
+/* Which pages of a range do not exist, so that a fault there need not be asked for. What is absent at its end
+ * is followed as far as the request reaches. */
+static int answer_map(struct lm_page_server *server, const struct lm_request *request) {
+    struct lm_page_sender *sender = &server->bulk_sender;
+    const struct lm_page_reader *reader = lm_server_space(server, request->space);
+    if (!reader)
+        return -EPROTO;
+    lm_page_sender_begin(sender, request->space, request->id);
+    uint64_t at = request->address, end = at + (uint64_t)request->pages * LM_PAGE_SIZE;
+    uint64_t reach_end = end + (uint64_t)request->reach * LM_PAGE_SIZE;
+    int error = 0;
+    while (!error && at < end) {
+        uint64_t next = at;
+        error = lm_page_reader_next(reader, at, reach_end, &next);
+        if (!error && next > at)
+            error = lm_page_sender_empty(sender, LM_FRAME_ABSENT, at, (uint32_t)((next - at) / LM_PAGE_SIZE));
+        if (!error)
+            error = next_absent(reader, next, end, &at);
+        if (at < next)
+            at = next;
+    }
+    if (!error)
+        error = lm_page_sender_empty(sender, LM_FRAME_END, 0, 0);
+    return error ? error : lm_page_sender_flush(sender, true);
+}
+
+int lm_server_answer_bulk(struct lm_page_server *server, const struct lm_request *request) {
+    pthread_mutex_lock(&server->bulk_lock);
+    int error = request->kind == LM_REQUEST_RUN   ? answer_run(server, request)
+                : request->kind == LM_REQUEST_MAP ? answer_map(server, request)
+                                                  : -EPROTO;
+    if (error == -ESRCH || error == -EFAULT || error == -EIO || error == -ENOMEM) {
+        lm_server_set_state(server, LM_SERVER_FAILED, "pages from %#llx cannot be read: %s",
+                            (unsigned long long)request->address, strerror(-error));
+        error = lm_page_sender_failed(&server->bulk_sender, error);
+    }
+    pthread_mutex_unlock(&server->bulk_lock);
+    return error;
+}

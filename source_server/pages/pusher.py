@@ -1,0 +1,59 @@
+"""What is pushed while the process stands still: by a thread beside the one that describes it.
+
+Pushes are C and never hold the interpreter's lock, so both go on at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from live_migration.kernel.errors import ProcessGone
+from live_migration.source_server.pages.page_server import PageServer
+
+Push = Callable[[], object]
+
+
+class Pusher:
+    """A thread that does one push after the other."""
+
+    def __init__(self) -> None:
+        self._pushes: queue.SimpleQueue[Push | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (push := self._pushes.get()) is not None:
+            # A lost connection shows on the control channel as well.
+            with contextlib.suppress(OSError, ProcessGone):
+                push()
+
+    def do(self, push: Push) -> None:
+        """Do this after all before it."""
+        self._pushes.put(push)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for all that it was given; False when they were not done in time."""
+        done = threading.Event()
+        self._pushes.put(done.set)
+        return done.wait(seconds)
+
+    def close(self) -> None:
+        """Wait for all that it was given, and end the thread."""
+        self._pushes.put(None)
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def pushing(server: PageServer) -> Iterator[Pusher]:
+    """Within, pushes are done; an error ends the page server's connections, and with them the push under way."""
+    pusher = Pusher()
+    try:
+        yield pusher
+    except BaseException:
+        server.hang_up()
+        raise
+    finally:
+        pusher.close()

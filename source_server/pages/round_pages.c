@@ -1,0 +1,172 @@
+/* What rounds do with pages: read, send, remember. */
+#include "source_server/pages/round_pages.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30, COMPARED_PAGES = 16 };
+
+/* Read what was gathered; what cannot be read is no longer gathered. */
+static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
+    const struct lm_page_reader *reader = work->rounds->reader;
+    int error = lm_page_reader_read_scattered(reader, work->addresses, work->gathered, buffer);
+    if (!error || error == -ESRCH)
+        return error;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < work->gathered; i++) {
+        error = lm_page_reader_read(reader, work->addresses[i], 1, buffer + (size_t)kept * LM_PAGE_SIZE);
+        if (error == -ESRCH)
+            return error;
+        /* Unmapped since it was looked at: the layout tells the destination. */
+        if (!error)
+            work->addresses[kept++] = work->addresses[i];
+    }
+    work->gathered = kept;
+    return 0;
+}
+
+static void note_sent(struct lm_round_work *work, uint64_t at, const unsigned char *content) {
+    struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, at, false);
+    uint8_t *page = &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES];
+    work->result->pages++;
+    work->result->zero += lm_page_is_zero(content);
+    work->result->again += (*page & LM_PAGE_SENT) != 0;
+    *page |= LM_PAGE_SENT;
+    if (work->digests)
+        lm_push_memory_keep(&work->rounds->server->memory, work->rounds->reader->space, at, content);
+}
+
+/* Take the bulk sender for a moment: answers can go between. */
+static struct lm_page_sender *begin(struct lm_round_work *work) {
+    struct lm_page_server *server = work->rounds->server;
+    pthread_mutex_lock(&server->bulk_lock);
+    lm_page_sender_begin(&server->bulk_sender, work->rounds->reader->space, work->id);
+    server->bulk_sender.urgent = work->number == 0;
+    work->result->bytes -= server->bulk.sent;
+    return &server->bulk_sender;
+}
+
+static int end(struct lm_round_work *work, int error) {
+    struct lm_page_server *server = work->rounds->server;
+    work->result->bytes += server->bulk.sent;
+    pthread_mutex_unlock(&server->bulk_lock);
+    return error;
+}
+
+/* Read and send what was gathered, scattered pages together. */
+static int send_gathered(struct lm_round_work *work) {
+    struct lm_page_server *server = work->rounds->server;
+    unsigned char *buffer = server->push_buffer;
+    struct lm_page_sender *sender = begin(work);
+    int error = work->gathered ? read_gathered(work, buffer) : 0;
+    for (uint32_t i = 0; !error && i < work->gathered;) {
+        uint32_t first = i;
+        do {
+            note_sent(work, work->addresses[i], buffer + (size_t)i * LM_PAGE_SIZE);
+            i++;
+        } while (i < work->gathered && work->addresses[i] == work->addresses[i - 1] + LM_PAGE_SIZE);
+        error = lm_server_send_stretch(server, work->addresses[first], i - first,
+                                       buffer + (size_t)first * LM_PAGE_SIZE);
+    }
+    if (!error)
+        error = lm_page_sender_flush(sender, false);
+    work->gathered = 0;
+    return end(work, error);
+}
+
+static int gather(struct lm_round_work *work, struct lm_history_chunk *chunk, uint64_t address) {
+    int error = work->gathered == LM_RUN_PAGES ? send_gathered(work) : 0;
+    work->addresses[work->gathered++] = address;
+    lm_page_history_set_pending(chunk, &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES], false);
+    return error;
+}
+
+int lm_round_flush(struct lm_round_work *work) {
+    return send_gathered(work);
+}
+
+/* Frames without payload for [start, stop). */
+static int tell(struct lm_round_work *work, int kind, uint64_t start, uint64_t stop) {
+    struct lm_page_sender *sender = begin(work);
+    int error = 0;
+    while (!error && start < stop) {
+        uint64_t pages = (stop - start) / LM_PAGE_SIZE;
+        uint32_t step = pages < FRAME_PAGES_MOST ? (uint32_t)pages : FRAME_PAGES_MOST;
+        error = lm_page_sender_empty(sender, kind, start, step);
+        start += (uint64_t)step * LM_PAGE_SIZE;
+    }
+    return end(work, error);
+}
+
+/* A page that was written to: decide whether it is sent now. */
+static int take_page(struct lm_round_work *work, uint64_t address) {
+    struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, address, true);
+    if (!chunk)
+        return -ENOMEM;
+    uint8_t *page = &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES];
+    if (!work->number || lm_page_history_written(page, work->number) < DEFERRED_FROM)
+        return gather(work, chunk, address);
+    lm_page_history_set_pending(chunk, page, true);
+    work->result->deferred++;
+    return 0;
+}
+
+static int discard_run(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    struct lm_page_history *history = &work->rounds->history;
+    for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
+        struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
+        if (chunk)
+            lm_page_history_set_pending(chunk, &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES], false);
+    }
+    work->result->discarded += (end - start) / LM_PAGE_SIZE;
+    return tell(work, LM_FRAME_DISCARD, start, end);
+}
+
+int lm_round_take(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    if (work->flags & LM_LAST_DISCARD)
+        return discard_run(work, start, end);
+    int error = 0;
+    for (; !error && start < end; start += LM_PAGE_SIZE)
+        error = take_page(work, start);
+    return error;
+}
+
+int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    const struct lm_page_reader *reader = work->rounds->reader;
+    unsigned char content[COMPARED_PAGES * LM_PAGE_SIZE];
+    int error = 0;
+    while (!error && start < end) {
+        uint64_t left = (end - start) / LM_PAGE_SIZE;
+        uint32_t pages = left < COMPARED_PAGES ? (uint32_t)left : COMPARED_PAGES;
+        error = lm_page_reader_read(reader, start, pages, content);
+        for (uint32_t i = 0; !error && i < pages; i++, start += LM_PAGE_SIZE) {
+            const unsigned char *page = content + (size_t)i * LM_PAGE_SIZE;
+            if (!lm_push_memory_same(&work->rounds->server->memory, reader->space, start, page))
+                error = lm_round_take(work, start, start + LM_PAGE_SIZE);
+        }
+    }
+    return error;
+}
+
+int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    int error = 0;
+    for (; !error && start < end; start += LM_PAGE_SIZE)
+        error = gather(work, lm_page_history_chunk(&work->rounds->history, start, false), start);
+    return error;
+}
+
+int lm_round_tell_absent(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    return tell(work, LM_FRAME_ABSENT, start, end);
+}
+
+int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    struct lm_page_history *history = &work->rounds->history;
+    for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
+        struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
+        uint8_t *page = &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES];
+        *page &= (uint8_t)~LM_PAGE_SENT;
+        lm_page_history_set_pending(chunk, page, false);
+    }
+    work->result->discarded += (end - start) / LM_PAGE_SIZE;
+    return tell(work, LM_FRAME_GONE, start, end);
+}

@@ -1,0 +1,404 @@
+"""The source's look at the process: live, everything that is slow; then frozen, only what can have changed.
+
+Nothing here changes the process but `ask`, which runs programs in its stopped threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from bisect import bisect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from live_migration.kernel import probe
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.executed_program import ExecutedProgram, executed_program
+from live_migration.kernel.injection.address_gap import free_range
+from live_migration.kernel.injection.sigreturn_path import Gadgets, find_gadgets, place_frame
+from live_migration.kernel.injection.source_threads import (
+    SourceThreads,
+    choose_end_signal,
+    map_stub,
+    prepare,
+    room_needed,
+    run_in_source,
+    thread_state,
+)
+from live_migration.kernel.memory import pagemap
+from live_migration.kernel.memory.maps import maps, maps_text
+from live_migration.kernel.tracing import tracee
+from live_migration.process import task as tasks
+from live_migration.process.attributes.clocks import snapshot_clocks
+from live_migration.process.attributes.status import parse_status, read_status, resident_bytes
+from live_migration.process.description import ProcessDescription, Runs
+from live_migration.process.descriptors.blockers import descriptor_blockers
+from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.descriptors.snapshot import Snapshot, see_and_describe, snapshot_descriptors
+from live_migration.process.family import is_32_bit, process_blockers
+from live_migration.process.memory.bridge import changed_blockers
+from live_migration.process.memory.mapped_files import (
+    MappedFile,
+    mapped_file_blockers,
+    snapshot_mapped_files,
+    snapshot_mapped_files_live,
+    snapshot_written_again,
+)
+from live_migration.process.memory.mappings import (
+    AddressSpace,
+    eager_mappings,
+    is_private_file,
+    layout_text,
+    mapping_blockers,
+    paged_on_demand,
+    reread,
+    snapshot_address_space,
+)
+from live_migration.process.memory.shared_memory import shared_memory_blockers
+from live_migration.process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
+from live_migration.process.rehearsal import rehearse_description
+from live_migration.process.threads import threads as thread_parts
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.errors import LocalError, Refused
+from live_migration.wire.exit_codes import ExitCode
+
+SPACE = 0
+STAGING_PUSH = 1
+FINAL_PUSH = 2
+PAGE = os.sysconf("SC_PAGESIZE")
+STEP = "looking at the process"
+
+
+@dataclass(frozen=True)
+class SourceSnapshot:
+    """What is known of the running process. `program` tells whether it is still the same; `ours`: flags of its
+    mappings that this migration has set."""
+
+    pid: int
+    program: ExecutedProgram
+    task: tasks.LiveTask
+    descriptors: Snapshot
+    memory: AddressSpace
+    layout: bytes
+    executable: str
+    files: list[MappedFile]
+    gadgets: Gadgets
+    end_signal: int
+    questions: Questions
+    contents: list[Content] = field(default_factory=list)
+    pushed: list[Runs] = field(default_factory=list)
+    ours: frozenset[str] = frozenset()
+
+    def description(self) -> ProcessDescription:
+        """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
+        return ProcessDescription(
+            space=SPACE,
+            executable=self.executable,
+            memory=self.memory,
+            task=msgspec.structs.replace(self.task.description, clocks=snapshot_clocks(self.pid)),
+            descriptors=self.descriptors.table,
+            files=self.files,
+            contents=self.contents,
+            resident=resident_bytes(parse_status(read_status(self.pid))),
+        )
+
+
+@dataclass(frozen=True)
+class AskedSource:
+    """The stopped process, its threads asked and nothing put together yet. `memory` is that of `SourceSnapshot` itself
+    unless the layout has changed since."""
+
+    threads: SourceThreads
+    memory: AddressSpace
+    stopped: tasks.StoppedTask
+    pending: tasks.PendingSignals
+    told: tasks.ProcessAnswers
+    answers: dict[int, bytes]
+
+
+@dataclass
+class FrozenSource:
+    """The stopped process: its threads with the mapping that programs use in it, and the whole description."""
+
+    threads: SourceThreads
+    stopped: tasks.StoppedTask
+    pending: tasks.PendingSignals
+    descriptors: Snapshot
+    description: ProcessDescription
+    blockers: list[Blocker]
+    hot: list[Runs]
+
+
+def look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
+    """Snapshot at the running process; what stands in the way as far as the source can tell, all of it.
+
+    Raises Refused when it is no process that can be looked at, LocalError when there is none or no permission."""
+    try:
+        return _look(pid)
+    except (ProcessGone, FileNotFoundError, ProcessLookupError):
+        raise LocalError(
+            step=STEP,
+            object=f"process {pid}",
+            cause="there is no such process",
+            remedy="name the id of a running process, as this PID namespace sees it",
+            code=ExitCode.NO_PROCESS,
+        ) from None
+    except PermissionError as error:
+        raise _not_permitted(pid, error) from error
+
+
+def _not_permitted(pid: int, error: OSError) -> LocalError:
+    return LocalError(
+        step=STEP,
+        object=f"process {pid}",
+        cause=f"it may not be traced ({os.strerror(error.errno or errno.EPERM)})",
+        remedy="run lm-serve as root or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE",
+        code=ExitCode.NO_PERMISSION,
+    )
+
+
+def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
+    prepare()
+    status = parse_status(read_status(pid))
+    first = process_blockers(pid, status)
+    memory_is_there = "VmSize" in status
+    if not memory_is_there:
+        first = first or [Blocker(f"process {pid}", "it has no memory of its own", "name another process")]
+        raise Refused(first, object=f"process {pid}")
+    try:
+        return _snapshot_closely(pid, status)
+    except PermissionError as error:
+        if not first:
+            raise
+        # What is known without the right to look closely is said all the same.
+        lack = _not_permitted(pid, error)
+        found = [*first, Blocker(lack.object, lack.cause, lack.remedy)]
+        raise Refused(found, object=f"process {pid}", code=ExitCode.NO_PERMISSION) from None
+
+
+def _snapshot_closely(pid: int, status: dict[str, str]) -> tuple[SourceSnapshot, list[Blocker]]:
+    program = executed_program(pid)
+    live = tasks.snapshot_task(pid)
+    descriptors = snapshot_descriptors(pid)
+    pathless = inodes_without_path(descriptors.table)
+    memory, files = snapshot_mapped_files_live(pid, snapshot_address_space(pid, pathless))
+    entries = maps(pid)
+    gadgets = find_gadgets(pid, entries)
+    end_signal = choose_end_signal(int(status["SigCgt"], 16))
+    found = [
+        *(Blocker(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
+        *tasks.task_blockers(live),
+        *mapping_blockers(memory, pathless),
+        *mapped_file_blockers(files),
+        *shared_memory_blockers(pid, memory, descriptors.table),
+    ]
+    # What code for another kind of processor has or lacks says nothing.
+    if not is_32_bit(pid):
+        found += [*changed_blockers(pid, memory.vdso), *_sigreturn_path_blockers(pid, gadgets, end_signal)]
+    return (
+        SourceSnapshot(
+            pid,
+            program,
+            live,
+            descriptors,
+            memory,
+            layout_text(pid, memory, pathless),
+            os.readlink(f"/proc/{pid}/exe"),
+            files,
+            gadgets or Gadgets(0, 0),
+            end_signal or 0,
+            compose_questions(live.description.timers.posix_timers),
+            snapshot_contents(descriptors.table),
+        ),
+        found,
+    )
+
+
+def check_blockers(seen: SourceSnapshot) -> list[Blocker]:
+    """For --check: the descriptors' blockers too, which otherwise the destination finds with its own options."""
+    return descriptor_blockers(seen.descriptors.table, DescriptorOptions())
+
+
+def _sigreturn_path_blockers(pid: int, gadgets: Gadgets | None, end_signal: int | None) -> list[Blocker]:
+    found = []
+    if gadgets is None:
+        found.append(
+            Blocker(
+                f"program text of process {pid}",
+                "has no `syscall; ret` or no rt_sigreturn code, by which a thread gets home without a tracer",
+                "link the program with a C library",
+            )
+        )
+    if end_signal is None:
+        found.append(
+            Blocker(
+                f"signal handlers of process {pid}",
+                "SIGURG, SIGWINCH and SIGCHLD all have one, so that no signal is left to tell the end of a program",
+                "leave one of the three at its default action",
+            )
+        )
+    return found
+
+
+def changed_file_pages(pid: int, memory: AddressSpace) -> list[Runs]:
+    """The pages that cannot be paged on demand: of private file mappings those that differ from the file, of shared
+    memory all, since page tables do not tell which of it exist. Raises ProcessGone, OSError."""
+    eager = eager_mappings(memory)
+    found = pagemap.changed_runs(pid, [(m.start, m.end) for m in eager if is_private_file(m)])
+    found += [(m.start, m.end) for m in eager if not is_private_file(m)]
+    return [Runs(start, (end - start) // PAGE) for start, end in found]
+
+
+def no_longer(before: list[Runs], now: list[Runs]) -> list[Runs]:
+    """The pages that are in `before` and not in `now`, one by one."""
+    still = {page for runs in now for page in range(runs.address, runs.address + runs.pages * PAGE, PAGE)}
+    return [
+        Runs(page, 1)
+        for runs in before
+        for page in range(runs.address, runs.address + runs.pages * PAGE, PAGE)
+        if page not in still
+    ]
+
+
+def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
+    """The pages that are of private file mappings now: dropped, they show the file again. Where other memory lies by
+    now there is no copy of them, and something else would be dropped."""
+    files = [mapping for mapping in memory.mappings if is_private_file(mapping)]
+    found = []
+    for run in runs:
+        end = run.address + run.pages * PAGE
+        for mapping in files[max(0, bisect(files, run.address, key=lambda one: one.start) - 1) :]:
+            if mapping.start >= end:
+                break
+            low, high = max(run.address, mapping.start), min(end, mapping.end)
+            if low < high:
+                found.append(Runs(low, (high - low) // PAGE))
+    return found
+
+
+def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) -> AskedSource:
+    """Run one program in each of the stopped threads; `threads` were looked at before.
+
+    Raises ProcessGone, OSError, SyscallFailed, Refused; the caller brings the threads home and takes the mapping
+    away."""
+    pid, tids = look.pid, threads.tids
+    stopped = tasks.snapshot_stopped_task(pid, stops, look.task, _looked(threads))
+    if stopped.blockers:
+        raise Refused(stopped.blockers, object=f"process {pid}", step="the frozen process")
+    questions = current_questions(look.questions, pid)
+    programs = programs_for(questions, tids)
+    layout = maps_text(pid)
+    pathless = inodes_without_path(look.descriptors.table)
+    memory = look.memory if layout == look.layout else reread(pid, look.memory, pathless, look.ours)
+    frame = frame_of(pid, look, memory)
+    taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
+    length = room_needed(threads, programs)
+    map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
+    outcomes = run_in_source(threads, programs)
+    pending = tasks.snapshot_pending_signals(stopped)
+    told, answers = answers_of(questions, tids, outcomes)
+    return AskedSource(threads, memory, stopped, pending, told, answers)
+
+
+def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
+    """Put together what the threads have told and what can be seen of the stopped process from outside.
+
+    Raises ProcessGone, OSError."""
+    pid, memory, same = look.pid, asked.memory, asked.memory is look.memory
+    task = tasks.complete_task(asked.stopped, asked.pending, asked.told, asked.answers, _paths(memory))
+    descriptors = snapshot_descriptors(pid, look.descriptors, frozen=True)
+    changed = changed_file_pages(pid, memory)
+    if same:
+        files = snapshot_written_again(pid, look.files, memory.mappings)
+    else:
+        files = snapshot_mapped_files(pid, memory.mappings)
+    description = ProcessDescription(
+        space=SPACE,
+        executable=look.executable,
+        memory=memory,
+        task=task,
+        descriptors=descriptors.table,
+        files=files,
+        changed=changed,
+        dropped=no_longer(_of_private_files(look.pushed, memory), changed),
+        contents=snapshot_contents(descriptors.table, look.contents),
+        pushed=FINAL_PUSH,
+    )
+    blockers = tasks.frozen_blockers(task, asked.answers)
+    pathless = inodes_without_path(descriptors.table)
+    # A file without a path may have lost its descriptor while its mapping stays.
+    if not same or pathless != inodes_without_path(look.descriptors.table):
+        blockers += mapping_blockers(memory, pathless)
+    hot = hot_runs(description)
+    return FrozenSource(asked.threads, asked.stopped, asked.pending, descriptors, description, blockers, hot)
+
+
+def rehearse(look: SourceSnapshot) -> None:
+    """Do once, for nothing, what is done while the process is frozen: what was not run for a while runs much slower.
+
+    Changes nothing in the running process, and never fails: the freeze will say what is wrong."""
+    with contextlib.suppress(OSError, ProcessGone):
+        maps_text(look.pid)
+        programs_for(current_questions(look.questions, look.pid), list(look.task.outside))
+        free_range([(mapping.start, mapping.end) for mapping in look.memory.mappings], PAGE)
+        rehearse_description(look.task, look.questions)
+        see_and_describe(look.pid, look.descriptors, frozen=False).close()
+        changed = changed_file_pages(look.pid, look.memory)
+        no_longer(look.pushed, changed)
+        snapshot_contents(look.descriptors.table, look.contents)
+        snapshot_written_again(look.pid, look.files, look.memory.mappings)
+        hot_runs(look.description())
+
+
+def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
+    """The threads as process/ knows them, from what was read of them at the freeze."""
+    states = [thread_state(threads, index) for index in range(len(threads.tids))]
+    return [
+        thread_parts.stopped_thread(tid, state.registers, state.xstate, state.signal_mask)
+        for tid, state in zip(threads.tids, states, strict=True)
+    ]
+
+
+def _paths(memory: AddressSpace) -> Callable[[int], str]:
+    """What tells, for an address, the path of the file that is mapped there, "" for none."""
+
+    def path_at(address: int) -> str:
+        return next((one.path for one in memory.mappings if one.start <= address < one.end), "")
+
+    return path_at
+
+
+def frame_of(pid: int, look: SourceSnapshot, memory: AddressSpace) -> int:
+    """Where the leader's frame may stand during its remote syscalls. Raises LocalError, ProcessGone, OSError."""
+    # The stack is one of the last mappings.
+    stack = next(((one.start, one.end) for one in reversed(memory.mappings) if one.path == "[stack]"), None)
+    place = place_frame(pid, look.gadgets, stack)
+    if place is not None:
+        return place
+    raise LocalError(
+        step="freezing",
+        object=f"process {pid}",
+        cause="its first stack is full to the last page and does not grow, and no program text has unused room",
+        remedy="run lm-serve with a larger stack limit (ulimit -s), or try again when it is less deep",
+    )
+
+
+def hot_runs(description: ProcessDescription) -> list[Runs]:
+    """The pages, in memory that is paged on demand, which the threads and the kernel for them touch first."""
+    pages = {
+        page
+        for thread in description.task.threads
+        for address, length in thread_parts.hot_addresses(thread)
+        for page in range(address // PAGE, (address + length - 1) // PAGE + 1)
+    }
+    paged = paged_on_demand(description.memory)
+    found = []
+    for address in sorted(page * PAGE for page in pages):
+        after = bisect(paged, address, key=lambda mapping: mapping.start)
+        if after and address < paged[after - 1].end:
+            found.append(Runs(address, 1))
+    return found

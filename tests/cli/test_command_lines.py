@@ -1,0 +1,287 @@
+"""The command lines of lm-serve and lm-restore: every option, its default, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import live_migration.restorer.options
+import live_migration.source_server.options
+from live_migration.restorer.options import RestoreOptions
+from live_migration.source_server.options import ServeOptions
+from live_migration.wire.command_line import parse_rate, parse_seconds
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.meeting import Meeting
+from live_migration.wire.strategy import Parameters
+from live_migration.wire.ticket import Ticket, make_ticket, write_ticket_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TICKET = make_ticket("192.0.2.7", 5555)
+
+
+def serve(*arguments: str, **environment: str) -> ServeOptions:
+    return live_migration.source_server.options.parse_options(arguments, environment)
+
+
+def restore(*arguments: str, **environment: str) -> RestoreOptions:
+    return live_migration.restorer.options.parse_options(arguments, environment)
+
+
+def refusal(command: str, *arguments: str, **environment: str) -> str:
+    """The one sentence with which a command line is refused as such."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LM_")}
+    command_line = [sys.executable, "-m", command, *arguments]
+    run = subprocess.run(command_line, cwd=ROOT, env=kept | environment, capture_output=True, text=True)
+    assert run.returncode == ExitCode.USAGE
+    assert run.stdout == ""
+    assert run.stderr.count("\n") == 1
+    return run.stderr.rstrip("\n")
+
+
+def test_the_defaults_of_lm_serve() -> None:
+    assert serve("12") == ServeOptions(
+        pid=12,
+        meeting=Meeting(listen=("127.0.0.1", 0)),
+        check=False,
+        bandwidth_limit=None,
+        compress="auto",
+        max_freeze=5.0,
+        exit_status=0,
+        report=None,
+        json=False,
+        verbose=0,
+    )
+
+
+def test_the_defaults_of_lm_restore() -> None:
+    assert restore(str(TICKET)) == RestoreOptions(
+        meeting=Meeting(ticket=TICKET),
+        parameters=Parameters(),
+        pid="auto",
+        detach=False,
+        stdio="attach",
+        files="strict",
+        map_path=(),
+        tcp="refuse",
+        cpu="strict",
+        report=None,
+        json=False,
+        verbose=0,
+    )
+
+
+def test_every_option_of_lm_serve(tmp_path: Path) -> None:
+    words = "12 --listen [::1]:5 --ticket-file t --bandwidth-limit 1.5M --compress 3 --max-freeze 500ms"
+    options = serve(*words.split(), *f"--exit-status 3 --report {tmp_path}/r --json -vv".split())
+    assert options.meeting == Meeting(listen=("::1", 5), ticket_file="t")
+    assert (options.bandwidth_limit, options.compress, options.max_freeze) == (3 << 19, 3, 0.5)
+    assert (options.exit_status, options.report) == (3, f"{tmp_path}/r")
+    assert (options.json, options.verbose) == (True, 2)
+    assert serve("12", "--to", str(TICKET)).meeting == Meeting(ticket=TICKET)
+    assert serve("12", "--listen", ":5").meeting == Meeting(listen=("127.0.0.1", 5))
+    assert serve("12", "--check").check
+
+
+def test_every_option_of_lm_restore(tmp_path: Path) -> None:
+    words = "--stop-and-copy --listen 0.0.0.0:0 --ticket-file t --pid namespace --detach --stdio null"
+    more = f"--files trust --map-path /a=/b --map-path /c/=/d --tcp close --cpu trust --report {tmp_path}/r -v"
+    options = restore(*words.split(), *more.split())
+    assert options.parameters.strategy == "stop-and-copy"
+    assert not options.parameters.resume_at_once
+    assert options.meeting == Meeting(listen=("0.0.0.0", 0), ticket_file="t")
+    assert (options.pid, options.detach, options.stdio, options.files) == ("namespace", True, "null", "trust")
+    assert options.map_path == (("/a", "/b"), ("/c", "/d"))
+    assert (options.tcp, options.cpu, options.verbose) == ("close", "trust", 1)
+    assert restore("--post-copy", str(TICKET)).parameters.resume_at_once
+    assert restore("--strategy", "stop-and-copy", str(TICKET)).parameters.strategy == "stop-and-copy"
+
+
+def test_limits_of_rounds() -> None:
+    words = "--pre-copy --max-rounds 7 --max-downtime 20 --round-timeout 3s --on-no-convergence abort"
+    assert restore(*words.split(), "--bandwidth-limit", "2M", str(TICKET)).parameters == Parameters(
+        strategy="pre-copy",
+        rounds=7,
+        resume_at_once=False,
+        max_downtime_ms=20,
+        round_timeout=3,
+        no_convergence="abort",
+        bandwidth_limit=2 << 20,
+    )
+    assert restore("--hybrid", "--max-downtime", "1.5s", str(TICKET)).parameters.max_downtime_ms == 1500
+    given = restore("--strategy", "auto", str(TICKET)).parameters
+    assert given == Parameters(strategy="auto", rounds=30, resume_at_once=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--post-copy --max-rounds 3", "--max-rounds and --post-copy"),
+        ("--stop-and-copy --max-downtime 3", "--max-downtime and --stop-and-copy"),
+        ("--hybrid --on-no-convergence abort", "--on-no-convergence and --hybrid"),
+    ],
+)
+def test_limits_of_rounds_that_there_are_none_of(words: str, sentence: str) -> None:
+    with pytest.raises(LocalError, match=sentence) as error:
+        restore(*words.split(), str(TICKET))
+    assert error.value.code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize("option", ["--max-rounds", "--max-downtime", "--round-timeout", "--bandwidth-limit"])
+def test_a_limit_of_nothing(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        restore("--pre-copy", option, "0", str(TICKET))
+    assert error.value.code == ExitCode.USAGE
+    assert option in capsys.readouterr().err
+
+
+def test_the_ticket_from_a_file(tmp_path: Path) -> None:
+    write_ticket_file(f"{tmp_path}/ticket", TICKET)
+    assert restore(f"@{tmp_path}/ticket").meeting.ticket == TICKET
+    assert serve("12", "--to", f"@{tmp_path}/ticket").meeting.ticket == TICKET
+
+
+def test_the_way_round_of_the_environment(tmp_path: Path) -> None:
+    path = f"{tmp_path}/ticket"
+    assert restore(LM_DEST_PORT="5555").meeting == Meeting(listen=("127.0.0.1", 5555), with_secret=False)
+    waiting = restore(LM_DEST_PORT="5555", LM_TICKET_FILE=path)
+    assert waiting.meeting == Meeting(listen=("0.0.0.0", 5555), ticket_file=path)
+    assert restore("--insecure", LM_DEST_PORT="5555").meeting.listen == ("0.0.0.0", 5555)
+    write_ticket_file(path, TICKET)
+    pushing = serve("12", LM_DEST_IP="192.0.2.9", LM_DEST_PORT="6666", LM_TICKET_FILE=path)
+    assert pushing.meeting == Meeting(ticket=Ticket("192.0.2.9", 6666, TICKET.secret))
+    assert serve("12", LM_DEST_PORT="5555").meeting.ticket == Ticket("127.0.0.1", 5555, b"")
+    assert serve("12", LM_DEST_IP="::1", LM_DEST_PORT="5555").meeting.ticket == Ticket("::1", 5555, b"")
+    assert serve("12", LM_TICKET_FILE=path).meeting.ticket_file == path
+    assert serve("12", "--check", LM_DEST_PORT="5555").meeting.ticket is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["12"], {"LM_DEST_IP": "192.0.2.9", "LM_DEST_PORT": "1"}),
+        (["12", "--to", "lm://192.0.2.9:1/"], {}),
+    ],
+)
+def test_without_a_secret_beyond_this_machine(arguments: list[str], environment: dict[str, str]) -> None:
+    with pytest.raises(LocalError, match=r"192\.0\.2\.9:1: without a secret anybody"):
+        serve(*arguments, **environment)
+    assert serve(*arguments, "--insecure", **environment).meeting.ticket == Ticket("192.0.2.9", 1, b"")
+
+
+def test_a_destination_without_a_secret_beyond_this_machine() -> None:
+    with pytest.raises(LocalError, match=r"0\.0\.0\.0:1: without a secret anybody"):
+        restore(LM_DEST_IP="0.0.0.0", LM_DEST_PORT="1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("", "the following arguments are required: PID"),
+        ("0", "argument PID: '0' is not a process id (1 to 4194304)"),
+        ("-5", "argument PID: '-5' is not a process id (1 to 4194304)"),
+        ("12 --max-freeze 0", "argument --max-freeze: a limit of 0 leaves no time at all; give a longer one"),
+        ("12 --max-freeze x", "argument --max-freeze: 'x' is not a time such as 5, 0.5 or 500ms"),
+        ("12 --bandwidth-limit 0", "argument --bandwidth-limit: a rate of 0 would never move anything; "
+         "leave the option out for no limit"),
+        ("12 --bandwidth-limit -1", "argument --bandwidth-limit: '-1' is not a rate such as 800K, 50M or 1.5G "
+         "(bytes per second)"),
+        ("12 --compress 20", "argument --compress: '20' is not auto, none or a level from 1 to 19"),
+        ("12 --exit-status 256", "argument --exit-status: '256' is not an exit status (0 to 255)"),
+        ("12 --listen host", "argument --listen: 'host' names no port"),
+        ("12 --listen ::1:5", "argument --listen: the IPv6 address '::1' needs brackets: [::1]:PORT"),
+        ("12 --lis 127.0.0.1:5", "unrecognized arguments: --lis 127.0.0.1:5"),
+    ],
+)  # fmt: skip
+def test_lm_serve_refuses(arguments: str, sentence: str) -> None:
+    text = refusal("live_migration.cli.serve", *arguments.split())
+    assert text == f"lm-serve: {sentence}; lm-serve --help lists the options"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "sentence"),
+    [
+        ("serve", "12 --to lm://127.0.0.1:5/ --listen 127.0.0.1:5",
+         "--to and --listen: one connects, the other waits; give one of them"),
+        ("serve", "12 --to lm://127.0.0.1:5/ --ticket-file t",
+         "--to and --ticket-file: the side that listens makes the ticket; leave one out"),
+        ("serve", "12 --check --listen :5",
+         "--check: it looks at the process alone, without another side; leave --to, --listen and --ticket-file out"),
+        ("restore", "lm://127.0.0.1:5/ --listen :5",
+         "TICKET and --listen: one connects, the other waits; give one of them"),
+        ("restore", "lm://127.0.0.1:5/ --ticket-file t",
+         "TICKET and --ticket-file: the side that listens makes the ticket; leave one out"),
+        ("restore", "",
+         "TICKET: there is none; give the one that lm-serve printed, or wait for lm-serve with --listen"),
+    ],
+)  # fmt: skip
+def test_contradictions_are_one_sentence(command: str, arguments: str, sentence: str) -> None:
+    assert refusal(f"live_migration.cli.{command}", *arguments.split()) == f"lm-{command}: the options: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--post-copy --stop-and-copy x", "argument --stop-and-copy: not allowed with argument --post-copy"),
+        ("--map-path a=b x", "argument --map-path: 'a=b' is not OLD=NEW with two absolute paths"),
+        ("--pid other x", "argument --pid: invalid choice: 'other' (choose from 'auto', 'keep', 'namespace')"),
+    ],
+)
+def test_lm_restore_refuses(arguments: str, sentence: str) -> None:
+    text = refusal("live_migration.cli.restore", *arguments.split())
+    assert text == f"lm-restore: {sentence}; lm-restore --help lists the options"
+
+
+def test_the_environment_is_checked_too() -> None:
+    assert refusal("live_migration.cli.serve", "12", LM_DEST_IP="h") == (
+        "lm-serve: the options: LM_DEST_IP: it is set without LM_DEST_PORT; set both"
+    )
+    assert refusal("live_migration.cli.restore", LM_DEST_PORT="http") == (
+        "lm-restore: the options: LM_DEST_IP and LM_DEST_PORT: 'http' is not a port (0 to 65535); "
+        "give an address and a port"
+    )
+
+
+def test_a_bad_ticket_has_its_own_status() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "live_migration.cli.restore", "lm://h:5/abc", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == ExitCode.BAD_TICKET
+    assert run.stdout.startswith('{"event":"failed","pid":0,"time":')
+    assert run.stderr.startswith("lm-restore: reading the ticket: the ticket: its secret has 3 characters")
+
+
+def test_the_report_must_be_possible() -> None:
+    with pytest.raises(LocalError, match="the folder /none does not exist or cannot be written to"):
+        serve("12", "--report", "/none/report")
+
+
+def test_help_needs_nothing_built() -> None:
+    for command in ("live_migration.cli.serve", "live_migration.cli.restore"):
+        run = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert run.returncode == 0
+        assert run.stdout.startswith("usage: lm-")
+        for module in ("_lm", "rich", "zstandard"):
+            assert f" {module}\n" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("1", 1), ("800K", 800 << 10), ("50M", 50 << 20), ("1.5G", 3 << 29), ("2g", 2 << 30), ("3MiB/s", 3 << 20)],
+)
+def test_rates(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("0.5", 0.5), ("5s", 5.0), ("500ms", 0.5)])
+def test_seconds(text: str, seconds: float) -> None:
+    assert parse_seconds(text) == seconds

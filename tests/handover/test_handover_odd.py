@@ -1,0 +1,198 @@
+"""Messages after COMMIT that cannot be: each is a note, and the migration goes on to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import live_migration.cli.restore
+import live_migration.cli.serve
+import live_migration.restorer.finish
+import live_migration.restorer.migrate
+import live_migration.restorer.run
+import live_migration.source_server.release
+import live_migration.source_server.run
+import live_migration.source_server.serve
+from live_migration.experiments.machines import wait_for
+from live_migration.process.description import Runs
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import ConnectionLost
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.messages import (
+    HEADER,
+    PLAIN,
+    Abort,
+    Blockers,
+    Commit,
+    Finished,
+    Freezing,
+    Goodbye,
+    Hot,
+    Message,
+    Progress,
+    Ready,
+    Resumed,
+    Signal,
+    encode,
+    pack,
+)
+from tests.support import laws
+
+
+def unknown(kind: str) -> bytes:
+    """The frame of a message of a kind that does not exist."""
+    body = msgspec.msgpack.encode({"kind": kind, "number": 1})
+    return HEADER.pack(len(body), len(body), PLAIN, bytes(3)) + body
+
+
+EITHER = [
+    unknown("riddle"),
+    HEADER.pack(1, 1, PLAIN, bytes(3)) + b"\xc1",
+    encode(Abort(step="a", object="b", cause="c", remedy="d")),
+    encode(Blockers(found=[])),
+    encode(Freezing()),
+]
+OF_THE_SOURCE = [
+    *EITHER,
+    *(
+        encode(message)
+        for message in (
+            Signal(thread=0, number=1 << 40),
+            Signal(thread=0, number=0),
+            Signal(thread=0, number=-9),
+            Signal(thread=1 << 40, number=10),
+            Commit(frozen_ns=0, round_trip_ns=0),
+            Goodbye(),
+            Hot(payload=pack("hot")),
+            Hot(payload=pack([Runs(-1, 1)])),
+            Hot(payload=pack([Runs(1 << 62, 1 << 62)])),
+            Hot(payload=pack([Runs(1, 1)])),
+        )
+    ),
+]
+OF_THE_DESTINATION = [
+    *EITHER,
+    *(
+        encode(message)
+        for message in (
+            Progress(pages=-1, pages_total=-(1 << 63), faults=0),
+            Resumed(pid=-1, resume_ns=-1),
+            Resumed(pid=1 << 40, resume_ns=1),
+            Ready(),
+        )
+    ),
+]
+
+
+class Moved:
+    """A move that went on under odd messages of one side, to be asserted about by the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.subject = laws.start_subject(laws.build(folder), folder / "subject")
+        self.said = ""
+
+    def move(self) -> None:
+        """Move it, to the end of both commands."""
+        folder = self.subject.folder
+        ticket = folder / "ticket"
+        serve = laws.fork_command(
+            live_migration.cli.serve.main, [str(self.subject.pid), "--ticket-file", str(ticket)], folder / "serve.txt"
+        )
+        wait_for("the ticket", lambda: ticket.exists() or None, 20)
+        arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null"]
+        restore = laws.fork_command(live_migration.cli.restore.main, arguments, folder / "restore.txt")
+        self.subject.children |= {serve, restore}
+        try:
+            for pid in (restore, serve):
+                assert os.waitstatus_to_exitcode(wait(pid)) == ExitCode.OK
+        finally:
+            self.said = "".join((folder / f"{name}.txt").read_text() for name in ("serve", "restore"))
+            print(self.said)
+        moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 10)
+        self.subject.await_progress()
+        self.subject.signal(moved, signal.SIGUSR1, laws.Row.SIGNALS)
+
+
+def wait(pid: int) -> int:
+    """The status of a command, which ends soon."""
+
+    def look() -> int | None:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        return status + 1 if found else None
+
+    return wait_for("its end", look, 30) - 1
+
+
+@pytest.fixture
+def moved(tmp_path: Path, orphans: None) -> Iterator[Moved]:
+    found = Moved(tmp_path)
+    yield found
+    found.subject.rows()
+
+
+def test_odd_messages_of_the_source(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tell(run: live_migration.source_server.run.Run) -> None:
+        for frame in OF_THE_SOURCE:
+            run.control.send_bytes(frame)
+        live_migration.source_server.release.tell_hot(run)
+
+    monkeypatch.setattr(live_migration.source_server.serve, "tell_hot", tell)
+    moved.move()
+    assert moved.said.count("a message of lm-serve cannot be used") == len(OF_THE_SOURCE)
+
+
+def test_odd_messages_of_the_destination(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(run: live_migration.restorer.run.Run) -> int:
+        for frame in OF_THE_DESTINATION:
+            run.control.send_bytes(frame)
+        return live_migration.restorer.finish.follow(run)
+
+    monkeypatch.setattr(live_migration.restorer.migrate, "follow", say)
+    moved.move()
+    assert moved.said.count("a message of lm-restore cannot be used") == len(OF_THE_DESTINATION)
+
+
+def test_counts_that_cannot_be_read(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the report's, and nobody is lost for their sake."""
+    send = ControlChannel.send
+
+    def spoil(channel: ControlChannel, message: Message, timeout: float = 30.0) -> None:
+        send(channel, Finished(payload=pack([1, 2])) if isinstance(message, Finished) else message, timeout)
+
+    monkeypatch.setattr(ControlChannel, "send", spoil)
+    moved.move()
+    assert moved.said.count("a message of lm-restore cannot be used") == 1
+
+
+def test_a_destination_that_hangs_up_when_it_has_finished(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source's copy has left then, and lm-serve does not say that it is kept."""
+    send = ControlChannel.send
+
+    def lose(channel: ControlChannel, message: Message, timeout: float = 30.0) -> None:
+        if isinstance(message, Goodbye):
+            raise ConnectionLost(step="a", object="the connection", cause="it was closed", remedy="d")
+        send(channel, message, timeout)
+
+    monkeypatch.setattr(ControlChannel, "send", lose)
+    moved.move()
+    assert "is kept here" not in moved.said
+
+
+def test_a_signal_that_comes_when_every_page_is_there(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has reached the source's copy before that left, and is delivered."""
+    send = ControlChannel.send
+
+    def send_more(channel: ControlChannel, message: Message, timeout: float = 30.0) -> None:
+        if isinstance(message, Goodbye):
+            send(channel, Signal(thread=0, number=signal.SIGUSR1), timeout)
+        send(channel, message, timeout)
+
+    before = moved.subject.rows()[laws.Row.SIGNALS]
+    monkeypatch.setattr(ControlChannel, "send", send_more)
+    moved.move()
+    assert moved.subject.rows()[laws.Row.SIGNALS] == before + 2

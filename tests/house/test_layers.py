@@ -1,0 +1,176 @@
+"""The house's rules, checked on the files: which floor may use which, no circles, no callbacks, short files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "live_migration"
+# What each folder may use beside the standard library, installed packages and _lm. Imports only go down.
+MAY_USE = {
+    "kernel": {"kernel"},
+    "wire": {"wire"},
+    "process": {"kernel", "wire", "process"},
+    "pager": {"kernel", "wire", "pager"},
+    "source_server": {"kernel", "wire", "process", "pager", "source_server"},
+    "restorer": {"kernel", "wire", "process", "pager", "restorer"},
+    "cli": {"wire", "source_server", "restorer", "cli"},
+}
+# Outside the house: only through the commands and their reports.
+APART = ("demo", "experiments")
+LIMIT = 600
+"""Lines of a file."""
+BEND = 400
+"""Above so many lines a file is named in a warning: it may have a place where it bends."""
+
+
+def python_files(folder: str) -> list[Path]:
+    """Every Python file of a folder of the house."""
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def house_folder(name: str) -> str:
+    """The folder of the house that a module's name leads to, empty for modules from elsewhere."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 and parts[1] in {*MAY_USE, *APART} else ""
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """True for `if TYPE_CHECKING:`, whose imports do not happen when the program runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """The modules that a file imports, anywhere in it, with the line: `from a.b import c` gives a.b.c and a.b."""
+    found: list[tuple[int, str]] = []
+    pending: list[ast.AST] = [ast.parse(path.read_text(), str(path))]
+    while pending:
+        node = pending.pop()
+        if is_type_checking(node):
+            continue
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, name.name) for name in node.names]
+        if isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            found += [(node.lineno, prefix), *((node.lineno, f"{prefix}.{name.name}") for name in node.names)]
+        pending += ast.iter_child_nodes(node)
+    return found
+
+
+def module_name(path: Path) -> str:
+    """kernel/pidfd.py is linux.pidfd, kernel/__init__.py is linux."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def wrong_imports(folder: str, allowed: set[str]) -> list[str]:
+    """Imports of a folder that lead to a folder of the house it must not use, or are relative."""
+    wrong = []
+    for path in python_files(folder):
+        for line, name in imports(path):
+            place = house_folder(name)
+            if name.startswith(".") or name.split(".")[0] in MAY_USE or (place and place not in allowed):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    return wrong
+
+
+@pytest.mark.parametrize("folder", MAY_USE)
+def test_imports_only_go_down(folder: str) -> None:
+    assert wrong_imports(folder, MAY_USE[folder]) == []
+
+
+@pytest.mark.parametrize("folder", APART)
+def test_demo_and_experiments_use_only_the_commands(folder: str) -> None:
+    assert wrong_imports(folder, {"experiments"}) == []
+
+
+def subfolder_uses() -> dict[str, set[str]]:
+    """Which folder uses which, subfolders and the single files beside them taken as one each."""
+    found: dict[str, set[str]] = {}
+
+    def unit(name: str) -> str:
+        parts = name.split(".")[1:]
+        return "/".join(parts[:2])
+
+    modules = {module_name(path): path for folder in MAY_USE for path in python_files(folder)}
+    for name, path in modules.items():
+        if path.name != "__init__.py":
+            used = {other for _, other in imports(path) if other in modules and modules[other].name != "__init__.py"}
+            found.setdefault(unit(name), set()).update({unit(other) for other in used} - {unit(name)})
+    for folder in MAY_USE:
+        for path in (ROOT / folder).rglob("*.[ch]"):
+            own = "/".join(path.relative_to(ROOT).parts[:2])
+            used = {"/".join(Path(included).parts[:2]) for included in includes(path)}
+            found.setdefault(own, set()).update(used - {own})
+    return found
+
+
+def includes(path: Path) -> list[str]:
+    """The files of the house that a C file includes."""
+    return re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE)
+
+
+def assert_no_circle(uses: dict[str, set[str]]) -> None:
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> None:
+        assert name not in way, "circle: " + " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for used in sorted(uses.get(name, ())):
+                walk(used, [*way, name])
+            done.add(name)
+
+    for name in sorted(uses):
+        walk(name, [])
+
+
+def test_no_circles_of_subfolders() -> None:
+    assert_no_circle(subfolder_uses())
+
+
+def test_no_circles() -> None:
+    modules = {module_name(path): path for folder in MAY_USE for path in python_files(folder)}
+    # A package's __init__ is run before its modules: only a module it imports itself makes a circle.
+    assert_no_circle(
+        {name: {used for _, used in imports(path) if used in modules} - {name} for name, path in modules.items()}
+    )
+
+
+@pytest.mark.parametrize("folder", MAY_USE)
+def test_includes_only_go_down(folder: str) -> None:
+    wrong = []
+    for path in sorted((ROOT / folder).rglob("*.[ch]")):
+        for included in includes(path):
+            if included.split("/")[0] not in MAY_USE[folder] or not (ROOT / included).exists():
+                wrong.append(f"{path.relative_to(ROOT)} includes {included}")
+    assert wrong == []
+
+
+def test_c_never_calls_python() -> None:
+    """A callback would take the interpreter's lock on the way of a page."""
+    files = [path for folder in MAY_USE for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".c", ".h")]
+    pattern = re.compile(r'extern\s+"Python|ffi\.callback|def_extern|#\s*include\s*<Python\.h>')
+    assert [str(path.relative_to(ROOT)) for path in files if pattern.search(path.read_text())] == []
+
+
+def test_files_are_short() -> None:
+    folders = (*MAY_USE, *APART, "tests")
+    kinds = (".py", ".c", ".h", ".S")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    for name, length in lengths.items():
+        if length > BEND:
+            print(f"{name} has {length} lines: does it bend somewhere?")
+    assert {name: length for name, length in lengths.items() if length > LIMIT} == {}
+
+
+def test_every_module_has_one_name() -> None:
+    """The package's folders are links to those at the top: a file that is there in fact would be imported twice."""
+    package = ROOT / PACKAGE
+    assert {path.name for path in package.iterdir() if path.is_symlink()} == {*MAY_USE, "experiments"}
+    folders = [path.name for path in package.iterdir() if path.is_dir() and not path.is_symlink()]
+    assert [name for name in folders if name != "__pycache__"] == []

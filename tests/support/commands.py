@@ -1,0 +1,54 @@
+"""Running the commands to their end, and what they say."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from live_migration.experiments.machines import Command, wait_for
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.ticket import Ticket, parse_ticket
+from tests.support import laws
+
+SERVE, RESTORE = "live_migration.cli.serve", "live_migration.cli.restore"
+NAMES = {SERVE: "lm-serve", RESTORE: "lm-restore"}
+
+
+def run(command: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", command, *map(str, words)],
+        cwd=laws.ROOT,
+        env=laws.environment() | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+
+
+def refused(command: str, words: Sequence[object], code: ExitCode, *sentences: str, **variables: str) -> None:
+    """A command that ends at once with these lines and this status, and prints nothing else."""
+    done = run(command, *words, **variables)
+    assert done.stderr.splitlines() == [f"{NAMES[command]}: {sentences[0]}", *sentences[1:]]
+    assert done.returncode == code
+    assert done.stdout == ""
+
+
+def waiting_serve(subject: laws.Subject) -> tuple[Command, Ticket]:
+    """lm-serve, which waits for its destination."""
+    ticket = subject.folder / "ticket"
+    words = [sys.executable, "-m", SERVE, str(subject.pid), "--ticket-file", str(ticket)]
+    serving = laws.start_command(subject, words, "serve", laws.environment())
+    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    return serving, parse_ticket(ticket.read_text())
+
+
+def stop(serving: Command) -> str:
+    """Tell lm-serve, which still waits, to stop; everything it has said on standard error."""
+    assert serving.process.poll() is None
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.process.wait(20) == ExitCode.TERMINATED
+    return (serving.folder / f"{serving.name}.err").read_text()

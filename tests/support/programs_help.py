@@ -1,0 +1,65 @@
+"""Building and starting the programs of tests/programs."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from live_migration.experiments.machines import Machine, start, wait_for
+from tests.support.programs_list import FOLDER, Program
+
+
+def build() -> None:
+    """Build the programs that are older than their source (make programs)."""
+    subprocess.run(["make", "-s", "-C", str(FOLDER.parents[1]), "programs"], check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclass
+class Running:
+    """A program that was started in a folder."""
+
+    program: Program
+    process: subprocess.Popen[bytes]
+    folder: Path
+
+    def wait_ready(self) -> None:
+        """Wait until it may be moved; in its group-stop, if it has one."""
+
+        def ready() -> bool | None:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.program.name} ended early: {self.verdict(0.1)}")
+            return (self.folder / "ready").exists() or None
+
+        wait_for(f"{self.program.name} being ready", ready, 30)
+        if self.program.stopped:
+            wait_for("the group-stop", lambda: self.state(self.process.pid) == "T" or None, 10)
+
+    def state(self, pid: int) -> str:
+        """A process's state, as /proc/PID/stat has it."""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def say_moved(self) -> None:
+        """Tell it to check."""
+        (self.folder / "moved").touch()
+
+    def verdict(self, seconds: float = 60) -> str:
+        """What it found; with its own output if it said nothing."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(FileNotFoundError):
+                return (self.folder / "result").read_text().strip()
+            time.sleep(0.01)
+        return "no verdict; it printed: " + "".join(
+            (self.folder / f"program.{kind}").read_text() for kind in ("out", "err")
+        )
+
+
+def run(program: Program, folder: Path, machine: Machine | None = None) -> Running:
+    """Start a program in a session of its own; its files are in the folder."""
+    folder.chmod(0o777)
+    words = [str(FOLDER / "bin" / program.name), str(folder)]
+    command = start(machine, words, folder, "program", start_new_session=True)
+    return Running(program, command.process, folder)

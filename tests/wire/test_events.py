@@ -1,0 +1,170 @@
+"""What the commands say: JSON lines, plain lines, a terminal; and how they find each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.errors import LocalError, Refused
+from live_migration.wire.events import make_events
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.meeting import Meeting, meet
+from live_migration.wire.report import Bytes, Faults, Report, as_markdown, show_bytes, summary, write_report
+from live_migration.wire.ticket import Ticket, read_ticket_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def report() -> Report:
+    return Report(
+        side="destination",
+        outcome="complete",
+        strategy="post-copy",
+        pid=12,
+        started=0.0,
+        downtime_ms=4.12,
+        total_ms=1400.0,
+        bytes=Bytes(memory=1 << 30),
+        faults=Faults(count=412, p99_us=310.0),
+    )
+
+
+def test_the_last_line_says_the_result() -> None:
+    assert summary(report()) == "resumed in 4.1 ms; 412 faults, p99 0.31 ms; 1.0 GiB in 1.4 s"
+
+
+def test_a_migration_that_did_not_happen() -> None:
+    failed = Report(side="source", outcome="failed", strategy="", pid=12, started=0.0, total_ms=20.0)
+    assert summary(failed) == "failed after 20.0 ms"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (2048, "2.0 KiB"), (300 << 20, "300 MiB"), (3 << 40, "3.0 TiB")],
+)
+def test_amounts(count: int, text: str) -> None:
+    assert show_bytes(count) == text
+
+
+def test_the_report_is_json_as_documented(tmp_path: Path) -> None:
+    write_report(f"{tmp_path}/report", report())
+    content = json.loads((tmp_path / "report").read_text())
+    assert content["downtime_ms"] == 4.12
+    assert content["faults"] == {"count": 412, "p50_us": 0.0, "p90_us": 0.0, "p99_us": 310.0, "max_us": 0.0}
+    assert content["rounds"] == []
+    assert os.listdir(tmp_path) == ["report"]
+    assert (ROOT / "docs/report.md").read_text() == as_markdown()
+    with pytest.raises(LocalError, match="No such file or directory"):
+        write_report(f"{tmp_path}/none/report", report())
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with make_events("lm-serve", json=True) as events:
+        events.emit("staged", 12, destination="b.example")
+        events.ticket(Ticket("h", 5, b""), "lm-restore x", 12)
+        events.checked(12, [Blocker("a", "b", "c")])
+        events.progress(1, 2, 3)
+        events.result(report())
+        events.failed(Refused([Blocker("a", "b", "c")]), 12)
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["event"] for line in lines] == ["staged", "listening", "checked", "failed"]
+    assert all(line["pid"] == 12 and abs(line["time"] - time.time()) < 60 for line in lines)
+    assert lines[0]["destination"] == "b.example"
+    assert lines[1]["ticket"] == "lm://h:5/"
+    assert lines[2]["blockers"] == lines[3]["blockers"] == [{"object": "a", "cause": "b", "remedy": "c"}]
+    assert lines[3]["code"] == ExitCode.REFUSED
+    assert captured.err.startswith("resumed in 4.1 ms; 412 faults")
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with make_events("lm-serve", json=False, verbose=1) as events:
+        events.ticket(Ticket("h", 5, b""), "lm-restore x", 12)
+        events.emit("staged", 12)
+        events.note("seen with -v")
+        events.note("seen with -vv", 2)
+        assert events.checked(12, []) == ExitCode.OK
+        assert events.checked(12, [Blocker("a", "b", "c")]) == ExitCode.REFUSED
+    captured = capsys.readouterr()
+    assert captured.out == "lm://h:5/\nrun on the other side: lm-restore x\n12 can be moved\na: b; c\n"
+    assert captured.err == (
+        "everything is prepared at the destination, process 12 still runs at the source\nlm-serve: seen with -v\n"
+    )
+
+
+def test_a_reader_that_has_gone_ends_nothing() -> None:
+    program = (
+        "from live_migration.wire.events import make_events\nevents = make_events('x', json=True)\n"
+        "input()\nfor _ in range(9):\n    events.emit('staged', 1)\nimport os\nos._exit(7)"
+    )
+    command = [sys.executable, "-c", program]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin
+    assert child.stdout
+    child.stdout.close()
+    child.stdin.write(b"\n")
+    child.stdin.close()
+    assert child.wait(60) == 7
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    program = (
+        "from live_migration.wire.events import make_events\n"
+        "with make_events('x', json=False) as events:\n"
+        "    events.emit('resumed', 12)\n"
+        "    events.progress(256, 512, 3)\n"
+        "    events.note('between', 0)\n"
+        "    events.progress(512, 512, 4)\n"
+        "print('result')"
+    )
+    parent, child_end = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stderr=child_end, stdout=subprocess.PIPE, env=environment
+    )
+    os.close(child_end)
+    output, _ = child.communicate(timeout=60)
+    seen = b""
+    try:
+        while piece := os.read(parent, 65536):
+            seen += piece
+    except OSError:
+        pass  # the other end of a pty that is closed is EIO
+    os.close(parent)
+    assert child.returncode == 0
+    assert output == b"result\n"
+    assert b"process 12 runs at the destination" in seen
+    assert b"2.0 MiB of 2.0 MiB, 4 faults" in seen
+    assert b"x: between" in seen
+
+
+@pytest.mark.parametrize(("listens", "comes"), [("source", "destination"), ("destination", "source")])
+def test_meeting(tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: str, comes: str) -> None:
+    path = f"{tmp_path}/ticket"
+    events = make_events("x", json=False)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(meet, Meeting(listen=("127.0.0.1", 0), ticket_file=path), listens, events, pid=12)
+        deadline = time.monotonic() + 10
+        while not os.path.exists(path):
+            assert time.monotonic() < deadline
+        ticket = read_ticket_file(path)
+        here = meet(Meeting(ticket=ticket), comes, events)
+        there = waiting.result(10)
+    assert here
+    assert there
+    assert here.session == there.session
+    here.close()
+    there.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == str(ticket)
+    other = {"source": "lm-restore --post-copy {}", "destination": "lm-serve PID --to {}"}[listens]
+    assert second == "run on the other side: " + other.format(ticket)

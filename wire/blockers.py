@@ -1,0 +1,19 @@
+"""What stands in the way of a migration, said so that the reader can remove it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Blocker(msgspec.Struct, frozen=True):
+    """One reason why a process cannot be moved: what it is about, why, and what to do.
+
+    As text it is one sentence: "descriptor 7: a pipe that process 12 holds too; close it in one of them".
+    """
+
+    object: str
+    cause: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.cause}; {self.remedy}"
