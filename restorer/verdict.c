@@ -78,7 +78,7 @@ static enum lm_verdict next_message(int control_socket, int pidfd, bool *decided
                 "\xa4kind\xa5"
                 "abort") ||
         is_kind(body, have,
-                "\xa4kind\xa9"
+                "\xa4kind\xa8"
                 "blockers"))
         return LM_VERDICT_NO;
     *decided = !is_kind(body, have,

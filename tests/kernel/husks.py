@@ -1,4 +1,4 @@
-"""Processes of ours for the tests of linux/: a husk, seized and stopped."""
+"""Processes of ours for the tests of kernel/: a husk, seized and stopped."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ MAKER = """
 import os, signal, sys, time
 from live_migration.kernel.tracing import tracee
 from live_migration.restorer.husk_process import start_husk
-from test_husk_process import described
+from tests.restorer.test_husk_process import described
 husk = start_husk(described(500), "namespace", None)
 print(husk.pid, husk.init, flush=True)
 if sys.argv[1] == "detach":
@@ -189,7 +189,7 @@ def test_without_the_capability_it_says_which() -> None:
     ask = (
         "import sys\n"
         "from live_migration.restorer.husk_process import start_husk\n"
-        "from test_husk_process import described, free_ids\n"
+        "from tests.restorer.test_husk_process import described, free_ids\n"
         "start_husk(described(*free_ids(1)), sys.argv[1], None)\n"
     )
     for mode in ("keep", "auto"):
