@@ -56,8 +56,8 @@ def folders() -> list[Path]:
 
 def sources(*endings: str) -> list[Path]:
     """The files of the sources with one of these endings."""
-    found = [path for folder in folders() for path in folder.rglob("*") if path.suffix in endings]
-    return sorted([*found, *(path for path in ROOT.iterdir() if path.suffix in endings and path.name != "_lm.c")])
+    found = [*(path for folder in folders() for path in folder.rglob("*")), *ROOT.iterdir()]
+    return sorted(path for path in found if path.suffix in endings and path.name != "_lm.c")
 
 
 def unused_python(files: list[Path]) -> dict[str, str]:
