@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 from bisect import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,7 +29,7 @@ from live_migration.kernel.injection.source_threads import (
     thread_state,
 )
 from live_migration.kernel.memory import pagemap
-from live_migration.kernel.memory.maps import maps, maps_text
+from live_migration.kernel.memory.maps import MapEntry, maps, maps_text
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
@@ -50,6 +50,7 @@ from live_migration.process.memory.mapped_files import (
 )
 from live_migration.process.memory.mappings import (
     AddressSpace,
+    Mapping,
     eager_mappings,
     is_private_file,
     layout_text,
@@ -294,7 +295,7 @@ def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) 
     layout = maps_text(pid)
     pathless = inodes_without_path(look.descriptors.table)
     memory = look.memory if layout == look.layout else reread(pid, look.memory, pathless, look.ours)
-    frame = frame_of(pid, look, memory)
+    frame = frame_of(pid, look, memory.mappings)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
     map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
@@ -372,10 +373,12 @@ def _paths(memory: AddressSpace) -> Callable[[int], str]:
     return path_at
 
 
-def frame_of(pid: int, look: SourceSnapshot, memory: AddressSpace) -> int:
-    """Where the leader's frame may stand during its remote syscalls. Raises LocalError, ProcessGone, OSError."""
+def frame_of(pid: int, look: SourceSnapshot, mappings: Sequence[Mapping | MapEntry]) -> int:
+    """Where the leader's frame may stand during its remote syscalls. `mappings` are those of now: a stack grows.
+
+    Raises LocalError, ProcessGone, OSError."""
     # The stack is one of the last mappings.
-    stack = next(((one.start, one.end) for one in reversed(memory.mappings) if one.path == "[stack]"), None)
+    stack = next(((one.start, one.end) for one in reversed(mappings) if one.path == "[stack]"), None)
     place = place_frame(pid, look.gadgets, stack)
     if place is not None:
         return place

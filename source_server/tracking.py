@@ -24,6 +24,7 @@ from live_migration.kernel.injection.source_threads import (
     snapshot_threads,
     unmap_stub,
 )
+from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
 from live_migration.process.threads import sleeps
 from live_migration.source_server.same_program import check_same_program
@@ -75,8 +76,10 @@ def _make_userfaultfd(seen: SourceSnapshot) -> int:
     program, made = make_userfaultfd_program(seen.end_signal)
     with brief_freeze(seen) as stops:
         threads = snapshot_threads(seen.pid, [stops[0].tid], seen.end_signal)
-        frame = frame_of(seen.pid, seen, seen.memory)
-        taken = [(mapping.start, mapping.end) for mapping in seen.memory.mappings]
+        # Not those of the live snapshot: under a stack that has grown since there is live memory.
+        mappings = maps(seen.pid)
+        frame = frame_of(seen.pid, seen, mappings)
+        taken = [(mapping.start, mapping.end) for mapping in mappings]
         length = room_needed(threads, {stops[0].tid: program})
         map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
         try:

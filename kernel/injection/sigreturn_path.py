@@ -161,7 +161,8 @@ def _grow(pid: int, place: int) -> bool:
     not of the process, or because another mapping is near."""
     try:
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
-            os.pwrite(memory.fileno(), bytes(1), place)
+            # What is there already, when it has grown so far before, stays.
+            os.pwrite(memory.fileno(), os.pread(memory.fileno(), 1, place), place)
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
     except OSError:

@@ -231,6 +231,17 @@ def test_places_for_a_frame(targets: Callable[[int, int], Target]) -> None:
     target.check_runs()
 
 
+def test_what_is_under_a_stack_that_has_grown_stays(targets: Callable[[int, int], Target]) -> None:
+    """Who takes the stack for shorter than it is finds memory in use where it would let it grow."""
+    pid = targets(0, 0).pid
+    start, end = stack_of(pid)
+    room = frame_room()
+    used = start + room
+    tracee.write_memory(pid, start, b"\1" * (room + 64))
+    assert choose_place(pid, gadgets_of(pid), (used, end), used + 64, room) == start
+    assert tracee.read_memory(pid, start, room) == b"\1" * room
+
+
 def frozen_threads(pid: int, gadgets: Gadgets) -> tuple[list[tracee.Stop], SourceThreads]:
     """Freeze it and map the stub, with what an earlier tracer has left behind taken away."""
     stops = tracee.freeze(pid)
