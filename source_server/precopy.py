@@ -147,7 +147,7 @@ def copy_live(
         except ProcessGone:
             raise program_gone(seen, STEP) from None
         except (OSError, TimeoutError) as error:
-            raise _failed(copy, error) from None
+            raise push_failed(copy.control, copy.seen.pid, STEP, error) from None
     return copy
 
 
@@ -364,14 +364,15 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     return Layout(memory=memory, files=files)
 
 
-def _failed(copy: LiveCopy, error: OSError) -> LocalError:
-    """What the other side has said about it, if it was the one that gave up, goes before."""
+def push_failed(control: ControlChannel, pid: int, step: str, error: OSError) -> LocalError:
+    """The error of a push that did not come to its end. What the other side has said about it, if it was the one that
+    gave up, goes before: RemoteError, Refused."""
     if isinstance(error, ConnectionError):
         with contextlib.suppress(LocalError, ConnectionLost):
-            copy.control.expect(messages.Pushed, LAST_WORDS_SECONDS)
+            control.expect(messages.Pushed, LAST_WORDS_SECONDS)
     return LocalError(
-        step=STEP,
-        object=f"process {copy.seen.pid}",
+        step=step,
+        object=f"process {pid}",
         cause=str(error),
         remedy="it runs on here; try again",
         code=ExitCode.LOST_BEFORE if isinstance(error, ConnectionError) else ExitCode.SYSTEM,

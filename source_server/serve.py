@@ -36,7 +36,7 @@ from live_migration.source_server.options import ServeOptions
 from live_migration.source_server.pages.contents import serve_contents, serve_new_contents
 from live_migration.source_server.pages.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
 from live_migration.source_server.pages.pusher import Pusher, pushing
-from live_migration.source_server.precopy import copy_live, writes_past_the_tracker
+from live_migration.source_server.precopy import copy_live, push_failed, writes_past_the_tracker
 from live_migration.source_server.release import serve_until_finished, tell_hot
 from live_migration.source_server.run import KEPT, Run, fill_report, tell, write
 from live_migration.source_server.snapshot import (
@@ -133,7 +133,7 @@ def say_that_it_runs_on(error: MigrationError, pid: int) -> None:
 
 
 def make_server(options: ServeOptions, roles: Roles) -> PageServer:
-    """The page server, connected; it answers when asked, and nobody asks before the freeze."""
+    """The page server, connected; it answers nobody before the freeze."""
     server = PageServer()
     levels = {"auto": COMPRESS_AUTO, "none": COMPRESS_NONE}
     server.compress(levels[options.compress] if isinstance(options.compress, str) else options.compress)
@@ -191,7 +191,10 @@ def stage(run: Run) -> Parameters:
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
     run.served = serve_contents(run.server, run.seen)
-    run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
+    try:
+        run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
+    except OSError as error:
+        raise push_failed(run.control, run.options.pid, "pushing while the process runs", error) from None
     run.control.expect(messages.Pushed, STAGING_SECONDS)
     return parameters
 
@@ -253,6 +256,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         signals_held(),
         bounded(run),
         handover.frozen(run.seen) as state,
+        answering(run.server, state),
         handover.refusing(state, run.custody),
     ):
         failpoint("source-frozen")
@@ -311,6 +315,17 @@ def bounded(run: Run) -> Iterator[None]:
         yield
     finally:
         run.custody.thawed()
+
+
+@contextlib.contextmanager
+def answering(server: PageServer, state: handover.Frozen) -> Iterator[None]:
+    """Within the freeze requests for pages are answered, and after COMMIT; a process that runs here tells nothing."""
+    server.answer(True)
+    try:
+        yield
+    finally:
+        if not state.committed:
+            server.answer(False)
 
 
 def correct_early(run: Run, pusher: Pusher, correction: int, memory: AddressSpace | None) -> None:

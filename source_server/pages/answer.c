@@ -13,6 +13,8 @@ int lm_server_answer_fault(struct lm_page_server *server, const struct lm_reques
                            unsigned char *buffer) {
     struct lm_page_sender *sender = &server->fault_sender;
     const struct lm_page_reader *reader = lm_server_space(server, request->space);
+    if (!atomic_load(&server->answering))
+        return -EACCES;
     if (!reader)
         return -EPROTO;
     lm_page_sender_begin(sender, request->space, request->id);
@@ -136,6 +138,8 @@ static int answer_map(struct lm_page_server *server, const struct lm_request *re
 }
 
 int lm_server_answer_bulk(struct lm_page_server *server, const struct lm_request *request) {
+    if (!atomic_load(&server->answering))
+        return -EACCES;
     pthread_mutex_lock(&server->bulk_lock);
     int error = request->kind == LM_REQUEST_RUN   ? answer_run(server, request)
                 : request->kind == LM_REQUEST_MAP ? answer_map(server, request)

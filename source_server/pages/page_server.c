@@ -40,7 +40,10 @@ void lm_server_set_state(struct lm_page_server *server, int state, const char *f
 
 /* The connections are of no use any more: end both, so that the other thread and the peer notice. */
 static void drop(struct lm_page_server *server, const char *which, int error) {
-    if (error == -EPROTO || error == -EPROTONOSUPPORT)
+    if (error == -EACCES)
+        lm_server_set_state(server, LM_SERVER_REFUSED, "a request on the %s connection comes before the freeze",
+                            which);
+    else if (error == -EPROTO || error == -EPROTONOSUPPORT)
         lm_server_set_state(server, LM_SERVER_REFUSED,
                             "a request on the %s connection breaks the page stream's %s", which,
                             error == -EPROTO ? "rules" : "version");
@@ -244,6 +247,10 @@ void lm_page_server_destroy(struct lm_page_server *server) {
     pthread_mutex_destroy(&server->bulk_lock);
     pthread_mutex_destroy(&server->lock);
     free(server);
+}
+
+void lm_page_server_answer(struct lm_page_server *server, int answering) {
+    atomic_store(&server->answering, answering != 0);
 }
 
 void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_second) {

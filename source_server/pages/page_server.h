@@ -1,11 +1,12 @@
 /*
  * The page server: answers for the memory of processes that hold still, and pushes what cannot be asked for.
+ * Before they hold still it answers nothing: who has the ticket gets what is pushed, and no more.
  *
  * Two connections, two threads: the fault thread does nothing but wait for requests on the FAULT channel and
  * answer each at once; the bulk thread answers runs on the BULK channel. A push is made by the caller's
  * thread, also on the BULK channel. Nothing of it needs the interpreter. The order of calls:
  *
- *     create -> add_process / add_object -> connect -> push ... -> wait ... -> destroy
+ *     create -> add_process / add_object -> connect -> push ... -> answer -> wait ... -> destroy
  *
  * connect may be called again after the connections were lost; spaces may be added at any time. All functions
  * may be called from any thread, but destroy only when no other call is under way.
@@ -57,6 +58,10 @@ int lm_page_server_add_object(struct lm_page_server *server, uint32_t space, int
 int lm_page_server_connect(struct lm_page_server *server, int fault_fd, int bulk_fd, const uint8_t *session,
                            uint32_t attempt);
 
+/* Whether requests are answered: from now on (1), for all processes hold still, or not (0), as at the beginning.
+ * A request that comes while they are not ends the connections. */
+void lm_page_server_answer(struct lm_page_server *server, int answering);
+
 /* Bytes per second for the bulk stream, 0 for no limit. Faults are never held back. */
 void lm_page_server_limit(struct lm_page_server *server, uint64_t bytes_per_second);
 /* LM_COMPRESS_AUTO, LM_COMPRESS_NONE or a level of zstd. */
@@ -76,7 +81,7 @@ void lm_page_server_discard_pushed(struct lm_page_server *server, uint32_t space
 /* End both connections, so that what writes on them in another thread comes back. */
 void lm_page_server_hang_up(struct lm_page_server *server);
 
-/* LM_SERVER_...: IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol; FAILED
+/* LM_SERVER_...: IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol, or asked too early; FAILED
  * when the memory could not be read. */
 int lm_page_server_state(struct lm_page_server *server);
 /* Wait until the state is another than `state`, at most `timeout_ms` (-1: for ever). Returns the state. */

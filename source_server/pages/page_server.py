@@ -24,8 +24,8 @@ STATISTICS_SIZE: int = ffi.sizeof("struct lm_server_statistics")
 
 
 class ServerState(enum.IntEnum):
-    """IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol; FAILED when the memory
-    could not be read."""
+    """IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol or asked too early; FAILED
+    when the memory could not be read."""
 
     IDLE = lib.LM_SERVER_IDLE
     CONNECTED = lib.LM_SERVER_CONNECTED
@@ -99,6 +99,12 @@ class PageServer:
 
         The sockets are duplicated and made blocking; the caller may close its own."""
         check(lib.lm_page_server_connect(self._server, fault.fileno(), bulk.fileno(), _session(session), attempt))
+
+    def answer(self, answering: bool) -> None:
+        """Whether requests are answered: from now on, for all processes hold still, or not, as at the beginning.
+
+        A request that comes while they are not ends the connections."""
+        lib.lm_page_server_answer(self._server, answering)
 
     def limit(self, bytes_per_second: int) -> None:
         """Hold the bulk stream back; 0: not."""

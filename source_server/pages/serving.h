@@ -28,6 +28,7 @@ struct lm_page_server {
     struct lm_page_reader *spaces[LM_SERVER_SPACES];
     _Atomic int space_count;
 
+    _Atomic bool answering;
     struct lm_channel fault, bulk;
     struct lm_page_sender fault_sender, bulk_sender;
     pthread_t fault_thread, bulk_thread;
@@ -42,7 +43,7 @@ struct lm_page_server {
 struct lm_page_reader *lm_server_space(struct lm_page_server *server, uint32_t space);
 
 /* Answer one request, checked already, on the channel it came by. Returns 0 or -errno, after which the
- * connection is of no use: -EPROTO for what cannot be asked there. `buffer` has room for LM_FAULT_PAGES. */
+ * connection is of no use: -EPROTO for what cannot be asked there, -EACCES for what cannot be asked yet. `buffer` has room for LM_FAULT_PAGES. */
 int lm_server_answer_fault(struct lm_page_server *server, const struct lm_request *request,
                            unsigned char *buffer);
 int lm_server_answer_bulk(struct lm_page_server *server, const struct lm_request *request);

@@ -1,9 +1,11 @@
-"""Messages after COMMIT that cannot be: each is a note, and the migration goes on to its end."""
+"""A peer that does what it may not: messages after COMMIT that cannot be, each a note, and requests that come too
+early."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +17,15 @@ import live_migration.cli.serve
 import live_migration.restorer.finish
 import live_migration.restorer.migrate
 import live_migration.restorer.run
+import live_migration.restorer.waiting
 import live_migration.source_server.release
 import live_migration.source_server.run
 import live_migration.source_server.serve
 from live_migration.experiments.machines import wait_for
+from live_migration.pager.pager import PagerState
 from live_migration.process.description import Runs
+from live_migration.process.memory.mappings import AddressSpace
+from live_migration.source_server.snapshot import changed_file_pages
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost
 from live_migration.wire.exit_codes import ExitCode
@@ -96,23 +102,26 @@ class Moved:
         self.subject = laws.start_subject(laws.build(folder), folder / "subject")
         self.said = ""
 
-    def move(self) -> None:
-        """Move it, to the end of both commands."""
+    def run(self, *options: str) -> list[int]:
+        """Run both commands to their ends: what they end with, lm-restore first."""
         folder = self.subject.folder
         ticket = folder / "ticket"
-        serve = laws.fork_command(
-            live_migration.cli.serve.main, [str(self.subject.pid), "--ticket-file", str(ticket)], folder / "serve.txt"
-        )
+        # Slow enough for what is said after COMMIT to come before the last page.
+        arguments = [str(self.subject.pid), "--ticket-file", str(ticket), "--bandwidth-limit", "2M"]
+        serve = laws.fork_command(live_migration.cli.serve.main, arguments, folder / "serve.txt")
         wait_for("the ticket", lambda: ticket.exists() or None, 20)
-        arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null"]
+        arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", *options]
         restore = laws.fork_command(live_migration.cli.restore.main, arguments, folder / "restore.txt")
         self.subject.children |= {serve, restore}
         try:
-            for pid in (restore, serve):
-                assert os.waitstatus_to_exitcode(wait(pid)) == ExitCode.OK
+            return [os.waitstatus_to_exitcode(wait(pid)) for pid in (restore, serve)]
         finally:
             self.said = "".join((folder / f"{name}.txt").read_text() for name in ("serve", "restore"))
             print(self.said)
+
+    def move(self) -> None:
+        """Move it, to the end of both commands."""
+        assert self.run() == [ExitCode.OK, ExitCode.OK]
         moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 10)
         self.subject.await_progress()
         self.subject.signal(moved, signal.SIGUSR1, laws.Row.SIGNALS)
@@ -196,3 +205,36 @@ def test_a_signal_that_comes_when_every_page_is_there(moved: Moved, monkeypatch:
     monkeypatch.setattr(ControlChannel, "send", send_more)
     moved.move()
     assert moved.subject.rows()[laws.Row.SIGNALS] == before + 2
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+@pytest.mark.parametrize("strategy", ["post-copy", "hybrid"])
+def test_pages_of_the_process_that_runs_are_not_to_be_had(
+    strategy: str, pushed: bool, moved: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destination that asks for pages before the freeze gets what is pushed, and no more."""
+
+    def look_slowly(pid: int, memory: AddressSpace) -> list[Runs]:
+        time.sleep(0.5)
+        return changed_file_pages(pid, memory)
+
+    receive_push = live_migration.restorer.waiting.receive_push
+
+    def ask_early(run: live_migration.restorer.run.Run, identifier: int) -> None:
+        assert run.pager is not None
+        if pushed:
+            receive_push(run, identifier)
+        run.pager.prefetch_start()
+        run.pager.wait(PagerState.RUNNING, 10)
+        counted = run.pager.counters
+        print(f"asked in vain: {counted['prefetched_pages'] + counted['faulted_pages']} pages came", flush=True)
+        raise ConnectionError
+
+    monkeypatch.setattr(live_migration.restorer.migrate, "receive_push", ask_early)
+    if not pushed:
+        monkeypatch.setattr(live_migration.source_server.serve, "changed_file_pages", look_slowly)
+    codes = moved.run(f"--{strategy}")
+    assert "asked in vain: 0 pages came" in moved.said
+    assert set(codes) <= {ExitCode.LOST_BEFORE, ExitCode.SYSTEM}
+    assert "runs on" in moved.said
+    laws.assert_untouched(moved.subject)

@@ -128,6 +128,7 @@ def moving(path: Path, pages: int, kind: str = "private", role: str = "source") 
         os.kill(source.pid, signal.SIGSTOP)
         server = stack.enter_context(PageServer())
         server.add_process(0, source.pid)
+        server.answer(True)
         pager = Pager()
         # The program goes first, so that closing the pager finds nobody who needs a keeper.
         stack.callback(pager.close)

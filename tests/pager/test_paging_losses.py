@@ -17,7 +17,7 @@ import pytest
 
 from live_migration._lm import ffi, lib
 from live_migration.pager.pager import PagedRange, Pager, PagerState
-from live_migration.source_server.pages.page_server import PageServer, ServerState
+from live_migration.source_server.pages.page_server import PageServer, PushRun, ServerState
 from tests.pager.paging import (
     BASE,
     PAGE,
@@ -129,6 +129,7 @@ def test_a_killed_pager_never_means_zeros(program: Path, verb: str, mode: int) -
     fault, bulk = connected_pair(), connected_pair()
     with PageServer() as server:
         server.add_process(0, source.pid)
+        server.answer(True)
         server.connect(fault[0], bulk[0], SESSION)
         process, keeper = start_pager(destination, pages, fault[1], bulk[1], mode)
         try:
@@ -341,6 +342,7 @@ def test_a_destination_that_breaks_the_rules_is_dropped(program: Path, which: in
     try:
         with PageServer() as server:
             server.add_process(0, source.pid)
+            server.answer(True)
             server.connect(pairs[0], pairs[2], SESSION)
             pairs[which].sendall(data)
             assert server.wait(ServerState.CONNECTED, 10) is ServerState.REFUSED
@@ -348,6 +350,43 @@ def test_a_destination_that_breaks_the_rules_is_dropped(program: Path, which: in
     finally:
         source.close()
         for link in pairs:
+            link.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("which", "kind"), [(1, lib.LM_REQUEST_FAULT), (3, lib.LM_REQUEST_RUN), (3, lib.LM_REQUEST_MAP)]
+)
+def test_a_process_that_runs_is_not_told_of(program: Path, which: int, kind: int, again: bool) -> None:
+    """Before the freeze, and after one that came to nothing, what is pushed is all that there is."""
+    source = Program(program, "source", 10)
+    pairs = (*connected_pair(), *connected_pair())
+    more = (*connected_pair(), *connected_pair())
+    try:
+        with PageServer() as server:
+            server.add_process(0, source.pid)
+            if again:
+                server.answer(True)
+                server.answer(False)
+            server.connect(pairs[0], pairs[2], SESSION)
+            server.push(7, [PushRun(0, BASE, BASE + PAGE)])
+            pushed = b""
+            while len(pushed) < 32 or pushed[-32:] != frame(END, 0, 0, 0, 7):
+                pushed += pairs[3].recv(1 << 16)
+            pairs[which].sendall(request(kind, BASE, 1, 1))
+            assert pairs[which].recv(1 << 16) == b""
+            assert server.wait(ServerState.CONNECTED, 10) is ServerState.REFUSED
+            name = "fault" if which == 1 else "bulk"
+            assert server.cause == f"a request on the {name} connection comes before the freeze"
+            assert server.counters["requests"] == 0
+            # When it holds still.
+            server.answer(True)
+            server.connect(more[0], more[2], SESSION, 2)
+            more[which].sendall(request(kind, BASE, 1, 1))
+            assert more[which].recv(1 << 16) != b""
+    finally:
+        source.close()
+        for link in (*pairs, *more):
             link.close()
 
 
