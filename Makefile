@@ -17,7 +17,7 @@ KERNEL_PACKAGES := qemu-system-x86
 LAYERS := kernel wire process pager source_server restorer
 NATIVE := build_native.py $(shell find $(LAYERS) -name '*.[ch]')
 # Every C file and header of the repository, wherever it stands.
-C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' ! -name "*_lm.c" -print)
+C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' -print)
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
 PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
 # Left out, each start of a command would compile all of its modules anew.

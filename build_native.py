@@ -5,8 +5,8 @@ between the lines `/* cffi: begin */` and `/* cffi: end */`; they are collected 
 into one API-mode module, so that the compiler checks each against the C it describes. Headers are written in
 terms of their folder (`#include "wire/channel.h"`).
 
-Run as `python build_native.py` it builds in place; setup.py calls the same functions for an installation.
-LM_SANITIZE=address,undefined builds the extension with those sanitizers.
+setup.py builds it, for an installation and, run as `python build_native.py`, in place: one way, so that the extension
+has one name. LM_SANITIZE=address,undefined builds the extension with those sanitizers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import cffi
 
 ROOT = Path(__file__).resolve().parent
 LAYERS = ("kernel", "wire", "process", "pager", "source_server", "restorer")
+EXTENSION = "_lm.abi3.so"
 # Not parts of the extension: programs of their own, freestanding, without libc.
 STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
@@ -63,7 +64,7 @@ def declarations() -> str:
 
 
 def make_ffi() -> cffi.FFI:
-    """The builder of the extension module `live_migration._lm`."""
+    """The builder of the extension module `live_migration._lm`, which setup.py names."""
     sanitize = os.environ.get("LM_SANITIZE", "")
     flags = ["-std=gnu11", "-O2", "-g", "-iquote", str(ROOT), *WARNINGS]
     if sanitize:
@@ -75,14 +76,13 @@ def make_ffi() -> cffi.FFI:
         "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
         sources=sources(),
         libraries=["zstd", "pthread"],
+        # One file for every Python from 3.11 on, named _lm.abi3.so.
+        py_limited_api=True,
         extra_compile_args=flags,
         extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
         depends=[str(path) for layer in LAYERS for path in (ROOT / layer).rglob("*.h")],
     )
     return ffi
-
-
-ffibuilder = make_ffi()
 
 
 def build_static_programs() -> None:
@@ -99,11 +99,19 @@ def build_static_programs() -> None:
         subprocess.run([compiler, *flags, str(ROOT / source), "-o", str(output)], check=True)
 
 
+def remove_other_extensions() -> None:
+    """Remove what an earlier build left of the extension under another name: Python would prefer _lm.cpython-*.so."""
+    for folder in (ROOT, ROOT / "live_migration"):
+        for path in folder.glob("_lm.*"):
+            if path.suffix in (".so", ".c", ".o") and path != ROOT / "live_migration" / EXTENSION:
+                path.unlink()
+
+
 def main() -> None:
     """Build everything in place, quietly unless it fails."""
-    os.chdir(ROOT)
-    build_static_programs()
-    ffibuilder.compile(tmpdir=str(ROOT), verbose="-v" in sys.argv)
+    command = [sys.executable, "-W", "ignore", "setup.py"]
+    options = ["build_ext", "--inplace", "--build-temp", "build/native"]
+    subprocess.run([*command, *([] if "-v" in sys.argv else ["-q"]), *options], cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,31 @@ def test_every_module_has_one_name() -> None:
     assert {path.name for path in package.iterdir() if path.is_symlink()} == {*MAY_USE, "experiments"}
     folders = [path.name for path in package.iterdir() if path.is_dir() and not path.is_symlink()]
     assert [name for name in folders if name != "__pycache__"] == []
+
+
+def test_the_extension_has_one_name() -> None:
+    """Of two files Python would prefer _lm.cpython-*.so, however old it is."""
+    assert [path.name for path in (ROOT / PACKAGE).glob("_lm*.so")] == ["_lm.abi3.so"]
+
+
+IMPORT_ALL = """
+import collections, importlib, os, pkgutil, sys
+import live_migration
+for module in pkgutil.walk_packages(live_migration.__path__, "live_migration."):
+    importlib.import_module(module.name)
+files = collections.defaultdict(list)
+for name, module in sys.modules.items():
+    if name != "__main__" and getattr(module, "__file__", None):
+        files[os.path.realpath(module.__file__)].append(name)
+print({path: names for path, names in files.items() if len(names) > 1 and "live_migration" in str(names)})
+print(sorted(set(sys.modules) & set(sys.argv[1:])))
+"""
+
+
+def test_no_module_is_imported_twice() -> None:
+    """At the top of the tree `import wire` would be found, too: nobody does that, not even by a name made up later."""
+    words = [sys.executable, "-c", IMPORT_ALL, *MAY_USE, "experiments"]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["{}", "[]"]
+    for folder in ("demo", "tests"):
+        assert wrong_imports(folder, {*MAY_USE, "experiments"}) == []
