@@ -260,7 +260,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         handover.refusing(state, run.custody),
     ):
         failpoint("source-frozen")
-        passing = leave_vdso(run.seen.pid, state.stops, run.seen.memory) if run.other_vdso else []
+        passing = leave_vdso(run.seen, state.stops) if run.other_vdso else []
         if passing and not last:
             correct_early(run, pusher, correction, None)
             raise PassingBlockers

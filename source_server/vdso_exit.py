@@ -1,26 +1,37 @@
 """Threads in the middle of the vdso, when the destination's kernel has another one: they are let out of it.
 
 There the source's code becomes a bridge (process/memory/bridge.py), which only some places can be gone on from. A
-thread that stands elsewhere is let run for a moment, alone among the frozen ones, until it has left. A handler of a
-signal may have interrupted the code, too, and would return into it: signal frames are looked for on the stacks.
+thread that stands elsewhere is run to the function's return, alone among the frozen ones. A handler of a signal may
+have interrupted the code, too, and would return into it: signal frames are looked for on the stacks.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import time
 
 from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection.address_gap import free_range
+from live_migration.kernel.injection.return_detour import return_place, run_to_return
+from live_migration.kernel.injection.source_threads import (
+    SourceThreads,
+    map_stub,
+    room_needed,
+    snapshot_threads,
+    unmap_stub,
+)
+from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.memory.pagemap import present_runs
 from live_migration.kernel.tracing import tracee
-from live_migration.process.memory.mappings import AddressSpace
+from live_migration.process.memory.mappings import PAGE, AddressSpace
 from live_migration.process.memory.vdso import NAME, is_passable
+from live_migration.source_server.snapshot import SourceSnapshot, frame_of
 from live_migration.wire.blockers import Blocker
 
-# A thread that does nothing but read clocks is inside nearly always.
-TRIES = 50
-LONGEST_RUN = 0.0005
+# A function of the vdso calls one of its own at most, and takes a microsecond; but a thread may have to wait for a
+# processor.
+MOST_RETURNS = 4
+LONGEST_SECONDS = 0.2
 RED_ZONE = 128
 # How much of a stack is searched, in bytes: a handler that needs more of it is not looked for.
 SEARCHED = 1 << 20
@@ -32,16 +43,18 @@ REMEDY = "try again, or run the same kernel on both hosts"
 OTHER = "the kernel's vdso code, of which the destination's kernel has another version"
 
 
-def leave_vdso(pid: int, stops: list[tracee.Stop], memory: AddressSpace) -> list[Blocker]:
-    """Let the threads of a frozen process out of the vdso; `stops` are afterwards those of now. `memory` is the live
-    look. What is in the way after that passes by itself.
+def leave_vdso(seen: SourceSnapshot, stops: list[tracee.Stop]) -> list[Blocker]:
+    """Let the threads of a frozen process out of the vdso; `stops` are afterwards those of now. What is in the way
+    after that passes by itself.
 
-    Raises ProcessGone when the process has ended, OSError."""
+    Raises ProcessGone when the process has ended, LocalError, OSError, TimeoutError."""
+    pid, memory = seen.pid, seen.memory
     if not any(mapping.name == NAME for mapping in memory.kernel_mappings()):
         return []
     found: list[Blocker] = []
-    if let_run(pid, stops, memory):
-        # Who ran may have made a thread, which nobody has stopped, or have ended.
+    if any(_offset_inside(memory, stop) is not None for stop in stops):
+        run_out(seen, stops)
+        # A thread may have ended; and should one have gone further than it was led, it may have made another.
         there = {int(name) for name in os.listdir(f"/proc/{pid}/task")}
         if there != {stop.tid for stop in stops}:
             return [Blocker(f"process {pid}", "makes or ends threads while it is being frozen", "try again")]
@@ -54,26 +67,46 @@ def leave_vdso(pid: int, stops: list[tracee.Stop], memory: AddressSpace) -> list
     return found
 
 
-def let_run(pid: int, stops: list[tracee.Stop], memory: AddressSpace) -> bool:
-    """Let each thread that is inside run until it is not, some times at most; whether any has run."""
-    ran = False
-    for index, stop in enumerate(stops):
-        for _ in range(TRIES):
-            last = stops[index]
-            if last.kind is not tracee.StopKind.INTERRUPT:
-                break
+def run_out(seen: SourceSnapshot, stops: list[tracee.Stop]) -> None:
+    """Run each thread that is inside to the return of its function, one after the other."""
+    # Aborts restartable sequences, which a remote syscall would end without a word (kernel/tracing/rseq.h).
+    threads = snapshot_threads(seen.pid, [stop.tid for stop in stops], seen.end_signal)
+    mappings = maps(seen.pid)
+    length = room_needed(threads, {}) + PAGE
+    address = free_range([(mapping.start, mapping.end) for mapping in mappings], length)
+    map_stub(threads, seen.gadgets, frame_of(seen.pid, seen, mappings), address, length)
+    deadline = time.monotonic() + LONGEST_SECONDS
+    for index in range(len(stops)):
+        _run_out(seen.memory, threads, stops, index, deadline)
+    # Not where something has failed: a thread might be on the detour.
+    unmap_stub(threads)
+
+
+def _run_out(
+    memory: AddressSpace, threads: SourceThreads, stops: list[tracee.Stop], index: int, deadline: float
+) -> None:
+    tid = stops[index].tid
+    try:
+        for _ in range(MOST_RETURNS):
+            offset = _offset_inside(memory, stops[index])
+            if offset is None:
+                return
             try:
-                if not is_inside(memory, tracee.get_registers(stop.tid).instruction_pointer):
-                    break
-                ran = True
-                tracee.release(last)
-                time.sleep(random.uniform(0, LONGEST_RUN))
-                stops[index] = tracee.stop(stop.tid)
-            except ProcessGone:
-                if stop.tid == pid:
-                    raise
-                break
-    return ran
+                place = return_place(memory.vdso, offset, tracee.get_registers(tid))
+            except ValueError:
+                return
+            stops[index] = run_to_return(stops[index], place, threads.tables_address, deadline)
+    except ProcessGone:
+        if tid == threads.pid:
+            raise
+
+
+def _offset_inside(memory: AddressSpace, stop: tracee.Stop) -> int | None:
+    """The offset in the vdso of a thread that cannot stay there."""
+    place = tracee.get_registers(stop.tid).instruction_pointer
+    if not is_inside(memory, place):
+        return None
+    return next(place - one.start for one in memory.kernel_mappings() if one.name == NAME)
 
 
 def is_inside(memory: AddressSpace, place: int) -> bool:

@@ -18,6 +18,24 @@ _PLACES: Mapping[str, int] = {name: 8 * index for index, name in enumerate(_NAME
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _SYSCALL_INSTRUCTION_LENGTH = 2
 _CODE_SEGMENT_64 = 0x33
+# By the numbers that DWARF has for them (System V psABI for x86-64, 3.6.2).
+# fmt: off
+_DWARF_NAMES = (
+    "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)
+# fmt: on
+
+# What a function may return to instead of its caller: it makes a system call, at whose entry a tracer stops the thread
+# and brings it to the caller; without a tracer it goes on there. Of the registers that it changes, a function that
+# returns has left only the result to be kept.
+_DETOUR = (
+    b"\x49\x89\xc2"  # mov %rax, %r10
+    b"\xb8" + int(lib.SYS_getpid).to_bytes(4, "little") +  # mov $SYS_getpid, %eax
+    b"\x0f\x05"  # syscall
+    b"\x4c\x89\xd0"  # mov %r10, %rax
+    b"\xff\x25\x00\x00\x00\x00"  # jmp *(%rip), which is what follows
+)  # fmt: skip
+DETOUR_ROOM = 32
 
 REGISTERS_SIZE: int = lib.LM_REGISTERS_SIZE
 assert len(_NAMES) * 8 == REGISTERS_SIZE
@@ -102,6 +120,17 @@ class Registers:
             instruction_pointer=instruction, result=number, syscall_number=-1, arguments=arguments
         )
 
+    def dwarf_register(self, number: int) -> int:
+        """The register of this number in debugging information. Raises ValueError for one that is not here."""
+        if not 0 <= number < len(_DWARF_NAMES):
+            raise ValueError(f"no general register has the number {number}")
+        return self._get(_DWARF_NAMES[number])
+
+    def after_detour(self, detour: int, return_address: int) -> Registers:
+        """At `return_address`, for a thread that is anywhere in the detour at `detour`."""
+        saved = "rax" if self.instruction_pointer == detour else "r10"
+        return self.replaced(instruction_pointer=return_address, result=self._get(saved), syscall_number=-1)
+
     def _get(self, name: str) -> int:
         place = _PLACES[name]
         return int.from_bytes(self.raw[place : place + 8], "little")
@@ -109,3 +138,8 @@ class Registers:
     def _get_signed(self, name: str) -> int:
         place = _PLACES[name]
         return int.from_bytes(self.raw[place : place + 8], "little", signed=True)
+
+
+def detour_code(return_address: int) -> bytes:
+    """DETOUR_ROOM bytes that lead to `return_address`, to be run anywhere."""
+    return (_DETOUR + return_address.to_bytes(8, "little")).ljust(DETOUR_ROOM, b"\0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import random
 import signal
 import subprocess
 import time
@@ -48,13 +47,11 @@ from live_migration.kernel.injection.syscall_numbers import (
 )
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
-from tests.kernel.home_help import frame_on_stack, gadgets_of, in_a_child, stack_of
-from tests.kernel.husks import kill_and_reap, wait_until
+from tests.kernel.home_help import Target, frame_on_stack, gadgets_of, in_a_child, kill_at_random, stack_of
 from tests.kernel.vector_state import vector_registers
 
 pytestmark = pytest.mark.timeout(300)
 SOURCE = Path(__file__).resolve().parent / "home_program.c"
-KILLS = 210
 MAP_FIXED_NOREPLACE = 0x100000
 END_SIGNAL = choose_end_signal(0) or 0
 
@@ -67,83 +64,17 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Target:
-    """A running home_program; `counters` are its threads' and its handler's."""
-
-    def __init__(self, binary: Path, folder: Path, computing: int, sleeping: int) -> None:
-        self.path = folder / "counters"
-        self.count = 1 + computing + sleeping
-        self.process = subprocess.Popen(
-            [binary, self.path, str(computing), str(sleeping)], stderr=subprocess.PIPE, text=True
-        )
-        self.pid = self.process.pid
-        self.signals = 0
-        wait_until(lambda: self.path.exists() and self.path.stat().st_size and all(self.counters()))
-
-    def counters(self) -> list[int]:
-        """How often each thread has been round."""
-        return self._numbers()[: self.count]
-
-    def handled(self) -> int:
-        """How often the leader's handler ran."""
-        return self._numbers()[self.count]
-
-    def _numbers(self) -> list[int]:
-        content = self.path.read_bytes()
-        return [int.from_bytes(content[at : at + 8], "little") for at in range(0, 8 * (self.count + 1), 8)]
-
-    def check_runs(self) -> None:
-        """Every thread goes round twice more: what it began before now, and a whole round."""
-        before = self.counters()
-
-        def all_went_on() -> bool:
-            if self.process.poll() is not None:
-                assert self.process.stderr is not None
-                raise AssertionError(f"it ended with {self.process.returncode}: {self.process.stderr.read()}")
-            return all(now >= then + 2 for now, then in zip(self.counters(), before, strict=True))
-
-        wait_until(all_went_on)
-
-    def disturb(self) -> None:
-        """A signal that the leader's handler counts; realtime, so that none is lost."""
-        os.kill(self.pid, signal.SIGRTMIN)
-        self.signals += 1
-
-
 @pytest.fixture
 def targets(binary: Path, tmp_path: Path) -> Iterator[Callable[[int, int], Target]]:
     started: list[Target] = []
 
     def start(computing: int, sleeping: int) -> Target:
-        started.append(Target(binary, tmp_path, computing, sleeping))
+        started.append(Target(binary, tmp_path, 1 + computing + sleeping, str(computing), str(sleeping)))
         return started[-1]
 
     yield start
     for target in started:
-        kill_and_reap(target.pid)
-        assert target.process.stderr is not None
-        target.process.stderr.close()
-        target.process.returncode = 0
-
-
-def kill_at_random(target: Target, work: Callable[[], None], disturbed: bool) -> None:
-    """Kill tracers at random instants of their work, KILLS times; the target notices nothing of it."""
-    chance = random.Random(1)
-    for _ in range(KILLS):
-        reader, writer = os.pipe()
-        child = in_a_child(work, writer)
-        os.close(writer)
-        with open(reader, "rb", buffering=0) as words:
-            assert words.read(1) == b"+"
-            time.sleep(chance.uniform(0.0, 0.008))
-            if disturbed:
-                target.disturb()
-                time.sleep(chance.choice((0, 0, 0.0002)))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            assert words.read(200) == b""
-        target.check_runs()
-    assert target.handled() == target.signals
+        target.end()
 
 
 @pytest.mark.parametrize("place", ["stack", "padding"])

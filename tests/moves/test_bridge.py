@@ -250,8 +250,11 @@ def test_moved_twice_over_bridges(
 
 @pytest.mark.program
 @pytest.mark.parametrize("strategy", ["post-copy", "pre-copy", "hybrid"])
-def test_frozen_again(strategy: str, tmp_path: Path, machines: tuple[Machine, Machine], orphans: None) -> None:
+def test_frozen_again(
+    strategy: str, tmp_path: Path, machines: tuple[Machine, Machine], orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thread is in the vdso when the process is frozen first: it runs on. Rounds are corrected at both."""
+    monkeypatch.setenv("PYTHONPATH", str(FROZEN_AGAIN.parents[2]))
     programs_help.build()
     running = programs_help.run(read_program(FOLDER / "memory_changing.c"), tmp_path, machines[0])
     running.wait_ready()

@@ -1,0 +1,77 @@
+"""A stopped thread is run to the end of the function that it is in, and stopped there.
+
+No breakpoint and no single step may do that: without a tracer their SIGTRAP kills. The thread's return address is
+changed instead, to a detour of ours (kernel/arch/x86_64.py). It makes a system call, at whose entry the tracer stops
+the thread and puts it where it wanted to return to; when the tracer is dead it leads there by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+from live_migration.kernel.arch.x86_64 import DETOUR_ROOM, Registers, detour_code
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.tracing import tracee
+from live_migration.kernel.tracing.call_frames import find_frame
+
+WORD = 8
+POLL_SECONDS = 20e-6
+
+
+@dataclass(frozen=True)
+class Detour:
+    """Our code at `address`, which leads to `back`, and the place on the stack where `back` is the return address."""
+
+    address: int
+    place: int
+    back: int
+
+
+def return_place(image: bytes, offset: int, registers: Registers) -> int:
+    """Where the return address of a thread stands that is at `offset` of a loaded ELF image.
+
+    Raises ValueError where the image does not tell."""
+    frame = find_frame(image, offset)
+    return registers.dwarf_register(frame.register) + frame.offset - WORD
+
+
+def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> tracee.Stop:
+    """Run a stopped thread until it returns to the address that stands at `place`; its stop afterwards.
+
+    `room`: DETOUR_ROOM bytes of executable memory in the process. They are needed no more when it returns, but may be
+    when it raises. The thread is stopped before that at the first instruction of a handler when a signal comes, behind
+    a system call that the function makes, and at the `deadline` (time.monotonic) wherever it is. Its stack is as if it
+    had not been changed. Raises ProcessGone, OSError, TimeoutError."""
+    tid = last.tid
+    detour = Detour(room, place, int.from_bytes(tracee.read_memory(tid, place, WORD), "little"))
+    tracee.write_memory(tid, room, detour_code(detour.back))
+    tracee.write_memory(tid, place, detour.address.to_bytes(WORD, "little"))
+    try:
+        tracee.resume_to_syscall(tid)
+        stop = _wait(tid, deadline)
+        # First the registers: the frame of a handler that is about to run would keep an address within the detour.
+        _leave(tid, detour)
+        return tracee.stop(tid, stop)
+    finally:
+        with contextlib.suppress(ProcessGone, OSError):
+            if tracee.read_memory(tid, place, WORD) == detour.address.to_bytes(WORD, "little"):
+                tracee.write_memory(tid, place, detour.back.to_bytes(WORD, "little"))
+
+
+def _wait(tid: int, deadline: float) -> tracee.Stop:
+    """The thread's next stop, which at the deadline is asked for."""
+    while (stop := tracee.wait_no_hang(tid)) is None:
+        if time.monotonic() > deadline:
+            tracee.interrupt(tid)
+            return tracee.wait(tid)
+        time.sleep(POLL_SECONDS)
+    return stop
+
+
+def _leave(tid: int, detour: Detour) -> None:
+    """Put a stopped thread that is in the detour at its end."""
+    state = tracee.get_registers(tid)
+    if detour.address <= state.instruction_pointer < detour.address + DETOUR_ROOM:
+        tracee.set_registers(tid, state.after_detour(detour.address, detour.back))
