@@ -15,7 +15,7 @@ PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv py
             redis-server nodejs sqlite3
 KERNEL_PACKAGES := qemu-system-x86
 LAYERS := kernel wire process pager source_server restorer
-NATIVE := build_native.py $(shell find $(LAYERS) -name '*.[ch]')
+NATIVE := build_native.py $(shell find $(LAYERS) -name '*.[chS]')
 # Every C file and header of the repository, wherever it stands.
 C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' -print)
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))

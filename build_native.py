@@ -5,6 +5,9 @@ between the lines `/* cffi: begin */` and `/* cffi: end */`; they are collected 
 into one API-mode module, so that the compiler checks each against the C it describes. Headers are written in
 terms of their folder (`#include "wire/channel.h"`).
 
+The one assembly file is assembled here and handed over as an object: setuptools' compiler takes C alone, and whether it
+may be taught more has changed from version to version.
+
 setup.py builds it, for an installation and, run as `python build_native.py`, in place: one way, so that the extension
 has one name. LM_SANITIZE=address,undefined builds the extension with those sanitizers.
 """
@@ -12,6 +15,7 @@ has one name. LM_SANITIZE=address,undefined builds the extension with those sani
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +25,10 @@ import cffi
 ROOT = Path(__file__).resolve().parent
 LAYERS = ("kernel", "wire", "process", "pager", "source_server", "restorer")
 EXTENSION = "_lm.abi3.so"
+# Of kernel/arch/, the files of this machine's architecture, which begin with its name.
+ARCHITECTURE = platform.machine()
+STUB_SOURCE = ROOT / "kernel" / "arch" / f"{ARCHITECTURE}.S"
+STUB_OBJECT = ROOT / "build" / "native" / "stub.o"
 # Not parts of the extension: programs of their own, freestanding, without libc.
 STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
@@ -48,6 +56,7 @@ def sources() -> list[str]:
         for layer in LAYERS
         for path in sorted((ROOT / layer).rglob("*.c"))
         if str(path.relative_to(ROOT)) not in STATIC_PROGRAMS
+        if path.parent != STUB_SOURCE.parent or path.name.startswith(ARCHITECTURE)
     ]
 
 
@@ -75,19 +84,39 @@ def make_ffi() -> cffi.FFI:
         "live_migration._lm",
         "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
         sources=sources(),
+        extra_objects=[str(STUB_OBJECT)],
         libraries=["zstd", "pthread"],
         # One file for every Python from 3.11 on, named _lm.abi3.so.
         py_limited_api=True,
         extra_compile_args=flags,
         extra_link_args=[f"-fsanitize={sanitize}"] if sanitize else [],
-        depends=[str(path) for layer in LAYERS for path in (ROOT / layer).rglob("*.h")],
+        depends=[str(path) for layer in LAYERS for path in (ROOT / layer).rglob("*.[hS]")],
     )
     return ffi
 
 
+def build_objects() -> None:
+    """Build what setuptools cannot, before it is asked for the extension."""
+    build_stub()
+    build_static_programs()
+
+
+def build_stub() -> None:
+    """Assemble the stub. Raises SystemExit where it has not been written for this machine."""
+    if not STUB_SOURCE.exists():
+        raise SystemExit(f"this runs on x86-64 alone: there is no {STUB_SOURCE}, see kernel/arch/arch.h")
+    STUB_OBJECT.parent.mkdir(parents=True, exist_ok=True)
+    command = [compiler(), "-c", "-iquote", str(ROOT), str(STUB_SOURCE), "-o", str(STUB_OBJECT)]
+    subprocess.run(command, check=True)
+
+
+def compiler() -> str:
+    """The C compiler, as setuptools finds it."""
+    return os.environ.get("CC", "cc")
+
+
 def build_static_programs() -> None:
     """Compile the husk and process 1 of a namespace, each a static program of a few hundred bytes."""
-    compiler = os.environ.get("CC", "cc")
     for source, target in STATIC_PROGRAMS.items():
         if not (ROOT / source).exists():
             continue
@@ -96,7 +125,7 @@ def build_static_programs() -> None:
         if output.exists() and output.stat().st_mtime > (ROOT / source).stat().st_mtime:
             continue
         flags = ["-std=gnu11", "-iquote", str(ROOT), *WARNINGS, *STATIC_FLAGS]
-        subprocess.run([compiler, *flags, str(ROOT / source), "-o", str(output)], check=True)
+        subprocess.run([compiler(), *flags, str(ROOT / source), "-o", str(output)], check=True)
 
 
 def remove_other_extensions() -> None:

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "restorer/custody.h"
 
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 #include "kernel/memory/own_memory.h"
 #include "kernel/pidfd.h"
 #include "restorer/verdict.h"

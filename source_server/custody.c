@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "source_server/custody.h"
 
+#include "kernel/arch/arch.h"
 #include "kernel/memory/own_memory.h"
 #include "wire/written.h"
 

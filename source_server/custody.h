@@ -27,10 +27,6 @@
 #define LM_CUSTODY_DECIDED 2 /* COMMIT was sent, and the threads stay */
 #define LM_CUSTODY_NO 3      /* COMMIT is not sent and never will be */
 
-#define LM_PARK_UNDECIDED 0
-#define LM_PARK_STAY 1
-#define LM_PARK_GO_HOME 2
-
 #define LM_CUSTODY_NO_ROOM 16384
 
 /* Shared between lm-serve and its custodian. `state` is written last, when all that it speaks of is there. */
@@ -54,7 +50,7 @@ void lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeli
 /* Say the recorded no into the control socket, or what is left of it. 0 or -errno. */
 int lm_custody_say_no(const struct lm_custody *custody, int control_socket);
 
-/* Write the word that the parked threads of `pid` wait for. */
+/* Write the word (LM_PARK_...) that the parked threads of `pid` wait for. */
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word);
 /* cffi: end */
 

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 
 #include <cpuid.h>
 #include <string.h>
@@ -7,85 +7,9 @@
 
 enum { SYSCALL_LENGTH = 2 };
 
-#define TEXT_OF(value) #value
-#define TEXT(value) TEXT_OF(value)
-
-_Static_assert(SYS_pause == 34 && SYS_nanosleep == 35 && SYS_rt_sigreturn == 15, "numbers used in the stub");
-
-/* .org goes forwards only: a stub that outgrows its place does not assemble. */
-__asm__(
-    ".pushsection .rodata\n"
-    ".balign 64\n"
-    "lm_stub:\n"
-    /* LM_STUB_RUN: rbx row, r12 ending */
-    "1:  mov 4(%rbx), %ebp\n"
-    "    test $" TEXT(LM_ROW_STORE) "|" TEXT(LM_ROW_COPY) "|" TEXT(LM_ROW_TRAP) "|" TEXT(
-        LM_ROW_HOME) ", %ebp\n"
-                     "    jne 3f\n"
-                     "    mov (%rbx), %eax\n"
-                     "    mov 8(%rbx), %rdi\n"
-                     "    mov 16(%rbx), %rsi\n"
-                     "    mov 24(%rbx), %rdx\n"
-                     "    mov 32(%rbx), %r10\n"
-                     "    mov 40(%rbx), %r8\n"
-                     "    mov 48(%rbx), %r9\n"
-                     "    syscall\n"
-                     "    mov %rax, 56(%rbx)\n"
-                     "    test $" TEXT(
-                         LM_ROW_CHECKED) ", %ebp\n"
-                                         "    je 2f\n"
-                                         "    cmp $-4095, %rax\n"
-                                         "    jb 2f\n"
-                                         "    mov %r12, %rbx\n"
-                                         "    jmp 1b\n"
-                                         "2:  add $" TEXT(
-                                             LM_ROW_SIZE) ", %rbx\n"
-                                                          "    jmp 1b\n"
-                                                          "3:  test $" TEXT(LM_ROW_TRAP) "|" TEXT(
-                                                              LM_ROW_HOME) ", %ebp\n"
-                                                                           "    jne 5f\n"
-                                                                           "    mov 8(%rbx), %rdi\n"
-                                                                           "    mov 16(%rbx), %rax\n"
-                                                                           "    test $" TEXT(
-                                                                               LM_ROW_COPY) ", %ebp\n"
-                                                                                            "    je 4f\n"
-                                                                                            "    mov (%rax), "
-                                                                                            "%rax\n"
-                                                                                            "4:  mov %rax, "
-                                                                                            "(%rdi)\n"
-                                                                                            "    jmp 2b\n"
-                                                                                            "5:  test $" TEXT(
-                                                                                                LM_ROW_HOME) ", %ebp\n"
-                                                                                                             "    jne 8f\n"
-                                                                                                             "    int3\n"
-                                                                                                             "    jmp 5b\n"
-                                                                                                             ".org lm_stub "
-                                                                                                             "+ " TEXT(
-                                                                                                                 LM_STUB_PARK) "\n"
-                                                                                                                               "6:  mov (%r12), %eax\n"
-                                                                                                                               "    cmp $2, %eax\n"
-                                                                                                                               "    je 8f\n"
-                                                                                                                               "    cmp $1, %eax\n"
-                                                                                                                               "    jne 7f\n"
-                                                                                                                               "    mov $34, %eax\n"
-                                                                                                                               "    syscall\n"
-                                                                                                                               "    jmp 6b\n"
-                                                                                                                               "7:  lea 9f(%rip), %rdi\n"
-                                                                                                                               "    xor %esi, %esi\n"
-                                                                                                                               "    mov $35, %eax\n"
-                                                                                                                               "    syscall\n"
-                                                                                                                               "    jmp 6b\n"
-                                                                                                                               "8:  mov %r13, %rsp\n"
-                                                                                                                               "    mov $15, %eax\n"
-                                                                                                                               "    syscall\n"
-                                                                                                                               "    jmp 5b\n"
-                                                                                                                               ".balign 8\n"
-                                                                                                                               "9:  .quad 0, 1000000\n"
-                                                                                                                               ".org lm_stub + " TEXT(
-                                                                                                                                   LM_STUB_ROOM) "\n"
-                                                                                                                                                 ".popsection\n");
-
-extern const char lm_stub[LM_STUB_ROOM];
+/* kernel/arch/x86_64.S */
+extern const char lm_stub[LM_STUB_ROOM] __attribute__((visibility("hidden")));
+extern const char lm_stub_park[] __attribute__((visibility("hidden")));
 
 const char *lm_stub_code(void) {
     return lm_stub;
@@ -109,7 +33,7 @@ size_t lm_arch_xstate_room(void) {
 
 void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
                          uint64_t frame_pointer) {
-    registers->rip = stub + LM_STUB_RUN;
+    registers->rip = stub;
     registers->rbx = table;
     registers->r12 = ending;
     registers->orig_rax = (unsigned long long)-1;
@@ -117,7 +41,7 @@ void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint
 }
 
 void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer) {
-    registers->rip = stub + LM_STUB_PARK;
+    registers->rip = stub + (uint64_t)(lm_stub_park - lm_stub);
     registers->r12 = word;
     registers->r13 = frame_pointer;
     registers->orig_rax = (unsigned long long)-1;

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "kernel/injection/program.h"
 
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 #include "kernel/memory/memory.h"
 #include "kernel/tracing/tracee.h"
 

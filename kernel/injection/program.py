@@ -2,7 +2,7 @@
 
 A ptrace stop costs tens of microseconds, a row of a program a fraction of one. A program is composed without
 knowing where it will run; `encode` relocates it. Rows may use the results of earlier rows and addresses in
-the program's own data area. The stub (kernel/arch/x86_64.c) and the runner (kernel/injection/program.c) are C.
+the program's own data area. The stub (of kernel/arch/) and the runner (kernel/injection/program.c) are C.
 
 Layout of an area: [stub, LM_STUB_ROOM bytes] [rows of 64 bytes] [ending rows] [data].
 """
@@ -22,8 +22,8 @@ from live_migration.kernel.injection.syscall_numbers import SYS_getpid, SYS_gett
 
 _ROW_SIZE: int = lib.LM_ROW_SIZE
 _WORDS = _ROW_SIZE // 8
-_FIRST_ARGUMENT = 1
-_RESULT = 7
+_FIRST_ARGUMENT: int = lib.LM_ROW_ARGUMENTS // 8
+_RESULT: int = lib.LM_ROW_RESULT // 8
 _ARGUMENTS = 6
 _MASK = (1 << 64) - 1
 _ERRORS_FROM = -4095

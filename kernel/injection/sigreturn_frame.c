@@ -1,6 +1,6 @@
 #include "kernel/injection/sigreturn_frame.h"
 
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 #include "kernel/cpu.h"
 
 #include <asm/signal.h>

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "kernel/injection/source_threads.h"
 
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 #include "kernel/injection/sigreturn_frame.h"
 #include "kernel/tracing/rseq.h"
 

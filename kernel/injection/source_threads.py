@@ -21,7 +21,6 @@ from live_migration.kernel.injection.syscall_numbers import SYS_mmap, SYS_munmap
 from live_migration.kernel.tracing import tracee
 
 FLAG_ROOM = 64
-STAY = 1
 PROGRAM_ALIGNMENT = 64
 # Ignored by default and seen by a tracer all the same; the first one that the process does not handle is used.
 END_SIGNALS = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
@@ -117,8 +116,8 @@ def map_stub(threads: SourceThreads, gadgets: Gadgets, frame: int, address: int,
     write_frames(threads)
 
 
-def write_frames(threads: SourceThreads, word: int = 0) -> None:
-    """Write the stub, the waiting word (0: undecided) and the frames, for what is every thread's home now."""
+def write_frames(threads: SourceThreads, word: int = lib.LM_PARK_UNDECIDED) -> None:
+    """Write the stub, the word that parked threads wait for and the frames, for what is every thread's home now."""
     head = int(lib.LM_STUB_ROOM) + FLAG_ROOM
     content = bytearray(threads.tables_address - threads.address)
     content[: lib.LM_STUB_ROOM] = ffi.buffer(lib.lm_stub_code(), lib.LM_STUB_ROOM)
@@ -172,7 +171,7 @@ def park(threads: SourceThreads) -> None:
 def settle(threads: SourceThreads) -> None:
     """After COMMIT: the waiting loop is every thread's home from now on, and the word says to stay."""
     lib.lm_source_settle(threads.handle, threads.address, threads.flag_address)
-    write_frames(threads, STAY)
+    write_frames(threads, lib.LM_PARK_STAY)
 
 
 def bring_home(threads: SourceThreads) -> None:

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "kernel/tracing/tracee.h"
 
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 #include "kernel/tracing/never_restarted.h"
 
 #include <dirent.h>

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE
 #include "kernel/tracing/tracee.h"
 
-#include "kernel/arch/x86_64.h"
+#include "kernel/arch/arch.h"
 
 #include <elf.h>
 #include <errno.h>

@@ -1,41 +1,34 @@
 /*
- * x86-64: the stub that runs a program of system calls, and what the tracer must know of the registers.
+ * What an architecture provides. Nothing outside of kernel/arch/ names a register or writes an instruction; a second
+ * architecture NAME, as `uname -m` has it, is these files beside those of x86_64:
  *
- * A program is a table of rows. The stub is set going at LM_STUB_RUN with
- *     rbx   the first row
- *     r12   the row to go on with when a checked call fails: the ending
- *     r13   for a program that ends with LM_ROW_HOME: where rt_sigreturn takes the frame of the way home from
+ *     NAME.S    the stub that runs a program of system calls in a process, or waits there
+ *     NAME.c    the functions below
+ *     NAME.py   what Python knows of registers
  *
- * It touches no other memory than the table and what the rows name, no stack, and no vector registers. It
- * changes rax, rdi, rsi, rdx, r10, r8, r9, rbp, rcx, r11 (the last two by the syscall instruction itself) and
- * the flags.
- *
- * At LM_STUB_PARK begins a loop without a program: it looks at a word and waits, for ever, or until it is
- * told to go home. With
- *     r12   the address of the word: 0 look again in a millisecond, 1 pause for good, 2 go home
- *     r13   the stack pointer with which rt_sigreturn takes the frame of the way home
+ * A program is a table of rows, one for each system call. Every row's result stays in the row.
  */
-#ifndef LM_KERNEL_ARCH_X86_64_H
-#define LM_KERNEL_ARCH_X86_64_H
-
-#include <stddef.h>
-#include <stdint.h>
-#include <sys/user.h>
+#ifndef LM_KERNEL_ARCH_H
+#define LM_KERNEL_ARCH_H
 
 /* cffi: begin */
-#define LM_STUB_RUN 0
-#define LM_STUB_PARK 128
 /* The stub with its constants; what follows in the same page may be used for other things. */
 #define LM_STUB_ROOM 256
 
+/* A row: the number of the system call (4 bytes), flags (4 bytes), six arguments and the result (8 bytes each). */
 #define LM_ROW_SIZE 64
-/* A checked call: a result in -4095..-1 ends the program. */
+#define LM_ROW_NUMBER 0
+#define LM_ROW_FLAGS 4
+#define LM_ROW_ARGUMENTS 8
+#define LM_ROW_RESULT 56
+
+/* The flags. A checked call: a result in -4095..-1 ends the program. */
 #define LM_ROW_CHECKED 1
 /* No call: 8 bytes, the second argument, are written to the address that is the first. */
 #define LM_ROW_STORE 2
 /* The same, but the 8 bytes are read from the address that is the second. */
 #define LM_ROW_COPY 4
-/* No call: a trap (int3). Only where the tracer's death may take the process along. */
+/* No call: a trap. Only where the tracer's death may take the process along. */
 #define LM_ROW_TRAP 8
 /* No call but the last: rt_sigreturn from the frame. Until then the stack pointer is the thread's own, so
  * that a handler of a signal, which only a dead tracer lets in, runs where it would have run anyway. */
@@ -45,20 +38,27 @@
 #define LM_ENDING_ROWS 6
 #define LM_ENDING_TELLS 4
 
+/* The word that a parked thread waits for: to be read again in a millisecond; pause(2) for good; rt_sigreturn
+ * from the frame. */
+#define LM_PARK_UNDECIDED 0
+#define LM_PARK_STAY 1
+#define LM_PARK_GO_HOME 2
+/* cffi: end */
+
+/* The stub's source needs the numbers above and no more. */
+#ifndef __ASSEMBLER__
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/user.h>
+
+/* cffi: begin */
 /* LM_STUB_ROOM bytes of position independent code. */
 const char *lm_stub_code(void);
 
 /* Length of the xsave image that PTRACE_GETREGSET can return on this machine, at most. */
 size_t lm_arch_xstate_room(void);
 /* cffi: end */
-
-struct lm_row {
-    uint32_t number;
-    uint32_t flags;
-    uint64_t arguments[6];
-    int64_t result;
-};
-_Static_assert(sizeof(struct lm_row) == LM_ROW_SIZE, "struct lm_row");
 
 /* Registers that run the table at `table` with the stub at `stub`. `frame_pointer` for rt_sigreturn. */
 void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
@@ -67,8 +67,7 @@ void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint
 /* The address of the row that the stub is at. */
 uint64_t lm_arch_row(const struct user_regs_struct *registers);
 
-/* Registers that wait in the loop at LM_STUB_PARK for the word at `word`; `frame_pointer` for rt_sigreturn.
- */
+/* Registers that wait with the stub at `stub` for the word at `word`; `frame_pointer` for rt_sigreturn. */
 void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer);
 
 /* Registers that make one system call at the address of a syscall instruction. */
@@ -89,5 +88,7 @@ void lm_arch_rewind(struct user_regs_struct *registers);
 
 /* The first syscall instruction in the bytes at `code`, as an offset; -1 if there is none. */
 long lm_arch_find_syscall(const void *code, size_t length);
+
+#endif /* __ASSEMBLER__ */
 
 #endif
