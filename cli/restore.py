@@ -6,7 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from live_migration.wire.command_line import run_command
+from live_migration.cli.command_line import run_command
+from live_migration.cli.rendering import make_events
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,11 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _restore(arguments: Sequence[str] | None) -> int:
-    from live_migration.restorer.options import parse_options
+    from live_migration.cli.restore_options import parse_options
 
     options = parse_options(arguments)
     # Late, so that --help and a wrong option answer at once, and without the C side.
-    return int(importlib.import_module("live_migration.restorer.frontend").run(options))
+    run = importlib.import_module("live_migration.restorer.frontend").run
+    with make_events("lm-restore", json=options.json, verbose=options.verbose) as events:
+        return int(run(options, events))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from live_migration.wire.command_line import run_command
+from live_migration.cli.command_line import run_command
+from live_migration.cli.rendering import make_events
 from live_migration.wire.errors import MigrationError
 
 
@@ -16,12 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: Sequence[str] | None) -> int:
-    from live_migration.source_server.options import parse_options
+    from live_migration.cli.serve_options import parse_options
 
     options = parse_options(arguments)
     # Late, so that --help and a wrong option answer at once, and without the C side.
-    from live_migration.wire.events import make_events
-
     serve = importlib.import_module("live_migration.source_server.serve").serve
 
     with make_events("lm-serve", json=options.json, verbose=options.verbose) as events:

@@ -20,7 +20,7 @@ from live_migration.restorer.frontend_line import Worker
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.worker import start_worker
 from live_migration.wire.errors import LocalError
-from live_migration.wire.events import Events, make_events
+from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import check_fault
 from live_migration.wire.report import Report
@@ -43,24 +43,23 @@ class Frontend:
     status: int | None = None
 
 
-def run(options: RestoreOptions) -> int:
+def run(options: RestoreOptions, events: Events) -> int:
     """Take the process over; the exit status of lm-restore."""
     check_fault()
     # Before the fork, so that what it imports is there in both.
     worker = start_worker(options)
-    with make_events("lm-restore", json=options.json, verbose=options.verbose) as events:
-        frontend = Frontend(options, events, worker)
-        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        for number in FORWARDED:
-            signal.signal(number, lambda *_: None)
-        while frontend.status is None:
-            ready, _, _ = select.select([worker.news.fileno(), wake_read], [], [])
-            if wake_read in ready:
-                for arrived in os.read(wake_read, 64):
-                    _signal(frontend, arrived)
-            if worker.news.fileno() in ready and not _hear(frontend):
-                break
+    frontend = Frontend(options, events, worker)
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in FORWARDED:
+        signal.signal(number, lambda *_: None)
+    while frontend.status is None:
+        ready, _, _ = select.select([worker.news.fileno(), wake_read], [], [])
+        if wake_read in ready:
+            for arrived in os.read(wake_read, 64):
+                _signal(frontend, arrived)
+        if worker.news.fileno() in ready and not _hear(frontend):
+            break
     if frontend.status is None:
         return _worker_is_gone(frontend)
     if not frontend.stopping:

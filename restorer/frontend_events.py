@@ -1,4 +1,4 @@
-"""What the worker says goes to the frontend, which shows it (wire/events.py)."""
+"""What the worker says goes to the frontend, which shows it."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import live_migration.restorer.options
-import live_migration.source_server.options
+import live_migration.cli.restore_options
+import live_migration.cli.serve_options
+from live_migration.cli.command_line import parse_rate, parse_seconds
 from live_migration.restorer.options import RestoreOptions
 from live_migration.source_server.options import ServeOptions
-from live_migration.wire.command_line import parse_rate, parse_seconds
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.meeting import Meeting
@@ -25,11 +25,11 @@ TICKET = make_ticket("192.0.2.7", 5555)
 
 
 def serve(*arguments: str, **environment: str) -> ServeOptions:
-    return live_migration.source_server.options.parse_options(arguments, environment)
+    return live_migration.cli.serve_options.parse_options(arguments, environment)
 
 
 def restore(*arguments: str, **environment: str) -> RestoreOptions:
-    return live_migration.restorer.options.parse_options(arguments, environment)
+    return live_migration.cli.restore_options.parse_options(arguments, environment)
 
 
 def refusal(command: str, *arguments: str, **environment: str) -> str:
@@ -270,7 +270,7 @@ def test_help_needs_nothing_built() -> None:
         )
         assert run.returncode == 0
         assert run.stdout.startswith("usage: lm-")
-        for module in ("_lm", "rich", "zstandard"):
+        for module in ("live_migration._lm", "rich", "zstandard"):
             assert f" {module}\n" not in run.stderr
 
 

@@ -8,16 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import live_migration.cli.restore
 import live_migration.wire.handshake
+from live_migration.cli.rendering import make_events
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
-from live_migration.wire.ticket import make_ticket
+from live_migration.wire.meeting import Meeting, meet
+from live_migration.wire.ticket import make_ticket, read_ticket_file
 from tests.support import laws
 from tests.support.commands import RESTORE, SERVE, refused, stop, waiting_serve
 
@@ -311,3 +315,26 @@ def test_a_report_that_can_no_longer_be_written(leaving: laws.Subject) -> None:
     wait_for("the note", lambda: f"writing the report: {reports}/report: " in said.read_text() or None)
     assert move.serve.process.poll() is None
     assert laws.process_name(laws.moved_pid(move)) == "laws_program"
+
+
+@pytest.mark.parametrize(("listens", "comes"), [("source", "destination"), ("destination", "source")])
+def test_meeting(tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: str, comes: str) -> None:
+    path = f"{tmp_path}/ticket"
+    events = make_events("x", json=False)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(meet, Meeting(listen=("127.0.0.1", 0), ticket_file=path), listens, events, pid=12)
+        deadline = time.monotonic() + 10
+        while not os.path.exists(path):
+            assert time.monotonic() < deadline
+        ticket = read_ticket_file(path)
+        here = meet(Meeting(ticket=ticket), comes, events)
+        there = waiting.result(10)
+    assert here
+    assert there
+    assert here.session == there.session
+    here.close()
+    there.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == str(ticket)
+    other = {"source": "lm-restore --post-copy {}", "destination": "lm-serve PID --to {}"}[listens]
+    assert second == "run on the other side: " + other.format(ticket)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from live_migration.cli.rendering import make_events
 from live_migration.wire.addresses import split_address
 from live_migration.wire.errors import LocalError, MigrationError
-from live_migration.wire.events import make_events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.ticket import SCHEME, Ticket, blank_in_arguments, read_ticket, read_ticket_file
 

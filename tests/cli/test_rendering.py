@@ -1,4 +1,4 @@
-"""What the commands say: JSON lines, plain lines, a terminal; and how they find each other."""
+"""What the commands say: JSON lines, plain lines, a terminal."""
 
 from __future__ import annotations
 
@@ -8,63 +8,18 @@ import pty
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from live_migration.cli.rendering import make_events
 from live_migration.wire.blockers import Blocker
-from live_migration.wire.errors import LocalError, Refused
-from live_migration.wire.events import make_events
+from live_migration.wire.errors import Refused
 from live_migration.wire.exit_codes import ExitCode
-from live_migration.wire.meeting import Meeting, meet
-from live_migration.wire.report import Bytes, Faults, Report, as_markdown, show_bytes, summary, write_report
-from live_migration.wire.ticket import Ticket, read_ticket_file
+from live_migration.wire.ticket import Ticket
+from tests.support.reports import report
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def report() -> Report:
-    return Report(
-        side="destination",
-        outcome="complete",
-        strategy="post-copy",
-        pid=12,
-        started=0.0,
-        downtime_ms=4.12,
-        total_ms=1400.0,
-        bytes=Bytes(memory=1 << 30),
-        faults=Faults(count=412, p99_us=310.0),
-    )
-
-
-def test_the_last_line_says_the_result() -> None:
-    assert summary(report()) == "resumed in 4.1 ms; 412 faults, p99 0.31 ms; 1.0 GiB in 1.4 s"
-
-
-def test_a_migration_that_did_not_happen() -> None:
-    failed = Report(side="source", outcome="failed", strategy="", pid=12, started=0.0, total_ms=20.0)
-    assert summary(failed) == "failed after 20.0 ms"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (2048, "2.0 KiB"), (300 << 20, "300 MiB"), (3 << 40, "3.0 TiB")],
-)
-def test_amounts(count: int, text: str) -> None:
-    assert show_bytes(count) == text
-
-
-def test_the_report_is_json_as_documented(tmp_path: Path) -> None:
-    write_report(f"{tmp_path}/report", report())
-    content = json.loads((tmp_path / "report").read_text())
-    assert content["downtime_ms"] == 4.12
-    assert content["faults"] == {"count": 412, "p50_us": 0.0, "p90_us": 0.0, "p99_us": 310.0, "max_us": 0.0}
-    assert content["rounds"] == []
-    assert os.listdir(tmp_path) == ["report"]
-    assert (ROOT / "docs/report.md").read_text() == as_markdown()
-    with pytest.raises(LocalError, match="No such file or directory"):
-        write_report(f"{tmp_path}/none/report", report())
 
 
 def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +58,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:
     program = (
-        "from live_migration.wire.events import make_events\nevents = make_events('x', json=True)\n"
+        "from live_migration.cli.rendering import make_events\nevents = make_events('x', json=True)\n"
         "input()\nfor _ in range(9):\n    events.emit('staged', 1)\nimport os\nos._exit(7)"
     )
     command = [sys.executable, "-c", program]
@@ -118,7 +73,7 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     program = (
-        "from live_migration.wire.events import make_events\n"
+        "from live_migration.cli.rendering import make_events\n"
         "with make_events('x', json=False) as events:\n"
         "    events.emit('resumed', 12)\n"
         "    events.progress(256, 512, 3)\n"
@@ -145,26 +100,3 @@ def test_a_terminal_gets_a_bar() -> None:
     assert b"process 12 runs at the destination" in seen
     assert b"2.0 MiB of 2.0 MiB, 4 faults" in seen
     assert b"x: between" in seen
-
-
-@pytest.mark.parametrize(("listens", "comes"), [("source", "destination"), ("destination", "source")])
-def test_meeting(tmp_path: Path, capsys: pytest.CaptureFixture[str], listens: str, comes: str) -> None:
-    path = f"{tmp_path}/ticket"
-    events = make_events("x", json=False)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(meet, Meeting(listen=("127.0.0.1", 0), ticket_file=path), listens, events, pid=12)
-        deadline = time.monotonic() + 10
-        while not os.path.exists(path):
-            assert time.monotonic() < deadline
-        ticket = read_ticket_file(path)
-        here = meet(Meeting(ticket=ticket), comes, events)
-        there = waiting.result(10)
-    assert here
-    assert there
-    assert here.session == there.session
-    here.close()
-    there.close()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == str(ticket)
-    other = {"source": "lm-restore --post-copy {}", "destination": "lm-serve PID --to {}"}[listens]
-    assert second == "run on the other side: " + other.format(ticket)

@@ -1,0 +1,255 @@
+"""The options of lm-restore, as its command line has them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+
+from live_migration.cli.command_line import (
+    LOOPBACK,
+    OneSentenceParser,
+    destination_of,
+    parse_listen,
+    parse_number,
+    parse_rate,
+    parse_seconds,
+    take_ticket,
+    usage_error,
+)
+from live_migration.restorer.options import RestoreOptions
+from live_migration.wire.meeting import Meeting
+from live_migration.wire.report import check_report_path
+from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Parameters
+from live_migration.wire.ticket import Ticket, check_secret
+
+DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on the destination: it restores the
+process, lets it run at once (--post-copy, the default; --hybrid) or when its memory is complete
+(--pre-copy, --stop-and-copy), stays until the process ends, and ends with its status."""
+
+EPILOGUE = """environment:
+  LM_DEST_PORT    without TICKET and --listen: wait at this port for lm-serve
+  LM_DEST_IP      at this address (default: every address if a ticket file is written, else 127.0.0.1)
+  LM_TICKET_FILE  default of --ticket-file; without either there is no secret, and --insecure must be
+                  given to wait at an address beyond this machine
+
+exit status: that of the process, or one of docs/exit-codes.md."""
+
+
+def _mapped_path(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old.startswith("/") or not new.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW with two absolute paths")
+    return os.path.normpath(old), os.path.normpath(new)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options and their help."""
+    parser = OneSentenceParser(
+        prog="lm-restore",
+        description=DESCRIPTION,
+        epilog=EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "ticket",
+        metavar="TICKET",
+        nargs="?",
+        help="the ticket that lm-serve printed: text, @FILE, or - for standard input",
+    )
+    how = parser.add_mutually_exclusive_group()
+    for name, strategy in STRATEGIES.items():
+        when = "at once, its memory follows" if strategy.resume_at_once else "when its memory is complete"
+        before = "; what it can, is copied before it is frozen" if strategy.rounds else ""
+        how.add_argument(
+            f"--{name}", dest="strategy", action="store_const", const=name, help=f"the process runs {when}{before}"
+        )
+    names = (*STRATEGIES, AUTO)
+    how.add_argument(
+        "--strategy",
+        metavar="NAME",
+        choices=names,
+        help=f"one of {', '.join(names)} (default: post-copy); auto: by the size, how fast it writes, and the link",
+    )
+    add(
+        "--max-rounds",
+        metavar="N",
+        type=parse_number(1, MOST_ROUNDS, "a number of rounds"),
+        help="with pre-copy, hybrid and auto: at most so many before the freeze (default: 30, hybrid 5)",
+    )
+    add(
+        "--max-downtime",
+        metavar="MS",
+        type=_milliseconds,
+        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300, and another round "
+        "would leave no less)",
+    )
+    add(
+        "--round-timeout",
+        metavar="SECONDS",
+        type=parse_seconds,
+        help="a round that takes longer is ended (default: none)",
+    )
+    add(
+        "--on-no-convergence",
+        choices=NO_CONVERGENCE,
+        help="when the process writes as fast as the link sends: freeze it all the same, resume it at once, or give up "
+        "(default: post-copy)",
+    )
+    add(
+        "--bandwidth-limit",
+        metavar="RATE",
+        type=parse_rate,
+        help="bytes per second with K, M or G; holds bulk back, never faults (default: no limit)",
+    )
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        type=parse_listen,
+        help="wait there for lm-serve --to, instead of connecting; prints the ticket",
+    )
+    add("--ticket-file", metavar="FILE", help="also write the ticket to FILE, for its owner alone")
+    add(
+        "--prefetch",
+        choices=("hot", "order"),
+        default="hot",
+        help="what is fetched first after the resume, beside what surrounds its faults: what it touched last, or "
+        "memory in the order of its addresses, to compare (default: hot)",
+    )
+    add(
+        "--pid",
+        choices=("auto", "keep", "namespace"),
+        default="auto",
+        help="keep the process's ids, or put it into a PID namespace (default: keep if they are free)",
+    )
+    add("--detach", action="store_true", help="exit when every page is in; the process lives on")
+    add(
+        "--stdio",
+        choices=("attach", "null"),
+        default="attach",
+        help="what takes the place of a terminal, pipe or socket at descriptors 0 to 2 (default: attach, "
+        "those of lm-restore)",
+    )
+    add(
+        "--files",
+        choices=("strict", "size", "trust"),
+        default="strict",
+        help="how files are compared: size and mtime, size alone, not at all (default: strict)",
+    )
+    add(
+        "--map-path",
+        metavar="OLD=NEW",
+        type=_mapped_path,
+        action="append",
+        default=[],
+        help="files under OLD are under NEW here; may be repeated",
+    )
+    add(
+        "--tcp",
+        choices=("refuse", "close"),
+        default="refuse",
+        help="what to do about established TCP connections (default: refuse to move)",
+    )
+    add(
+        "--cpu",
+        choices=("strict", "trust"),
+        default="strict",
+        help="trust: move although this processor lacks something of the source's (default: strict)",
+    )
+    add("--report", metavar="FILE", help="write what happened to FILE, as JSON (docs/report.md)")
+    add("--json", action="store_true", help="print every event as one JSON object a line")
+    add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
+    add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
+    return parser  # fmt: skip
+
+
+def _milliseconds(text: str) -> float:
+    """Milliseconds, by themselves or with a unit. Not 0."""
+    return parse_seconds(text if text.endswith("s") else f"{text}ms") * 1000
+
+
+def _parameters(given: argparse.Namespace) -> Parameters:
+    """The strategy and its limits. Raises LocalError (USAGE) for limits of rounds that there are none of."""
+    name = given.strategy or "post-copy"
+    # What is chosen in the end, the source finds out; until then it copies as pre-copy would.
+    strategy = STRATEGIES["pre-copy" if name == AUTO else name]
+    limits = {
+        "--max-rounds": given.max_rounds,
+        "--max-downtime": given.max_downtime,
+        "--round-timeout": given.round_timeout,
+        "--on-no-convergence": given.on_no_convergence,
+    }
+    for option, value in limits.items():
+        if value is not None and not strategy.rounds:
+            raise usage_error(
+                f"{option} and --{name}",
+                "without rounds before the freeze there is nothing to limit",
+                "choose --pre-copy, --hybrid or --strategy auto, or leave it out",
+            )
+    if given.on_no_convergence and strategy.resume_at_once:
+        raise usage_error(
+            f"--on-no-convergence and --{name}", "it resumes at once in any case", "leave it out, or choose --pre-copy"
+        )
+    return Parameters(
+        strategy=name,
+        rounds=given.max_rounds or strategy.rounds,
+        resume_at_once=strategy.resume_at_once,
+        max_downtime_ms=given.max_downtime,
+        round_timeout=given.round_timeout,
+        no_convergence=given.on_no_convergence or "post-copy",
+        bandwidth_limit=given.bandwidth_limit or 0,
+        hot_first=given.prefetch == "hot",
+    )
+
+
+def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
+    """Connect or listen, from the options, else from the environment."""
+    if given.ticket is not None:
+        ticket = take_ticket(given.ticket)
+        if given.listen is not None:
+            raise usage_error("TICKET and --listen", "one connects, the other waits", "give one of them")
+        if given.ticket_file:
+            raise usage_error("TICKET and --ticket-file", "the side that listens makes the ticket", "leave one out")
+        check_secret(ticket, insecure=given.insecure)
+        return Meeting(ticket=ticket, with_secret=bool(ticket.secret))
+    ticket_file = given.ticket_file or environment.get("LM_TICKET_FILE") or None
+    if given.listen is not None:
+        return Meeting(listen=given.listen, ticket_file=ticket_file)
+    destination = destination_of(environment)
+    if destination is None:
+        raise usage_error(
+            "TICKET", "there is none", "give the one that lm-serve printed, or wait for lm-serve with --listen"
+        )
+    # Whoever reaches the port without a secret can give us any process to run.
+    host = destination.host or ("0.0.0.0" if ticket_file or given.insecure else LOOPBACK)
+    if not ticket_file:
+        check_secret(Ticket(host, destination.port, b""), insecure=given.insecure)
+    return Meeting(listen=(host, destination.port), with_secret=bool(ticket_file), ticket_file=ticket_file)
+
+
+def parse_options(
+    arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ
+) -> RestoreOptions:
+    """The options of a command line. Raises LocalError (USAGE, BAD_TICKET) and SystemExit (--help, bad
+    options).
+    """
+    given = make_parser().parse_args(arguments)
+    meeting = _meeting(given, environment)
+    if given.report:
+        check_report_path(given.report)
+    return RestoreOptions(
+        meeting=meeting,
+        parameters=_parameters(given),
+        pid=given.pid,
+        detach=given.detach,
+        stdio=given.stdio,
+        files=given.files,
+        map_path=tuple(given.map_path),
+        tcp=given.tcp,
+        cpu=given.cpu,
+        report=given.report,
+        json=given.json,
+        verbose=given.verbose,
+    )
