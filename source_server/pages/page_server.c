@@ -41,8 +41,8 @@ void lm_server_set_state(struct lm_page_server *server, int state, const char *f
 /* The connections are of no use any more: end both, so that the other thread and the peer notice. */
 static void drop(struct lm_page_server *server, const char *which, int error) {
     if (error == -EACCES)
-        lm_server_set_state(server, LM_SERVER_REFUSED, "a request on the %s connection comes before the freeze",
-                            which);
+        lm_server_set_state(server, LM_SERVER_REFUSED,
+                            "a request on the %s connection comes before the freeze", which);
     else if (error == -EPROTO || error == -EPROTONOSUPPORT)
         lm_server_set_state(server, LM_SERVER_REFUSED,
                             "a request on the %s connection breaks the page stream's %s", which,
