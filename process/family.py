@@ -1,21 +1,19 @@
 """What ties a process to others, or sets it apart from those that can be moved: each named as a blocker.
 
-All of it is read from outside. What is slow (looking at every process of the host) belongs to the look at the
-live process.
+All of it is read from outside. What is slow (the other processes of the host) belongs to the snapshot of the live
+process.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
-from live_migration.kernel import kcmp
 from live_migration.kernel.errors import ProcessGone
-from live_migration.kernel.proc import read_proc
 from live_migration.process.attributes.prctl import snapshot_stat
 from live_migration.process.attributes.status import parse_status, read_status
+from live_migration.process.scope import HostScan, process_name, thread_ids
 from live_migration.wire.blockers import Blocker
 
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
@@ -27,11 +25,10 @@ SHADOW_STACK = "shstk"
 ALL_ADDRESS_BITS = (1 << 64) - 1
 
 
-def process_blockers(pid: int, status: dict[str, str], own_tracer: int = 0) -> list[Blocker]:
-    """Whatever makes this process one that cannot be moved at all, or not with what it has now.
+def process_blockers(pid: int, status: dict[str, str], scan: HostScan) -> list[Blocker]:
+    """Whatever makes this member one that cannot be moved at all, or not with what it has now.
 
-    `status` are the lines of its status; `own_tracer` is the tracer that is no blocker: lm-serve. Raises
-    ProcessGone.
+    `status` are the lines of its status. Raises ProcessGone.
     """
     name = f"process {pid}"
     stat = snapshot_stat(pid)
@@ -56,10 +53,10 @@ def process_blockers(pid: int, status: dict[str, str], own_tracer: int = 0) -> l
     if pid == os.getpid():
         return [Blocker(object=name, cause="it is lm-serve itself", remedy="choose another process")]
     found = [
-        *_tracer(status, own_tracer),
+        *_tracer(status),
         *seccomp_blockers(pid),
         *_architecture(pid, status),
-        *child_blockers(pid, status),
+        *child_blockers(pid, scan),
         *_namespaces(pid),
     ]
     if stays_in_the_kernel(pid):
@@ -98,14 +95,14 @@ def ancestors() -> list[int]:
     return line
 
 
-def _tracer(status: dict[str, str], own_tracer: int) -> list[Blocker]:
+def _tracer(status: dict[str, str]) -> list[Blocker]:
     tracer = int(status.get("TracerPid", "0"))
-    if tracer in (0, own_tracer):
+    if not tracer:
         return []
     return [
         Blocker(
             object="tracer",
-            cause=f"process {tracer} ({command(tracer)}) traces it",
+            cause=f"process {tracer} ({process_name(tracer)}) traces it",
             remedy="detach the debugger or tracer first",
         )
     ]
@@ -200,10 +197,10 @@ def _namespaces(pid: int) -> list[Blocker]:
     return found
 
 
-def child_blockers(pid: int, status: dict[str, str] | None = None) -> list[Blocker]:
-    """Living and dead children of any of its threads."""
+def child_blockers(pid: int, scan: HostScan) -> list[Blocker]:
+    """Living and dead children of any of its threads that do not move with it. Raises ProcessGone."""
     found = []
-    for child in children(pid):
+    for child in scan.children(pid):
         try:
             state = snapshot_stat(child)[2]
         except ProcessGone:
@@ -212,100 +209,27 @@ def child_blockers(pid: int, status: dict[str, str] | None = None) -> list[Block
             cause, remedy = "a child that has ended is not yet waited for", "let the process wait for it (wait(2))"
         else:
             cause, remedy = "it is a child of the process and would stay behind", "let it end first"
-        found.append(Blocker(object=f"process {child} ({command(child)})", cause=cause, remedy=remedy))
+        found.append(Blocker(object=f"process {child} ({process_name(child)})", cause=cause, remedy=remedy))
     return found
 
 
-def children(pid: int) -> list[int]:
-    """The ids of the children of all threads (/proc/PID/task/TID/children, else by the parents of all
-    processes).
-    """
-    found = []
-    try:
-        for tid in thread_ids(pid):
-            found += [int(word) for word in read_proc(f"/proc/{pid}/task/{tid}/children").split()]
-    except FileNotFoundError:
-        found = [other for other in all_processes() if _parent(other) == pid]
-    return found
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(snapshot_stat(pid)[3])
-    except ProcessGone:
-        return 0
-
-
-def thread_ids(pid: int) -> list[int]:
-    """The threads of a process now, as the host sees their ids. Raises ProcessGone."""
-    try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
-    except FileNotFoundError:
-        raise ProcessGone(pid) from None
-
-
-def all_processes() -> list[int]:
-    """The processes that /proc shows."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def command(pid: int) -> str:
-    """A process's name for a message."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return "gone"
-
-
-def sharing_blockers(pid: int) -> list[Blocker]:
-    """Slow: other processes that share memory space, descriptors, or directories with this one, or that it
-    traces.
-    """
-    own = set(thread_ids(pid))
-    found = []
-    for other in all_processes():
-        if other == pid:
-            continue
-        shared = [
-            word
-            for word, same in (
-                ("memory", kcmp.same_address_space),
-                ("descriptors", kcmp.same_descriptor_table),
-                ("directories", kcmp.same_filesystem_state),
-            )
-            if _same(same, pid, other)
-        ]
-        if shared:
-            found.append(
-                Blocker(
-                    object=f"process {other} ({command(other)})",
-                    cause=f"it shares its {' and '.join(shared)} with the process (clone(2))",
-                    remedy="let it end first",
-                )
-            )
-        found += _traced_by(other, own)
-    return found
-
-
-def _traced_by(other: int, tracers: Iterable[int]) -> list[Blocker]:
-    try:
-        tracer = int(parse_status(read_status(other)).get("TracerPid", "0"))
-    except (ProcessGone, PermissionError):
-        return []
-    if tracer not in tracers:
-        return []
-    return [
+def sharing_blockers(pid: int, scan: HostScan) -> list[Blocker]:
+    """Slow: processes that stay and share memory, descriptors, or directories with this member, or that it traces.
+    Raises ProcessGone."""
+    shared = [
         Blocker(
-            object=f"process {other} ({command(other)})",
+            object=f"process {one.pid} ({one.holder.name})",
+            cause=f"it shares its {' and '.join(what)} with the process (clone(2))",
+            remedy="let it end first",
+        )
+        for one, what in scan.sharing(pid)
+    ]
+    traced = [
+        Blocker(
+            object=f"process {one.pid} ({one.holder.name})",
             cause="the process traces it",
             remedy="end the debugging or tracing first",
         )
+        for one in scan.traced_by(thread_ids(pid))
     ]
-
-
-def _same(compare: object, pid: int, other: int) -> bool:
-    assert callable(compare)
-    try:
-        return bool(compare(pid, other))
-    except (OSError, ProcessGone):
-        return False
+    return shared + traced

@@ -15,6 +15,7 @@ from live_migration.kernel.injection.program import Program
 from live_migration.kernel.tracing import tracee
 from live_migration.process import questions, task, task_restore
 from live_migration.process.attributes.credentials import Credentials
+from live_migration.process.scope import HostScan
 from live_migration.process.task import LiveTask, PendingSignals, ProcessAnswers, TaskDescription
 from live_migration.process.threads import restore as thread_restore
 from live_migration.process.threads import threads
@@ -38,7 +39,7 @@ def rehearse_often(rehearse: Callable[[], None]) -> None:
             return
 
 
-def rehearse_description(live: LiveTask, asked: questions.Questions) -> None:
+def rehearse_description(live: LiveTask, asked: questions.Questions, scan: HostScan) -> None:
     """On the source: describe the leader with empty registers and answers. Raises OSError, ProcessGone."""
     description = live.description
     pid = description.host_pid
@@ -51,7 +52,7 @@ def rehearse_description(live: LiveTask, asked: questions.Questions) -> None:
     )
     answers = {pid: bytes(asked.leader_answers.length)}
     with contextlib.suppress(OSError, ValueError):
-        task.frozen_blockers(task.complete_task(stopped, pending, told, answers), answers)
+        task.frozen_blockers(task.complete_task(stopped, pending, told, answers), answers, scan)
     for program in (asked.of_leader, asked.of_thread):
         program.encode(SOMEWHERE, program.size())
 

@@ -33,6 +33,7 @@ from live_migration.process.attributes.prctl import Attributes, MemoryPlan
 from live_migration.process.attributes.signals import Signals
 from live_migration.process.attributes.status import parse_status, proof, read_status
 from live_migration.process.attributes.timers import PosixTimer, Timers
+from live_migration.process.scope import HostScan, thread_ids
 from live_migration.process.threads import interrupted, scheduling, threads
 from live_migration.process.threads.sleeps import NOT_SEEN, Sleep, Slept, slept, snapshot_sleeps
 from live_migration.process.threads.threads import StoppedThread, Thread, ThreadOutside
@@ -150,7 +151,7 @@ def snapshot_task(pid: int) -> LiveTask:
 def _snapshot_outside(pid: int) -> dict[int, ThreadOutside]:
     """All threads, the leader first. Raises ProcessGone when the leader has ended."""
     found = {pid: threads.snapshot_thread_outside(pid, pid)}
-    for tid in family.thread_ids(pid):
+    for tid in thread_ids(pid):
         if tid == pid:
             continue
         try:
@@ -160,16 +161,13 @@ def _snapshot_outside(pid: int) -> dict[int, ThreadOutside]:
     return found
 
 
-def task_blockers(live: LiveTask, own_tracer: int = 0) -> list[Blocker]:
-    """Everything that stands in the way of moving the running process, seen from the source. Slow: looks at
-    all processes.
-    """
+def task_blockers(live: LiveTask, scan: HostScan) -> list[Blocker]:
+    """What stands in the way of moving the running process beside `family.process_blockers`. Slow: all processes of the
+    host are looked at. Raises ProcessGone, OSError."""
     description = live.description
     pid = description.host_pid
-    status = parse_status(read_status(pid))
     return [
-        *family.process_blockers(pid, status, own_tracer),
-        *family.sharing_blockers(pid),
+        *family.sharing_blockers(pid, scan),
         *credentials.namespace_blockers(pid),
         *limits.limits_blockers(description.limits),
         *timers.timer_blockers(description.timers, description.pid, [one.tid for one in description.threads]),
@@ -338,10 +336,8 @@ def _decide(
     return interrupted.decide(registers, takes_signal, code, reader, seen, in_library)
 
 
-def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes]) -> list[Blocker]:
-    """What only the frozen process could tell: keyrings, 32-bit code, new
-    children.
-    """
+def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], scan: HostScan) -> list[Blocker]:
+    """What only the frozen process could tell: keyrings, 32-bit code, new children."""
     found = []
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
@@ -363,5 +359,5 @@ def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes]) 
                 )
             )
     found += timers.timer_blockers(task.timers, task.pid, [thread.tid for thread in task.threads])
-    found += family.child_blockers(task.host_pid)
+    found += family.child_blockers(task.host_pid, scan)
     return found

@@ -62,6 +62,7 @@ from live_migration.process.memory.mappings import (
 from live_migration.process.memory.shared_memory import shared_memory_blockers
 from live_migration.process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
 from live_migration.process.rehearsal import rehearse_description
+from live_migration.process.scope import HostScan, Scope, scope_of
 from live_migration.process.threads import threads as thread_parts
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import LocalError, Refused
@@ -80,6 +81,7 @@ class SourceSnapshot:
     mappings that this migration has set."""
 
     pid: int
+    scope: Scope
     program: ExecutedProgram
     task: tasks.LiveTask
     descriptors: Snapshot
@@ -164,14 +166,16 @@ def _not_permitted(pid: int, error: OSError) -> LocalError:
 
 def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
     prepare()
+    scan = HostScan(scope_of(pid))
     status = parse_status(read_status(pid))
-    first = process_blockers(pid, status)
+    first = process_blockers(pid, status, scan)
     memory_is_there = "VmSize" in status
     if not memory_is_there:
         first = first or [Blocker(f"process {pid}", "it has no memory of its own", "name another process")]
         raise Refused(first, object=f"process {pid}")
     try:
-        return _snapshot_closely(pid, status)
+        seen, found = _snapshot_closely(pid, status, scan)
+        return seen, first + found
     except PermissionError as error:
         if not first:
             raise
@@ -181,10 +185,10 @@ def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
         raise Refused(found, object=f"process {pid}", code=ExitCode.NO_PERMISSION) from None
 
 
-def _snapshot_closely(pid: int, status: dict[str, str]) -> tuple[SourceSnapshot, list[Blocker]]:
+def _snapshot_closely(pid: int, status: dict[str, str], scan: HostScan) -> tuple[SourceSnapshot, list[Blocker]]:
     program = executed_program(pid)
     live = tasks.snapshot_task(pid)
-    descriptors = snapshot_descriptors(pid)
+    descriptors = snapshot_descriptors(pid, scan=scan)
     pathless = inodes_without_path(descriptors.table)
     memory, files = snapshot_mapped_files_live(pid, snapshot_address_space(pid, pathless))
     entries = maps(pid)
@@ -192,10 +196,10 @@ def _snapshot_closely(pid: int, status: dict[str, str]) -> tuple[SourceSnapshot,
     end_signal = choose_end_signal(int(status["SigCgt"], 16))
     found = [
         *(Blocker(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
-        *tasks.task_blockers(live),
+        *tasks.task_blockers(live, scan),
         *mapping_blockers(memory, pathless),
         *mapped_file_blockers(files),
-        *shared_memory_blockers(pid, memory, descriptors.table),
+        *shared_memory_blockers(memory, descriptors.table, scan),
     ]
     # What code for another kind of processor has or lacks says nothing.
     if not is_32_bit(pid):
@@ -203,6 +207,7 @@ def _snapshot_closely(pid: int, status: dict[str, str]) -> tuple[SourceSnapshot,
     return (
         SourceSnapshot(
             pid,
+            scan.scope,
             program,
             live,
             descriptors,
@@ -311,7 +316,8 @@ def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
     Raises ProcessGone, OSError."""
     pid, memory, same = look.pid, asked.memory, asked.memory is look.memory
     task = tasks.complete_task(asked.stopped, asked.pending, asked.told, asked.answers, _paths(memory))
-    descriptors = snapshot_descriptors(pid, look.descriptors, frozen=True)
+    scan = HostScan(look.scope)
+    descriptors = snapshot_descriptors(pid, look.descriptors, frozen=True, scan=scan)
     changed = changed_file_pages(pid, memory)
     if same:
         files = snapshot_written_again(pid, look.files, memory.mappings)
@@ -329,7 +335,7 @@ def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
         contents=snapshot_contents(descriptors.table, look.contents),
         pushed=FINAL_PUSH,
     )
-    blockers = tasks.frozen_blockers(task, asked.answers)
+    blockers = tasks.frozen_blockers(task, asked.answers, scan)
     pathless = inodes_without_path(descriptors.table)
     # A file without a path may have lost its descriptor while its mapping stays.
     if not same or pathless != inodes_without_path(look.descriptors.table):
@@ -346,7 +352,7 @@ def rehearse(look: SourceSnapshot) -> None:
         maps_text(look.pid)
         programs_for(current_questions(look.questions, look.pid), list(look.task.outside))
         free_range([(mapping.start, mapping.end) for mapping in look.memory.mappings], PAGE)
-        rehearse_description(look.task, look.questions)
+        rehearse_description(look.task, look.questions, HostScan(look.scope))
         see_and_describe(look.pid, look.descriptors, frozen=False).close()
         changed = changed_file_pages(look.pid, look.memory)
         no_longer(look.pushed, changed)

@@ -22,7 +22,6 @@ from live_migration.process.descriptors.files import (
 from live_migration.process.descriptors.inet_sockets import InetSocket, inet_blockers, preflight_inet
 from live_migration.process.descriptors.inotify import Inotify, event_blockers, inotify_blockers, preflight_inotify
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.descriptors.outsiders import holders_text
 from live_migration.process.descriptors.pipes import Pipe, preflight_pipe
 from live_migration.process.descriptors.reach import reach_of
 from live_migration.process.descriptors.stdio import Terminal, terminal_blockers
@@ -34,6 +33,7 @@ from live_migration.process.descriptors.unix_sockets import (
     queue_blockers,
     unix_blockers,
 )
+from live_migration.process.scope import holders_text
 from live_migration.wire.blockers import Blocker
 
 

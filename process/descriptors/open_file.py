@@ -29,16 +29,6 @@ CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 SET_AT_OPENING = REOPEN_FLAGS & ~CHANGEABLE_FLAGS
 
 
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """A process, other than the one to be moved, that holds the same object."""
-
-    pid: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.name} (process {self.pid})"
-
-
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Who is told that a descriptor is ready: fcntl(2), F_SETOWN_EX and F_SETSIG. Signal 0 stands for
     SIGIO.

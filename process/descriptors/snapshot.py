@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +29,11 @@ from live_migration.process.descriptors.open_file import (
     position_and_flags,
     read_information,
 )
-from live_migration.process.descriptors.outsiders import find_holders, is_shared_object
 from live_migration.process.descriptors.pipes import Pipe, PipeBody, snapshot_pipe_body
 from live_migration.process.descriptors.stdio import STANDARD, Terminal
 from live_migration.process.descriptors.table import Descriptor, Kind, OpenFile, Place, Table
 from live_migration.process.descriptors.unix_sockets import UnixSocket, is_outside
+from live_migration.process.scope import DescriptorAt, HostScan, scope_of
 
 
 @dataclass
@@ -54,19 +53,18 @@ class Snapshot:
 
 
 def snapshot_descriptors(
-    pid: int, previous: Snapshot | None = None, *, frozen: bool = False, ignore: Collection[int] = ()
+    pid: int, previous: Snapshot | None = None, *, frozen: bool = False, scan: HostScan | None = None
 ) -> Snapshot:
     """Describe all descriptors of process `pid`.
 
-    Descriptions that `previous` had already keep their identity. Other processes are searched for holders
-    of the same objects unless the look is a frozen one that finds nothing new; this process and those in
-    `ignore` do not count. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be looked at
-    (EPERM, EACCES).
+    Descriptions that `previous` had already keep their identity. The `scan`, without one a scan of its own, tells who
+    else holds the same objects; it is not asked where the process is frozen and has nothing new. Raises OSError: the
+    process has gone (ESRCH, ENOENT) or may not be looked at (EPERM, EACCES).
     """
     look = see_and_describe(pid, previous, frozen)
     try:
         if not frozen or previous is None or is_anything_new(look.table, previous.table):
-            look.table = with_outsiders(look.table, pid, {os.getpid(), *ignore}, previous)
+            look.table = with_outsiders(look.table, pid, scan or HostScan(scope_of(pid)), previous)
         look.table = with_standard_apart(look.table, previous.table if previous else None)
     except BaseException:
         look.close()
@@ -234,22 +232,27 @@ def is_anything_new(table: Table, previous: Table) -> bool:
     return not table.by_identity().keys() <= previous.by_identity().keys()
 
 
-def with_outsiders(table: Table, pid: int, ignore: set[int], previous: Snapshot | None) -> Table:
-    """The table with the other processes that hold the same objects, and what is to be replaced at 0 to 2."""
+def is_shared_object(link: str) -> bool:
+    """Does the link name the object itself, so that equal links mean the same pipe or socket?"""
+    return link.startswith(("pipe:[", "socket:["))
+
+
+def with_outsiders(table: Table, pid: int, scan: HostScan, previous: Snapshot | None) -> Table:
+    """The table with the processes that stay and hold the same objects, and what is to be replaced at 0 to 2."""
     objects: set[str] = set()
-    by_link: dict[str, list[int]] = {}
+    by_link: dict[str, list[DescriptorAt]] = {}
     for one in table.descriptions:
         if is_shared_object(one.link) or isinstance(one.kind, Pipe):
             objects.add(one.link)
             if isinstance(one.kind, UnixSocket) and one.kind.peer:
                 objects.add(peer_link(one.kind))
         elif not isinstance(one.kind, Terminal):
-            by_link.setdefault(one.link, []).append(one.number)
-    by_object, by_number = find_holders(pid, objects, by_link, ignore)
+            by_link.setdefault(one.link, []).append((pid, one.number))
+    by_object, by_descriptor = scan.holders(objects, by_link)
     known = previous.table.by_identity() if previous and table.frozen else {}
     descriptions = []
     for one in table.descriptions:
-        holders = by_object.get(one.link, []) + by_number.get(one.number, [])
+        holders = by_object.get(one.link, []) + by_descriptor.get((pid, one.number), [])
         if one.identity in known:
             # A destination on this machine may hold what it was given while staging.
             holders = known[one.identity].holders

@@ -11,12 +11,13 @@ from live_migration.process.descriptors.files import Device, Directory, File
 from live_migration.process.descriptors.inet_sockets import InetSocket
 from live_migration.process.descriptors.inotify import Inotify
 from live_migration.process.descriptors.memfd import MemFd
-from live_migration.process.descriptors.open_file import Holder, Owner
+from live_migration.process.descriptors.open_file import Owner
 from live_migration.process.descriptors.pipes import Pipe, PipeBody
 from live_migration.process.descriptors.signalfd import SignalFd
 from live_migration.process.descriptors.stdio import Terminal
 from live_migration.process.descriptors.timerfd import TimerFd
 from live_migration.process.descriptors.unix_sockets import UnixSocket
+from live_migration.process.scope import Holder
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="refused"):

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.process.descriptors.open_file import Holder, OpenContext, Seen, close_all, give_to
-from live_migration.process.descriptors.outsiders import holders_text
+from live_migration.process.descriptors.open_file import OpenContext, Seen, close_all, give_to
 from live_migration.process.descriptors.socket_options import Option, read_options, set_options
+from live_migration.process.scope import Holder, holders_text
 from live_migration.wire.blockers import Blocker
 
 CONNECTED, LISTENING = 1, 10

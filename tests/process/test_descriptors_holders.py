@@ -19,6 +19,7 @@ from live_migration.process.descriptors.rows import descriptor_rows
 from live_migration.process.descriptors.snapshot import snapshot_descriptors
 from live_migration.process.memory.mappings import snapshot_address_space
 from live_migration.process.memory.shared_memory import shared_memory_blockers
+from live_migration.process.scope import HostScan, scope_of
 from tests.process.descriptor_help import moved, running, travel, without
 
 NULL = DescriptorOptions(stdio="null")
@@ -179,7 +180,7 @@ def test_shared_memory_is_found_in_other_processes(mapped: bool) -> None:
         os.close(memory)
         table = snapshot_descriptors(child.pid).table
         space = snapshot_address_space(child.pid, inodes_without_path(table))
-        found = shared_memory_blockers(child.pid, space, without(table, child.report))
+        found = shared_memory_blockers(space, without(table, child.report), HostScan(scope_of(child.pid)))
         if mapped:
             assert found == []
         else:
@@ -191,7 +192,8 @@ def test_shared_memory_is_found_in_other_processes(mapped: bool) -> None:
 def test_private_shared_memory_is_nobody_elses() -> None:
     with running("import mmap; m = mmap.mmap(-1, 4096); ready()") as child:
         table = without(snapshot_descriptors(child.pid).table, child.report)
-        assert shared_memory_blockers(child.pid, snapshot_address_space(child.pid), table) == []
+        scan = HostScan(scope_of(child.pid))
+        assert shared_memory_blockers(snapshot_address_space(child.pid), table, scan) == []
         code = """
         import mmap
         memory = mmap.mmap(-1, 4096)
@@ -204,5 +206,6 @@ def test_private_shared_memory_is_nobody_elses() -> None:
         """
         with running(code) as parent:
             table = without(snapshot_descriptors(parent.pid).table, parent.report)
-            found = shared_memory_blockers(parent.pid, snapshot_address_space(parent.pid), table)
+            scan = HostScan(scope_of(parent.pid))
+            found = shared_memory_blockers(snapshot_address_space(parent.pid), table, scan)
             assert [one.object.rpartition(" ")[0].endswith("/dev/zero") for one in found] == [True]

@@ -18,6 +18,7 @@ from live_migration.kernel.injection.program import Program
 from live_migration.process import family, task, task_restore
 from live_migration.process.attributes import clocks, credentials, limits, prctl, signals, status, timers
 from live_migration.process.attributes.clocks import Clocks, Offsets
+from live_migration.process.scope import HostScan, scope_of
 from tests.process import task_helpers as helpers
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
@@ -162,7 +163,7 @@ def test_a_time_namespace_is_seen_through() -> None:
     try:
         assert child.stdout is not None
         told = int(child.stdout.readline())
-        (inner,) = family.children(child.pid)
+        (inner,) = children(child.pid)
         seen = clocks.snapshot_clocks(inner)
         assert seen.in_namespace
         assert told <= seen.monotonic <= told + 60_000_000_000
@@ -187,8 +188,13 @@ def test_a_program_is_looked_at_when_it_is_laid_out(tmp_path: Path) -> None:
     assert all(plan.start_code and plan.start_break for plan in plans)
 
 
+def children(pid: int) -> list[int]:
+    return HostScan(scope_of(pid)).children(pid)
+
+
 def blockers_of(pid: int) -> list[str]:
-    return [str(blocker) for blocker in family.process_blockers(pid, status.parse_status(status.read_status(pid)))]
+    lines = status.parse_status(status.read_status(pid))
+    return [str(blocker) for blocker in family.process_blockers(pid, lines, HostScan(scope_of(pid)))]
 
 
 def test_who_cannot_be_moved() -> None:
@@ -198,8 +204,9 @@ def test_who_cannot_be_moved() -> None:
     assert blockers_of(2) in ([], ["process 2: it is a kernel thread; choose a process of a program"])
     with helpers.python_child("print('ready', flush=True); input()") as child:
         assert blockers_of(child.pid) == []
-        assert family.sharing_blockers(child.pid) == []
-        assert task.task_blockers(task.snapshot_task(child.pid)) == []
+        scan = HostScan(scope_of(child.pid))
+        assert family.sharing_blockers(child.pid, scan) == []
+        assert task.task_blockers(task.snapshot_task(child.pid), scan) == []
         assert child.stdin is not None
         child.stdin.write("\n")
         child.stdin.flush()
@@ -231,7 +238,7 @@ def test_blockers_of_a_process(source: str, part: str) -> None:
         texts = blockers_of(child.pid)
         assert len(texts) == 1
         assert part in texts[0]
-        for one in family.children(child.pid):
+        for one in children(child.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
 
@@ -245,8 +252,8 @@ def test_a_shared_table_is_an_blocker() -> None:
         "print('ready', flush=True); input()"
     )
     with helpers.python_child(source) as child:
-        (other,) = family.children(child.pid)
-        (text,) = [str(blocker) for blocker in family.sharing_blockers(child.pid)]
+        (other,) = children(child.pid)
+        (text,) = [str(blocker) for blocker in family.sharing_blockers(child.pid, HostScan(scope_of(child.pid)))]
         assert f"process {other} (python" in text
         assert "it shares its descriptors with the process" in text
         os.kill(other, signal.SIGKILL)

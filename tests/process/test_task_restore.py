@@ -16,6 +16,7 @@ from live_migration.kernel.injection.program import Program
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task, task_restore
 from live_migration.process.attributes import limits, signals, timers
+from live_migration.process.scope import HostScan, scope_of
 from live_migration.process.task import TaskDescription
 from live_migration.process.threads import restore as thread_restore
 from live_migration.process.threads import threads
@@ -115,7 +116,7 @@ def described() -> tuple[TaskDescription, dict[int, bytes]]:
         live = task.snapshot_task(child.pid)
         with helpers.frozen(child.pid) as held:
             found = describe(held, live)
-            assert not task.frozen_blockers(*found)
+            assert not task.frozen_blockers(*found, HostScan(scope_of(child.pid)))
         os.kill(child.pid, 0)
     return found
 

@@ -1,0 +1,95 @@
+"""Who is outside of a migration, and what the one scan over the host tells of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from live_migration.process import family, scope
+from live_migration.process.descriptors.blockers import descriptor_blockers
+from live_migration.process.descriptors.contents import inodes_without_path
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.descriptors.snapshot import snapshot_descriptors
+from live_migration.process.memory.mappings import snapshot_address_space
+from live_migration.process.memory.shared_memory import shared_memory_blockers
+from live_migration.process.scope import HostScan, scope_of
+from tests.process.descriptor_help import Child, running, without
+
+# A parent and a child that share a pipe, an open file, and memory.
+PARENT_AND_CHILD = """
+import mmap, tempfile
+memory = mmap.mmap(-1, 4096)
+read_end, write_end = os.pipe()
+put(read_end, 20); put(write_end, 21)
+file = tempfile.NamedTemporaryFile()
+os.dup2(file.fileno(), 22); os.close(file.fileno())
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.02)
+    os._exit(0)
+ready()
+"""
+
+
+@pytest.fixture
+def parent() -> Iterator[Child]:
+    with running(PARENT_AND_CHILD) as one:
+        yield one
+
+
+def found_by(scan: HostScan, parent: Child) -> list[str]:
+    """The objects of all blockers that the scan finds for the parent."""
+    table = without(snapshot_descriptors(parent.pid, scan=scan).table, parent.report)
+    memory = snapshot_address_space(parent.pid, inodes_without_path(table))
+    found = [
+        *family.child_blockers(parent.pid, scan),
+        *descriptor_blockers(table, DescriptorOptions(stdio="null")),
+        *shared_memory_blockers(memory, table, scan),
+    ]
+    return [one.object for one in found]
+
+
+def test_what_is_shared_with_a_process_that_stays_is_a_blocker(parent: Child) -> None:
+    (child,) = HostScan(scope_of(parent.pid)).children(parent.pid)
+    found = found_by(HostScan(scope_of(parent.pid)), parent)
+    assert found[0].startswith(f"process {child} (")
+    assert {name.split()[1] for name in found[1:-1]} >= {"20", "21", "22"}
+    assert found[-1].startswith("mapping ")
+
+
+def test_what_members_share_is_no_blocker(parent: Child) -> None:
+    (child,) = HostScan(scope_of(parent.pid)).children(parent.pid)
+    assert found_by(HostScan(scope_of(parent.pid, child)), parent) == []
+
+
+def test_observers_hold_nothing_that_counts(parent: Child) -> None:
+    (child,) = HostScan(scope_of(parent.pid)).children(parent.pid)
+    watched = scope.Scope(frozenset((parent.pid,)), frozenset((os.getpid(), child)))
+    (found,) = found_by(HostScan(watched), parent)
+    assert found.startswith(f"process {child} (")
+
+
+def test_all_questions_go_to_one_scan(parent: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[int] = []
+    read: list[int] = []
+    all_processes, links_of = scope.all_processes, scope.links_of
+
+    def list_processes() -> list[int]:
+        listed.append(1)
+        return all_processes()
+
+    def read_links(pid: int) -> Iterator[tuple[int, str]]:
+        read.append(pid)
+        return links_of(pid)
+
+    monkeypatch.setattr(scope, "all_processes", list_processes)
+    monkeypatch.setattr(scope, "links_of", read_links)
+    scan = HostScan(scope_of(parent.pid))
+    assert not listed
+    found_by(scan, parent)
+    family.sharing_blockers(parent.pid, scan)
+    assert len(listed) == 1
+    assert len(read) == len(set(read)) == len(scan.others) - 1
