@@ -49,8 +49,7 @@ def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> 
     tracee.write_memory(tid, room, detour_code(detour.back))
     tracee.write_memory(tid, place, detour.address.to_bytes(WORD, "little"))
     try:
-        tracee.resume_to_syscall(tid)
-        stop = _wait(tid, deadline)
+        stop = _run(tid, deadline)
         # First the registers: the frame of a handler that is about to run would keep an address within the detour.
         _leave(tid, detour)
         return tracee.stop(tid, stop)
@@ -60,14 +59,18 @@ def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> 
                 tracee.write_memory(tid, place, detour.back.to_bytes(WORD, "little"))
 
 
-def _wait(tid: int, deadline: float) -> tracee.Stop:
-    """The thread's next stop, which at the deadline is asked for."""
-    while (stop := tracee.wait_no_hang(tid)) is None:
-        if time.monotonic() > deadline:
-            tracee.interrupt(tid)
-            return tracee.wait(tid)
-        time.sleep(POLL_SECONDS)
-    return stop
+def _run(tid: int, deadline: float) -> tracee.Stop:
+    """Let the thread run to a stop of its own, or at the deadline to one that is asked for."""
+    while True:
+        tracee.resume_to_syscall(tid)
+        while (stop := tracee.wait_no_hang(tid)) is None:
+            if time.monotonic() > deadline:
+                tracee.interrupt(tid)
+                return tracee.wait(tid)
+            time.sleep(POLL_SECONDS)
+        # It may have been asked twice to stop before, or be stopped with its whole process.
+        if stop.event != tracee.EVENT_STOP or time.monotonic() > deadline:
+            return stop
 
 
 def _leave(tid: int, detour: Detour) -> None:
