@@ -51,3 +51,10 @@ def check(result: int, pid: int) -> int:
     if result == -errno.ESRCH:
         raise ProcessGone(pid)
     raise OSError(-result, os.strerror(-result), f"process {pid}")
+
+
+def check_errno(result: int) -> int:
+    """Turn a C function's 0-or-more, or -errno, into its value or OSError, also where no process is to blame."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result

@@ -202,8 +202,8 @@ static int take_answer(struct lm_pager *pager) {
     if (error)
         return error;
     if (frame.kind == LM_FRAME_FAILED) {
-        lm_pager_set_state(pager, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
-                           strerror((int)frame.length));
+        lm_status_set(&pager->status, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
+                      strerror((int)frame.length));
         return -EREMOTEIO;
     }
     error = check_answer(pager, &frame, &flight);

@@ -101,8 +101,8 @@ int lm_events_read(struct lm_pager *pager, struct lm_space *space, uint64_t *fau
         }
         int error = on_event(pager, space, &messages[i]);
         if (error) {
-            lm_pager_set_state(pager, LM_PAGER_FAILED,
-                               "a change of the process's mappings cannot be followed: %s", strerror(-error));
+            lm_status_set(&pager->status, LM_PAGER_FAILED,
+                          "a change of the process's mappings cannot be followed: %s", strerror(-error));
             return error;
         }
     }

@@ -100,7 +100,7 @@ static void on_fault(struct loop *loop, struct lm_space *space, uint64_t address
         return;
     struct lm_pending *pending = lm_pending_add(pager, space, address, now);
     if (!pending) {
-        lm_pager_set_state(pager, LM_PAGER_FAILED, "%s", "no memory to remember a fault");
+        lm_status_set(&pager->status, LM_PAGER_FAILED, "%s", "no memory to remember a fault");
         return;
     }
     pending->local = !wanted;
@@ -262,8 +262,8 @@ static void serve_answers(struct loop *loop, bool readable) {
     }
     lm_pager_note_progress(pager);
     if (error && loop->frame.kind == LM_FRAME_FAILED)
-        lm_pager_set_state(pager, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
-                           strerror(-error));
+        lm_status_set(&pager->status, LM_PAGER_FAILED, "the source cannot read the memory any more: %s",
+                      strerror(-error));
     else if (error)
         lose(loop, error);
 }
@@ -333,12 +333,12 @@ void *lm_fault_main(void *argument) {
     while (!atomic_load(&pager->stop)) {
         ssize_t spaces = prepare(&loop);
         if (spaces < 0) {
-            lm_pager_set_state(pager, LM_PAGER_FAILED, "%s", "no memory to wait for a new process");
+            lm_status_set(&pager->status, LM_PAGER_FAILED, "%s", "no memory to wait for a new process");
             break;
         }
         int ready = wait_for_work(&loop, (size_t)spaces + FIXED_POLLS);
         if (ready < 0 && errno != EINTR) {
-            lm_pager_set_state(pager, LM_PAGER_FAILED, "waiting for faults: %s", strerror(errno));
+            lm_status_set(&pager->status, LM_PAGER_FAILED, "waiting for faults: %s", strerror(errno));
             break;
         }
         if (ready < 0)

@@ -6,8 +6,6 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -15,6 +13,23 @@
 #include <unistd.h>
 
 enum { FAULT_INBOX = 512 * 1024, BULK_INBOX = 1024 * 1024, UNPACKED = LM_FRAME_PAGES * LM_PAGE_SIZE };
+
+/* What has failed stays failed, what is complete does not stall, and the first cause is the cause. */
+enum {
+    STAGED = 1 << LM_PAGER_STAGED,
+    RUNNING = 1 << LM_PAGER_RUNNING,
+    COMPLETE = 1 << LM_PAGER_COMPLETE,
+    STALLED = 1 << LM_PAGER_STALLED,
+    ANY = ~0
+};
+static const uint32_t entered_from[] = {
+    [LM_PAGER_STAGED] = RUNNING | COMPLETE | STALLED,
+    [LM_PAGER_RUNNING] = STAGED | COMPLETE | STALLED,
+    [LM_PAGER_COMPLETE] = RUNNING | STALLED,
+    [LM_PAGER_STALLED] = STAGED | RUNNING,
+    [LM_PAGER_FAILED] = STAGED | RUNNING | COMPLETE | STALLED,
+    [LM_PAGER_FINISHED] = (uint32_t)ANY,
+};
 
 struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     struct lm_pager *pager = calloc(1, sizeof *pager);
@@ -27,19 +42,18 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     pager->prefetch.run_pages = LM_FRAME_PAGES;
     atomic_init(&pager->fault_pages, 16);
     pthread_mutex_init(&pager->lock, NULL);
-    pthread_mutex_init(&pager->state_lock, NULL);
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_cond_init(&pager->work, &clock);
-    pthread_cond_init(&pager->changed, &clock);
-    pager->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pthread_condattr_destroy(&clock);
     pager->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pager->fault_unpacked = aligned_alloc(LM_PAGE_SIZE, UNPACKED);
     pager->bulk_unpacked = aligned_alloc(LM_PAGE_SIZE, UNPACKED);
     pager->fault_decompressor = ZSTD_createDCtx();
     pager->bulk_decompressor = ZSTD_createDCtx();
-    int error = pager->event < 0 || pager->wake < 0 || !pager->fault_unpacked || !pager->bulk_unpacked ||
+    int error = pager->wake < 0 || !pager->fault_unpacked || !pager->bulk_unpacked ||
                 !pager->fault_decompressor || !pager->bulk_decompressor;
+    error |= lm_status_init(&pager->status, entered_from, LM_PAGER_STAGED);
     error |= lm_inbox_init(&pager->fault_inbox, FAULT_INBOX);
     error |= lm_inbox_init(&pager->bulk_inbox, BULK_INBOX);
     if (error) {
@@ -79,7 +93,7 @@ int lm_pager_finish(struct lm_pager *pager) {
     lm_keeper_finish(&pager->keeper);
     lm_channel_deinit(&pager->fault);
     lm_channel_deinit(&pager->bulk);
-    lm_pager_set_state(pager, LM_PAGER_FINISHED, "%s", "");
+    lm_status_set(&pager->status, LM_PAGER_FINISHED, "%s", "");
     return 0;
 }
 
@@ -116,13 +130,12 @@ void lm_pager_destroy(struct lm_pager *pager) {
     free(pager->spaces);
     free(pager->objects);
     free(pager->pending);
-    int fds[] = {pager->event, pager->wake, pager->next_fault_fd};
+    int fds[] = {pager->wake, pager->next_fault_fd};
     for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    pthread_cond_destroy(&pager->changed);
+    lm_status_deinit(&pager->status);
     pthread_cond_destroy(&pager->work);
-    pthread_mutex_destroy(&pager->state_lock);
     pthread_mutex_destroy(&pager->lock);
     free(pager);
 }
@@ -163,43 +176,16 @@ void lm_pager_unlock(struct lm_pager *pager) {
     pthread_mutex_unlock(&pager->lock);
 }
 
-void lm_pager_set_state(struct lm_pager *pager, int state, const char *format, ...) {
-    uint64_t one = 1;
-    va_list arguments;
-    pthread_mutex_lock(&pager->state_lock);
-    /* What has failed stays failed, what is complete does not stall, and the first cause is the cause. */
-    bool allowed =
-        state == LM_PAGER_FINISHED ||
-        (pager->state != state && pager->state != LM_PAGER_FAILED && pager->state != LM_PAGER_FINISHED &&
-         !(pager->state == LM_PAGER_COMPLETE && state == LM_PAGER_STALLED));
-    if (allowed) {
-        pager->state = state;
-        va_start(arguments, format);
-        vsnprintf(pager->cause, sizeof pager->cause, format, arguments);
-        va_end(arguments);
-        pthread_cond_broadcast(&pager->changed);
-        if (write(pager->event, &one, sizeof one) < 0)
-            pager->state = state; /* full means readable, which is what is wanted */
-    }
-    pthread_mutex_unlock(&pager->state_lock);
-}
-
 void lm_pager_note_progress(struct lm_pager *pager) {
     /* Looked at after each piece of work, and nearly always there is more: not worth the lock. Whoever takes
      * the last page away comes here after that. */
     if (__atomic_load_n(&pager->statistics->wanted_pages, __ATOMIC_RELAXED))
         return;
     lm_pager_lock_patient(pager);
-    bool complete = !pager->wanted;
+    bool complete = !pager->wanted && pager->prefetching;
     lm_pager_unlock(pager);
-    if (!complete)
-        return;
-    pthread_mutex_lock(&pager->state_lock);
-    bool running =
-        pager->prefetching && (pager->state == LM_PAGER_RUNNING || pager->state == LM_PAGER_STALLED);
-    pthread_mutex_unlock(&pager->state_lock);
-    if (running)
-        lm_pager_set_state(pager, LM_PAGER_COMPLETE, "%s", "");
+    if (complete)
+        lm_status_set(&pager->status, LM_PAGER_COMPLETE, "%s", "");
 }
 
 void lm_pager_notice_ends(struct lm_pager *pager) {
@@ -220,43 +206,13 @@ void lm_pager_lost(struct lm_pager *pager, const char *which, int error) {
                       : error == -EPROTO          ? "the source broke the rules of the page stream"
                       : error == -EPROTONOSUPPORT ? "the source speaks another version of the page stream"
                                                   : strerror(-error);
-    lm_pager_set_state(pager, LM_PAGER_STALLED, "the %s connection is lost: %s", which, why);
+    lm_status_set(&pager->status, LM_PAGER_STALLED, "the %s connection is lost: %s", which, why);
     lm_channel_shutdown(&pager->fault);
     lm_channel_shutdown(&pager->bulk);
 }
 
-int lm_pager_state(struct lm_pager *pager) {
-    return lm_pager_wait(pager, -1, 0);
-}
-
-int lm_pager_wait(struct lm_pager *pager, int state, int timeout_ms) {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += timeout_ms % 1000 * 1000000L;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    pthread_mutex_lock(&pager->state_lock);
-    int error = 0;
-    while (pager->state == state && !error)
-        error = timeout_ms < 0 ? pthread_cond_wait(&pager->changed, &pager->state_lock)
-                               : pthread_cond_timedwait(&pager->changed, &pager->state_lock, &until);
-    int now = pager->state;
-    pthread_mutex_unlock(&pager->state_lock);
-    return now;
-}
-
-int lm_pager_event(struct lm_pager *pager) {
-    return pager->event;
-}
-
-int lm_pager_cause(struct lm_pager *pager, char *buffer, size_t size) {
-    pthread_mutex_lock(&pager->state_lock);
-    int length = snprintf(buffer, size, "%s", pager->cause);
-    pthread_mutex_unlock(&pager->state_lock);
-    return length;
+struct lm_status *lm_pager_status(struct lm_pager *pager) {
+    return &pager->status;
 }
 
 int lm_pager_keeper(struct lm_pager *pager) {

@@ -132,14 +132,8 @@ void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
  * places, which it may be a while from, or have no connection for. */
 void lm_pager_notice_ends(struct lm_pager *pager);
 
-/* LM_PAGER_... */
-int lm_pager_state(struct lm_pager *pager);
-/* Wait until the state is another than `state`, at most `timeout_ms` (-1: for ever). Returns the state. */
-int lm_pager_wait(struct lm_pager *pager, int state, int timeout_ms);
-/* An eventfd, the pager's own, that becomes readable when the state changes; read it to arm it again. */
-int lm_pager_event(struct lm_pager *pager);
-/* Why the pager is stalled or failed, as a sentence's end; "" otherwise. Returns the length. */
-int lm_pager_cause(struct lm_pager *pager, char *buffer, size_t size);
+/* LM_PAGER_..., and why it is stalled or failed. */
+struct lm_status *lm_pager_status(struct lm_pager *pager);
 /* The keeper's process id, 0 before start. */
 int lm_pager_keeper(struct lm_pager *pager);
 

@@ -17,11 +17,12 @@ from itertools import compress
 from typing import Any
 
 from live_migration._lm import ffi, lib
+from live_migration.kernel.errors import check_errno
+from live_migration.wire import status
 
 DROP_WORDS: int = ffi.sizeof("struct lm_drop") // 8
 FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
 STATISTICS_SIZE: int = ffi.sizeof("struct lm_pager_statistics")
-COUNTERS = tuple(name for name, _ in ffi.typeof("struct lm_pager_statistics").fields if name != "latency")
 
 
 class PagerState(enum.IntEnum):
@@ -96,19 +97,6 @@ class RangeRefused(Exception):
         super().__init__(f"{place} cannot be paged on demand: {os.strerror(error)}")
 
 
-def check(result: int) -> int:
-    """Raise OSError for a negative errno."""
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
-
-
-def counters(memory: Any) -> dict[str, int]:
-    """The counters in a piece of memory of STATISTICS_SIZE bytes."""
-    statistics = ffi.from_buffer("struct lm_pager_statistics *", memory)
-    return {name: getattr(statistics, name) for name in COUNTERS}
-
-
 def latencies(memory: Any) -> Latencies:
     """The fault latencies in a piece of memory of STATISTICS_SIZE bytes."""
     statistics = ffi.from_buffer("struct lm_pager_statistics *", memory)
@@ -148,17 +136,17 @@ class Pager:
 
     def add_space(self, number: int, userfaultfd: int, pid: int) -> None:
         """A process, by the number under which the source serves it. Takes the userfaultfd over. Raises OSError."""
-        check(lib.lm_pager_add_space(self._pager, number, userfaultfd, pid))
+        check_errno(lib.lm_pager_add_space(self._pager, number, userfaultfd, pid))
 
     def add_object(self, number: int, descriptor: int, size: int) -> None:
         """An object of `size` bytes that pushes write to through a duplicate of the descriptor. Raises OSError."""
-        check(lib.lm_pager_add_object(self._pager, number, descriptor, size))
+        check_errno(lib.lm_pager_add_object(self._pager, number, descriptor, size))
 
     def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
         """Two connected sockets, which are duplicated and made blocking; also after a loss. Raises OSError."""
         if len(session) != 16:
             raise ValueError(f"a session's name has 16 bytes, not {len(session)}")
-        check(lib.lm_pager_connect(self._pager, fault.fileno(), bulk.fileno(), session, attempt))
+        check_errno(lib.lm_pager_connect(self._pager, fault.fileno(), bulk.fileno(), session, attempt))
 
     def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:
         """The whole list of a space's ranges, instead of the one before; those paged on demand are registered.
@@ -177,20 +165,20 @@ class Pager:
 
     def start(self) -> None:
         """Begin to answer faults and events, and start the keeper. Raises OSError."""
-        check(lib.lm_pager_start(self._pager))
+        check_errno(lib.lm_pager_start(self._pager))
 
     def receive_push(self, identifier: int) -> None:
         """Receive pushed pages up to END `identifier` into the process. Raises OSError."""
-        check(lib.lm_pager_receive_push(self._pager, identifier))
+        check_errno(lib.lm_pager_receive_push(self._pager, identifier))
 
     def place(self, address: int, data: bytes | bytearray | memoryview, source_space: int = 0) -> None:
         """Write whole pages that came by another way, by source address. Raises OSError."""
         view = ffi.from_buffer(data)
-        check(lib.lm_pager_place(self._pager, source_space, address, view, len(data)))
+        check_errno(lib.lm_pager_place(self._pager, source_space, address, view, len(data)))
 
     def discard(self, start: int, end: int, source_space: int = 0) -> None:
         """Pages that were placed, and dropped in the process since, are to be fetched again. Raises OSError."""
-        check(lib.lm_pager_discard(self._pager, source_space, start, end))
+        check_errno(lib.lm_pager_discard(self._pager, source_space, start, end))
 
     def follow(self) -> None:
         """Pages are pushed while the source runs and follows what changes there: what is empty stays known."""
@@ -220,25 +208,25 @@ class Pager:
     @contextlib.contextmanager
     def unwatched_drops(self) -> Iterator[None]:
         """Within, the ranges of the drops are not watched (pager.h). Raises OSError."""
-        check(lib.lm_pager_watch_drops(self._pager, False))
+        check_errno(lib.lm_pager_watch_drops(self._pager, False))
         yield
-        check(lib.lm_pager_watch_drops(self._pager, True))
+        check_errno(lib.lm_pager_watch_drops(self._pager, True))
 
     def dropped(self, *, in_order: bool = False) -> None:
         """They are dropped: from now on they are missing, and fetched first unless `in_order`, or zero.
 
         Raises OSError."""
-        check(lib.lm_pager_dropped(self._pager, in_order))
+        check_errno(lib.lm_pager_dropped(self._pager, in_order))
 
     def prefetch_start(self) -> None:
         """Begin to fetch everything. Raises OSError."""
-        check(lib.lm_pager_prefetch_start(self._pager))
+        check_errno(lib.lm_pager_prefetch_start(self._pager))
 
     def prefetch_first(self, runs: Iterable[HotRun]) -> None:
         """Runs to fetch first, in this order. Raises OSError."""
         listed = [(run.start, run.end, run.source_space, 0) for run in runs]
         array = ffi.new("struct lm_hot_run[]", listed)
-        check(lib.lm_pager_prefetch_first(self._pager, array, len(listed)))
+        check_errno(lib.lm_pager_prefetch_first(self._pager, array, len(listed)))
 
     def limit(self, bytes_per_second: int) -> None:
         """Ask for no more in bulk; 0: no limit."""
@@ -253,26 +241,27 @@ class Pager:
         lib.lm_pager_notice_ends(self._pager)
 
     @property
+    def _status(self) -> Any:
+        return lib.lm_pager_status(self._pager)
+
+    @property
     def state(self) -> PagerState:
         """The state now."""
-        return PagerState(lib.lm_pager_state(self._pager))
+        return PagerState(lib.lm_status_state(self._status))
 
     def wait(self, state: PagerState, timeout: float | None = None) -> PagerState:
         """Wait until the state is another than `state`, at most `timeout` seconds; the state then."""
-        milliseconds = -1 if timeout is None else int(timeout * 1000)
-        return PagerState(lib.lm_pager_wait(self._pager, state, milliseconds))
+        return PagerState(status.wait(self._status, state, timeout))
 
     @property
     def event(self) -> int:
         """An eventfd, the pager's own, that is readable after a change of state until it is read."""
-        return int(lib.lm_pager_event(self._pager))
+        return int(lib.lm_status_event(self._status))
 
     @property
     def cause(self) -> str:
         """Why the pager is stalled or failed, "" otherwise."""
-        buffer = ffi.new("char[256]")
-        lib.lm_pager_cause(self._pager, buffer, 256)
-        return bytes(ffi.string(buffer)).decode(errors="replace")
+        return status.cause(self._status)
 
     @property
     def keeper(self) -> int:
@@ -282,7 +271,7 @@ class Pager:
     @property
     def counters(self) -> dict[str, int]:
         """What was placed, by the names of struct lm_pager_statistics."""
-        return counters(self.memory)
+        return status.counters("lm_pager_statistics", self.memory)
 
     @property
     def latencies(self) -> Latencies:
@@ -291,4 +280,4 @@ class Pager:
 
     def finish(self) -> None:
         """Every page is in: end the threads, close every userfaultfd, end the keeper. Raises OSError (EBUSY)."""
-        check(lib.lm_pager_finish(self._pager))
+        check_errno(lib.lm_pager_finish(self._pager))

@@ -124,7 +124,8 @@ struct lm_pager {
     int next_fault_fd;   /* the fault loop is to go over to this connection; -1: none */
     uint32_t next_attempt;
     bool connected; /* faults can be asked for */
-    bool followed;  /* the source tells what changes, so that what was said to be empty stays known */
+    bool prefetching;
+    bool followed; /* the source tells what changes, so that what was said to be empty stays known */
 
     /* Set up before the threads that use them. */
     struct lm_object *objects;
@@ -135,12 +136,7 @@ struct lm_pager {
     _Atomic bool stop;
     _Atomic uint32_t fault_pages;
 
-    pthread_mutex_t state_lock; /* guards state and cause; may be taken with the other held */
-    pthread_cond_t changed;
-    int state;
-    bool prefetching;
-    char cause[200];
-    int event;
+    struct lm_status status; /* LM_PAGER_... */
 
     /* The fault loop's own. */
     struct lm_channel fault;
@@ -170,8 +166,6 @@ struct lm_pager {
 void lm_pager_lock_urgent(struct lm_pager *pager);
 void lm_pager_lock_patient(struct lm_pager *pager);
 void lm_pager_unlock(struct lm_pager *pager);
-void lm_pager_set_state(struct lm_pager *pager, int state, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
 /* COMPLETE when nothing is wanted any more. */
 void lm_pager_note_progress(struct lm_pager *pager);
 /* A connection is of no use any more: end both and stall. Lock held. */

@@ -303,7 +303,7 @@ int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t addre
     case LM_ANSWER_FAILED:
         break;
     }
-    lm_pager_set_state(pager, LM_PAGER_FAILED, "a zero page at %#llx cannot be placed: %s",
-                       (unsigned long long)address, strerror(-placed.error));
+    lm_status_set(&pager->status, LM_PAGER_FAILED, "a zero page at %#llx cannot be placed: %s",
+                  (unsigned long long)address, strerror(-placed.error));
     return -EAGAIN;
 }

@@ -281,10 +281,10 @@ int lm_pager_prefetch_start(struct lm_pager *pager) {
         return -EBUSY;
     if (lm_channel_descriptor(&pager->bulk) < 0)
         return -ENOTCONN;
-    pthread_mutex_lock(&pager->state_lock);
+    lm_pager_lock_patient(pager);
     pager->prefetching = true;
-    pthread_mutex_unlock(&pager->state_lock);
-    lm_pager_set_state(pager, LM_PAGER_RUNNING, "%s", "");
+    lm_pager_unlock(pager);
+    lm_status_set(&pager->status, LM_PAGER_RUNNING, "%s", "");
     return start_bulk(pager);
 }
 
@@ -313,7 +313,7 @@ int lm_pager_connect(struct lm_pager *pager, int fault_fd, int bulk_fd, const ui
             close(pager->next_fault_fd);
         pager->next_fault_fd = fault;
         pager->next_attempt = attempt;
-        lm_pager_set_state(pager, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
+        lm_status_set(&pager->status, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
     } else {
         close(fault);
     }

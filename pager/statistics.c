@@ -17,10 +17,6 @@ static uint64_t end_of(unsigned bucket) {
     return ((uint64_t)(SUB + bucket % SUB + 1) << shift) - 1;
 }
 
-void lm_count(uint64_t *counter, uint64_t amount) {
-    __atomic_fetch_add(counter, amount, __ATOMIC_RELAXED);
-}
-
 void lm_histogram_add(struct lm_histogram *histogram, uint64_t value) {
     lm_count(&histogram->buckets[bucket_of(value)], 1);
     lm_count(&histogram->count, 1);

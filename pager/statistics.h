@@ -8,6 +8,8 @@
 #ifndef LM_PAGER_STATISTICS_H
 #define LM_PAGER_STATISTICS_H
 
+#include "wire/status.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -51,7 +53,5 @@ struct lm_pager_statistics {
     struct lm_histogram latency;
 };
 /* cffi: end */
-
-void lm_count(uint64_t *counter, uint64_t amount);
 
 #endif

@@ -27,7 +27,7 @@ from live_migration.process.memory.mapped_files import mapped_file_blockers, sna
 from live_migration.process.memory.mappings import AddressSpace, Kind, layout_text, mapping_blockers, reread
 from live_migration.process.threads.sleeps import longest_epoll_wait
 from live_migration.source_server.convergence import Verdict, allowed_downtime_ms, decide, pause_before_next
-from live_migration.source_server.pages.page_server import PageServer, PushRun
+from live_migration.source_server.pages.client import PageClient, PushRun
 from live_migration.source_server.pages.rounds import Rounds, round_ranges
 from live_migration.source_server.same_program import program_gone
 from live_migration.source_server.snapshot import PAGE, SPACE, SourceSnapshot, changed_file_pages
@@ -63,7 +63,7 @@ class LiveCopy:
     round without tracking."""
 
     seen: SourceSnapshot
-    server: PageServer
+    client: PageClient
     control: ControlChannel
     events: Events
     parameters: Parameters
@@ -107,13 +107,13 @@ class LiveCopy:
 
         Raises OSError, ProcessGone."""
         if self.plain:
-            self.server.push(push, _plain_runs(memory), changed=True, urgent=True)
+            self.client.push(push, _plain_runs(memory), changed=True, urgent=True)
             return
         assert self.rounds is not None
         if memory is not self.seen.memory:
             self.rounds.watch(round_ranges(memory))
         self.rounds.last(push, discard=self.resume_at_once, void=void)
-        self.server.push(push, [], urgent=True)
+        self.client.push(push, [], urgent=True)
 
     def hot(self) -> list[Runs]:
         """What was written to last, when the process stands still, then the mappings of which most was read. Never
@@ -130,11 +130,11 @@ def writes_past_the_tracker(table: Table) -> bool:
 
 
 def copy_live(
-    seen: SourceSnapshot, server: PageServer, control: ControlChannel, events: Events, parameters: Parameters
+    seen: SourceSnapshot, client: PageClient, control: ControlChannel, events: Events, parameters: Parameters
 ) -> LiveCopy:
     """Copy in rounds as the destination parameters it. Raises MigrationError; the process runs on, untracked."""
     strategy = parameters.strategy if parameters.strategy in STRATEGIES else "hybrid"
-    copy = LiveCopy(seen, server, control, events, parameters, strategy, parameters.resume_at_once)
+    copy = LiveCopy(seen, client, control, events, parameters, strategy, parameters.resume_at_once)
     with closed_on_error(copy):
         try:
             _begin(copy)
@@ -172,7 +172,7 @@ def _begin(copy: LiveCopy) -> None:
     tracker = start_tracking(copy.seen, soft=copy.parameters.rounds > 0)
     if tracker is None:
         return
-    copy.rounds = Rounds(copy.server, SPACE, copy.seen.pid, tracker)
+    copy.rounds = Rounds(copy.client, SPACE, copy.seen.pid, tracker)
     copy.seen = dataclasses.replace(copy.seen, ours=OURS)
     copy.rounds.watch(round_ranges(copy.seen.memory))
 
@@ -215,12 +215,12 @@ def _without_tracking(copy: LiveCopy) -> None:
     copy.plain = True
     push = ROUND_PUSH + 1
     copy.control.send(messages.Round(number=1, push=push))
-    begun, before = time.monotonic_ns(), copy.server.counters["wire_bytes"]
-    sent = copy.server.counters["pushed_pages"]
-    copy.server.push(push, _plain_runs(copy.seen.memory), remember=True)
+    begun, before = time.monotonic_ns(), copy.client.counters["wire_bytes"]
+    sent = copy.client.counters["pushed_pages"]
+    copy.client.push(push, _plain_runs(copy.seen.memory), remember=True)
     copy.control.expect(messages.Pushed, ANSWER_SECONDS)
-    done = Round(pages=copy.server.counters["pushed_pages"] - sent, ms=(time.monotonic_ns() - begun) / 1e6)
-    done.bytes = copy.server.counters["wire_bytes"] - before
+    done = Round(pages=copy.client.counters["pushed_pages"] - sent, ms=(time.monotonic_ns() - begun) / 1e6)
+    done.bytes = copy.client.counters["wire_bytes"] - before
     done.rate, done.dirty = done.bytes / (done.ms / 1000), done.pages
     copy.done.append(done)
 
@@ -340,7 +340,7 @@ def _push_eager(copy: LiveCopy, push: int) -> None:
     known = set(copy.seen.pushed)
     copy.seen.pushed.extend(run for run in changed if run not in known)
     runs = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in changed]
-    copy.server.push(push, runs, remember=True, changed=True)
+    copy.client.push(push, runs, remember=True, changed=True)
 
 
 def _follow_layout(copy: LiveCopy) -> Layout | None:
@@ -359,7 +359,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     memory, files = snapshot_mapped_files_live(pid, memory)
     if blockers := [*mapping_blockers(memory, pathless), *mapped_file_blockers(files)]:
         raise Refused(blockers, object=f"process {pid}", step=STEP)
-    copy.server.discard_pushed(SPACE, difference(seen.memory, memory).unmap)
+    copy.client.discard_pushed(SPACE, difference(seen.memory, memory).unmap)
     copy.seen = dataclasses.replace(seen, memory=memory, layout=layout_text(pid, memory, pathless), files=files)
     return Layout(memory=memory, files=files)
 

@@ -14,7 +14,7 @@ import traceback
 import msgspec
 
 from live_migration.source_server import handover
-from live_migration.source_server.pages.page_server import PageServer, ServerState
+from live_migration.source_server.pages.client import ClientState, PageClient
 from live_migration.source_server.run import KEPT, Run, write
 from live_migration.wire import messages
 from live_migration.wire.control import Odd
@@ -40,29 +40,29 @@ def serve_until_finished(run: Run, committed: handover.Committed) -> None:
     A lost connection is a pause."""
     poll = select.poll()
     poll.register(run.control.fileno(), select.POLLIN)
-    poll.register(run.server.event, select.POLLIN)
+    poll.register(run.client.event, select.POLLIN)
     while True:
         ready = [number for number, _ in poll.poll(TICK_MS)]
         try:
             handover.forward_signals(committed, run.control)
             if run.control.fileno() in ready and hear(run, committed):
                 return
-            if run.server.event in ready and take_state(run.server) is not ServerState.CONNECTED:
-                poll.unregister(run.server.event)
-                run.events.note(f"the page connections ended: {run.server.cause}", 1)
+            if run.client.event in ready and take_state(run.client) is not ClientState.CONNECTED:
+                poll.unregister(run.client.event)
+                run.events.note(f"the page connections ended: {run.client.cause}", 1)
         except MigrationError as error:
             stalled(run, str(error))
         except Exception as error:
-            # Even an error of lm-serve's own must not end it: the page server's threads serve on.
+            # Even an error of lm-serve's own must not end it: the client's threads serve on.
             traceback.print_exc()
             stalled(run, repr(error))
 
 
-def take_state(server: PageServer) -> ServerState:
+def take_state(client: PageClient) -> ClientState:
     """The server's state, with its event armed again."""
     with contextlib.suppress(BlockingIOError):
-        os.read(server.event, 8)
-    return server.state
+        os.read(client.event, 8)
+    return client.state
 
 
 def take_counts(run: Run, payload: msgspec.Raw) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from live_migration.process.descriptors.contents import Content
 from live_migration.source_server import custody as custodies
 from live_migration.source_server.options import ServeOptions
-from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.pages.client import PageClient
+from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.precopy import LiveCopy
 from live_migration.source_server.snapshot import SourceSnapshot
 from live_migration.wire import messages
@@ -33,7 +34,8 @@ class Run:
     events: Events
     seen: SourceSnapshot
     control: ControlChannel
-    server: PageServer
+    store: PageStore
+    client: PageClient
     custody: custodies.Custody
     report: Report
     same_machine: bool = False

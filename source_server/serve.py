@@ -33,9 +33,10 @@ from live_migration.process.rehearsal import rehearse_often
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.options import ServeOptions
+from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PageClient, PushRun
 from live_migration.source_server.pages.contents import serve_contents, serve_new_contents
-from live_migration.source_server.pages.page_server import COMPRESS_AUTO, COMPRESS_NONE, PageServer, PushRun
 from live_migration.source_server.pages.pusher import Pusher, pushing
+from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.precopy import copy_live, push_failed, writes_past_the_tracker
 from live_migration.source_server.release import serve_until_finished, tell_hot
 from live_migration.source_server.run import KEPT, Run, fill_report, tell, write
@@ -99,8 +100,11 @@ def serve(options: ServeOptions, events: Events) -> int:
         control = ControlChannel(roles.control)
         try:
             seen = look_after_waiting(options.pid)
-            server = stack.enter_context(make_server(options, roles))
-            run = Run(options, events, seen, control, server, custody, report)
+            store = stack.enter_context(PageStore())
+            client = stack.enter_context(PageClient(store))
+            store.add_process(SPACE, options.pid)
+            connect(client, options, roles)
+            run = Run(options, events, seen, control, store, client, custody, report)
             _migrate(run)
         except MigrationError as error:
             say_that_it_runs_on(error, options.pid)
@@ -132,21 +136,18 @@ def say_that_it_runs_on(error: MigrationError, pid: int) -> None:
         error.remedy = f"process {pid} runs on here; {error.remedy}"
 
 
-def make_server(options: ServeOptions, roles: Roles) -> PageServer:
-    """The page server, connected; it answers nobody before the freeze."""
-    server = PageServer()
+def connect(client: PageClient, options: ServeOptions, roles: Roles) -> None:
+    """Connect the destination to the page store, which answers nobody before the freeze. Raises OSError."""
     levels = {"auto": COMPRESS_AUTO, "none": COMPRESS_NONE}
-    server.compress(levels[options.compress] if isinstance(options.compress, str) else options.compress)
-    server.add_process(SPACE, options.pid)
-    server.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
-    return server
+    client.compress(levels[options.compress] if isinstance(options.compress, str) else options.compress)
+    client.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
 
 
 def _migrate(run: Run) -> None:
     run.mark("staging")
     parameters = stage(run)
     run.mark("rounds")
-    run.copy = copy_live(run.seen, run.server, run.control, run.events, parameters)
+    run.copy = copy_live(run.seen, run.client, run.control, run.events, parameters)
     with contextlib.closing(run.copy):
         run.seen = run.copy.seen
         run.report.strategy, run.report.tracking = run.copy.strategy, run.copy.tracking
@@ -179,7 +180,7 @@ def stage(run: Run) -> Parameters:
     parameters = messages.parameters_of(greeting)
     run.report.strategy = parameters.strategy
     limits = [limit for limit in (run.options.bandwidth_limit, parameters.bandwidth_limit) if limit]
-    run.server.limit(min(limits, default=0))
+    run.client.limit(min(limits, default=0))
     run.other_vdso = greeting.host.vdso != vdso.digest(run.seen.memory.vdso)
     run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
     if not run.same_machine and (blockers := other_host_blockers(run.seen.pid, run.seen.files)):
@@ -190,9 +191,9 @@ def stage(run: Run) -> Parameters:
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
-    run.served = serve_contents(run.server, run.seen)
+    run.served = serve_contents(run.store, run.seen)
     try:
-        run.server.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
+        run.client.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
     except OSError as error:
         raise push_failed(run.control, run.options.pid, "pushing while the process runs", error) from None
     run.control.expect(messages.Pushed, STAGING_SECONDS)
@@ -207,7 +208,7 @@ def freeze_and_commit(run: Run) -> handover.Committed:
     """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
     runs on as before."""
     gc.disable()
-    with pushing(run.server) as pusher:
+    with pushing(run.client) as pusher:
         for attempt in range(MOST_FREEZES):
             if attempt:
                 # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
@@ -256,7 +257,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         signals_held(),
         bounded(run),
         handover.frozen(run.seen) as state,
-        answering(run.server, state),
+        answering(run.store, state),
         handover.refusing(state, run.custody),
     ):
         failpoint("source-frozen")
@@ -267,7 +268,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         asked = handover.query_threads(state)
         if asked.memory is not run.seen.memory:
             # What the destination makes anew has nothing of what was pushed there.
-            run.server.discard_pushed(SPACE, difference(run.seen.memory, asked.memory).unmap)
+            run.client.discard_pushed(SPACE, difference(run.seen.memory, asked.memory).unmap)
         correct_early(run, pusher, correction, asked.memory)
         source = handover.describe(state, asked)
         failpoint("source-asked")
@@ -280,14 +281,14 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         if not run.same_machine:
             flush_written_files(source.description.descriptors, source.descriptors.duplicates)
             flush_written_mappings(run.seen.pid, source.description.memory.mappings)
-        serve_new_contents(run.server, run.served, source)
+        serve_new_contents(run.store, run.served, source)
         corrected = correct_late(run, pusher, source)
         # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.
         described = messages.encode(final(run, source.description, corrected))
         run.custody.describing(len(described))
         run.control.send_bytes(described, left(deadline))
         runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
-        pusher.do(lambda: run.server.push(FINAL_PUSH, runs, changed=True, urgent=True))
+        pusher.do(lambda: run.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
         failpoint("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
@@ -318,14 +319,14 @@ def bounded(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def answering(server: PageServer, state: handover.Frozen) -> Iterator[None]:
+def answering(store: PageStore, state: handover.Frozen) -> Iterator[None]:
     """Within the freeze requests for pages are answered, and after COMMIT; a process that runs here tells nothing."""
-    server.answer(True)
+    store.open(True)
     try:
         yield
     finally:
         if not state.committed:
-            server.answer(False)
+            store.open(False)
 
 
 def correct_early(run: Run, pusher: Pusher, correction: int, memory: AddressSpace | None) -> None:
@@ -335,7 +336,7 @@ def correct_early(run: Run, pusher: Pusher, correction: int, memory: AddressSpac
     if correction and memory is run.seen.memory:
         pusher.do(lambda: copy.correct(correction, run.seen.memory))
     elif correction:
-        pusher.do(lambda: run.server.push(correction, [], urgent=True))
+        pusher.do(lambda: run.client.push(correction, [], urgent=True))
 
 
 def correct_late(run: Run, pusher: Pusher, source: FrozenSource) -> int:
@@ -366,7 +367,7 @@ def final(run: Run, description: ProcessDescription, corrected: int) -> messages
 
 
 def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:
-    """Pages and whole files to push, as the page server wants them."""
+    """Pages and whole files to push, as a client of the page store wants them."""
     pages = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
     return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
 

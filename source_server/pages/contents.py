@@ -1,4 +1,4 @@
-"""Files that only descriptors lead to, memfds and unlinked ones: the page server reads them as objects."""
+"""Files that only descriptors lead to, memfds and unlinked ones: the page store reads them as objects."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 from live_migration.kernel import pidfd
 from live_migration.process.descriptors.contents import Content, identity_of, new_contents, number_of
-from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.snapshot import FrozenSource, SourceSnapshot
 
 
-def serve_contents(server: PageServer, seen: SourceSnapshot) -> list[Content]:
-    """Let the page server read those of a running process, through descriptors of its own; which of them it reads now.
+def serve_contents(store: PageStore, seen: SourceSnapshot) -> list[Content]:
+    """Let the page store read those of a running process, through descriptors of its own; which of them it reads now.
     The process may have closed one since it was looked at, and opened another file at its number."""
     source = pidfd.open_pidfd(seen.pid)
     served = []
@@ -28,7 +28,7 @@ def serve_contents(server: PageServer, seen: SourceSnapshot) -> list[Content]:
                 continue
             status = os.fstat(duplicate)
             if (status.st_dev, status.st_ino) == (content.device, content.inode):
-                server.add_object(content.space, duplicate)
+                store.add_object(content.space, duplicate)
                 served.append(content)
             os.close(duplicate)
     finally:
@@ -36,9 +36,9 @@ def serve_contents(server: PageServer, seen: SourceSnapshot) -> list[Content]:
     return served
 
 
-def serve_new_contents(server: PageServer, served: Iterable[Content], source: FrozenSource) -> None:
+def serve_new_contents(store: PageStore, served: Iterable[Content], source: FrozenSource) -> None:
     """The same for those that have come, or changed their size, since then."""
     description = source.description
     for content in new_contents(description.contents, served):
         identity = identity_of(description.descriptors, content)
-        server.add_object(content.space, source.descriptors.duplicates[identity])
+        store.add_object(content.space, source.descriptors.duplicates[identity])

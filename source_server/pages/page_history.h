@@ -2,8 +2,8 @@
  * What the rounds know of each page that they have met: a byte each, kept in chunks, so that memory which
  * nobody ever wrote to costs nothing.
  */
-#ifndef LM_SOURCE_PAGE_HISTORY_H
-#define LM_SOURCE_PAGE_HISTORY_H
+#ifndef LM_PAGES_PAGE_HISTORY_H
+#define LM_PAGES_PAGE_HISTORY_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -4,8 +4,8 @@
  * The digests are keyed with random numbers, so that no content can be made to collide, and the memory is
  * bounded: pages beyond it are simply sent again.
  */
-#ifndef LM_SOURCE_PUSH_MEMORY_H
-#define LM_SOURCE_PUSH_MEMORY_H
+#ifndef LM_PAGES_PUSH_MEMORY_H
+#define LM_PAGES_PUSH_MEMORY_H
 
 #include <stdbool.h>
 #include <stddef.h>

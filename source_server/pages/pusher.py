@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from live_migration.kernel.errors import ProcessGone
-from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.pages.client import PageClient
 
 Push = Callable[[], object]
 
@@ -47,13 +47,13 @@ class Pusher:
 
 
 @contextlib.contextmanager
-def pushing(server: PageServer) -> Iterator[Pusher]:
-    """Within, pushes are done; an error ends the page server's connections, and with them the push under way."""
+def pushing(client: PageClient) -> Iterator[Pusher]:
+    """Within, pushes are done; an error ends the client's connections, and with them the push under way."""
     pusher = Pusher()
     try:
         yield pusher
     except BaseException:
-        server.hang_up()
+        client.hang_up()
         raise
     finally:
         pusher.close()

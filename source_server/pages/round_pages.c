@@ -1,5 +1,6 @@
-/* What rounds do with pages: read, send, remember. */
 #include "source_server/pages/round_pages.h"
+
+#include "source_server/pages/pushes.h"
 
 #include <errno.h>
 #include <string.h>
@@ -8,7 +9,7 @@ enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30, COMPARED_PAGES = 16 };
 
 /* Read what was gathered; what cannot be read is no longer gathered. */
 static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
-    const struct lm_page_reader *reader = work->rounds->reader;
+    const struct lm_page_reader *reader = work->reader;
     int error = lm_page_reader_read_scattered(reader, work->addresses, work->gathered, buffer);
     if (!error || error == -ESRCH)
         return error;
@@ -26,37 +27,37 @@ static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
 }
 
 static void note_sent(struct lm_round_work *work, uint64_t at, const unsigned char *content) {
-    struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, at, false);
+    struct lm_history_chunk *chunk = lm_page_history_chunk(work->history, at, false);
     uint8_t *page = &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES];
     work->result->pages++;
     work->result->zero += lm_page_is_zero(content);
     work->result->again += (*page & LM_PAGE_SENT) != 0;
     *page |= LM_PAGE_SENT;
     if (work->digests)
-        lm_push_memory_keep(&work->rounds->server->memory, work->rounds->reader->space, at, content);
+        lm_push_memory_keep(&work->client->memory, work->reader->space, at, content);
 }
 
 /* Take the bulk sender for a moment: answers can go between. */
 static struct lm_page_sender *begin(struct lm_round_work *work) {
-    struct lm_page_server *server = work->rounds->server;
-    pthread_mutex_lock(&server->bulk_lock);
-    lm_page_sender_begin(&server->bulk_sender, work->rounds->reader->space, work->id);
-    server->bulk_sender.urgent = work->number == 0;
-    work->result->bytes -= server->bulk.sent;
-    return &server->bulk_sender;
+    struct lm_page_client *client = work->client;
+    pthread_mutex_lock(&client->bulk_lock);
+    lm_page_sender_begin(&client->bulk_sender, work->reader->space, work->id);
+    client->bulk_sender.urgent = work->number == 0;
+    work->result->bytes -= client->bulk.sent;
+    return &client->bulk_sender;
 }
 
 static int end(struct lm_round_work *work, int error) {
-    struct lm_page_server *server = work->rounds->server;
-    work->result->bytes += server->bulk.sent;
-    pthread_mutex_unlock(&server->bulk_lock);
+    struct lm_page_client *client = work->client;
+    work->result->bytes += client->bulk.sent;
+    pthread_mutex_unlock(&client->bulk_lock);
     return error;
 }
 
 /* Read and send what was gathered, scattered pages together. */
 static int send_gathered(struct lm_round_work *work) {
-    struct lm_page_server *server = work->rounds->server;
-    unsigned char *buffer = server->push_buffer;
+    struct lm_page_client *client = work->client;
+    unsigned char *buffer = client->push_buffer;
     struct lm_page_sender *sender = begin(work);
     int error = work->gathered ? read_gathered(work, buffer) : 0;
     for (uint32_t i = 0; !error && i < work->gathered;) {
@@ -65,8 +66,8 @@ static int send_gathered(struct lm_round_work *work) {
             note_sent(work, work->addresses[i], buffer + (size_t)i * LM_PAGE_SIZE);
             i++;
         } while (i < work->gathered && work->addresses[i] == work->addresses[i - 1] + LM_PAGE_SIZE);
-        error = lm_server_send_stretch(server, work->addresses[first], i - first,
-                                       buffer + (size_t)first * LM_PAGE_SIZE);
+        error =
+            lm_push_stretch(client, work->addresses[first], i - first, buffer + (size_t)first * LM_PAGE_SIZE);
     }
     if (!error)
         error = lm_page_sender_flush(sender, false);
@@ -100,7 +101,7 @@ static int tell(struct lm_round_work *work, int kind, uint64_t start, uint64_t s
 
 /* A page that was written to: decide whether it is sent now. */
 static int take_page(struct lm_round_work *work, uint64_t address) {
-    struct lm_history_chunk *chunk = lm_page_history_chunk(&work->rounds->history, address, true);
+    struct lm_history_chunk *chunk = lm_page_history_chunk(work->history, address, true);
     if (!chunk)
         return -ENOMEM;
     uint8_t *page = &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES];
@@ -112,7 +113,7 @@ static int take_page(struct lm_round_work *work, uint64_t address) {
 }
 
 static int discard_run(struct lm_round_work *work, uint64_t start, uint64_t end) {
-    struct lm_page_history *history = &work->rounds->history;
+    struct lm_page_history *history = work->history;
     for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
         struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
         if (chunk)
@@ -132,7 +133,7 @@ int lm_round_take(struct lm_round_work *work, uint64_t start, uint64_t end) {
 }
 
 int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end) {
-    const struct lm_page_reader *reader = work->rounds->reader;
+    const struct lm_page_reader *reader = work->reader;
     unsigned char content[COMPARED_PAGES * LM_PAGE_SIZE];
     int error = 0;
     while (!error && start < end) {
@@ -141,7 +142,7 @@ int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end) {
         error = lm_page_reader_read(reader, start, pages, content);
         for (uint32_t i = 0; !error && i < pages; i++, start += LM_PAGE_SIZE) {
             const unsigned char *page = content + (size_t)i * LM_PAGE_SIZE;
-            if (!lm_push_memory_same(&work->rounds->server->memory, reader->space, start, page))
+            if (!lm_push_memory_same(&work->client->memory, reader->space, start, page))
                 error = lm_round_take(work, start, start + LM_PAGE_SIZE);
         }
     }
@@ -151,7 +152,7 @@ int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end) {
 int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t end) {
     int error = 0;
     for (; !error && start < end; start += LM_PAGE_SIZE)
-        error = gather(work, lm_page_history_chunk(&work->rounds->history, start, false), start);
+        error = gather(work, lm_page_history_chunk(work->history, start, false), start);
     return error;
 }
 
@@ -160,7 +161,7 @@ int lm_round_tell_absent(struct lm_round_work *work, uint64_t start, uint64_t en
 }
 
 int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
-    struct lm_page_history *history = &work->rounds->history;
+    struct lm_page_history *history = work->history;
     for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
         struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
         uint8_t *page = &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES];

@@ -1,37 +1,35 @@
-/* What the parts of the rounds share; nobody else includes it. */
-#ifndef LM_SOURCE_ROUND_PAGES_H
-#define LM_SOURCE_ROUND_PAGES_H
+/* What rounds do with pages: read, send, remember what was sent. */
+#ifndef LM_PAGES_ROUND_PAGES_H
+#define LM_PAGES_ROUND_PAGES_H
 
+#include "source_server/pages/client.h"
 #include "source_server/pages/page_history.h"
-#include "source_server/pages/rounds.h"
-#include "source_server/pages/serving.h"
 
-struct lm_run_list {
-    struct lm_page_run *runs;
-    size_t count, capacity;
-};
+/* cffi: begin */
+#define LM_LAST_PUSH 1
+#define LM_LAST_DISCARD 2
+#define LM_LAST_VOID 4
 
-struct lm_rounds {
-    struct lm_page_server *server;
-    const struct lm_page_reader *reader;
-    struct lm_dirty_tracker tracker;
-    struct lm_page_history history;
-    struct lm_round_range *ranges;
-    size_t range_count;
-    struct lm_run_list collected; /* LM_DIRTY_SOFT: what is to be sent in this round */
-    uint32_t cut_number;          /* the round whose time was over, to be gone on with; 0: none */
-    size_t cut_range;
-    uint64_t cut_at;
+struct lm_round_result {
+    uint64_t pages;     /* with content, sent */
+    uint64_t zero;      /* of the pages sent, those that were zero */
+    uint64_t again;     /* of the pages sent, those that had been sent before */
+    uint64_t deferred;  /* written to in every one of the last rounds: not sent */
+    uint64_t discarded; /* told to be discarded */
+    uint64_t bytes;     /* written to the connection */
+    uint64_t cut;       /* 1: the time was over before all had been looked at */
 };
+/* cffi: end */
 
 /* What is being done with the pages at hand. */
 struct lm_round_work {
-    struct lm_rounds *rounds;
-    uint32_t id;
+    struct lm_page_client *client;
+    const struct lm_page_reader *reader;
+    struct lm_page_history *history;
+    uint32_t id;     /* of the push */
     uint32_t number; /* of the round; 0 in the last call */
     uint32_t flags;  /* LM_LAST_... */
     bool digests;    /* keep a digest of each page sent: shared memory */
-    uint64_t deadline_ns;
     struct lm_round_result *result;
     /* Pages to be read and sent together, by their addresses. */
     uint32_t gathered;

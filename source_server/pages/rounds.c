@@ -1,7 +1,5 @@
 #include "source_server/pages/rounds.h"
 
-#include "source_server/pages/round_pages.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,13 +7,38 @@
 
 enum { RUNS = 512 };
 
-struct lm_rounds *lm_rounds_create(struct lm_page_server *server, uint32_t space,
+struct run_list {
+    struct lm_page_run *runs;
+    size_t count, capacity;
+};
+
+struct lm_rounds {
+    struct lm_page_client *client;
+    const struct lm_page_reader *reader;
+    struct lm_dirty_tracker tracker;
+    struct lm_page_history history;
+    struct lm_round_range *ranges;
+    size_t range_count;
+    struct run_list collected; /* LM_DIRTY_SOFT: what is to be sent in this round */
+    uint32_t cut_number;       /* the round whose time was over, to be gone on with; 0: none */
+    size_t cut_range;
+    uint64_t cut_at;
+};
+
+/* A round, or the last call. */
+struct pass {
+    struct lm_rounds *rounds;
+    struct lm_round_work work;
+    uint64_t deadline_ns;
+};
+
+struct lm_rounds *lm_rounds_create(struct lm_page_client *client, uint32_t space,
                                    const struct lm_dirty_tracker *tracker) {
     struct lm_rounds *rounds = calloc(1, sizeof *rounds);
     if (!rounds)
         return NULL;
-    rounds->server = server;
-    rounds->reader = lm_server_space(server, space);
+    rounds->client = client;
+    rounds->reader = lm_page_store_find(client->store, space);
     rounds->tracker = *tracker;
     if (!rounds->reader) {
         free(rounds);
@@ -68,72 +91,72 @@ static int take_runs(struct lm_round_work *work, const struct lm_page_run *runs,
     return error;
 }
 
-static bool is_late(const struct lm_round_work *work) {
-    return work->deadline_ns && lm_now_ns() > work->deadline_ns;
+static bool is_late(const struct pass *pass) {
+    return pass->deadline_ns && lm_now_ns() > pass->deadline_ns;
 }
 
 /* Everything that exists in [at, end), whatever the tracker says. */
-static int take_all(struct lm_round_work *work, const struct lm_round_range *range, uint64_t at) {
+static int take_all(struct pass *pass, const struct lm_round_range *range, uint64_t at) {
     struct lm_page_run runs[RUNS];
     if (range->shared)
-        return lm_round_take(work, at, range->end);
+        return lm_round_take(&pass->work, at, range->end);
     while (at < range->end) {
         size_t count;
-        int error = lm_pagemap_runs(work->rounds->tracker.pagemap, at, range->end, LM_PAGES_PRESENT, runs,
+        int error = lm_pagemap_runs(pass->rounds->tracker.pagemap, at, range->end, LM_PAGES_PRESENT, runs,
                                     RUNS, &count, &at);
         if (!error)
-            error = take_runs(work, runs, count);
+            error = take_runs(&pass->work, runs, count);
         if (error)
             return error == -ENODATA ? -ESRCH : error;
     }
     return 0;
 }
 
-static void cut(struct lm_round_work *work, const struct lm_round_range *range, uint64_t at) {
-    work->result->cut = 1;
-    work->rounds->cut_number = work->number;
-    work->rounds->cut_range = (size_t)(range - work->rounds->ranges);
-    work->rounds->cut_at = at;
+static void cut(struct pass *pass, const struct lm_round_range *range, uint64_t at) {
+    pass->work.result->cut = 1;
+    pass->rounds->cut_number = pass->work.number;
+    pass->rounds->cut_range = (size_t)(range - pass->rounds->ranges);
+    pass->rounds->cut_at = at;
 }
 
 /* Where to begin in a range: at its start, unless this is the rest of a round. */
-static uint64_t from_cut(const struct lm_round_work *work, const struct lm_round_range *range) {
-    const struct lm_rounds *rounds = work->rounds;
-    bool rest = work->number && rounds->cut_number == work->number &&
+static uint64_t from_cut(const struct pass *pass, const struct lm_round_range *range) {
+    const struct lm_rounds *rounds = pass->rounds;
+    bool rest = pass->work.number && rounds->cut_number == pass->work.number &&
                 rounds->cut_range == (size_t)(range - rounds->ranges);
     return rest ? rounds->cut_at : range->start;
 }
 
 /* What was written to in a range, armed again unless it is the last time. */
-static int take_written(struct lm_round_work *work, const struct lm_round_range *range) {
-    const struct lm_dirty_tracker *tracker = &work->rounds->tracker;
+static int take_written(struct pass *pass, const struct lm_round_range *range) {
+    const struct lm_dirty_tracker *tracker = &pass->rounds->tracker;
     struct lm_page_run runs[RUNS];
-    if (!range->followed || work->flags & LM_LAST_VOID)
-        return work->number ? 0 : take_all(work, range, range->start);
-    for (uint64_t at = from_cut(work, range); at < range->end;) {
+    if (!range->followed || pass->work.flags & LM_LAST_VOID)
+        return pass->work.number ? 0 : take_all(pass, range, range->start);
+    for (uint64_t at = from_cut(pass, range); at < range->end;) {
         size_t count;
         uint64_t from = at;
-        if (is_late(work)) {
-            cut(work, range, at);
+        if (is_late(pass)) {
+            cut(pass, range, at);
             return 0;
         }
-        int error = lm_dirty_written(tracker, at, range->end, range->shared, work->number != 0, runs, RUNS,
-                                     &count, &at);
+        int error = lm_dirty_written(tracker, at, range->end, range->shared, pass->work.number != 0, runs,
+                                     RUNS, &count, &at);
         if (error == -EPERM) {
             /* It is another mapping since: all of it counts as written to, and is followed from now on. */
-            if (work->number)
+            if (pass->work.number)
                 lm_dirty_watch(tracker, range->follow_start, range->follow_end);
-            return take_all(work, range, from);
+            return take_all(pass, range, from);
         }
         if (!error)
-            error = take_runs(work, runs, count);
+            error = take_runs(&pass->work, runs, count);
         if (error)
             return error;
     }
     return 0;
 }
 
-static int add_run(struct lm_run_list *list, struct lm_page_run run) {
+static int add_run(struct run_list *list, struct lm_page_run run) {
     if (list->count == list->capacity) {
         size_t capacity = list->capacity ? 2 * list->capacity : 1024;
         struct lm_page_run *runs = realloc(list->runs, capacity * sizeof *runs);
@@ -163,17 +186,17 @@ int lm_rounds_collect(struct lm_rounds *rounds) {
 }
 
 /* LM_DIRTY_SOFT: the bits are cleared, so what is not sent in time waits. */
-static int take_collected(struct lm_round_work *work) {
-    struct lm_run_list *list = &work->rounds->collected;
+static int take_collected(struct pass *pass) {
+    struct run_list *list = &pass->rounds->collected;
     int error = 0;
     while (!error && list->count) {
         struct lm_page_run run = list->runs[list->count - 1];
-        if (work->number && is_late(work)) {
-            work->result->cut = 1;
+        if (pass->work.number && is_late(pass)) {
+            pass->work.result->cut = 1;
             return 0;
         }
         list->count--;
-        error = lm_round_take(work, run.start, run.end);
+        error = lm_round_take(&pass->work, run.start, run.end);
     }
     return error;
 }
@@ -181,7 +204,7 @@ static int take_collected(struct lm_round_work *work) {
 /* Call `take` for the runs of pages in the history whose `bits` are `wanted`, as far as [start, end) goes. */
 static int each_run(struct lm_round_work *work, uint64_t start, uint64_t end, uint8_t bits, uint8_t wanted,
                     uint8_t round, int (*take)(struct lm_round_work *work, uint64_t start, uint64_t end)) {
-    struct lm_page_history *history = &work->rounds->history;
+    struct lm_page_history *history = work->history;
     const uint64_t chunk_bytes = (uint64_t)LM_HISTORY_PAGES * LM_PAGE_SIZE;
     uint64_t chunks = (end - 1) / chunk_bytes - start / chunk_bytes + 1;
     bool by_table = chunks > history->size;
@@ -221,14 +244,14 @@ static int take_unmapped(struct lm_round_work *work, uint64_t start, uint64_t en
 
 /* The pages of a range that do not exist: once all of them, so that nobody asks for them; in the end those of
  * which there was a copy. */
-static int take_absent(struct lm_round_work *work, const struct lm_round_range *range) {
+static int take_absent(struct pass *pass, const struct lm_round_range *range) {
     struct lm_page_run runs[RUNS];
     for (uint64_t at = range->start; !range->shared && at < range->end;) {
         size_t count;
-        int error = lm_dirty_absent(&work->rounds->tracker, at, range->end, runs, RUNS, &count, &at);
+        int error = lm_dirty_absent(&pass->rounds->tracker, at, range->end, runs, RUNS, &count, &at);
         for (size_t i = 0; !error && i < count; i++)
-            error = work->number ? lm_round_tell_absent(work, runs[i].start, runs[i].end)
-                                 : take_gone(work, runs[i].start, runs[i].end);
+            error = pass->work.number ? lm_round_tell_absent(&pass->work, runs[i].start, runs[i].end)
+                                      : take_gone(&pass->work, runs[i].start, runs[i].end);
         if (error)
             return error;
     }
@@ -243,24 +266,25 @@ static int begin_range(struct lm_round_work *work, const struct lm_round_range *
 }
 
 /* The last time: what was written to and what does not exist. */
-static int take_changed(struct lm_round_work *work, const struct lm_round_range *range) {
+static int take_changed(struct pass *pass, const struct lm_round_range *range) {
     struct lm_page_change changes[RUNS];
     uint64_t at = range->start;
     int error = 0;
     int (*absent)(struct lm_round_work *, uint64_t, uint64_t) = range->shared ? take_unmapped : take_gone;
-    if (work->rounds->tracker.kind == LM_DIRTY_USERFAULTFD && range->followed &&
-        !(work->flags & LM_LAST_VOID)) {
+    if (pass->rounds->tracker.kind == LM_DIRTY_USERFAULTFD && range->followed &&
+        !(pass->work.flags & LM_LAST_VOID)) {
         while (!error && at < range->end) {
             size_t count;
-            error = lm_dirty_changed(&work->rounds->tracker, at, range->end, changes, RUNS, &count, &at);
+            error = lm_dirty_changed(&pass->rounds->tracker, at, range->end, changes, RUNS, &count, &at);
             for (size_t i = 0; !error && i < count; i++)
-                error = (changes[i].absent ? absent : lm_round_take)(work, changes[i].start, changes[i].end);
+                error = (changes[i].absent ? absent : lm_round_take)(&pass->work, changes[i].start,
+                                                                     changes[i].end);
         }
         if (error != -EPERM)
             return error;
     }
-    error = take_written(work, range);
-    return error ? error : take_absent(work, range);
+    error = take_written(pass, range);
+    return error ? error : take_absent(pass, range);
 }
 
 /* Shared memory is written to by others as well, a child that has ended by now, and their writes show in no
@@ -272,29 +296,40 @@ static int compare_shared(struct lm_round_work *work, const struct lm_round_rang
     return error;
 }
 
+static struct pass begin_pass(struct lm_rounds *rounds, uint32_t id, struct lm_round_result *result) {
+    memset(result, 0, sizeof *result);
+    return (struct pass){.rounds = rounds,
+                         .work = {.client = rounds->client,
+                                  .reader = rounds->reader,
+                                  .history = &rounds->history,
+                                  .id = id,
+                                  .result = result}};
+}
+
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result) {
-    struct lm_round_work work = {
-        .rounds = rounds, .id = id, .number = number, .deadline_ns = deadline_ns, .result = result};
+    struct pass pass = begin_pass(rounds, id, result);
+    struct lm_round_work *work = &pass.work;
     int error = 0;
-    memset(result, 0, sizeof *result);
+    work->number = number;
+    pass.deadline_ns = deadline_ns;
     if (rounds->tracker.kind == LM_DIRTY_SOFT)
-        error = take_collected(&work);
+        error = take_collected(&pass);
     size_t first = rounds->cut_number == number ? rounds->cut_range : 0;
     for (size_t i = first; !error && !result->cut && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
-        error = begin_range(&work, range);
+        error = begin_range(work, range);
         if (!error && rounds->tracker.kind == LM_DIRTY_USERFAULTFD)
-            error = take_written(&work, range);
+            error = take_written(&pass, range);
         if (!error && !result->cut && number == 1 && range->followed)
-            error = take_absent(&work, range);
+            error = take_absent(&pass, range);
         if (!error && !result->cut)
-            error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING,
+            error = each_run(work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING,
                              number & LM_PAGE_ROUND, lm_round_send_rested);
     }
     if (!result->cut)
         rounds->cut_number = 0;
-    int flushed = lm_round_flush(&work);
+    int flushed = lm_round_flush(work);
     return error ? error : flushed;
 }
 
@@ -360,20 +395,21 @@ int lm_rounds_hot(struct lm_rounds *rounds, struct lm_page_run *runs, size_t cap
 }
 
 int lm_rounds_last(struct lm_rounds *rounds, uint32_t id, uint32_t flags, struct lm_round_result *result) {
-    struct lm_round_work work = {.rounds = rounds, .id = id, .flags = flags, .result = result};
-    memset(result, 0, sizeof *result);
-    int error = take_collected(&work);
+    struct pass pass = begin_pass(rounds, id, result);
+    struct lm_round_work *work = &pass.work;
+    work->flags = flags;
+    int error = take_collected(&pass);
     for (size_t i = 0; !error && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
-        error = begin_range(&work, range);
+        error = begin_range(work, range);
         if (!error)
-            error = take_changed(&work, range);
+            error = take_changed(&pass, range);
         if (!error && range->shared)
-            error = compare_shared(&work, range);
+            error = compare_shared(work, range);
         if (!error)
-            error = each_run(&work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING, 0xff,
+            error = each_run(work, range->start, range->end, LM_PAGE_PENDING, LM_PAGE_PENDING, 0xff,
                              lm_round_take);
     }
-    int flushed = lm_round_flush(&work);
+    int flushed = lm_round_flush(work);
     return error ? error : flushed;
 }

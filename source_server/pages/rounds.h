@@ -9,17 +9,13 @@
  * was written to in every one of the last rounds waits for the end. What the last call says is exact: every
  * page that was sent and is another now is sent again, or told to be discarded.
  */
-#ifndef LM_SOURCE_ROUNDS_H
-#define LM_SOURCE_ROUNDS_H
+#ifndef LM_PAGES_ROUNDS_H
+#define LM_PAGES_ROUNDS_H
 
 #include "kernel/memory/dirty.h"
-#include "source_server/pages/page_server.h"
+#include "source_server/pages/round_pages.h"
 
 /* cffi: begin */
-#define LM_LAST_PUSH 1
-#define LM_LAST_DISCARD 2
-#define LM_LAST_VOID 4
-
 struct lm_rounds;
 
 /* Memory that pages are sent of: [start, end) in bytes; `shared` anonymous memory, or private. The kernel is
@@ -35,19 +31,9 @@ struct lm_round_range {
     uint32_t followed; /* set by lm_rounds_watch */
 };
 
-struct lm_round_result {
-    uint64_t pages;     /* with content, sent */
-    uint64_t zero;      /* of the pages sent, those that were zero */
-    uint64_t again;     /* of the pages sent, those that had been sent before */
-    uint64_t deferred;  /* written to in every one of the last rounds: not sent */
-    uint64_t discarded; /* told to be discarded */
-    uint64_t bytes;     /* written to the connection */
-    uint64_t cut;       /* 1: the time was over before all had been looked at */
-};
-
-/* Rounds over the memory of `space`, which the server has. Takes the tracker's descriptors over. NULL when
+/* Rounds over the memory of `space`, for a client of a store that has it. Takes the tracker's descriptors over. NULL when
  * there is no memory. */
-struct lm_rounds *lm_rounds_create(struct lm_page_server *server, uint32_t space,
+struct lm_rounds *lm_rounds_create(struct lm_page_client *client, uint32_t space,
                                    const struct lm_dirty_tracker *tracker);
 /* Ends the tracking. */
 void lm_rounds_destroy(struct lm_rounds *rounds);
@@ -61,7 +47,7 @@ int lm_rounds_collect(struct lm_rounds *rounds);
 
 /* Round `number` (from 1): send what was written to since the last one, without END, as push `id`; until
  * `deadline_ns` (CLOCK_MONOTONIC): called again with the same number it goes on where it was cut. 0 or
- * -errno: see lm_page_server_push. */
+ * -errno: see lm_page_client_push. */
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result);
 

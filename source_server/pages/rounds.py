@@ -12,7 +12,7 @@ from live_migration.kernel.errors import check
 from live_migration.kernel.injection.dirty_tracking import Tracker, Tracking
 from live_migration.process.description import Runs
 from live_migration.process.memory.mappings import PAGE, AddressSpace, Kind, paged_on_demand
-from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.pages.client import PageClient
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def round_ranges(memory: AddressSpace) -> list[RoundRange]:
 class Rounds:
     """The rounds of one process. Takes the tracker over; `close` ends the tracking."""
 
-    def __init__(self, server: PageServer, space: int, pid: int, tracker: Tracker) -> None:
+    def __init__(self, client: PageClient, space: int, pid: int, tracker: Tracker) -> None:
         self.kind = tracker.kind
         self._pid = pid
         told = {"kind": int(tracker.kind), "pagemap": tracker.pagemap, "control": tracker.control}
-        self._rounds = lib.lm_rounds_create(server.handle, space, ffi.new("struct lm_dirty_tracker *", told))
+        self._rounds = lib.lm_rounds_create(client.handle, space, ffi.new("struct lm_dirty_tracker *", told))
         if not self._rounds:
             tracker.close()
             raise MemoryError("no memory for the rounds")

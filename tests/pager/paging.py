@@ -14,7 +14,8 @@ from pathlib import Path
 
 from live_migration.kernel import pidfd
 from live_migration.pager.pager import PagedRange, Pager, PagerState, RangeKind
-from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.pages.client import PageClient
+from live_migration.source_server.pages.store import PageStore
 
 PAGE = 4096
 BASE = 0x200000000000
@@ -68,7 +69,8 @@ class Move:
 
     source: Program
     destination: Program
-    server: PageServer
+    store: PageStore
+    client: PageClient
     pager: Pager
     links: list[socket.socket]
 
@@ -109,10 +111,10 @@ def take_userfaultfd(program: Program) -> int:
     return taken
 
 
-def connect(server: PageServer, pager: Pager, attempt: int = 1) -> list[socket.socket]:
+def connect(client: PageClient, pager: Pager, attempt: int = 1) -> list[socket.socket]:
     """Join both by two connections; the tests' own ends of which are returned."""
     fault, bulk = connected_pair(), connected_pair()
-    server.connect(fault[0], bulk[0], SESSION, attempt)
+    client.connect(fault[0], bulk[0], SESSION, attempt)
     pager.connect(fault[1], bulk[1], SESSION, attempt)
     return [*fault, *bulk]
 
@@ -126,20 +128,21 @@ def moving(path: Path, pages: int, kind: str = "private", role: str = "source") 
         destination = Program(path, "destination", pages, kind)
         stack.callback(destination.close)
         os.kill(source.pid, signal.SIGSTOP)
-        server = stack.enter_context(PageServer())
-        server.add_process(0, source.pid)
-        server.answer(True)
+        store = stack.enter_context(PageStore())
+        store.add_process(0, source.pid)
+        store.open(True)
+        client = stack.enter_context(PageClient(store))
         pager = Pager()
         # The program goes first, so that closing the pager finds nobody who needs a keeper.
         stack.callback(pager.close)
         stack.callback(destination.close)
         pager.add_space(0, take_userfaultfd(destination), destination.pid)
-        links = connect(server, pager)
+        links = connect(client, pager)
         stack.callback(close_all, links)
         range_kind = RangeKind.SHARED if kind == "shared" else RangeKind.ANONYMOUS
         pager.set_ranges([PagedRange(BASE, BASE + pages * PAGE, range_kind)])
         pager.start()
-        yield Move(source, destination, server, pager, links)
+        yield Move(source, destination, store, client, pager, links)
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:

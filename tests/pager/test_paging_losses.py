@@ -17,7 +17,8 @@ import pytest
 
 from live_migration._lm import ffi, lib
 from live_migration.pager.pager import PagedRange, Pager, PagerState
-from live_migration.source_server.pages.page_server import PageServer, PushRun, ServerState
+from live_migration.source_server.pages.client import ClientState, PageClient, PushRun
+from live_migration.source_server.pages.store import PageStore
 from tests.pager.paging import (
     BASE,
     PAGE,
@@ -44,18 +45,18 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("which", [0, 2])
 def test_a_lost_connection_is_a_pause(program: Path, which: int) -> None:
     with moving(program, 30000) as move:
-        move.server.limit(20_000_000)
+        move.client.limit(20_000_000)
         move.pager.prefetch_start()
         move.destination.send("threads", 30000, 4, 3000)
         time.sleep(0.2)
         move.links[which].shutdown(socket.SHUT_RDWR)
         assert move.pager.wait(PagerState.RUNNING, 10) is PagerState.STALLED
         assert move.pager.cause.endswith("connection is lost: closed by the source")
-        assert move.server.wait(ServerState.CONNECTED, 10) is ServerState.LOST
+        assert move.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
         time.sleep(0.1)
         assert move.destination.process.poll() is None
-        move.server.limit(0)
-        more = connect(move.server, move.pager, 2)
+        move.client.limit(0)
+        more = connect(move.client, move.pager, 2)
         move.complete()
         assert move.destination.answer() == 0
         assert move.destination.ask("check", 0, 30000) == 0
@@ -69,7 +70,7 @@ def test_faults_wait_for_a_connection(program: Path) -> None:
         assert move.pager.wait(PagerState.STAGED, 10) is PagerState.STALLED
         move.destination.send("check", 0, 100)
         eventually(lambda: move.pager.counters["faults"] > 0)
-        more = connect(move.server, move.pager, 2)
+        more = connect(move.client, move.pager, 2)
         assert move.destination.answer() == 0
         move.complete()
         for link in more:
@@ -127,20 +128,20 @@ def test_a_killed_pager_never_means_zeros(program: Path, verb: str, mode: int) -
     destination = Program(program, "destination", pages)
     os.kill(source.pid, signal.SIGSTOP)
     fault, bulk = connected_pair(), connected_pair()
-    with PageServer() as server:
-        server.add_process(0, source.pid)
-        server.answer(True)
-        server.connect(fault[0], bulk[0], SESSION)
+    with PageStore() as store, PageClient(store) as client:
+        store.add_process(0, source.pid)
+        store.open(True)
+        client.connect(fault[0], bulk[0], SESSION)
         process, keeper = start_pager(destination, pages, fault[1], bulk[1], mode)
         try:
             for link in (*fault, *bulk):
                 link.close()
             destination.send(verb, *((pages, 4, 100000) if verb == "threads" else (0, pages)))
-            eventually(lambda: server.counters["fault_pages"] > 20)
+            eventually(lambda: client.counters["fault_pages"] > 20)
             process.kill()
             process.wait()
             # The keeper lets go of the connections, so that the source learns of it, and of nothing else.
-            assert server.wait(ServerState.CONNECTED, 10) is ServerState.LOST
+            assert client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
             time.sleep(0.3)
             assert is_alive(keeper)
             assert destination.process.poll() is None
@@ -259,7 +260,7 @@ def test_a_source_that_breaks_the_rules_is_dropped(program: Path, number: int) -
         )
         assert move.pager.counters["total_pages"] == 0
         # A better source goes on.
-        more = connect(move.server, move.pager, 3)
+        more = connect(move.client, move.pager, 3)
         move.complete()
         assert move.destination.ask("check", 0, 100) == 0
         for link in (*fault, *bulk, *more):
@@ -286,7 +287,7 @@ def test_a_neighbour_that_somebody_waits_for_and_that_does_not_come_is_asked_for
         assert not select.select([fault[0]], [], [], 0.2)[0]
         fault[0].sendall(frame(END, 0, 0, 0, second[8]))
         assert hear(fault[0])[5] == second[5] + PAGE
-        links = connect(move.server, move.pager, 3)
+        links = connect(move.client, move.pager, 3)
         assert move.destination.answer() == 0
         move.complete()
         for link in (*fault, *bulk, *links):
@@ -340,13 +341,13 @@ def test_a_destination_that_breaks_the_rules_is_dropped(program: Path, which: in
     source = Program(program, "source", 10)
     pairs = (*connected_pair(), *connected_pair())
     try:
-        with PageServer() as server:
-            server.add_process(0, source.pid)
-            server.answer(True)
-            server.connect(pairs[0], pairs[2], SESSION)
+        with PageStore() as store, PageClient(store) as client:
+            store.add_process(0, source.pid)
+            store.open(True)
+            client.connect(pairs[0], pairs[2], SESSION)
             pairs[which].sendall(data)
-            assert server.wait(ServerState.CONNECTED, 10) is ServerState.REFUSED
-            assert server.cause.startswith("a request on the " + ("fault" if which == 1 else "bulk"))
+            assert client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+            assert client.cause.startswith("a request on the " + ("fault" if which == 1 else "bulk"))
     finally:
         source.close()
         for link in pairs:
@@ -363,25 +364,25 @@ def test_a_process_that_runs_is_not_told_of(program: Path, which: int, kind: int
     pairs = (*connected_pair(), *connected_pair())
     more = (*connected_pair(), *connected_pair())
     try:
-        with PageServer() as server:
-            server.add_process(0, source.pid)
+        with PageStore() as store, PageClient(store) as client:
+            store.add_process(0, source.pid)
             if again:
-                server.answer(True)
-                server.answer(False)
-            server.connect(pairs[0], pairs[2], SESSION)
-            server.push(7, [PushRun(0, BASE, BASE + PAGE)])
+                store.open(True)
+                store.open(False)
+            client.connect(pairs[0], pairs[2], SESSION)
+            client.push(7, [PushRun(0, BASE, BASE + PAGE)])
             pushed = b""
             while len(pushed) < 32 or pushed[-32:] != frame(END, 0, 0, 0, 7):
                 pushed += pairs[3].recv(1 << 16)
             pairs[which].sendall(request(kind, BASE, 1, 1))
             assert pairs[which].recv(1 << 16) == b""
-            assert server.wait(ServerState.CONNECTED, 10) is ServerState.REFUSED
+            assert client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
             name = "fault" if which == 1 else "bulk"
-            assert server.cause == f"a request on the {name} connection comes before the freeze"
-            assert server.counters["requests"] == 0
+            assert client.cause == f"a request on the {name} connection comes before the freeze"
+            assert client.counters["requests"] == 0
             # When it holds still.
-            server.answer(True)
-            server.connect(more[0], more[2], SESSION, 2)
+            store.open(True)
+            client.connect(more[0], more[2], SESSION, 2)
             more[which].sendall(request(kind, BASE, 1, 1))
             assert more[which].recv(1 << 16) != b""
     finally:
@@ -417,20 +418,20 @@ def test_a_source_that_lost_the_memory_says_so(program: Path) -> None:
         move.destination.send("check", 500, 1)
         assert move.pager.wait(PagerState.STAGED, 10) is PagerState.FAILED
         assert move.pager.cause == "the source cannot read the memory any more: No such process"
-        assert move.server.wait(ServerState.CONNECTED, 10) is ServerState.FAILED
+        assert move.client.wait(ClientState.CONNECTED, 10) is ClientState.FAILED
         time.sleep(0.1)
         assert move.destination.process.poll() is None
 
 
 def test_calls_out_of_order_are_errors() -> None:
-    with Pager() as pager, PageServer() as server:
+    with Pager() as pager, PageStore() as store, PageClient(store) as client:
         pairs = (*connected_pair(), *connected_pair())
         assert pager.state is PagerState.STAGED
-        assert server.state is ServerState.IDLE
+        assert client.state is ClientState.IDLE
         with pytest.raises(OSError, match="not connected"):
             pager.prefetch_start()
         with pytest.raises(OSError, match="No such file"):
-            server.add_process(0, 0x3FFFFFFF)
+            store.add_process(0, 0x3FFFFFFF)
         pager.connect(pairs[0], pairs[2], SESSION)
         with pytest.raises(ValueError, match="16 bytes"):
             pager.connect(pairs[0], pairs[2], b"short")

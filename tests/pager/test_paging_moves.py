@@ -207,7 +207,7 @@ def test_everything_at_once_at_random(program: Path, seed: int) -> None:
     model = Model(pages)
     with moving(program, pages) as move:
         move.pager.fault_pages(chance.choice([1, 16, 64]))
-        move.server.limit(chance.choice([5_000_000, 20_000_000, 0]))
+        move.client.limit(chance.choice([5_000_000, 20_000_000, 0]))
         move.pager.prefetch_start()
         for _ in range(150):
             first = chance.randrange(pages - 600)
@@ -233,7 +233,7 @@ def test_everything_at_once_at_random(program: Path, seed: int) -> None:
                 assert move.destination.ask("fork", first, count) == 0
             else:
                 check_model(move, model, first, count)
-        move.server.limit(0)
+        move.client.limit(0)
         move.complete()
         check_model(move, model, 0, pages)
 
@@ -290,17 +290,17 @@ def test_a_terabyte_that_was_only_reserved(program: Path) -> None:
         move.complete()
         assert move.destination.ask("check", 0, 100) == 0
         assert move.destination.ask("check", pages - 100, 100) == 0
-        assert move.server.counters["requests"] < 1000
+        assert move.client.counters["requests"] < 1000
 
 
 def test_what_was_never_touched_is_answered_here(program: Path) -> None:
     with moving(program, 100000, role="sparse") as move:
-        move.server.limit(100_000)
+        move.client.limit(100_000)
         move.pager.prefetch_start()
         eventually(lambda: move.pager.counters["absent_pages"] >= 99800)
         assert move.destination.ask("check-zero", 50000, 1000) == 0
         assert move.pager.counters["remote_faults"] == 0
         assert move.pager.counters["local_faults"] <= 1000 // 16 + 1  # sixteen at once
-        move.server.limit(0)
+        move.client.limit(0)
         move.complete()
         assert move.pager.counters["absent_pages"] == 99800 + 200 // 11

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from live_migration.pager.pager import PagedRange, RangeKind
-from live_migration.source_server.pages.page_server import FIRST_OBJECT, PushRun
+from live_migration.source_server.pages.client import PushRun
+from live_migration.source_server.pages.store import FIRST_OBJECT
 from tests.pager.paging import BASE, PAGE, Move, moving
 
 
@@ -43,7 +44,7 @@ def both(one: Callable[[], None], other: Callable[[], None]) -> None:
 
 def push(move: Move, identifier: int, runs: list[PushRun], **options: bool) -> None:
     """Push from the source and receive at the destination."""
-    both(lambda: move.server.push(identifier, runs, **options), lambda: move.pager.receive_push(identifier))
+    both(lambda: move.client.push(identifier, runs, **options), lambda: move.pager.receive_push(identifier))
 
 
 def poke(pid: int, page: int, data: bytes) -> None:
@@ -74,17 +75,17 @@ def test_a_second_push_brings_what_has_changed(program: Path) -> None:
     with moving(program, 2000) as move:
         whole = [PushRun(0, BASE, BASE + 2000 * PAGE, present=True)]
         push(move, 1, whole, remember=True)
-        before = move.server.counters["pushed_pages"]
+        before = move.client.counters["pushed_pages"]
         poke(move.source.pid, 100, b"changed!")
         poke(move.source.pid, 5, b"new one!")  # never touched before
         poke(move.source.pid, 102, bytes(PAGE))  # now zero
         push(move, 2, whole, changed=True, remember=True)
-        assert move.server.counters["pushed_pages"] == before + 3
+        assert move.client.counters["pushed_pages"] == before + 3
         assert peek(move.destination.pid, 100) == b"changed!"
         assert peek(move.destination.pid, 5) == b"new one!"
         assert peek(move.destination.pid, 102, PAGE) == bytes(PAGE)
         push(move, 3, whole, changed=True)
-        assert move.server.counters["pushed_pages"] == before + 3
+        assert move.client.counters["pushed_pages"] == before + 3
         move.complete()
         assert move.destination.ask("check", 200, 1800) == 0
 
@@ -93,26 +94,26 @@ def test_what_was_discarded_is_pushed_whatever_it_is(program: Path) -> None:
     with moving(program, 2000) as move:
         whole = [PushRun(0, BASE, BASE + 2000 * PAGE, present=True)]
         push(move, 1, whole, remember=True)
-        before = move.server.counters["pushed_pages"]
-        move.server.discard_pushed(0, [(BASE + 200 * PAGE, BASE + 210 * PAGE), (BASE - PAGE, BASE)])
+        before = move.client.counters["pushed_pages"]
+        move.client.discard_pushed(0, [(BASE + 200 * PAGE, BASE + 210 * PAGE), (BASE - PAGE, BASE)])
         push(move, 2, whole, changed=True, remember=True)
-        again = move.server.counters["pushed_pages"] - before
+        again = move.client.counters["pushed_pages"] - before
         assert 5 <= again <= 10, "those of them that exist"
         push(move, 3, whole, changed=True)
-        assert move.server.counters["pushed_pages"] == before + again
-        move.server.discard_pushed(0, [(0, 1 << 46)])
+        assert move.client.counters["pushed_pages"] == before + again
+        move.client.discard_pushed(0, [(0, 1 << 46)])
         push(move, 4, whole, changed=True)
-        assert move.server.counters["pushed_pages"] == 2 * before + again
+        assert move.client.counters["pushed_pages"] == 2 * before + again
 
 
 def test_a_running_process_may_have_unmapped_what_is_pushed(program: Path) -> None:
     with moving(program, 100) as move:
-        before = move.server.counters["pushed_pages"]
+        before = move.client.counters["pushed_pages"]
         outside = [PushRun(0, BASE - 10 * PAGE, BASE + 100 * PAGE)]
         push(move, 1, outside, remember=True)
-        assert move.server.counters["pushed_pages"] == before + 100
+        assert move.client.counters["pushed_pages"] == before + 100
         with pytest.raises(OSError, match="Input/output error"):
-            move.server.push(2, outside)
+            move.client.push(2, outside)
 
 
 def test_written_ranges_take_pushes_whatever_their_protection(program: Path) -> None:
@@ -141,14 +142,14 @@ def test_objects_travel_by_offset(program: Path) -> None:
         os.write(one, content)
         os.ftruncate(other, len(content))
         with moving(program, 10) as move:
-            move.server.add_object(FIRST_OBJECT + 3, one)
+            move.store.add_object(FIRST_OBJECT + 3, one)
             move.pager.add_object(FIRST_OBJECT + 3, other, len(content))
             push(move, 1, [PushRun(FIRST_OBJECT + 3, 0, 9 * PAGE)], remember=True)
             assert os.pread(other, len(content) + 1, 0) == content
             os.pwrite(one, b"later", 3)
             push(move, 2, [PushRun(FIRST_OBJECT + 3, 0, 9 * PAGE)], changed=True)
             assert os.pread(other, 8, 0) == os.pread(one, 8, 0)
-            assert move.server.counters["skipped_pages"] == 8
+            assert move.client.counters["skipped_pages"] == 8
     finally:
         os.close(one)
         os.close(other)
@@ -204,5 +205,5 @@ def test_a_push_to_nowhere_is_refused(program: Path) -> None:
 
 def test_an_unknown_space_cannot_be_pushed(program: Path) -> None:
     with moving(program, 10) as move, pytest.raises(OSError, match="No such file") as caught:
-        move.server.push(1, [PushRun(77, BASE, BASE + PAGE)])
+        move.client.push(1, [PushRun(77, BASE, BASE + PAGE)])
     assert caught.value.errno == errno.ENOENT

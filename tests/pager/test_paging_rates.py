@@ -14,7 +14,7 @@ import pytest
 
 from live_migration.kernel.memory.pagemap import present_runs
 from live_migration.pager.pager import HotRun
-from live_migration.source_server.pages.page_server import COMPRESS_AUTO, COMPRESS_NONE, PushRun
+from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PushRun
 from tests.pager.paging import BASE, PAGE, SESSION, Move, connected_pair, eventually, moving
 
 
@@ -71,7 +71,7 @@ def over_a_slow_link(move: Move, rate: int) -> SlowLink:
     """Connect both again, the bulk connection over a slow link."""
     fault, slow = connected_pair(), SlowLink(rate)
     move.links += fault
-    move.server.connect(fault[0], slow.server, SESSION, 2)
+    move.client.connect(fault[0], slow.server, SESSION, 2)
     move.pager.connect(fault[1], slow.client, SESSION, 2)
     return slow
 
@@ -79,11 +79,11 @@ def over_a_slow_link(move: Move, rate: int) -> SlowLink:
 @pytest.mark.parametrize("policy", [COMPRESS_NONE, 1, 9])
 def test_a_policy_given_by_hand_holds(program: Path, policy: int) -> None:
     with moving(program, 5000) as move:
-        move.server.compress(policy)
+        move.client.compress(policy)
         assert move.destination.ask("check", 0, 300) == 0
         move.complete()
         assert move.destination.ask("check", 0, 5000) == 0
-        counters = move.server.counters
+        counters = move.client.counters
         if policy == COMPRESS_NONE:
             assert counters["packed_pages"] == 0
             assert counters["wire_bytes"] > counters["bytes"]
@@ -99,18 +99,18 @@ def test_what_does_not_shrink_travels_raw(program: Path) -> None:
         with open(f"/proc/{move.source.pid}/mem", "r+b", buffering=0) as memory:
             memory.seek(BASE)
             memory.write(noise)
-        move.server.compress(3)
+        move.client.compress(3)
         assert move.destination.ask("get", 7, 0) == noise[7 * PAGE]
-        assert move.server.counters["packed_pages"] == 0
+        assert move.client.counters["packed_pages"] == 0
         move.complete()
 
 
 def test_a_slow_link_is_worth_compressing_for(program: Path) -> None:
     with moving(program, 12000) as move:
         slow = over_a_slow_link(move, 10_000_000)
-        move.server.compress(COMPRESS_AUTO)
+        move.client.compress(COMPRESS_AUTO)
         move.complete()
-        counters = move.server.counters
+        counters = move.client.counters
         assert counters["packed_pages"] > 0.5 * counters["pages"]
         assert counters["wire_bytes"] < 0.8 * counters["bytes"]
         assert counters["link_rate"] > 0
@@ -120,18 +120,18 @@ def test_a_slow_link_is_worth_compressing_for(program: Path) -> None:
 
 def test_a_fast_link_is_not(program: Path) -> None:
     with moving(program, 50000) as move:
-        move.server.compress(COMPRESS_AUTO)
+        move.client.compress(COMPRESS_AUTO)
         move.complete()
-        counters = move.server.counters
+        counters = move.client.counters
         assert counters["packed_pages"] < 0.2 * counters["pages"]
 
 
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_a_limit_holds_bulk_back_and_never_faults(program: Path, side: str) -> None:
     with moving(program, 4000) as move:
-        limited = move.server if side == "source" else move.pager
+        limited = move.client if side == "source" else move.pager
         limited.limit(4_000_000)
-        move.server.compress(COMPRESS_NONE)
+        move.client.compress(COMPRESS_NONE)
         begin = time.monotonic()
         move.pager.prefetch_start()
         # Far faster than the limit allows for the pages that these faults bring.
@@ -150,7 +150,7 @@ def test_what_is_hot_comes_first_also_beside_faults(program: Path, faults: int) 
     hot = [BASE + page * PAGE for page in range(2000, 4000, 8)]
     with moving(program, 4000) as move:
         move.pager.limit(2_000_000)
-        move.server.compress(COMPRESS_NONE)
+        move.client.compress(COMPRESS_NONE)
         for number in range(faults):
             assert move.destination.ask("check", 500 * number, 1) == 0
         move.pager.prefetch_first([HotRun(address, address + PAGE) for address in hot])
@@ -169,10 +169,10 @@ def test_what_is_hot_comes_first_also_beside_faults(program: Path, faults: int) 
 
 def test_a_limit_holds_pushes_back(program: Path) -> None:
     with moving(program, 1000) as move:
-        move.server.limit(8_000_000)
-        move.server.compress(COMPRESS_NONE)
+        move.client.limit(8_000_000)
+        move.client.compress(COMPRESS_NONE)
         begin = time.monotonic()
-        thread = threading.Thread(target=lambda: move.server.push(1, [PushRun(0, BASE, BASE + 1000 * PAGE)]))
+        thread = threading.Thread(target=lambda: move.client.push(1, [PushRun(0, BASE, BASE + 1000 * PAGE)]))
         thread.start()
         move.pager.receive_push(1)
         thread.join()
@@ -182,15 +182,15 @@ def test_a_limit_holds_pushes_back(program: Path) -> None:
 
 def test_an_urgent_push_is_not_held_back(program: Path) -> None:
     with moving(program, 1000) as move:
-        move.server.limit(20_000)
-        move.server.compress(COMPRESS_NONE)
+        move.client.limit(20_000)
+        move.client.compress(COMPRESS_NONE)
         begin = time.monotonic()
         runs = [PushRun(0, BASE, BASE + 1000 * PAGE)]
-        thread = threading.Thread(target=lambda: move.server.push(1, runs, urgent=True))
+        thread = threading.Thread(target=lambda: move.client.push(1, runs, urgent=True))
         thread.start()
         move.pager.receive_push(1)
         thread.join()
         # Held back, it would take 200 seconds.
         assert time.monotonic() - begin < 20
-        move.server.limit(0)
+        move.client.limit(0)
         move.complete()

@@ -19,8 +19,9 @@ from live_migration.process.description import Runs
 from live_migration.process.memory import mappings
 from live_migration.process.memory.mappings import PAGE
 from live_migration.source_server import handover
-from live_migration.source_server.pages.page_server import PageServer
+from live_migration.source_server.pages.client import PageClient
 from live_migration.source_server.pages.pusher import Pusher, pushing
+from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.same_program import check_same_program
 from live_migration.source_server.serve import look_after_waiting
 from live_migration.source_server.snapshot import SourceSnapshot, look
@@ -314,12 +315,13 @@ def test_waiting_for_a_push_that_hangs_ends() -> None:
 
 
 def test_an_error_hangs_up_so_that_the_push_under_way_comes_back() -> None:
-    server = PageServer()
+    store = PageStore()
+    client = PageClient(store)
     hung_up = threading.Event()
-    server.hang_up = hung_up.set  # type: ignore[method-assign]
+    client.hang_up = hung_up.set  # type: ignore[method-assign]
 
     def fail_meanwhile() -> None:
-        with server, pushing(server) as pusher:
+        with store, client, pushing(client) as pusher:
             pusher.do(lambda: hung_up.wait(10))
             raise KeyError
 

@@ -1,36 +1,31 @@
-/* The answers to what the destination asks. */
-#include "source_server/pages/serving.h"
+#include "source_server/pages/answers.h"
+
+#include "wire/status.h"
 
 #include <errno.h>
 #include <string.h>
 
-static void count(uint64_t *counter, uint64_t amount) {
-    __atomic_fetch_add(counter, amount, __ATOMIC_RELAXED);
-}
-
 /* The page of a fault first and alone, written at once; then its neighbours. */
-int lm_server_answer_fault(struct lm_page_server *server, const struct lm_request *request,
-                           unsigned char *buffer) {
-    struct lm_page_sender *sender = &server->fault_sender;
-    const struct lm_page_reader *reader = lm_server_space(server, request->space);
-    if (!atomic_load(&server->answering))
-        return -EACCES;
+struct lm_answered lm_answer_fault(const struct lm_page_store *store, struct lm_page_sender *sender,
+                                   const struct lm_request *request, unsigned char *buffer) {
+    const struct lm_page_reader *reader = lm_page_store_find(store, request->space);
+    if (request->kind != LM_REQUEST_FAULT)
+        return (struct lm_answered){.error = -EPROTO};
+    if (!lm_page_store_is_open(store))
+        return (struct lm_answered){.error = -EACCES};
     if (!reader)
-        return -EPROTO;
+        return (struct lm_answered){.error = -EPROTO};
     lm_page_sender_begin(sender, request->space, request->id);
     int error = lm_page_reader_read(reader, request->address, 1, buffer);
-    if (error) {
-        lm_server_set_state(server, LM_SERVER_FAILED, "page %#llx cannot be read: %s",
-                            (unsigned long long)request->address, strerror(-error));
-        return lm_page_sender_failed(sender, error);
-    }
+    if (error)
+        return (struct lm_answered){.error = error, .unreadable = true};
     error = lm_page_sender_pages(sender, request->address, 1, buffer);
     if (!error)
         error = lm_page_sender_flush(sender, request->pages == 1);
-    count(&server->statistics->requests, 1);
-    count(&server->statistics->fault_pages, 1);
+    lm_count(&sender->statistics->requests, 1);
+    lm_count(&sender->statistics->fault_pages, 1);
     if (error || request->pages == 1)
-        return error;
+        return (struct lm_answered){.error = error};
     uint64_t next = request->address + LM_PAGE_SIZE;
     uint32_t pages = request->pages - 1;
     /* The neighbours are a guess: what cannot be read is not worth a word. */
@@ -38,7 +33,7 @@ int lm_server_answer_fault(struct lm_page_server *server, const struct lm_reques
         error = lm_page_sender_empty(sender, LM_FRAME_END, 0, 0);
     else
         error = lm_page_sender_pages(sender, next, pages, buffer);
-    return error ? error : lm_page_sender_flush(sender, true);
+    return (struct lm_answered){.error = error ? error : lm_page_sender_flush(sender, true)};
 }
 
 /* Absent pages cost a header, however many there are, also beyond what was asked for. */
@@ -69,13 +64,9 @@ static int answer_stretches(const struct lm_page_reader *reader, struct lm_page_
     return error;
 }
 
-static int answer_run(struct lm_page_server *server, const struct lm_request *request) {
-    struct lm_page_sender *sender = &server->bulk_sender;
-    const struct lm_page_reader *reader = lm_server_space(server, request->space);
+static int answer_run(const struct lm_page_reader *reader, struct lm_page_sender *sender,
+                      const struct lm_request *request, unsigned char *buffer) {
     bool present[LM_RUN_PAGES];
-    if (!reader)
-        return -EPROTO;
-    lm_page_sender_begin(sender, request->space, request->id);
     int error = 0;
     if (request->flags & LM_REQUEST_SHARED)
         memset(present, true, sizeof present);
@@ -85,10 +76,10 @@ static int answer_run(struct lm_page_server *server, const struct lm_request *re
     for (uint32_t i = 0; !error && i < request->pages; i++)
         found += present[i];
     if (!error)
-        error = found ? answer_stretches(reader, sender, request, present, server->bulk_buffer)
+        error = found ? answer_stretches(reader, sender, request, present, buffer)
                       : answer_absent(reader, sender, request);
-    count(&server->statistics->requests, 1);
-    count(&server->statistics->bulk_pages, found);
+    lm_count(&sender->statistics->requests, 1);
+    lm_count(&sender->statistics->bulk_pages, found);
     return error ? error : lm_page_sender_flush(sender, true);
 }
 
@@ -113,12 +104,8 @@ static int next_absent(const struct lm_page_reader *reader, uint64_t at, uint64_
 
 /* Which pages of a range do not exist, so that a fault there need not be asked for. What is absent at its end
  * is followed as far as the request reaches. */
-static int answer_map(struct lm_page_server *server, const struct lm_request *request) {
-    struct lm_page_sender *sender = &server->bulk_sender;
-    const struct lm_page_reader *reader = lm_server_space(server, request->space);
-    if (!reader)
-        return -EPROTO;
-    lm_page_sender_begin(sender, request->space, request->id);
+static int answer_map(const struct lm_page_reader *reader, struct lm_page_sender *sender,
+                      const struct lm_request *request) {
     uint64_t at = request->address, end = at + (uint64_t)request->pages * LM_PAGE_SIZE;
     uint64_t reach_end = end + (uint64_t)request->reach * LM_PAGE_SIZE;
     int error = 0;
@@ -137,18 +124,17 @@ static int answer_map(struct lm_page_server *server, const struct lm_request *re
     return error ? error : lm_page_sender_flush(sender, true);
 }
 
-int lm_server_answer_bulk(struct lm_page_server *server, const struct lm_request *request) {
-    if (!atomic_load(&server->answering))
-        return -EACCES;
-    pthread_mutex_lock(&server->bulk_lock);
-    int error = request->kind == LM_REQUEST_RUN   ? answer_run(server, request)
-                : request->kind == LM_REQUEST_MAP ? answer_map(server, request)
-                                                  : -EPROTO;
-    if (error == -ESRCH || error == -EFAULT || error == -EIO || error == -ENOMEM) {
-        lm_server_set_state(server, LM_SERVER_FAILED, "pages from %#llx cannot be read: %s",
-                            (unsigned long long)request->address, strerror(-error));
-        error = lm_page_sender_failed(&server->bulk_sender, error);
-    }
-    pthread_mutex_unlock(&server->bulk_lock);
-    return error;
+struct lm_answered lm_answer_bulk(const struct lm_page_store *store, struct lm_page_sender *sender,
+                                  const struct lm_request *request, unsigned char *buffer) {
+    const struct lm_page_reader *reader = lm_page_store_find(store, request->space);
+    if (!lm_page_store_is_open(store))
+        return (struct lm_answered){.error = -EACCES};
+    bool run = request->kind == LM_REQUEST_RUN;
+    if (!reader || (!run && request->kind != LM_REQUEST_MAP))
+        return (struct lm_answered){.error = -EPROTO};
+    lm_page_sender_begin(sender, request->space, request->id);
+    int error = run ? answer_run(reader, sender, request, buffer) : answer_map(reader, sender, request);
+    return (struct lm_answered){.error = error,
+                                .unreadable =
+                                    error == -ESRCH || error == -EFAULT || error == -EIO || error == -ENOMEM};
 }

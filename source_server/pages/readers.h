@@ -1,24 +1,39 @@
 /*
- * Reading pages of something that holds still: a frozen process's memory, or an object reached by a
- * descriptor.
+ * Reading the pages of a space, which holds still or is read to be read again. What a space is made of is a
+ * reader's own affair: a process's memory, an object reached by a descriptor.
  */
-#ifndef LM_SOURCE_PAGE_READER_H
-#define LM_SOURCE_PAGE_READER_H
+#ifndef LM_PAGES_READERS_H
+#define LM_PAGES_READERS_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
+
+struct lm_page_reader;
+
+/* Everything in bytes, addresses and lengths multiples of the page size. All return 0 or -errno. */
+struct lm_page_reader_operations {
+    /* Read `parts` stretches, each as long as its place in `local`. -ESRCH when there is nothing to read any more. */
+    int (*read)(const struct lm_page_reader *reader, const struct iovec *local, const struct iovec *remote,
+                int parts);
+    /* Set `present` for those of `pages` pages, which are all false, that are there. */
+    int (*present)(const struct lm_page_reader *reader, uint64_t address, uint32_t pages, bool *present);
+    /* The first page at or after `address` that is there, `end` if there is none before it. */
+    int (*next)(const struct lm_page_reader *reader, uint64_t address, uint64_t end, uint64_t *next);
+};
 
 struct lm_page_reader {
+    const struct lm_page_reader_operations *operations;
     uint32_t space;
-    int pid;     /* 0 for an object */
+    int pid;     /* of a process */
     int memory;  /* /proc/PID/mem, or the object */
     int pagemap; /* /proc/PID/pagemap, -1 for an object */
 };
 
 /* Open the memory of process `pid`. Returns 0 or -errno. */
 int lm_page_reader_init_process(struct lm_page_reader *reader, uint32_t space, int pid);
-/* Read from a duplicate of `fd`. */
+/* Read from a duplicate of `fd`, by offset. Past its end there are zeros. */
 int lm_page_reader_init_object(struct lm_page_reader *reader, uint32_t space, int fd);
 void lm_page_reader_deinit(struct lm_page_reader *reader);
 

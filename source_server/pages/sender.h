@@ -1,8 +1,8 @@
 /*
  * Putting pages on a channel: finds what is zero, compresses where that pays, gathers frames into few writes.
  */
-#ifndef LM_SOURCE_PAGE_SENDER_H
-#define LM_SOURCE_PAGE_SENDER_H
+#ifndef LM_PAGES_SENDER_H
+#define LM_PAGES_SENDER_H
 
 #include "wire/channel.h"
 #include "wire/pace.h"
@@ -12,9 +12,8 @@
 #include <zstd.h>
 
 /* cffi: begin */
-/* The page server's counters, in memory that others may map. Written by the server's threads, read by
- * anybody. */
-struct lm_server_statistics {
+/* The counters of a client. */
+struct lm_client_statistics {
     uint64_t pages;         /* pages sent with content */
     uint64_t zero_pages;    /* pages found to be zero */
     uint64_t absent_pages;  /* pages that the process does not have */
@@ -37,7 +36,7 @@ struct lm_page_sender {
     struct lm_channel *channel;
     struct lm_pace *pace;
     struct lm_bucket *bucket; /* NULL where nothing is ever held back */
-    struct lm_server_statistics *statistics;
+    struct lm_client_statistics *statistics;
     bool urgent;              /* what is being sent is not held back; until the next begin */
     const _Atomic bool *stop; /* ends a wait for the bucket */
     ZSTD_CCtx *compressor;
@@ -53,6 +52,8 @@ struct lm_page_sender {
 int lm_page_sender_init(struct lm_page_sender *sender, uint32_t pages);
 void lm_page_sender_deinit(struct lm_page_sender *sender);
 
+/* Discard what has been gathered and not been written. */
+void lm_page_sender_drop(struct lm_page_sender *sender);
 /* Begin an answer or a push: what follows belongs to `space` and bears `id`. */
 void lm_page_sender_begin(struct lm_page_sender *sender, uint32_t space, uint32_t id);
 

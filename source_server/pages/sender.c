@@ -1,15 +1,12 @@
-#include "source_server/pages/page_sender.h"
+#include "source_server/pages/sender.h"
 
-#include "source_server/pages/page_reader.h"
+#include "source_server/pages/readers.h"
+#include "wire/status.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-static void count(uint64_t *counter, uint64_t amount) {
-    __atomic_fetch_add(counter, amount, __ATOMIC_RELAXED);
-}
 
 int lm_page_sender_init(struct lm_page_sender *sender, uint32_t pages) {
     size_t frame = ZSTD_compressBound(LM_FRAME_PAGES * LM_PAGE_SIZE);
@@ -30,6 +27,11 @@ void lm_page_sender_deinit(struct lm_page_sender *sender) {
     ZSTD_freeCCtx(sender->compressor);
     sender->packed = NULL;
     sender->compressor = NULL;
+}
+
+void lm_page_sender_drop(struct lm_page_sender *sender) {
+    sender->count = 0;
+    sender->packed_used = 0;
 }
 
 void lm_page_sender_begin(struct lm_page_sender *sender, uint32_t space, uint32_t id) {
@@ -94,9 +96,9 @@ static int add_content(struct lm_page_sender *sender, uint64_t address, uint32_t
         if (error)
             return error;
         sender->packed_used += length;
-        count(&sender->statistics->pages, step);
-        count(&sender->statistics->packed_pages, length ? step : 0);
-        count(&sender->statistics->bytes, (uint64_t)step * LM_PAGE_SIZE);
+        lm_count(&sender->statistics->pages, step);
+        lm_count(&sender->statistics->packed_pages, length ? step : 0);
+        lm_count(&sender->statistics->bytes, (uint64_t)step * LM_PAGE_SIZE);
         address += (uint64_t)step * LM_PAGE_SIZE;
         data += (size_t)step * LM_PAGE_SIZE;
         pages -= step;
@@ -123,15 +125,14 @@ int lm_page_sender_pages(struct lm_page_sender *sender, uint64_t address, uint32
 
 int lm_page_sender_empty(struct lm_page_sender *sender, int kind, uint64_t address, uint32_t pages) {
     if (kind == LM_FRAME_ZERO)
-        count(&sender->statistics->zero_pages, pages);
+        lm_count(&sender->statistics->zero_pages, pages);
     if (kind == LM_FRAME_ABSENT)
-        count(&sender->statistics->absent_pages, pages);
+        lm_count(&sender->statistics->absent_pages, pages);
     return add(sender, kind, address, pages, NULL, 0);
 }
 
 int lm_page_sender_failed(struct lm_page_sender *sender, int error) {
-    sender->count = 0;
-    sender->packed_used = 0;
+    lm_page_sender_drop(sender);
     int added = add(sender, LM_FRAME_FAILED, 0, 0, NULL, (uint32_t)-error);
     return added ? added : lm_page_sender_flush(sender, true);
 }
@@ -161,7 +162,7 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
     int error = lm_channel_writev(sender->channel, sender->parts + 2 * from, 2 * (to - from));
     if (error)
         return error;
-    count(&sender->statistics->wire_bytes, bytes);
+    lm_count(&sender->statistics->wire_bytes, bytes);
     if (sender->bucket) {
         bool had_to_wait = sender->channel->waited_ns != waited;
         lm_pace_written(sender->pace, bytes, lm_channel_unsent(sender->channel), had_to_wait);
@@ -181,7 +182,6 @@ int lm_page_sender_flush(struct lm_page_sender *sender, bool last) {
         sender->frames[frames - 1].flags |= LM_FRAME_LAST;
     for (int i = 0; i < frames && !error; i += step)
         error = write_frames(sender, i, i + step < frames ? i + step : frames);
-    sender->count = 0;
-    sender->packed_used = 0;
+    lm_page_sender_drop(sender);
     return error;
 }

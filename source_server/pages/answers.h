@@ -1,0 +1,26 @@
+/*
+ * The answers to what a destination asks: which pages, read from where, go out as which frames. A request is checked
+ * already (lm_request_check); the answer is whole when the call returns.
+ */
+#ifndef LM_PAGES_ANSWERS_H
+#define LM_PAGES_ANSWERS_H
+
+#include "source_server/pages/sender.h"
+#include "source_server/pages/store.h"
+
+/* What became of a request: 0, or -errno, after which the connection is of no use: -EPROTO for what cannot be asked
+ * there, -EACCES for what cannot be asked yet. When the memory is `unreadable` nothing of the answer that the
+ * destination could use has been sent, and the connection is good. */
+struct lm_answered {
+    int error;
+    bool unreadable;
+};
+
+/* On the FAULT channel. `buffer` has room for LM_FAULT_PAGES. */
+struct lm_answered lm_answer_fault(const struct lm_page_store *store, struct lm_page_sender *sender,
+                                   const struct lm_request *request, unsigned char *buffer);
+/* On the BULK channel. `buffer` has room for LM_RUN_PAGES. */
+struct lm_answered lm_answer_bulk(const struct lm_page_store *store, struct lm_page_sender *sender,
+                                  const struct lm_request *request, unsigned char *buffer);
+
+#endif

@@ -1,0 +1,80 @@
+/*
+ * A client of a page store: one destination, with its connections, what it has been sent, its order and its pace.
+ * It gets answers for the memory of processes that hold still, and pushes of what it cannot ask for (pushes.h,
+ * rounds.h). Before they hold still it gets no answers: who has the ticket gets what is pushed, and no more.
+ *
+ * Two connections, two threads: the fault thread does nothing but wait for requests on the FAULT channel and
+ * answer each at once; the bulk thread answers runs on the BULK channel. A push is made by the caller's
+ * thread, also on the BULK channel. Nothing of it needs the interpreter. The order of calls:
+ *
+ *     lm_page_store_create -> add_process / add_object
+ *     create -> connect -> push ... -> lm_page_store_open -> wait ... -> destroy
+ *
+ * connect may be called again after the connections were lost. All functions may be called from any thread, but
+ * destroy only when no other call is under way.
+ */
+#ifndef LM_PAGES_CLIENT_H
+#define LM_PAGES_CLIENT_H
+
+#include "source_server/pages/push_memory.h"
+#include "source_server/pages/sender.h"
+#include "source_server/pages/store.h"
+#include "wire/status.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* cffi: begin */
+/* IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol, or asked too early; FAILED when
+ * the memory could not be read. */
+#define LM_CLIENT_IDLE 0
+#define LM_CLIENT_CONNECTED 1
+#define LM_CLIENT_LOST 2
+#define LM_CLIENT_REFUSED 3
+#define LM_CLIENT_FAILED 4
+
+struct lm_page_client;
+
+/* `statistics` may be NULL; else it must outlive the client, as the store must. Returns NULL when there is no memory. */
+struct lm_page_client *lm_page_client_create(struct lm_page_store *store,
+                                             struct lm_client_statistics *statistics);
+/* Ends the threads and closes everything. */
+void lm_page_client_destroy(struct lm_page_client *client);
+
+/* Begin to serve on two connected sockets (they are duplicated), or serve on after the last two were lost.
+ * `session` is 16 bytes. Returns 0 or -errno. */
+int lm_page_client_connect(struct lm_page_client *client, int fault_fd, int bulk_fd, const uint8_t *session,
+                           uint32_t attempt);
+
+/* Bytes per second for the bulk stream, 0 for no limit. Faults are never held back. */
+void lm_page_client_limit(struct lm_page_client *client, uint64_t bytes_per_second);
+/* LM_COMPRESS_AUTO, LM_COMPRESS_NONE or a level of zstd. */
+void lm_page_client_compress(struct lm_page_client *client, int level);
+
+/* End both connections, so that what writes on them in another thread comes back. */
+void lm_page_client_hang_up(struct lm_page_client *client);
+
+/* LM_CLIENT_..., and the cause of the last loss. */
+struct lm_status *lm_page_client_status(struct lm_page_client *client);
+/* cffi: end */
+
+struct lm_page_client {
+    struct lm_page_store *store;
+    struct lm_client_statistics *statistics;
+    struct lm_client_statistics own_statistics;
+    struct lm_status status;
+    struct lm_bucket bucket;
+    struct lm_pace pace;
+    _Atomic bool stop;
+
+    struct lm_channel fault, bulk;
+    struct lm_page_sender fault_sender, bulk_sender;
+    pthread_t fault_thread, bulk_thread;
+    bool threads;
+
+    pthread_mutex_t bulk_lock; /* one answer or one run of a push at a time */
+    unsigned char *bulk_buffer, *push_buffer;
+    struct lm_push_memory memory;
+};
+
+#endif

@@ -1,0 +1,201 @@
+"""One store, any number of clients: each gets the same pages, at its own pace, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from live_migration._lm import ffi, lib
+from live_migration.source_server.pages.client import COMPRESS_NONE, ClientState, PageClient, PushRun
+from live_migration.source_server.pages.store import FIRST_OBJECT, PageStore
+from tests.pager.paging import PAGE, SESSION, connected_pair
+
+PAGES = 96
+HEADER = lib.LM_HEADER_SIZE
+
+
+@dataclass
+class Peer:
+    """A destination by hand: it asks, and keeps the frames that come."""
+
+    fault: socket.socket
+    bulk: socket.socket
+    client: PageClient
+    identifiers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    absent: set[int] = field(default_factory=set)
+
+    def ask(self, link: socket.socket, kind: int, space: int, address: int, pages: int) -> dict[int, bytes]:
+        """The content of each page that an answer brings, by its address."""
+        identifier = next(self.identifiers)
+        request = ffi.new("struct lm_request *")
+        request.kind, request.space, request.address = kind, space, address
+        request.pages, request.id = pages, identifier
+        lib.lm_request_seal(request)
+        link.sendall(bytes(ffi.buffer(request)))
+        return self.frames(link, identifier)
+
+    def frames(self, link: socket.socket, identifier: int) -> dict[int, bytes]:
+        """The pages of all frames up to the last one, all of which bear the identifier."""
+        found: dict[int, bytes] = {}
+        while True:
+            frame = ffi.new("struct lm_frame *")
+            ffi.buffer(frame)[:] = read_exactly(link, HEADER)
+            assert lib.lm_frame_check(frame) == 0
+            assert frame.id == identifier
+            content = bytes(frame.pages * PAGE)
+            if frame.kind == lib.LM_FRAME_RAW:
+                content = read_exactly(link, frame.length)
+            if frame.kind == lib.LM_FRAME_ABSENT:
+                self.absent |= {frame.address + page * PAGE for page in range(frame.pages)}
+            for page in range(frame.pages):
+                found[frame.address + page * PAGE] = content[page * PAGE : (page + 1) * PAGE]
+            if frame.flags & lib.LM_FRAME_LAST:
+                return found
+
+
+def read_exactly(link: socket.socket, size: int) -> bytes:
+    """So many bytes."""
+    data = b""
+    while len(data) < size:
+        more = link.recv(size - len(data))
+        assert more, "the connection ended"
+        data += more
+    return data
+
+
+def connect(client: PageClient, stack: ExitStack, attempt: int = 1) -> Peer:
+    """Another destination for the client."""
+    fault, bulk = connected_pair(), connected_pair()
+    for link in (*fault, *bulk):
+        stack.callback(link.close)
+    client.compress(COMPRESS_NONE)
+    client.connect(fault[0], bulk[0], SESSION, attempt)
+    return Peer(fault[1], bulk[1], client)
+
+
+@dataclass
+class Served:
+    """A store with this process's own memory as space 0 and a file as an object, and what is in both."""
+
+    store: PageStore
+    address: int
+    memory: bytes
+    content: bytes
+    peers: list[Peer]
+    stack: ExitStack
+
+    def pages(self, link: str, peer: Peer, rng: random.Random) -> None:
+        """Ask for pages of both spaces, one by one and in runs, and compare them."""
+        kind, most = (lib.LM_REQUEST_FAULT, 8) if link == "fault" else (lib.LM_REQUEST_RUN, PAGES)
+        for _ in range(60):
+            first = rng.randrange(PAGES)
+            count = rng.randint(1, min(most, PAGES - first))
+            space, base, content = rng.choice([(0, self.address, self.memory), (FIRST_OBJECT, 0, self.content)])
+            got = peer.ask(getattr(peer, link), kind, space, base + first * PAGE, count)
+            assert set(got) == {base + page * PAGE for page in range(first, first + count)}
+            for address, page in got.items():
+                offset = address - base
+                assert page == content[offset : offset + PAGE], (link, hex(address))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """Two clients of one store, each with its destination."""
+    rng = random.Random(5)
+    memory = bytearray(rng.randbytes((PAGES + 1) * PAGE))
+    start = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
+    address = -(-start // PAGE) * PAGE
+    content = rng.randbytes(PAGES * PAGE - 100)
+    (tmp_path / "object").write_bytes(content)
+    with ExitStack() as stack:
+        store = stack.enter_context(PageStore())
+        store.add_process(0, os.getpid())
+        descriptor = os.open(tmp_path / "object", os.O_RDONLY)
+        store.add_object(FIRST_OBJECT, descriptor)
+        os.close(descriptor)
+        store.open(True)
+        peers = [connect(stack.enter_context(PageClient(store)), stack) for _ in range(2)]
+        # The view keeps the memory where it is.
+        view = memoryview(memory)[address - start : address - start + PAGES * PAGE]
+        yield Served(store, address, bytes(view), content.ljust(PAGES * PAGE, b"\0"), peers, stack)
+
+
+def test_two_clients_get_the_same_pages_at_once(served: Served) -> None:
+    failures: list[BaseException] = []
+
+    def work(link: str, peer: Peer, seed: int) -> None:
+        try:
+            served.pages(link, peer, random.Random(seed))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(link, peer, number))
+        for number, peer in enumerate(served.peers)
+        for link in ("fault", "bulk")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert [peer.client.counters["fault_pages"] for peer in served.peers] == [60, 60]
+    assert not any(peer.absent for peer in served.peers)
+
+
+def test_the_end_of_one_client_is_nothing_to_the_other(served: Served) -> None:
+    first, second = served.peers
+    first.bulk.sendall(bytes(HEADER))
+    assert first.client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+    served.pages("fault", second, random.Random(1))
+    first.client.close()
+    served.pages("bulk", second, random.Random(2))
+    assert second.client.state is ClientState.CONNECTED
+
+
+def test_each_client_remembers_what_it_was_sent_itself(served: Served) -> None:
+    first, second = served.peers
+    whole = [PushRun(0, served.address, served.address + PAGES * PAGE)]
+
+    def push(peer: Peer, identifier: int) -> dict[int, bytes]:
+        options = {"remember": True, "changed": True}
+        thread = threading.Thread(target=peer.client.push, args=(identifier, whole), kwargs=options)
+        thread.start()
+        got = peer.frames(peer.bulk, identifier)
+        thread.join(10)
+        return got
+
+    every = {served.address + page * PAGE for page in range(PAGES)}
+    assert set(push(first, 1)) == every
+    assert set(push(first, 2)) == set()
+    assert set(push(second, 1)) == every
+
+
+def test_a_client_goes_on_with_its_next_connections(served: Served) -> None:
+    peer = served.peers[0]
+    peer.fault.close()
+    assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+    again = connect(peer.client, served.stack, 2)
+    assert peer.client.state is ClientState.CONNECTED
+    served.pages("fault", again, random.Random(3))
+    served.pages("bulk", again, random.Random(4))
+
+
+def test_a_store_that_is_not_open_answers_no_client(served: Served) -> None:
+    served.store.open(False)
+    for peer, kind, link in zip(
+        served.peers, (lib.LM_REQUEST_FAULT, lib.LM_REQUEST_RUN), ("fault", "bulk"), strict=True
+    ):
+        with pytest.raises((AssertionError, ConnectionError)):
+            peer.ask(getattr(peer, link), kind, 0, served.address, 1)
+        assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+        assert peer.client.cause == f"a request on the {link} connection comes before the freeze"
