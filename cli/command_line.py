@@ -5,6 +5,9 @@ their end.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import os
 import re
 import sys
 import traceback
@@ -12,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from live_migration.cli.rendering import make_events
+from live_migration.cli.rendering import RenderedEvents, make_events
 from live_migration.wire.addresses import split_address
 from live_migration.wire.errors import LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
@@ -73,6 +76,18 @@ def parse_number(lowest: int, highest: int, what: str) -> Callable[[str], int]:
     return parse
 
 
+def parse_descriptor(text: str) -> int:
+    """The number of a descriptor that is open for writing. Programs that are started from here do not get it."""
+    try:
+        number = int(text)
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise argparse.ArgumentTypeError(f"descriptor {number} is not open for writing")
+        os.set_inheritable(number, False)
+    except (OSError, OverflowError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an open descriptor") from None
+    return number
+
+
 def usage_error(option: str, cause: str, remedy: str) -> LocalError:
     """Options that cannot be."""
     return LocalError(step="the options", object=option, cause=cause, remedy=remedy, code=ExitCode.USAGE)
@@ -114,12 +129,22 @@ def destination_of(environment: Mapping[str, str]) -> Destination | None:
     return Destination(split_host, number, environment.get("LM_TICKET_FILE") or None)
 
 
+def _events_before_options(name: str, words: Sequence[str]) -> RenderedEvents:
+    """What tells of errors in the options themselves, and of those that nobody expected."""
+    told = re.search(r"(?:^|\0)--json-fd[=\0]([0-9]+)(?:\0|$)", "\0".join(words))
+    json_fd = None
+    if told:
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            json_fd = parse_descriptor(told[1])
+    return make_events(name, json="--json" in words, json_fd=json_fd)
+
+
 def run_command(name: str, arguments: Sequence[str] | None, work: Callable[[], int]) -> int:
     """Run a command to its exit status.
 
     Errors become one sentence on standard error and a code of the table in wire/exit_codes.py.
     """
-    events = make_events(name, json="--json" in (sys.argv[1:] if arguments is None else arguments))
+    events = _events_before_options(name, sys.argv[1:] if arguments is None else arguments)
     try:
         return int(work())
     except MigrationError as error:

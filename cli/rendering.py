@@ -7,6 +7,7 @@ event as one object a line, flushed at once. Everything for human eyes goes to s
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -67,6 +68,30 @@ class JsonLines:
 
     def progress(self, pages: int, total: int, faults: int) -> None:
         """Said by `complete` and the report."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class DescriptorLines:
+    """Everything, notes and progress too, as one object a line on a descriptor that a program reads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def event(self, event: dict[str, Any], sentence: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, msgspec.json.encode(event) + b"\n")
+
+    def answer(self, text: str) -> None:
+        """Said by an event instead."""
+
+    def note(self, text: str) -> None:
+        self.event({"event": "note", "pid": 0, "time": time.time(), "text": text}, "")
+
+    def progress(self, pages: int, total: int, faults: int) -> None:
+        counted = {"pages": pages, "total": total, "faults": faults}
+        self.event({"event": "progress", "pid": 0, "time": time.time(), **counted}, "")
 
     def close(self) -> None:
         """Nothing is held."""
@@ -217,12 +242,14 @@ def _fields(blocker: Blocker) -> dict[str, str]:
     return {"object": blocker.object, "cause": blocker.cause, "remedy": blocker.remedy}
 
 
-def make_events(name: str, *, json: bool, verbose: int = 0) -> RenderedEvents:
-    """What the command `name` says: objects with --json, a bar if standard error is a terminal,
+def make_events(name: str, *, json: bool, verbose: int = 0, json_fd: int | None = None) -> RenderedEvents:
+    """What the command `name` says: objects with --json and --json-fd, a bar if standard error is a terminal,
     else lines.
     """
     renderer: Renderer
-    if json:
+    if json_fd is not None:
+        renderer = DescriptorLines(json_fd)
+    elif json:
         renderer = JsonLines()
     elif sys.stderr is not None and sys.stderr.isatty():
         renderer = Terminal()

@@ -21,7 +21,7 @@ def _restore(arguments: Sequence[str] | None) -> int:
     options = parse_options(arguments)
     # Late, so that --help and a wrong option answer at once, and without the C side.
     run = importlib.import_module("live_migration.restorer.frontend").run
-    with make_events("lm-restore", json=options.json, verbose=options.verbose) as events:
+    with make_events("lm-restore", json=options.json, verbose=options.verbose, json_fd=options.json_fd) as events:
         return int(run(options, events))
 
 

@@ -23,7 +23,7 @@ def _serve(arguments: Sequence[str] | None) -> int:
     # Late, so that --help and a wrong option answer at once, and without the C side.
     serve = importlib.import_module("live_migration.source_server.serve").serve
 
-    with make_events("lm-serve", json=options.json, verbose=options.verbose) as events:
+    with make_events("lm-serve", json=options.json, verbose=options.verbose, json_fd=options.json_fd) as events:
         try:
             return int(serve(options, events))
         except MigrationError as error:

@@ -10,6 +10,7 @@ from live_migration.cli.command_line import (
     LOOPBACK,
     OneSentenceParser,
     destination_of,
+    parse_descriptor,
     parse_listen,
     parse_number,
     parse_rate,
@@ -95,6 +96,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--report", metavar="FILE", help="write what happened to FILE, as JSON (docs/report.md)")
     add("--json", action="store_true", help="print every event as one JSON object a line")
+    add(
+        "--json-fd",
+        metavar="FD",
+        type=parse_descriptor,
+        help="the same, to this open descriptor, and nothing elsewhere: for a program that starts this one",
+    )
     add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
     add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
     return parser  # fmt: skip
@@ -120,6 +127,7 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
         report=given.report,
         json=given.json,
         verbose=given.verbose,
+        json_fd=given.json_fd,
     )
 
 

@@ -23,6 +23,7 @@ class RestoreOptions:
     cpu           "strict", or "trust" that the process uses nothing that this processor lacks
     report        file for the report
     json, verbose how to tell
+    json_fd       a descriptor that every event goes to, for a program that reads it
     """
 
     meeting: Meeting
@@ -37,3 +38,4 @@ class RestoreOptions:
     report: str | None
     json: bool
     verbose: int
+    json_fd: int | None = None

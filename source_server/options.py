@@ -19,6 +19,7 @@ class ServeOptions:
     exit_status       of the source's copy when it leaves
     report            file for the report
     json, verbose     how to tell
+    json_fd           a descriptor that every event goes to, for a program that reads it
     """
 
     pid: int
@@ -31,3 +32,4 @@ class ServeOptions:
     report: str | None
     json: bool
     verbose: int
+    json_fd: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 
 import live_migration.cli.restore_options
 import live_migration.cli.serve_options
-from live_migration.cli.command_line import parse_rate, parse_seconds
+from live_migration.cli.command_line import parse_descriptor, parse_rate, parse_seconds
 from live_migration.restorer.options import RestoreOptions
 from live_migration.source_server.options import ServeOptions
 from live_migration.wire.errors import LocalError
@@ -194,6 +196,7 @@ def test_a_destination_without_a_secret_beyond_this_machine() -> None:
         ("12 --exit-status 256", "argument --exit-status: '256' is not an exit status (0 to 255)"),
         ("12 --listen host", "argument --listen: 'host' names no port"),
         ("12 --listen ::1:5", "argument --listen: the IPv6 address '::1' needs brackets: [::1]:PORT"),
+        ("12 --json-fd 900", "argument --json-fd: '900' is not an open descriptor"),
         ("12 --lis 127.0.0.1:5", "unrecognized arguments: --lis 127.0.0.1:5"),
     ],
 )  # fmt: skip
@@ -256,6 +259,33 @@ def test_a_bad_ticket_has_its_own_status() -> None:
     assert run.returncode == ExitCode.BAD_TICKET
     assert run.stdout.startswith('{"event":"failed","pid":0,"time":')
     assert run.stderr.startswith("lm-restore: reading the ticket: the ticket: its secret has 3 characters")
+
+
+def test_a_descriptor_must_be_open_for_writing() -> None:
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    assert serve("12", "--json-fd", str(write_end)).json_fd == write_end
+    assert not os.get_inheritable(write_end)
+    with pytest.raises(argparse.ArgumentTypeError, match="not open for writing"):
+        parse_descriptor(str(read_end))
+    os.close(read_end)
+    os.close(write_end)
+    with pytest.raises(argparse.ArgumentTypeError, match="not an open descriptor"):
+        parse_descriptor(str(write_end))
+
+
+def test_errors_go_to_the_descriptor_alone() -> None:
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-m", "live_migration.cli.restore", "lm://h:5/abc", f"--json-fd={write_end}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, pass_fds=[write_end])
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as told:
+        events = [json.loads(line) for line in told]
+    assert run.returncode == ExitCode.BAD_TICKET
+    assert (run.stdout, run.stderr) == ("", "")
+    assert [event["event"] for event in events] == ["failed", "note"]
+    assert events[0]["code"] == ExitCode.BAD_TICKET
+    assert events[1]["text"] == f"lm-restore: {events[0]['error']}"
 
 
 def test_the_report_must_be_possible() -> None:

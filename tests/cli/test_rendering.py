@@ -41,6 +41,22 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err.startswith("resumed in 4.1 ms; 412 faults")
 
 
+def test_a_program_is_told_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    read_end, write_end = os.pipe()
+    with make_events("lm-serve", json=False, json_fd=write_end) as events:
+        events.emit("staged", 12)
+        events.progress(1, 2, 3)
+        events.note("seen with -v")
+        events.result(report())
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as told:
+        lines = [json.loads(line) for line in told]
+    assert [line["event"] for line in lines] == ["staged", "progress", "note"]
+    assert (lines[1]["pages"], lines[1]["total"], lines[1]["faults"]) == (1, 2, 3)
+    assert lines[2]["text"].startswith("resumed in 4.1 ms; 412 faults")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with make_events("lm-serve", json=False, verbose=1) as events:
         events.ticket(Ticket("h", 5, b""), "lm-restore x", 12)
