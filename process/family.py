@@ -185,13 +185,18 @@ def _protection_keys(pid: int) -> list[Blocker]:
 
 def _namespaces(pid: int) -> list[Blocker]:
     found = []
-    for kind, meaning in (("mnt", "its paths lead elsewhere"), ("ipc", "its System V objects are others")):
+    for kind, option, meaning in (
+        ("mnt", "mount", "its paths lead elsewhere"),
+        ("ipc", "ipc", "its System V objects are others"),
+        ("uts", "uts", "its host name is another"),
+        ("cgroup", "cgroup", "it sees its control groups from elsewhere"),
+    ):
         if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
             found.append(
                 Blocker(
                     object=f"{kind} namespace",
                     cause=f"the process lives in another one than lm-serve, and {meaning}",
-                    remedy=f"run lm-serve inside it: nsenter --target {pid} --{'mount' if kind == 'mnt' else kind}",
+                    remedy=f"run lm-serve inside it: nsenter --target {pid} --{option}",
                 )
             )
     return found

@@ -25,7 +25,7 @@ from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.program import Data, Outcome, Program
 from live_migration.kernel.tracing import tracee
 from live_migration.process import family
-from live_migration.process.attributes import credentials, limits, prctl, signals, timers
+from live_migration.process.attributes import credentials, limits, prctl, semaphores, signals, timers
 from live_migration.process.attributes.clocks import Clocks, snapshot_clocks
 from live_migration.process.attributes.credentials import Credentials
 from live_migration.process.attributes.limits import Limits
@@ -35,9 +35,13 @@ from live_migration.process.attributes.status import parse_status, proof, read_s
 from live_migration.process.attributes.timers import PosixTimer, Timers
 from live_migration.process.scope import HostScan, thread_ids
 from live_migration.process.threads import interrupted, scheduling, threads
+from live_migration.process.threads.injection import injection_blockers
+from live_migration.process.threads.own_state import NAMESPACES, OFTEN_CHANGED, own_state_blockers
 from live_migration.process.threads.sleeps import NOT_SEEN, Sleep, Slept, slept, snapshot_sleeps
 from live_migration.process.threads.threads import StoppedThread, Thread, ThreadOutside
 from live_migration.wire.blockers import Blocker
+
+CAP_SYS_ADMIN = 21
 
 
 class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +172,8 @@ def task_blockers(live: LiveTask, scan: HostScan) -> list[Blocker]:
     pid = description.host_pid
     return [
         *family.sharing_blockers(pid, scan),
+        *own_state_blockers(pid, live.outside, administrators(live.outside), NAMESPACES),
+        *semaphores.undo_blockers(pid),
         *credentials.namespace_blockers(pid),
         *limits.limits_blockers(description.limits),
         *timers.timer_blockers(description.timers, description.pid, [one.tid for one in description.threads]),
@@ -193,6 +199,8 @@ def snapshot_stopped_task(
         leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(status))
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
+    blockers += injection_blockers(tids)
+    blockers += own_state_blockers(pid, tids, administrators(outside), OFTEN_CHANGED)
     if any(tid not in outside for tid in tids):
         outside = {**_snapshot_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
     states = tuple(looked) or tuple(threads.snapshot_stopped_thread(tid) for tid in tids)
@@ -211,6 +219,11 @@ def snapshot_stopped_task(
         },
         blockers=blockers,
     )
+
+
+def administrators(outside: Mapping[int, ThreadOutside]) -> list[int]:
+    """The threads that have CAP_SYS_ADMIN, or may have it."""
+    return [tid for tid, thread in outside.items() if thread.credentials.permitted >> CAP_SYS_ADMIN & 1]
 
 
 def snapshot_pending_signals(stopped: StoppedTask) -> PendingSignals:
@@ -342,14 +355,6 @@ def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], 
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
-        if threads.dispatches_calls(thread.host_tid):
-            found.append(
-                Blocker(
-                    object=f"thread {thread.tid}",
-                    cause="its system calls are handed back to it (PR_SET_SYSCALL_USER_DISPATCH)",
-                    remedy="programs that emulate another system (Wine) cannot be moved",
-                )
-            )
         if threads.keyring_of(thread_answers[thread.host_tid]):
             found.append(
                 Blocker(
@@ -360,4 +365,5 @@ def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], 
             )
     found += timers.timer_blockers(task.timers, task.pid, [thread.tid for thread in task.threads])
     found += family.child_blockers(task.host_pid, scan)
+    found += semaphores.undo_blockers(task.host_pid)
     return found

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 /* linux/ptrace.h, since Linux 6.4 */
-enum { GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211 };
+enum { GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211, SECCOMP_GET_METADATA = 0x420d };
 
 int lm_thread_outside(int tid, struct lm_thread_outside *out) {
     struct sched_attr scheduling = {0};
@@ -44,6 +44,13 @@ int lm_thread_dispatches_calls(int tid) {
                configuration) != 0)
         return 0;
     return configuration[0] != 0 /* PR_SYS_DISPATCH_OFF */;
+}
+
+int lm_thread_has_filter(int tid) {
+    /* struct seccomp_metadata of linux/ptrace.h: EINVAL without a filter, ENOENT beyond the last one. */
+    uint64_t metadata[2] = {0};
+
+    return ptrace((enum __ptrace_request)SECCOMP_GET_METADATA, tid, sizeof metadata, metadata) >= 0;
 }
 
 int lm_own_secure_bits(void) {

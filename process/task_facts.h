@@ -108,6 +108,7 @@ typedef struct {
     int64_t memory_merge;
     int64_t program_break;
     int64_t personality;
+    int64_t membarrier;
 } lm_process_answers;
 
 typedef struct user_regs_struct lm_thread_registers;
@@ -177,7 +178,7 @@ typedef struct {
     lm_kernel_sigaction actions[64];
     uint64_t limits[16][2];
     int32_t subreaper;
-    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality;
+    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality, membarrier;
     ...;
 } lm_process_answers;
 typedef struct {
@@ -287,6 +288,8 @@ struct lm_thread_outside {
 int lm_thread_outside(int tid, struct lm_thread_outside *out);
 /* 1 when stopped thread `tid` has its system calls handed back to itself (PR_SET_SYSCALL_USER_DISPATCH), else 0. */
 int lm_thread_dispatches_calls(int tid);
+/* 1 when stopped thread `tid` runs under a seccomp filter (seccomp(2)) that this process may see, else 0. */
+int lm_thread_has_filter(int tid);
 /* The securebits of the calling thread (capabilities(7)). */
 int lm_own_secure_bits(void);
 /* Whether timers can be created with an id of one's choice (PR_TIMER_CREATE_RESTORE_IDS). */

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -33,6 +33,7 @@ from live_migration.kernel.memory.maps import MapEntry, maps, maps_text
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
+from live_migration.process.attributes.limits import memory_limit_blockers
 from live_migration.process.attributes.status import parse_status, read_status, resident_bytes
 from live_migration.process.description import ProcessDescription, Runs
 from live_migration.process.descriptors.blockers import descriptor_blockers
@@ -303,11 +304,25 @@ def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) 
     frame = frame_of(pid, look, memory.mappings)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
-    map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
+    with room_refused(pid, length):
+        map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
     outcomes = run_in_source(threads, programs)
     pending = tasks.snapshot_pending_signals(stopped)
     told, answers = answers_of(questions, tids, outcomes)
     return AskedSource(threads, memory, stopped, pending, told, answers)
+
+
+@contextlib.contextmanager
+def room_refused(pid: int, length: int) -> Iterator[None]:
+    """Where the process has no room for the `length` bytes of a stub, the limit that is reached is said by its name:
+    Refused. Other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        found = memory_limit_blockers(pid, length) if error.errno == errno.ENOMEM else []
+        if not found:
+            raise
+        raise Refused(found, object=f"process {pid}", step=STEP) from None
 
 
 def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:

@@ -26,10 +26,13 @@ from live_migration.kernel.injection.source_threads import (
 )
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
+from live_migration.process.attributes import limits
 from live_migration.process.threads import sleeps
+from live_migration.process.threads.injection import injection_blockers
 from live_migration.source_server.same_program import check_same_program
-from live_migration.source_server.snapshot import SourceSnapshot, frame_of
+from live_migration.source_server.snapshot import SourceSnapshot, frame_of, room_refused
 from live_migration.source_server.stopping import signals_held
+from live_migration.wire.errors import Refused
 
 # The flag that a mapping has in smaps while a userfaultfd of ours tells of its writes.
 OURS = frozenset({"uw"})
@@ -55,11 +58,12 @@ def brief_freeze(seen: SourceSnapshot) -> Iterator[list[tracee.Stop]]:
 
 
 def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None:
-    """A tracker of the process's writes; None where this kernel tracks nothing, or not without `soft`-dirty bits.
+    """A tracker of the process's writes; None where this kernel tracks nothing, or not without `soft`-dirty bits, or
+    where the process may open no descriptor more.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError, SyscallFailed; the process runs on as before."""
     kind = find_tracking()
-    if kind is None:
+    if kind is None or (kind is not Tracking.SOFT_DIRTY and not limits.room_for_descriptor(seen.pid)):
         return None
     if kind is Tracking.SOFT_DIRTY:
         return soft_dirty_tracker(seen.pid) if soft else None
@@ -75,13 +79,16 @@ def _make_userfaultfd(seen: SourceSnapshot) -> int:
     """One made by the process itself, whose threads all stand still meanwhile: none of them meets its descriptor."""
     program, made = make_userfaultfd_program(seen.end_signal)
     with brief_freeze(seen) as stops:
+        if found := injection_blockers(stop.tid for stop in stops):
+            raise Refused(found, object=f"process {seen.pid}", step="tracking what it writes to")
         threads = snapshot_threads(seen.pid, [stops[0].tid], seen.end_signal)
         # Not those of the live snapshot: under a stack that has grown since there is live memory.
         mappings = maps(seen.pid)
         frame = frame_of(seen.pid, seen, mappings)
         taken = [(mapping.start, mapping.end) for mapping in mappings]
         length = room_needed(threads, {stops[0].tid: program})
-        map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
+        with room_refused(seen.pid, length):
+            map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
         try:
             return fetch_userfaultfd(threads, program, made)
         except SyscallFailed as error:

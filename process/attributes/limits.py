@@ -21,6 +21,7 @@ from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
 from live_migration.kernel.proc import read_proc
+from live_migration.process.attributes.status import parse_status, read_status
 from live_migration.wire.blockers import Blocker
 
 _NAMES = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
@@ -156,6 +157,36 @@ def limits_blockers(limits: Limits) -> list[Blocker]:
         for name, path in (("working directory", limits.working_directory), ("root directory", limits.root))
         if path.endswith(DELETED.encode()) or not path.startswith(b"/")
     ]
+
+
+def memory_limit_blockers(pid: int, length: int) -> list[Blocker]:
+    """Which limit it is that lets the process map no `length` bytes more (mmap(2), ENOMEM); none where it is none of
+    these. Raises ProcessGone, OSError."""
+    status = parse_status(read_status(pid))
+    soft = {name: ours for name, (ours, _) in zip(LIMITS, parse_limits(_read(pid, "limits")), strict=True)}
+    found = []
+    for name, field, what in (("AS", "VmSize", "mapped"), ("DATA", "VmData", "written to")):
+        used = int(status[field].split()[0]) * 1024
+        if soft[name] != INFINITY and used + length > soft[name]:
+            found.append(
+                Blocker(
+                    object=f"RLIMIT_{name}",
+                    cause=f"of the {soft[name]} bytes that may be {what}, {used} are, and the move needs {length} for "
+                    "a moment",
+                    remedy=f"raise it: prlimit --pid {pid} --{name.lower()}=...",
+                )
+            )
+    return found
+
+
+def room_for_descriptor(pid: int) -> bool:
+    """May the process open another descriptor (RLIMIT_NOFILE)? Raises ProcessGone, PermissionError."""
+    soft, _ = parse_limits(_read(pid, "limits"))[LIMITS.index("NOFILE")]
+    try:
+        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    except FileNotFoundError:
+        raise ProcessGone(pid) from None
+    return any(number not in taken for number in range(min(soft, len(taken) + 1)))
 
 
 def preflight_limits(limits: Limits, map_path: Callable[[bytes], bytes]) -> list[Blocker]:

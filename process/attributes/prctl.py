@@ -1,4 +1,4 @@
-"""Settings of a process that prctl(2) keeps, and what /proc tells of its memory's plan (PR_SET_MM_MAP)."""
+"""What prctl(2) and membarrier(2) keep of a process, and what /proc tells of its memory's plan (PR_SET_MM_MAP)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
 from live_migration.kernel.proc import read_proc
+from live_migration.process.attributes.membarrier import query_registrations, restore_registrations
 
 DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives 0 or 1 alone
 NO_FILE = 0xFFFFFFFF
@@ -54,6 +55,7 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     huge_pages_disabled: int = 0
     write_execute_denied: int = 0
     memory_merge: int = 0
+    membarrier: int = 0
     session: int = 0
     terminal: int = 0
 
@@ -145,6 +147,7 @@ def query_attributes(program: Program, place: Data) -> None:
     program.store(_field(place, "program_break"), program.call("brk", numbers.SYS_brk, 0))
     told = program.call("personality", numbers.SYS_personality, 0xFFFFFFFF, check=False)
     program.store(_field(place, "personality"), told)
+    program.store(_field(place, "membarrier"), query_registrations(program))
 
 
 def answer_attributes(answers: bytes, outside: Attributes) -> Attributes:
@@ -159,6 +162,7 @@ def answer_attributes(answers: bytes, outside: Attributes) -> Attributes:
         huge_pages_disabled=max(0, told.huge_pages_disabled),
         write_execute_denied=max(0, told.write_execute_denied),
         memory_merge=max(0, told.memory_merge),
+        membarrier=max(0, told.membarrier),
     )
 
 
@@ -187,6 +191,7 @@ def restore_attributes(program: Program, attributes: Attributes) -> None:
         prctl("PR_SET_MDWE", attributes.write_execute_denied)
     if attributes.memory_merge:
         prctl("PR_SET_MEMORY_MERGE", attributes.memory_merge)
+    restore_registrations(program, attributes.membarrier)
 
 
 def restore_memory_plan(program: Program, plan: MemoryPlan, exe: int | None) -> None:

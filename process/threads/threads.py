@@ -335,11 +335,6 @@ def keyring_of(answers: bytes) -> bool:
     return bool(told.thread_keyring > 0 or told.process_keyring > 0)
 
 
-def dispatches_calls(tid: int) -> bool:
-    """Whether a stopped tracee gets its own system calls as signals (prctl(2), PR_SET_SYSCALL_USER_DISPATCH)."""
-    return bool(lib.lm_thread_dispatches_calls(tid))
-
-
 def hot_addresses(thread: Thread) -> list[tuple[int, int]]:
     """What the thread, or the kernel for it, touches first: (address, length), to be placed before it resumes.
 

@@ -17,7 +17,8 @@ GROUPS = {
     "Memory": ("memory",),
     "While pages are missing": ("missing",),
     "The process": (
-        "children", "command", "credentials", "directories", "limits", "process", "root", "scheduling", "session",
+        "children", "command", "credentials", "directories", "limit", "limits", "membarrier", "process", "root",
+        "scheduling", "session",
     ),
     "Descriptors": ("epoll", "eventfd", "fifo", "file", "files", "pipes"),
     "Sockets": ("socket", "socketpair"),

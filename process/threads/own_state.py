@@ -1,0 +1,68 @@
+"""Threads that have for themselves what the threads of a process usually share: their working directory and umask,
+their descriptors, their semaphores to be undone (unshare(2), clone(2)), and namespaces (setns(2)).
+
+A moved process gets one of each, so such a thread is a blocker.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+
+from live_migration._lm import lib
+from live_migration.wire.blockers import Blocker
+
+NAMESPACES = ("net", "uts", "ipc", "mnt", "cgroup", "pid", "pid_for_children", "time", "time_for_children")
+"""Of a thread, by the names in /proc/PID/task/TID/ns."""
+OFTEN_CHANGED = ("net", "uts", "ipc", "cgroup")
+"""Those that a running thread may change for itself; another mount namespace shows in its working directory too."""
+SHARED = (
+    (lib.KCMP_FS, "working directory, root and umask"),
+    (lib.KCMP_FILES, "table of descriptors"),
+    (lib.KCMP_SYSVSEM, "list of semaphores to be undone"),
+)
+REMEDY = "let it end first, or have the program keep this in a process of its own"
+
+
+def own_state_blockers(
+    pid: int, tids: Iterable[int], administrators: Iterable[int], kinds: Sequence[str]
+) -> list[Blocker]:
+    """What the threads `tids` (host ids) of process `pid` do not share with its leader. Only `administrators` among
+    them can have namespaces of their own, of `kinds`: setns(2) and unshare(2) want CAP_SYS_ADMIN of them. Threads
+    that have ended meanwhile are passed over. Raises OSError where kcmp(2) is not allowed."""
+    found = []
+    for tid in tids:
+        if tid == pid:
+            continue
+        own = [name for kind, name in SHARED if _differs(pid, tid, kind)]
+        found += [_blocker(tid, name) for name in own]
+    others = [tid for tid in administrators if tid != pid]
+    leaders = _namespaces(pid, kinds) if others else {}
+    for tid in others:
+        theirs = _namespaces(tid, kinds)
+        found += [_blocker(tid, f"{name} namespace") for name in theirs if theirs[name] != leaders.get(name)]
+    return found
+
+
+def _differs(pid: int, tid: int, kind: int) -> bool:
+    result = int(lib.lm_kcmp(pid, tid, kind, 0, 0))
+    if result >= 0:
+        return result != 0
+    if result == -errno.ESRCH:
+        return False
+    raise OSError(-result, os.strerror(-result), f"kcmp of threads {pid} and {tid}")
+
+
+def _namespaces(tid: int, kinds: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for name in kinds:
+        try:
+            found[name] = os.stat(f"/proc/{tid}/ns/{name}").st_ino
+        except OSError:
+            continue
+    return found
+
+
+def _blocker(tid: int, name: str) -> Blocker:
+    return Blocker(object=f"thread {tid}", cause=f"it has a {name} of its own (unshare(2))", remedy=REMEDY)
