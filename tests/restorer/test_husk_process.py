@@ -274,6 +274,9 @@ def test_the_namespace_ends_with_the_status_it_is_told(status: int, expected: in
 
 def test_the_namespace_ends_after_its_process_though_its_socket_is_still_held() -> None:
     husk = start_husk(described(500), "namespace", None)
+    # Until it has opened the process it could not see its end, but would be told of it.
+    descriptors = Path(f"/proc/{husk.init}/fd")
+    wait_until(lambda: any("pidfd" in os.readlink(path) for path in descriptors.iterdir()))
     os.kill(husk.pid, signal.SIGKILL)
     reap(husk.pid)
     assert os.waitstatus_to_exitcode(reap(husk.init)) == 0
