@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ MAY_USE = {
     "restorer": {"kernel", "wire", "process", "pager", "restorer"},
     "cli": {"wire", "source_server", "restorer", "cli"},
 }
+# The subfolders of kernel/, each of which may use those before it.
+KERNEL_ORDER = ("arch", "memory", "tracing", "injection")
 # Outside the house: only through the commands and their reports.
 APART = ("demo", "experiments")
 LIMIT = 600
@@ -46,6 +49,7 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+@cache
 def imports(path: Path) -> list[tuple[int, str]]:
     """The modules that a file imports, anywhere in it, with the line: `from a.b import c` gives a.b.c and a.b."""
     found: list[tuple[int, str]] = []
@@ -64,8 +68,8 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 
 def module_name(path: Path) -> str:
-    """kernel/pidfd.py is linux.pidfd, kernel/__init__.py is linux."""
-    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    """kernel/pidfd.py is live_migration.kernel.pidfd, kernel/__init__.py is live_migration.kernel."""
+    parts = [PACKAGE, *path.relative_to(ROOT).with_suffix("").parts]
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -90,25 +94,23 @@ def test_demo_and_experiments_use_only_the_commands(folder: str) -> None:
     assert wrong_imports(folder, {"experiments"}) == []
 
 
+def unit(path: Path) -> str:
+    """The subfolder of a file, or the file itself where it stands beside subfolders."""
+    return "/".join(path.relative_to(ROOT).parts[:2])
+
+
 def subfolder_uses() -> dict[str, set[str]]:
-    """Which folder uses which, subfolders and the single files beside them taken as one each."""
+    """Which unit uses which, in Python and in C."""
     found: dict[str, set[str]] = {}
-
-    def unit(name: str) -> str:
-        parts = name.split(".")[1:]
-        return "/".join(parts[:2])
-
     modules = {module_name(path): path for folder in MAY_USE for path in python_files(folder)}
-    for name, path in modules.items():
+    for path in modules.values():
         if path.name != "__init__.py":
-            used = {other for _, other in imports(path) if other in modules and modules[other].name != "__init__.py"}
-            found.setdefault(unit(name), set()).update({unit(other) for other in used} - {unit(name)})
+            used = {modules[other] for _, other in imports(path) if other in modules}
+            found.setdefault(unit(path), set()).update(unit(other) for other in used if other.name != "__init__.py")
     for folder in MAY_USE:
-        for path in (ROOT / folder).rglob("*.[ch]"):
-            own = "/".join(path.relative_to(ROOT).parts[:2])
-            used = {"/".join(Path(included).parts[:2]) for included in includes(path)}
-            found.setdefault(own, set()).update(used - {own})
-    return found
+        for path in (ROOT / folder).rglob("*.[chS]"):
+            found.setdefault(unit(path), set()).update(unit(ROOT / included) for included in includes(path))
+    return {name: used - {name} for name, used in found.items()}
 
 
 def includes(path: Path) -> list[str]:
@@ -131,21 +133,37 @@ def assert_no_circle(uses: dict[str, set[str]]) -> None:
 
 
 def test_no_circles_of_subfolders() -> None:
-    assert_no_circle(subfolder_uses())
+    uses = subfolder_uses()
+    assert "kernel/tracing" in uses["kernel/injection"], "nothing is seen"
+    assert_no_circle(uses)
+
+
+def test_subfolders_of_the_kernel_only_use_lower_ones() -> None:
+    """Its single files are used by them, or use them, and never both, a C file and its header taken as one."""
+    uses = subfolder_uses()
+    merged: dict[str, set[str]] = {}
+    for name, used in uses.items():
+        own = name.removesuffix(".c").removesuffix(".h")
+        merged.setdefault(own, set()).update({other.removesuffix(".h") for other in used} - {own})
+    assert_no_circle({name: used for name, used in merged.items() if name.startswith("kernel/")})
+    folders = [f"kernel/{name}" for name in KERNEL_ORDER]
+    assert {path.name for path in (ROOT / "kernel").iterdir() if path.is_dir()} - {"__pycache__"} == {*KERNEL_ORDER}
+    upwards = {name: uses[name] & set(folders[place:]) for place, name in enumerate(folders)}
+    assert {name: used for name, used in upwards.items() if used} == {}
 
 
 def test_no_circles() -> None:
     modules = {module_name(path): path for folder in MAY_USE for path in python_files(folder)}
     # A package's __init__ is run before its modules: only a module it imports itself makes a circle.
-    assert_no_circle(
-        {name: {used for _, used in imports(path) if used in modules} - {name} for name, path in modules.items()}
-    )
+    uses = {name: {used for _, used in imports(path) if used in modules} - {name} for name, path in modules.items()}
+    assert f"{PACKAGE}.kernel.errors" in uses[f"{PACKAGE}.kernel.tracing.tracee"], "nothing is seen"
+    assert_no_circle(uses)
 
 
 @pytest.mark.parametrize("folder", MAY_USE)
 def test_includes_only_go_down(folder: str) -> None:
     wrong = []
-    for path in sorted((ROOT / folder).rglob("*.[ch]")):
+    for path in sorted((ROOT / folder).rglob("*.[chS]")):
         for included in includes(path):
             if included.split("/")[0] not in MAY_USE[folder] or not (ROOT / included).exists():
                 wrong.append(f"{path.relative_to(ROOT)} includes {included}")
