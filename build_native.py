@@ -5,11 +5,11 @@ between the lines `/* cffi: begin */` and `/* cffi: end */`; they are collected 
 into one API-mode module, so that the compiler checks each against the C it describes. Headers are written in
 terms of their folder (`#include "wire/channel.h"`).
 
-The one assembly file is assembled here and handed over as an object: setuptools' compiler takes C alone, and whether it
-may be taught more has changed from version to version.
+The stub, an assembly file, is assembled here and handed over as an object: setuptools' compiler takes C alone, and how
+it may be taught more has changed from version to version.
 
-setup.py builds it, for an installation and, run as `python build_native.py`, in place: one way, so that the extension
-has one name. LM_SANITIZE=address,undefined builds the extension with those sanitizers.
+setup.py builds all of it, for an installation and, run as `python build_native.py`, in place: one way, so that the
+extension has one name. LM_SANITIZE=address,undefined builds the extension with those sanitizers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import cffi
 ROOT = Path(__file__).resolve().parent
 LAYERS = ("kernel", "wire", "process", "pager", "source_server", "restorer")
 EXTENSION = "_lm.abi3.so"
-# Of kernel/arch/, the files of this machine's architecture, which begin with its name.
-ARCHITECTURE = platform.machine()
-STUB_SOURCE = ROOT / "kernel" / "arch" / f"{ARCHITECTURE}.S"
-STUB_OBJECT = ROOT / "build" / "native" / "stub.o"
+ARCHITECTURES = ROOT / "kernel" / "arch"
+# This machine's.
+ARCHITECTURE = ARCHITECTURES / platform.machine()
+STUB = ROOT / "build" / "native" / "stub.o"
 # Not parts of the extension: programs of their own, freestanding, without libc.
 STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
@@ -39,13 +39,18 @@ STATIC_FLAGS = [
 ]
 
 
+def is_for_this_machine(path: Path) -> bool:
+    """Whether a file is not another architecture's."""
+    return path.parent.parent != ARCHITECTURES or path.parent == ARCHITECTURE
+
+
 def headers() -> list[Path]:
     """The headers with declarations for Python, layer by layer, each layer's in the order of their names."""
     return [
         path
         for layer in LAYERS
         for path in sorted((ROOT / layer).rglob("*.h"))
-        if "/* cffi: begin */" in path.read_text()
+        if "/* cffi: begin */" in path.read_text() and is_for_this_machine(path)
     ]
 
 
@@ -55,8 +60,7 @@ def sources() -> list[str]:
         str(path.relative_to(ROOT))
         for layer in LAYERS
         for path in sorted((ROOT / layer).rglob("*.c"))
-        if str(path.relative_to(ROOT)) not in STATIC_PROGRAMS
-        if path.parent != STUB_SOURCE.parent or path.name.startswith(ARCHITECTURE)
+        if str(path.relative_to(ROOT)) not in STATIC_PROGRAMS and is_for_this_machine(path)
     ]
 
 
@@ -84,7 +88,7 @@ def make_ffi() -> cffi.FFI:
         "live_migration._lm",
         "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
         sources=sources(),
-        extra_objects=[str(STUB_OBJECT)],
+        extra_objects=[str(STUB)],
         libraries=["zstd", "pthread"],
         # One file for every Python from 3.11 on, named _lm.abi3.so.
         py_limited_api=True,
@@ -102,11 +106,11 @@ def build_objects() -> None:
 
 
 def build_stub() -> None:
-    """Assemble the stub. Raises SystemExit where it has not been written for this machine."""
-    if not STUB_SOURCE.exists():
-        raise SystemExit(f"this runs on x86-64 alone: there is no {STUB_SOURCE}, see kernel/arch/arch.h")
-    STUB_OBJECT.parent.mkdir(parents=True, exist_ok=True)
-    command = [compiler(), "-c", "-iquote", str(ROOT), str(STUB_SOURCE), "-o", str(STUB_OBJECT)]
+    """Assemble the stub. Raises SystemExit where none has been written for this machine."""
+    if not ARCHITECTURE.exists():
+        raise SystemExit(f"{ARCHITECTURE.name} is not supported: there is no {ARCHITECTURE}, see kernel/arch/arch.h")
+    STUB.parent.mkdir(parents=True, exist_ok=True)
+    command = [compiler(), "-c", "-iquote", str(ROOT), str(ARCHITECTURE / "stub.S"), "-o", str(STUB)]
     subprocess.run(command, check=True)
 
 
@@ -118,14 +122,13 @@ def compiler() -> str:
 def build_static_programs() -> None:
     """Compile the husk and process 1 of a namespace, each a static program of a few hundred bytes."""
     for source, target in STATIC_PROGRAMS.items():
-        if not (ROOT / source).exists():
-            continue
+        parts = [ROOT / source, ARCHITECTURE / "start.S"]
         output = ROOT / target
         output.parent.mkdir(exist_ok=True)
-        if output.exists() and output.stat().st_mtime > (ROOT / source).stat().st_mtime:
+        if output.exists() and all(output.stat().st_mtime > part.stat().st_mtime for part in parts):
             continue
         flags = ["-std=gnu11", "-iquote", str(ROOT), *WARNINGS, *STATIC_FLAGS]
-        subprocess.run([compiler(), *flags, str(ROOT / source), "-o", str(output)], check=True)
+        subprocess.run([compiler(), *flags, *map(str, parts), "-o", str(output)], check=True)
 
 
 def remove_other_extensions() -> None:

@@ -31,7 +31,7 @@ enum { STACK = 2048, VECTORS = 8192, RED_ZONE = 128, SETTLE_NS = 2000000, ROUNDS
 
 struct state {
     struct user_regs_struct registers;
-    uint64_t vectors_size;
+    uint64_t stack_pointer, vectors_size;
     char vectors[VECTORS], stack[STACK];
 };
 
@@ -72,15 +72,18 @@ static pid_t spawn(struct shared *shared, int held) {
 
 /* Where the copied part of the stack begins: what is below the stack pointer is in use too (the red zone). */
 static void *stack_of(const struct state *state) {
-    return (void *)(state->registers.rsp - RED_ZONE);
+    return (void *)(state->stack_pointer - RED_ZONE);
 }
 
 static void take_state(pid_t pid, struct state *state) {
     struct iovec vectors = {state->vectors, VECTORS}, local = {state->stack, STACK}, remote;
+    struct __ptrace_syscall_info stopped;
     if (ptrace(PTRACE_GETREGS, pid, NULL, &state->registers) ||
+        ptrace(PTRACE_GET_SYSCALL_INFO, pid, sizeof stopped, &stopped) < 0 ||
         ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &vectors))
         fail("PTRACE_GETREGS");
     state->vectors_size = vectors.iov_len;
+    state->stack_pointer = stopped.stack_pointer;
     remote = (struct iovec){stack_of(state), STACK};
     if (process_vm_readv(pid, &local, 1, &remote, 1, 0) != STACK)
         fail("process_vm_readv");

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from live_migration._lm import ffi
+from live_migration.kernel.arch.arch import REGISTERS_SIZE
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.tracing import tracee
 from live_migration.process import questions, task, task_restore
@@ -43,7 +43,7 @@ def rehearse_description(live: LiveTask, asked: questions.Questions, scan: HostS
     """On the source: describe the leader with empty registers and answers. Raises OSError, ProcessGone."""
     description = live.description
     pid = description.host_pid
-    empty = StoppedThread(pid, bytes(ffi.sizeof("lm_thread_registers")), bytes(XSTATE_SIZE), 0, None)
+    empty = StoppedThread(pid, bytes(REGISTERS_SIZE), bytes(XSTATE_SIZE), 0, None)
     stopped = task.snapshot_stopped_task(pid, [tracee.Stop(pid, 0)], live, [empty])
     slept(live.sleeps.get(pid), pid, description.clocks.monotonic)
     pending = PendingSignals((), {pid: ()}, description.clocks.monotonic)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from live_migration._lm import ffi
-from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.arch.arch import Registers, instructions
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.program import Data, Outcome, Program
 from live_migration.kernel.tracing import tracee
@@ -339,7 +339,7 @@ def _decide(
     code = b""
     reader = interrupted.Reader(stopped.pid)
     if interrupted.needs_time(registers):
-        length = interrupted.CALL_CODE_LENGTH
+        length = instructions.NUMBER_ROOM
         try:
             code = reader(registers.instruction_pointer - length, length)
         except OSError:

@@ -111,7 +111,6 @@ typedef struct {
     int64_t membarrier;
 } lm_process_answers;
 
-typedef struct user_regs_struct lm_thread_registers;
 typedef struct clone_args lm_clone_arguments;
 typedef struct sched_attr lm_scheduling;
 typedef struct timespec lm_timespec;
@@ -181,10 +180,6 @@ typedef struct {
     int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality, membarrier;
     ...;
 } lm_process_answers;
-typedef struct {
-    unsigned long long rax, rdi, rsi, rdx, r10, r8, r9, orig_rax, rip, rsp, fs_base, gs_base, cs;
-    ...;
-} lm_thread_registers;
 typedef struct {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
     ...;

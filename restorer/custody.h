@@ -16,6 +16,7 @@
 #ifndef LM_RESTORER_CUSTODY_H
 #define LM_RESTORER_CUSTODY_H
 
+#include "kernel/arch/arch.h"
 #include "kernel/tracing/tracee.h"
 
 #include <stddef.h>

@@ -20,7 +20,7 @@ from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel import pidfd
-from live_migration.kernel.arch.x86_64 import REGISTERS_SIZE, Registers
+from live_migration.kernel.arch.arch import REGISTERS_SIZE, Registers
 from live_migration.kernel.errors import check
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.own_name import call_ourselves

@@ -2,11 +2,11 @@
  * The husk: the smallest program there is, started so that a process exists which can be emptied and filled.
  * Everything it ever does is injected; left alone it waits.
  */
+#include "kernel/arch/freestanding.h"
+
 #include <sys/syscall.h>
 
-__attribute__((naked, noreturn, used)) void _start(void) {
-    __asm__("1:\n\t"
-            "mov %0, %%eax\n\t"
-            "syscall\n\t"
-            "jmp 1b\n\t" ::"i"(SYS_pause));
+void lm_main(const long *stack) {
+    for (;;)
+        lm_call(SYS_pause, 0, 0, 0, 0, 0);
 }

@@ -10,6 +10,8 @@
  * the moved process is not there then, nobody needs us. The exit status is the moved process's own, or 128 +
  * the signal that ended it, or 0 if nobody has told us.
  */
+#include "kernel/arch/freestanding.h"
+
 #include <poll.h>
 #include <stdint.h>
 #include <sys/mount.h>
@@ -29,18 +31,6 @@ enum {
     SIGNAL_INFO_SIZE = 128,
 };
 
-static long call(long number, long a, long b, long c, long d, long e) {
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    long result = number;
-
-    __asm__ volatile("syscall"
-                     : "+a"(result)
-                     : "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
 static int parse(const char *text) {
     int value = 0;
 
@@ -50,40 +40,40 @@ static int parse(const char *text) {
 }
 
 static int mount_proc(void) {
-    if (call(SYS_mount, (long)"none", (long)"/", 0, MS_REC | MS_PRIVATE, 0) != 0)
+    if (lm_call(SYS_mount, (long)"none", (long)"/", 0, MS_REC | MS_PRIVATE, 0) != 0)
         return 0;
-    return call(SYS_mount, (long)"proc", (long)"/proc", (long)"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0) ==
-           0;
+    return lm_call(SYS_mount, (long)"proc", (long)"/proc", (long)"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+                   0) == 0;
 }
 
 static void leave(int status) {
     if (status & SIGNAL_BITS)
-        call(SYS_exit_group, SIGNAL_EXIT_BASE + (status & SIGNAL_BITS), 0, 0, 0, 0);
-    call(SYS_exit_group, (status >> STATUS_SHIFT) & 0xff, 0, 0, 0, 0);
+        lm_call(SYS_exit_group, SIGNAL_EXIT_BASE + (status & SIGNAL_BITS), 0, 0, 0, 0);
+    lm_call(SYS_exit_group, (status >> STATUS_SHIFT) & 0xff, 0, 0, 0, 0);
 }
 
 /* Reap whoever has died. */
 static void reap(void) {
-    while (call(SYS_wait4, -1, 0, NO_HANG | ALL_CHILDREN, 0, 0) > 0)
+    while (lm_call(SYS_wait4, -1, 0, NO_HANG | ALL_CHILDREN, 0, 0) > 0)
         continue;
 }
 
 /* Hear what the maker says: that the moved process exists, how it has ended, or nothing any more. */
 static void hear(int moved, struct pollfd *maker, struct pollfd *watched) {
     int status = 0;
-    long length = call(SYS_read, maker->fd, (long)&status, STATUS_SIZE, 0, 0);
+    long length = lm_call(SYS_read, maker->fd, (long)&status, STATUS_SIZE, 0, 0);
 
     if (length == STATUS_SIZE)
         leave(status);
     if (length <= 0)
         maker->fd = -1;
     if (watched->fd < 0)
-        watched->fd = (int)call(SYS_pidfd_open, moved, 0, 0, 0, 0);
+        watched->fd = (int)lm_call(SYS_pidfd_open, moved, 0, 0, 0, 0);
     if (length <= 0 && watched->fd < 0)
         leave(0);
 }
 
-__attribute__((used)) void run(const long *stack) {
+void lm_main(const long *stack) {
     const char **arguments = (const char **)(stack + 1);
     int moved = parse(arguments[1]);
     uint64_t child_died = SIGCHLD_MASK;
@@ -94,31 +84,25 @@ __attribute__((used)) void run(const long *stack) {
     char ready = 0;
 
     maker->fd = parse(arguments[2]);
-    call(SYS_rt_sigprocmask, 0, (long)&child_died, 0, SIGNAL_SET_SIZE, 0);
-    children->fd = (int)call(SYS_signalfd4, -1, (long)&child_died, SIGNAL_SET_SIZE, 0, 0);
+    lm_call(SYS_rt_sigprocmask, 0, (long)&child_died, 0, SIGNAL_SET_SIZE, 0);
+    children->fd = (int)lm_call(SYS_signalfd4, -1, (long)&child_died, SIGNAL_SET_SIZE, 0, 0);
     ready = (char)mount_proc();
-    call(SYS_write, maker->fd, (long)&ready, 1, 0, 0);
+    lm_call(SYS_write, maker->fd, (long)&ready, 1, 0, 0);
     for (;;) {
         char information[SIGNAL_INFO_SIZE];
 
-        call(SYS_poll, (long)sources, 3, -1, 0, 0);
+        lm_call(SYS_poll, (long)sources, 3, -1, 0, 0);
         if (children->revents) {
-            call(SYS_read, children->fd, (long)information, sizeof information, 0, 0);
+            lm_call(SYS_read, children->fd, (long)information, sizeof information, 0, 0);
             reap();
         }
         if (maker->revents)
             hear(moved, maker, watched);
         else if (watched->revents) {
             /* The maker may be gone while somebody still holds its socket, so it is not waited for long. */
-            if (call(SYS_poll, (long)maker, 1, STATUS_WAIT_MS, 0, 0) == 1)
+            if (lm_call(SYS_poll, (long)maker, 1, STATUS_WAIT_MS, 0, 0) == 1)
                 hear(moved, maker, watched);
             leave(0);
         }
     }
-}
-
-__attribute__((naked, noreturn, used)) void _start(void) {
-    __asm__("mov %rsp, %rdi\n\t"
-            "and $-16, %rsp\n\t"
-            "call run\n\t");
 }

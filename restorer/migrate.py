@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from live_migration.kernel import cpu, cpu_dma_latency
+from live_migration.kernel import cpu_dma_latency
+from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.errors import ProcessGone, SyscallFailed
 from live_migration.kernel.injection.program import ProgramTooLarge
 from live_migration.pager.pager import Pager, PagerState

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from live_migration.kernel import cpu, probe
+from live_migration.kernel import probe
+from live_migration.kernel.arch.arch import cpu
 from live_migration.process import task_restore
 from live_migration.process.attributes import timers
 from live_migration.process.description import ProcessDescription

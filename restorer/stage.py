@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.arch.arch import Registers
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import (

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from live_migration.kernel import cpu, cpu_dma_latency, pidfd
+from live_migration.kernel import cpu_dma_latency, pidfd
+from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.memory.own_memory import make_own
 from live_migration.process.description import MigrationDescription, ProcessDescription, Runs

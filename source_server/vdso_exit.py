@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 
+from live_migration.kernel.arch.arch import RED_ZONE, signal_frames
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.address_gap import free_range
 from live_migration.kernel.injection.return_detour import return_place, run_to_return
@@ -32,13 +33,8 @@ from live_migration.wire.blockers import Blocker
 # processor.
 MOST_RETURNS = 4
 LONGEST_SECONDS = 0.2
-RED_ZONE = 128
 # How much of a stack is searched, in bytes: a handler that needs more of it is not looked for.
 SEARCHED = 1 << 20
-WORD = 8
-# In a signal frame's struct sigcontext_64 (asm/sigcontext.h) one after the other: rsp, rip, eflags, and in one word cs,
-# gs, fs and ss, which are the same in every 64-bit program.
-SEGMENTS = (0x33 | 0x2B << 48).to_bytes(WORD, "little")
 REMEDY = "try again, or run the same kernel on both hosts"
 OTHER = "the kernel's vdso code, of which the destination's kernel has another version"
 
@@ -144,12 +140,5 @@ def _signal_frames(pid: int, start: int, end: int) -> list[tuple[int, int]]:
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for first, last in present_runs(pid, [(start & -page, -(-end // page) * page)]):
             content = os.pread(memory.fileno(), last - first, first)
-            at = content.find(SEGMENTS)
-            while at >= 0:
-                top, place, flags = (
-                    int.from_bytes(content[at - n * WORD : at - (n - 1) * WORD], "little") for n in (3, 2, 1)
-                )
-                if at % WORD == 0 and at >= 3 * WORD and flags >> 22 == 0 and flags & 2 and first + at >= start:
-                    found.append((top, place))
-                at = content.find(SEGMENTS, at + 1)
+            found += [(top, place) for at, top, place in signal_frames(content) if first + at >= start]
     return found

@@ -15,7 +15,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine         the architecture, as uname(2) says it
     page_size       in bytes
     boot_id         the same on two sides: one kernel, so one machine
-    cpu             what kernel/cpu.py found
+    cpu             what kernel/arch/x86_64/cpu.py found
     vdso            a digest of the code that the kernel maps into processes (process/memory/vdso.py)
     """
 

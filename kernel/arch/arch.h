@@ -1,12 +1,20 @@
 /*
- * What an architecture provides. Nothing outside of kernel/arch/ names a register or writes an instruction; a second
- * architecture NAME, as `uname -m` has it, is these files beside those of x86_64:
+ * What an architecture provides. Nothing outside of kernel/arch/ names a register or writes an instruction. Another
+ * architecture is another folder beside x86_64/, named as `uname -m` names it, with the same files:
  *
- *     NAME.S    the stub that runs a program of system calls in a process, or waits there
- *     NAME.c    the functions below
- *     NAME.py   what Python knows of registers
+ *     stub.S               runs a program of system calls in a process, or waits there: below
+ *     start.S              how programs without libc begin, and call the kernel: freestanding.h
+ *     registers.c          the functions below
+ *     registers.py         the same registers in Python
+ *     sigreturn_frame.c    the frame that rt_sigreturn(2) takes: sigreturn_frame.h
+ *     sigreturn_frame.py   such frames, found on stacks
+ *     instructions.py      instructions as bytes: what is looked for in programs, and written into them
+ *     cpu.{c,h,py}         what the processor offers to programs, and what another one lacks
  *
- * A program is a table of rows, one for each system call. Every row's result stays in the row.
+ * What Python uses of it is listed in arch.py, which chooses the folder as build_native.py does for C. Beyond the
+ * folder, these know what was only ever seen on x86-64: process/memory/vdso.py (the functions of the vdso),
+ * kernel/injection/address_gap.py (the size of the address space), kernel/tracing/call_frames.py (the columns of call
+ * frame information), and kernel/kernel.h (the numbers of new system calls).
  */
 #ifndef LM_KERNEL_ARCH_H
 #define LM_KERNEL_ARCH_H
@@ -48,43 +56,66 @@
 /* The stub's source needs the numbers above and no more. */
 #ifndef __ASSEMBLER__
 
+#include <elf.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/user.h>
+
+/* The set of registers (PTRACE_GETREGSET) that holds the whole vector state. */
+#define LM_XSTATE_SET NT_X86_XSTATE
 
 /* cffi: begin */
 /* LM_STUB_ROOM bytes of position independent code. */
 const char *lm_stub_code(void);
 
-/* Length of the xsave image that PTRACE_GETREGSET can return on this machine, at most. */
+/* Bytes of struct user_regs_struct. */
+#define LM_REGISTERS_SIZE 216
+
+/* Length of the vector state that PTRACE_GETREGSET can return on this machine, at most. */
 size_t lm_arch_xstate_room(void);
 /* cffi: end */
 
-/* Registers that run the table at `table` with the stub at `stub`. `frame_pointer` for rt_sigreturn. */
+/* Below, `registers` are those of a stopped thread, to be set with PTRACE_SETREGS. Those that are not spoken of
+ * stay. A thread that is given another instruction pointer is in no system call any more, which the kernel
+ * would restart. */
+
+/* Run the table at `table` with the stub at `stub`; the rows at `ending` follow a checked call that failed.
+ * `sigreturn_pointer` is the stack pointer for rt_sigreturn at the end. */
 void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
-                         uint64_t frame_pointer);
+                         uint64_t sigreturn_pointer);
 
 /* The address of the row that the stub is at. */
 uint64_t lm_arch_row(const struct user_regs_struct *registers);
 
-/* Registers that wait with the stub at `stub` for the word at `word`; `frame_pointer` for rt_sigreturn. */
-void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer);
+/* Wait with the stub at `stub` for the word at `word`; `sigreturn_pointer` as above. */
+void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word,
+                  uint64_t sigreturn_pointer);
 
-/* Registers that make one system call at the address of a syscall instruction. */
+/* Make a system call with the syscall instruction at `instruction`. */
 void lm_arch_call(struct user_regs_struct *registers, uint64_t instruction, uint64_t number,
                   const uint64_t *arguments);
+/* The same with a stack pointer from which the `ret` behind the instruction takes its address. */
+void lm_arch_call_and_return(struct user_regs_struct *registers, uint64_t instruction,
+                             uint64_t return_pointer, uint64_t number, const uint64_t *arguments);
 
-/* Registers that wait in pause(2) by the syscall instruction at `instruction`, everything else as it is; and
- * whether a thread is about to make that call, or in it. */
+/* Leave, by the `leave; ret` at `instruction`, to a stack pointer from which `ret` takes its address. Until then
+ * the stack is the thread's own. */
+void lm_arch_leave(struct user_regs_struct *registers, uint64_t instruction, uint64_t return_pointer);
+
+/* Wait in pause(2) by the syscall instruction at `instruction`, and whether a thread is about to make that call,
+ * or in it. */
 void lm_arch_pause(struct user_regs_struct *registers, uint64_t instruction);
 int lm_arch_is_paused(const struct user_regs_struct *registers, uint64_t instruction);
 
 /* The system call that a stopped thread is in, or -1; its result. */
 int64_t lm_arch_syscall_number(const struct user_regs_struct *registers);
 int64_t lm_arch_result(const struct user_regs_struct *registers);
-uint64_t lm_arch_instruction_pointer(const struct user_regs_struct *registers);
 /* Wind the thread back to before its system call, so that resuming makes it again. */
 void lm_arch_rewind(struct user_regs_struct *registers);
+
+uint64_t lm_arch_instruction_pointer(const struct user_regs_struct *registers);
+/* Go on elsewhere, in the system call as before if the thread is in one. */
+void lm_arch_set_instruction_pointer(struct user_regs_struct *registers, uint64_t address);
 
 /* The first syscall instruction in the bytes at `code`, as an offset; -1 if there is none. */
 long lm_arch_find_syscall(const void *code, size_t length);

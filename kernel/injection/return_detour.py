@@ -1,7 +1,7 @@
 """A stopped thread is run to the end of the function that it is in, and stopped there.
 
 No breakpoint and no single step may do that: without a tracer their SIGTRAP kills. The thread's return address is
-changed instead, to a detour of ours (kernel/arch/x86_64.py). It makes a system call, at whose entry the tracer stops
+changed instead, to a detour of ours (`instructions.detour`). It makes a system call, at whose entry the tracer stops
 the thread and puts it where it wanted to return to; when the tracer is dead it leads there by itself.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 
-from live_migration.kernel.arch.x86_64 import DETOUR_ROOM, Registers, detour_code
+from live_migration.kernel.arch.arch import Registers, instructions
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.tracing import tracee
 from live_migration.kernel.tracing.call_frames import find_frame
@@ -46,7 +46,7 @@ def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> 
     had not been changed. Raises ProcessGone, OSError, TimeoutError."""
     tid = last.tid
     detour = Detour(room, place, int.from_bytes(tracee.read_memory(tid, place, WORD), "little"))
-    tracee.write_memory(tid, room, detour_code(detour.back))
+    tracee.write_memory(tid, room, instructions.detour(detour.back))
     tracee.write_memory(tid, place, detour.address.to_bytes(WORD, "little"))
     try:
         stop = _run(tid, deadline)
@@ -76,5 +76,5 @@ def _run(tid: int, deadline: float) -> tracee.Stop:
 def _leave(tid: int, detour: Detour) -> None:
     """Put a stopped thread that is in the detour at its end."""
     state = tracee.get_registers(tid)
-    if detour.address <= state.instruction_pointer < detour.address + DETOUR_ROOM:
+    if detour.address <= state.instruction_pointer < detour.address + instructions.DETOUR_ROOM:
         tracee.set_registers(tid, state.after_detour(detour.address, detour.back))

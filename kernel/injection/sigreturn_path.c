@@ -1,22 +1,21 @@
 #define _GNU_SOURCE
 #include "kernel/injection/sigreturn_path.h"
 
-#include "kernel/injection/sigreturn_frame.h"
+#include "kernel/arch/arch.h"
+#include "kernel/arch/sigreturn_frame.h"
 #include "kernel/memory/memory.h"
+#include "kernel/tracing/tracee.h"
 
-#include <elf.h>
 #include <errno.h>
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 enum {
     SYSCALL_STOP = SIGTRAP | 0x80,
-    MASK_SIZE = sizeof(uint64_t),
     STOPS_BOUND = 1000, /* stray stops (a SIGSTOP, a group-stop) before we give up on a thread */
 };
 
@@ -30,19 +29,14 @@ struct home {
     size_t xstate_size;
 };
 
-static int trace(long request, int tid, void *address, void *data) {
-    return ptrace(request, tid, address, data) == -1 ? -errno : 0;
-}
-
 static int snapshot_home(int tid, struct home *home) {
-    struct iovec area = {home->xstate, sizeof home->xstate};
-    int error = trace(PTRACE_GETREGS, tid, NULL, &home->registers);
+    int error = lm_trace_get_registers(tid, &home->registers);
 
+    home->xstate_size = sizeof home->xstate;
     if (error == 0)
-        error = trace(PTRACE_GETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, &home->mask);
+        error = lm_trace_get_mask(tid, &home->mask);
     if (error == 0)
-        error = trace(PTRACE_GETREGSET, tid, (void *)(uintptr_t)NT_X86_XSTATE, &area);
-    home->xstate_size = area.iov_len;
+        error = lm_trace_get_xstate(tid, home->xstate, &home->xstate_size);
     return error;
 }
 
@@ -54,29 +48,22 @@ static int write_frame(const struct lm_sigreturn_path *way, const char *frame, s
     return lm_memory_write_forced(way->memory, way->frame, frame, length);
 }
 
-static int set_mask(int tid, const uint64_t *mask) {
-    return trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, (void *)(uintptr_t)mask);
-}
-
 /* On the thread's own stack, one `leave; ret` away from the frame: see sigreturn_path.h. */
 static int step_aside(int tid, const struct lm_sigreturn_path *way, const struct home *home) {
     struct user_regs_struct registers = home->registers;
 
     if (way->leave_return == 0)
         return 0;
-    registers.rip = way->leave_return;
-    /* leave: rsp = rbp, then pop rbp, which the frame sets right. */
-    registers.rbp = lm_sigreturn_frame_return_pointer(way->frame) - sizeof(uint64_t);
-    registers.orig_rax = (uint64_t)-1;
-    return trace(PTRACE_SETREGS, tid, NULL, &registers);
+    lm_arch_leave(&registers, way->leave_return, lm_sigreturn_frame_return_pointer(way->frame));
+    return lm_trace_set_registers(tid, &registers);
 }
 
 /* Resume with `request` until the stop that `event` and `signal` tell; a SIGSTOP that arrives meanwhile is
  * held back. Any other signal, with all of them blocked, is a fault of the thread on its way. */
-static int resume_until(int tid, long request, int event, int signal, int *held) {
+static int resume_until(int tid, int request, int event, int signal, int *held) {
     for (int stops = 0; stops < STOPS_BOUND; stops++) {
         int status = 0;
-        int error = trace(request, tid, NULL, NULL);
+        int error = lm_trace(request, tid, 0);
 
         if (error != 0)
             return error;
@@ -102,34 +89,26 @@ static int call(int tid, const struct lm_sigreturn_path *way, const struct home 
     struct user_regs_struct registers = home->registers;
     int error = step_aside(tid, way, home);
 
-    registers.rip = way->syscall_return;
-    registers.rsp = lm_sigreturn_frame_return_pointer(way->frame);
-    registers.rax = number;
-    registers.orig_rax = (uint64_t)-1;
-    registers.rdi = arguments[0];
-    registers.rsi = arguments[1];
-    registers.rdx = arguments[2];
-    registers.r10 = arguments[3];
-    registers.r8 = arguments[4];
-    registers.r9 = arguments[5];
+    lm_arch_call_and_return(&registers, way->syscall_return, lm_sigreturn_frame_return_pointer(way->frame),
+                            number, arguments);
     /* Away from home before the mask is set: a dead tracer means a walk home, which brings the mask back too.
      */
     if (error == 0 && way->leave_return != 0)
-        error = set_mask(tid, &ALL_SIGNALS);
+        error = lm_trace_set_mask(tid, ALL_SIGNALS);
     if (error == 0)
-        error = trace(PTRACE_SETREGS, tid, NULL, &registers);
+        error = lm_trace_set_registers(tid, &registers);
     if (error == 0 && way->leave_return == 0)
-        error = set_mask(tid, &ALL_SIGNALS);
+        error = lm_trace_set_mask(tid, ALL_SIGNALS);
     if (error == 0)
         error = resume_until(tid, PTRACE_SYSCALL, 0, SYSCALL_STOP, held);
     if (error == 0)
-        error = trace(PTRACE_INTERRUPT, tid, NULL, NULL);
+        error = lm_trace(PTRACE_INTERRUPT, tid, 0);
     if (error == 0)
         error = resume_until(tid, PTRACE_CONT, PTRACE_EVENT_STOP, 0, held);
     if (error == 0)
-        error = trace(PTRACE_GETREGS, tid, NULL, &registers);
+        error = lm_trace_get_registers(tid, &registers);
     if (error == 0)
-        *result = (int64_t)registers.rax;
+        *result = lm_arch_result(&registers);
     return error;
 }
 
@@ -161,9 +140,9 @@ int lm_remote_syscall(int tid, const struct lm_sigreturn_path *way, uint64_t num
      * signals blocked. */
     back = step_aside(tid, way, &home);
     if (back == 0)
-        back = set_mask(tid, &home.mask);
+        back = lm_trace_set_mask(tid, home.mask);
     if (back == 0)
-        back = trace(PTRACE_SETREGS, tid, NULL, &home.registers);
+        back = lm_trace_set_registers(tid, &home.registers);
     if (back == 0)
         back = write_frame(way, saved, room);
     if (held != 0)

@@ -10,18 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from live_migration._lm import ffi, lib
+from live_migration.kernel.arch.arch import RED_ZONE, instructions
 from live_migration.kernel.errors import ProcessGone, check
 from live_migration.kernel.memory.maps import MapEntry
 from live_migration.kernel.memory.pagemap import present_runs
 from live_migration.kernel.tracing import tracee
 
-# x86-64: `syscall; ret`, `leave; ret`, and rt_sigreturn as glibc (mov $15,%rax) and musl (mov $15,%eax) write it.
-SYSCALL_RETURN = b"\x0f\x05\xc3"
-LEAVE_RETURN = b"\xc9\xc3"
-SIGNAL_RETURN = (b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05", b"\xb8\x0f\x00\x00\x00\x0f\x05")
 CHUNK = 4 << 20
 PAGE = os.sysconf("SC_PAGESIZE")
-RED_ZONE = 128
 FRAME_ALIGNMENT = 64
 # elf(5), 64 bits: e_phoff, e_phentsize and e_phnum in the header; a PT_LOAD's fields.
 ELF_MAGIC = b"\x7fELF\x02\x01"
@@ -57,11 +53,11 @@ def find_gadgets(pid: int, mappings: Iterable[MapEntry]) -> Gadgets | None:
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         padding = find_padding(memory.fileno(), entries)
         for start, text in _pieces(memory.fileno(), executable):
-            if syscall_return is None and (at := text.find(SYSCALL_RETURN)) >= 0:
+            if syscall_return is None and (at := text.find(instructions.SYSCALL_RETURN)) >= 0:
                 syscall_return = start + at
-            if leave_return is None and (at := text.find(LEAVE_RETURN)) >= 0:
+            if leave_return is None and (at := text.find(instructions.LEAVE_RETURN)) >= 0:
                 leave_return = start + at
-            for pattern in SIGNAL_RETURN:
+            for pattern in instructions.SIGNAL_RETURN:
                 if signal_return is None and (at := text.find(pattern)) >= 0:
                     signal_return = start + at
             if syscall_return is not None and signal_return is not None and leave_return is not None:
@@ -76,7 +72,7 @@ def _pieces(memory: int, mappings: Iterable[MapEntry]) -> Iterator[tuple[int, by
     for mapping in mappings:
         for start in range(mapping.start, mapping.end, CHUNK):
             # Pieces overlap a little, so that no sequence is cut in two.
-            length = min(CHUNK + len(SIGNAL_RETURN[0]), mapping.end - start)
+            length = min(CHUNK + len(instructions.SIGNAL_RETURN[0]), mapping.end - start)
             try:
                 yield start, os.pread(memory, length, start)
             except OSError:
@@ -196,9 +192,12 @@ def remote_syscall(pid: int, gadgets: Gadgets, frame: int, number: int, *argumen
 
 def _check_gadgets(memory: int, gadgets: Gadgets) -> None:
     """A library may have been unmapped since they were found, and a thread set there would end its process."""
-    ways = [(gadgets.syscall_return, (SYSCALL_RETURN,)), (gadgets.signal_return, SIGNAL_RETURN)]
+    ways = [
+        (gadgets.syscall_return, (instructions.SYSCALL_RETURN,)),
+        (gadgets.signal_return, instructions.SIGNAL_RETURN),
+    ]
     if gadgets.leave_return:
-        ways.append((gadgets.leave_return, (LEAVE_RETURN,)))
+        ways.append((gadgets.leave_return, (instructions.LEAVE_RETURN,)))
     for address, patterns in ways:
         try:
             code = os.pread(memory, max(map(len, patterns)), address)

@@ -2,10 +2,10 @@
 #include "kernel/injection/source_threads.h"
 
 #include "kernel/arch/arch.h"
-#include "kernel/injection/sigreturn_frame.h"
+#include "kernel/arch/sigreturn_frame.h"
 #include "kernel/tracing/rseq.h"
+#include "kernel/tracing/tracee.h"
 
-#include <elf.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -13,12 +13,11 @@
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MASK_SIZE = sizeof(uint64_t), STOPS_BOUND = 1000 };
+enum { STOPS_BOUND = 1000 };
 
 struct thread {
     int tid;
@@ -37,29 +36,19 @@ struct lm_source_threads {
     struct thread threads[];
 };
 
-static int trace(long request, int tid, void *address, void *data) {
-    return ptrace(request, tid, address, data) == -1 ? -errno : 0;
-}
-
-static int set_mask(int tid, uint64_t mask) {
-    return trace(PTRACE_SETSIGMASK, tid, (void *)(uintptr_t)MASK_SIZE, &mask);
-}
-
 static int look(struct thread *thread, size_t room) {
-    struct iovec area = {NULL, room};
-    int error = trace(PTRACE_GETREGS, thread->tid, NULL, &thread->registers);
+    int error = lm_trace_get_registers(thread->tid, &thread->registers);
 
     thread->xstate = malloc(room);
     if (thread->xstate == NULL)
         return -ENOMEM;
-    area.iov_base = thread->xstate;
+    thread->xstate_size = room;
     if (error == 0)
         error = lm_rseq_abort(thread->tid, &thread->registers);
     if (error == 0)
-        error = trace(PTRACE_GETSIGMASK, thread->tid, (void *)(uintptr_t)MASK_SIZE, &thread->mask);
+        error = lm_trace_get_mask(thread->tid, &thread->mask);
     if (error == 0)
-        error = trace(PTRACE_GETREGSET, thread->tid, (void *)(uintptr_t)NT_X86_XSTATE, &area);
-    thread->xstate_size = area.iov_len;
+        error = lm_trace_get_xstate(thread->tid, thread->xstate, &thread->xstate_size);
     return error;
 }
 
@@ -133,16 +122,16 @@ const void *lm_source_xstate(const struct lm_source_threads *threads, size_t ind
 /* Registers first: should the tracer die before the mask is set, the thread walks home with the mask it had.
  */
 static int leave_home(struct thread *thread, struct user_regs_struct *registers, uint64_t mask) {
-    int error = trace(PTRACE_SETREGS, thread->tid, NULL, registers);
+    int error = lm_trace_set_registers(thread->tid, registers);
 
-    return error != 0 ? error : set_mask(thread->tid, mask);
+    return error != 0 ? error : lm_trace_set_mask(thread->tid, mask);
 }
 
 /* The mask first: until the registers are home, the thread is on a way there that brings the mask along. */
 static int go_home(struct thread *thread) {
-    int error = set_mask(thread->tid, thread->mask);
+    int error = lm_trace_set_mask(thread->tid, thread->mask);
 
-    return error != 0 ? error : trace(PTRACE_SETREGS, thread->tid, NULL, &thread->registers);
+    return error != 0 ? error : lm_trace_set_registers(thread->tid, &thread->registers);
 }
 
 static int start(struct thread *thread, const struct lm_source_program *program, uint64_t stub,
@@ -153,7 +142,7 @@ static int start(struct thread *thread, const struct lm_source_program *program,
     lm_arch_run_program(&registers, stub, program->table, program->ending,
                         lm_sigreturn_frame_sigreturn_pointer(thread->frame));
     error = leave_home(thread, &registers, ~((uint64_t)1 << (end_signal - 1)));
-    return error != 0 ? error : trace(PTRACE_CONT, thread->tid, NULL, NULL);
+    return error != 0 ? error : lm_trace(PTRACE_CONT, thread->tid, 0);
 }
 
 /* Wait for the end of a program. Only a SIGSTOP can come in between (all else is blocked): it is kept for
@@ -173,7 +162,7 @@ static int await(struct thread *thread, int end_signal, bool *stop_held) {
             return 0;
         if (status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP)
             *stop_held = true;
-        error = trace(PTRACE_CONT, thread->tid, NULL, NULL);
+        error = lm_trace(PTRACE_CONT, thread->tid, 0);
         if (error != 0)
             return error;
     }
@@ -219,7 +208,7 @@ int lm_source_run_half(struct lm_source_threads *threads, const struct lm_source
 
 int lm_source_run_rest(struct lm_source_threads *threads, int end_signal) {
     struct thread *leader = &threads->threads[0];
-    int error = trace(PTRACE_CONT, leader->tid, NULL, NULL);
+    int error = lm_trace(PTRACE_CONT, leader->tid, 0);
 
     if (error == 0)
         error = await(leader, end_signal, &leader->stop_held);

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "kernel/tracing/rseq.h"
 
+#include "kernel/arch/arch.h"
 #include "kernel/memory/memory.h"
 #include "kernel/tracing/tracee.h"
 
@@ -28,8 +29,8 @@ int lm_rseq_abort(int tid, struct user_regs_struct *registers) {
     error = lm_memory_read(tid, place, &section, sizeof section);
     if (error != 0)
         return error;
-    if (registers->rip - section.start_ip >= section.post_commit_offset)
+    if (lm_arch_instruction_pointer(registers) - section.start_ip >= section.post_commit_offset)
         return 0;
-    registers->rip = section.abort_ip;
+    lm_arch_set_instruction_pointer(registers, section.abort_ip);
     return lm_trace_set_registers(tid, registers);
 }

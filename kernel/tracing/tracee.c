@@ -3,7 +3,6 @@
 
 #include "kernel/arch/arch.h"
 
-#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -18,7 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-_Static_assert(sizeof(struct user_regs_struct) == LM_REGISTERS_SIZE, "LM_REGISTERS_SIZE");
 _Static_assert(sizeof(siginfo_t) == LM_SIGNAL_INFO_SIZE, "LM_SIGNAL_INFO_SIZE");
 
 enum {
@@ -165,7 +163,7 @@ int lm_trace_set_registers(int tid, const void *registers) {
 
 int lm_trace_get_xstate(int tid, void *xstate, size_t *size) {
     struct iovec area = {xstate, *size};
-    int error = lm_trace_memory(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area);
+    int error = lm_trace_memory(PTRACE_GETREGSET, tid, LM_XSTATE_SET, &area);
 
     *size = area.iov_len;
     return error;
@@ -174,7 +172,7 @@ int lm_trace_get_xstate(int tid, void *xstate, size_t *size) {
 int lm_trace_set_xstate(int tid, const void *xstate, size_t size) {
     struct iovec area = {(void *)(uintptr_t)xstate, size};
 
-    return lm_trace_memory(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &area);
+    return lm_trace_memory(PTRACE_SETREGSET, tid, LM_XSTATE_SET, &area);
 }
 
 int lm_trace_get_mask(int tid, uint64_t *mask) {

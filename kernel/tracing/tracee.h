@@ -10,7 +10,6 @@
 #include <sys/types.h>
 
 /* cffi: begin */
-#define LM_REGISTERS_SIZE 216
 #define LM_SIGNAL_INFO_SIZE 128
 
 /* struct ptrace_rseq_configuration of linux/ptrace.h. */
@@ -53,7 +52,7 @@ int lm_trace_release(int tid, int last_status, int detach);
 
 int lm_trace_get_registers(int tid, void *registers);
 int lm_trace_set_registers(int tid, const void *registers);
-/* The xsave image; `size` goes in as the room and comes out as the length. */
+/* The whole vector state; `size` goes in as the room and comes out as the length. */
 int lm_trace_get_xstate(int tid, void *xstate, size_t *size);
 int lm_trace_set_xstate(int tid, const void *xstate, size_t size);
 int lm_trace_get_mask(int tid, uint64_t *mask);

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from live_migration._lm import ffi, lib
-from live_migration.kernel.arch.x86_64 import REGISTERS_SIZE, Registers
+from live_migration.kernel.arch.arch import REGISTERS_SIZE, Registers
 from live_migration.kernel.errors import ProcessGone, check
 
 # Requests, events and options of ptrace(2), which glibc declares as an enum.
@@ -198,7 +198,7 @@ def set_registers(tid: int, registers: Registers) -> None:
 
 
 def get_xstate(tid: int) -> bytes:
-    """The whole vector state as an xsave image (NT_X86_XSTATE)."""
+    """The whole vector state, as the register set that holds it (LM_XSTATE_SET)."""
     size = ffi.new("size_t *", lib.lm_arch_xstate_room())
     xstate = ffi.new("char[]", size[0])
     check(lib.lm_trace_get_xstate(tid, xstate, size), tid)

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from live_migration.kernel.arch.arch import instructions
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.memory.maps import MapEntry, maps
 
@@ -26,7 +27,6 @@ LONGEST_NAME = 64
 ELF_MAGIC = b"\x7fELF\x02\x01"
 # e_machine, e_phoff, e_shoff, e_phentsize, e_phnum, e_shentsize, e_shnum
 ELF_HEADER = struct.Struct("<18xH12xQQ6xHHHH2x")
-MACHINE_X86_64 = 62
 PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 SYMBOL = struct.Struct("<IBBHQQ")
@@ -47,12 +47,6 @@ BY_CALL_ALONE = frozenset({"getrandom"})
 # A program with an enclave has a device mapped, and is refused for that.
 WITHOUT_CALL = frozenset({"sgx_enter_enclave"})
 
-SYSCALL = b"\x0f\x05"
-RETURN = b"\xc3"
-NOT_THERE = b"\x48\xc7\xc0\xda\xff\xff\xff" + RETURN  # mov $-ENOSYS, %rax; ret
-# cmp $-1, %r8; je behind the call: with an opaque_len of ~0 __vdso_getrandom only tells of its state.
-ASKS_FOR_STATE = b"\x49\x83\xf8\xff\x74\x08"
-SHORT_JUMP = 5
 ALIGNMENT = 16
 # The longest of what is written over a function's beginning.
 PATCH_ROOM = 32
@@ -110,7 +104,7 @@ def _symbol_table(code: bytes) -> tuple[bytes, bytes]:
     if not code.startswith(ELF_MAGIC) or len(code) > MOST_CODE:
         raise ValueError("its vdso is no ELF file")
     machine, segments, sections, segment_size, segment_count, size, count = ELF_HEADER.unpack_from(code)
-    if machine != MACHINE_X86_64 or segment_size != PROGRAM_HEADER.size or size != SECTION_HEADER.size:
+    if machine != instructions.ELF_MACHINE or segment_size != PROGRAM_HEADER.size or size != SECTION_HEADER.size:
         raise ValueError("its vdso is of another architecture")
     if max(segment_count, count) > MOST_SECTIONS:
         raise ValueError("its vdso has too many parts")
@@ -154,24 +148,26 @@ def make_bridge(code: bytes, own: Mapping[str, int]) -> bytes:
         stub = _stub(entry.name, own)
         room = min(entry.size, following - entry.offset)
         if len(stub) > room:
-            if room < SHORT_JUMP or free + len(stub) > len(image):
+            if room < instructions.SHORT_JUMP or free + len(stub) > len(image):
                 raise ValueError(f"there is no room in its vdso to lead {entry.name} elsewhere")
             image[free : free + len(stub)] = stub
-            stub = b"\xe9" + (free - entry.offset - SHORT_JUMP).to_bytes(4, "little", signed=True)
+            stub = instructions.short_jump(free - entry.offset)
             free += -(-PATCH_ROOM // ALIGNMENT) * ALIGNMENT
         image[entry.offset : entry.offset + len(stub)] = stub
     return bytes(image)
 
 
 def _stub(name: str, own: Mapping[str, int]) -> bytes:
-    """What a function does on this kernel. %r11 is no argument, and the caller's to save."""
+    """What a function does on this kernel."""
     if name in own and name not in BY_CALL_ALONE:
-        return b"\x49\xbb" + own[name].to_bytes(8, "little") + b"\x41\xff\xe3"  # movabs $address, %r11; jmp *%r11
+        return instructions.jump(own[name])
+    if name == "getrandom":
+        # With an opaque_len of ~0 __vdso_getrandom only tells of its state.
+        return instructions.call_unless_all_ones(CALLS[name])
     if name in CALLS:
-        call = b"\xb8" + CALLS[name].to_bytes(4, "little") + SYSCALL + RETURN  # mov $number, %eax; syscall; ret
-        return ASKS_FOR_STATE + call + NOT_THERE if name == "getrandom" else call
+        return instructions.call(CALLS[name])
     if name in WITHOUT_CALL:
-        return NOT_THERE
+        return instructions.NOT_THERE
     raise ValueError(f"its vdso has a function that is not known here, {name}")
 
 
@@ -186,4 +182,4 @@ def is_passable(code: bytes, offset: int) -> bool:
         return True
     if any(entry.offset < offset < entry.offset + PATCH_ROOM for entry in entry_points(code)):
         return False
-    return SYSCALL in (code[offset : offset + 2], code[offset - 2 : offset])
+    return instructions.SYSCALL in (code[offset : offset + 2], code[offset - 2 : offset])

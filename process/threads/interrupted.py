@@ -26,7 +26,7 @@ import errno
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.arch.arch import Registers, instructions
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import ProgramArea
 from live_migration.kernel.tracing import tracee
@@ -35,10 +35,7 @@ from live_migration.process.threads.sleeps import EPOLL_WAITS, MAXIMUM_TIMEOUT, 
 RESTART_WITH_BLOCK = -516
 NANOSECONDS = 1_000_000_000
 FUTEX_COMMAND = ~(int(lib.FUTEX_PRIVATE_FLAG) | int(lib.FUTEX_CLOCK_REALTIME))
-# `mov $number, %eax; syscall`: how the number stands before the instruction pointer in nearly all code.
-CALL_CODE_LENGTH = 7
 MAXIMUM_POLL_ENTRIES = 1 << 20
-SYSCALL_INSTRUCTION = b"\x0f\x05"
 TIME_OFFSET = 16
 TIME_ARGUMENT = {numbers.SYS_nanosleep: 0, numbers.SYS_clock_nanosleep: 2, numbers.SYS_futex: 3}
 GOES_ON = frozenset(
@@ -70,8 +67,8 @@ def call_made(state: Registers, code: bytes, seen: int | None) -> int | None:
     `code` are the bytes before its instruction pointer, `seen` the call in which it was seen asleep."""
     if state.syscall_number != numbers.SYS_restart_syscall:
         return state.syscall_number
-    if seen is None and code[-7:-6] == b"\xb8" and code[-2:] == SYSCALL_INSTRUCTION:
-        seen = int.from_bytes(code[-6:-2], "little")
+    if seen is None:
+        seen = instructions.call_number(code)
     return seen if seen in GOES_ON else None
 
 
@@ -199,7 +196,7 @@ def continue_call(tid: int, area: ProgramArea, call: InterruptedCall, source: Re
     setting = ffi.new("lm_timespec *")
     setting.tv_sec, setting.tv_nsec = divmod(remaining, NANOSECONDS)
     place = area.table + TIME_OFFSET
-    tracee.write_memory(tid, area.table, SYSCALL_INSTRUCTION.ljust(TIME_OFFSET, b"\0") + bytes(ffi.buffer(setting)))
+    tracee.write_memory(tid, area.table, instructions.SYSCALL.ljust(TIME_OFFSET, b"\0") + bytes(ffi.buffer(setting)))
     arguments = list(call.arguments)
     if call.number == numbers.SYS_poll:
         arguments[2] = min(-(-remaining // MILLISECOND), MAXIMUM_TIMEOUT)

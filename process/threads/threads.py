@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.arch.arch import RED_ZONE, Registers
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Outcome, Program
@@ -28,7 +28,6 @@ from live_migration.process.threads.interrupted import InterruptedCall
 from live_migration.process.threads.scheduling import NODES, Scheduling, affinity_bytes, chosen_runtime, usual_slice
 
 PAGE = 4096
-RED_ZONE = 128
 NAME_SIZE = 16
 XSTATE_LIMIT = 1 << 16
 CAPABILITY_VERSION_3 = 0x20080522  # capget(2): _LINUX_CAPABILITY_VERSION_3
@@ -345,8 +344,8 @@ def hot_addresses(thread: Thread) -> list[tuple[int, int]]:
     state = Registers(thread.registers)
     top = state.stack_pointer - RED_ZONE
     places = [(top, RED_ZONE + 2 * PAGE), (state.instruction_pointer - 2, 18)]
-    if state.fs_base:
-        places.append((state.fs_base - 256, 1024))
+    if state.thread_pointer:
+        places.append((state.thread_pointer - 256, 1024))
     if thread.rseq is not None:
         places.append((thread.rseq.address, thread.rseq.length))
     if thread.robust_list:

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from live_migration.kernel import cpu, probe
+from live_migration.kernel import probe
+from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.errors import ProcessGone
 from tests.conftest import skip
 

@@ -251,12 +251,12 @@ def test_registers_have_names_and_can_be_set() -> None:
     with stopped_husk() as pid:
         registers = tracee.get_registers(pid)
         assert registers.is_64_bit
-        changed = registers.replaced(fs_base=0x10000, arguments=(1, 2, 3), stack_pointer=0x2000)
+        changed = registers.replaced(thread_pointer=0x10000, arguments=(1, 2, 3), stack_pointer=0x2000)
         tracee.set_registers(pid, changed)
         again = tracee.get_registers(pid)
         assert again == changed
         assert again.arguments[:3] == (1, 2, 3)
-        assert (again.fs_base, again.stack_pointer) == (0x10000, 0x2000)
+        assert (again.thread_pointer, again.stack_pointer) == (0x10000, 0x2000)
         assert registers.rewound().instruction_pointer == registers.instruction_pointer - 2
 
 

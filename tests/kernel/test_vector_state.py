@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from live_migration.kernel import cpu
+from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.tracing import tracee
 from tests.kernel.husks import stopped_husk
 from tests.kernel.vector_state import CONTROL_WORD, MXCSR, XMM, XSTATE_BV, vector_registers

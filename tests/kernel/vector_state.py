@@ -7,7 +7,7 @@ say nothing: its registers have their initial values."""
 
 from __future__ import annotations
 
-from live_migration.kernel import cpu
+from live_migration.kernel.arch.arch import cpu
 
 # The legacy region and the header (Intel SDM vol. 1, 13.4): x87, MXCSR and its mask, XMM.
 CONTROL_WORD, MXCSR, MXCSR_MASK, X87_REGISTERS, XMM, XMM_END = 0, 24, 28, 32, 160, 416

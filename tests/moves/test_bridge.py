@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from live_migration.experiments.machines import Machine, begin_move
+from live_migration.kernel.arch.arch import instructions
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
@@ -182,7 +183,7 @@ def test_a_vdso_that_the_program_changed_is_an_blocker() -> None:
 def test_where_a_thread_may_stand() -> None:
     code = own_code()
     entry = next(entry for entry in entry_points(code) if entry.name == "clock_gettime")
-    call = code.index(vdso.SYSCALL, entry.offset + vdso.PATCH_ROOM)
+    call = code.index(instructions.SYSCALL, entry.offset + vdso.PATCH_ROOM)
     assert vdso.is_passable(code, entry.offset)
     assert not vdso.is_passable(code, entry.offset + 4)
     assert not vdso.is_passable(code, entry.offset + vdso.PATCH_ROOM)

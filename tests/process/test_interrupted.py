@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.kernel.arch.x86_64 import REGISTERS_SIZE, Registers
+from live_migration.kernel.arch.arch import REGISTERS_SIZE, Registers
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.tracing import tracee
 from live_migration.process.threads import interrupted, sleeps

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.arch.arch import Registers
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task, task_restore

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.kernel.arch.x86_64 import Registers
+from live_migration.kernel.arch.arch import Registers
 from live_migration.kernel.injection.return_detour import return_place
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee

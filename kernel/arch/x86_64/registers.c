@@ -7,7 +7,9 @@
 
 enum { SYSCALL_LENGTH = 2 };
 
-/* kernel/arch/x86_64.S */
+_Static_assert(sizeof(struct user_regs_struct) == LM_REGISTERS_SIZE, "LM_REGISTERS_SIZE");
+
+/* stub.S */
 extern const char lm_stub[LM_STUB_ROOM] __attribute__((visibility("hidden")));
 extern const char lm_stub_park[] __attribute__((visibility("hidden")));
 
@@ -31,20 +33,24 @@ size_t lm_arch_xstate_room(void) {
     return ecx;
 }
 
-void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
-                         uint64_t frame_pointer) {
-    registers->rip = stub;
-    registers->rbx = table;
-    registers->r12 = ending;
+static void go_to(struct user_regs_struct *registers, uint64_t instruction) {
+    registers->rip = instruction;
     registers->orig_rax = (unsigned long long)-1;
-    registers->r13 = frame_pointer;
 }
 
-void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word, uint64_t frame_pointer) {
-    registers->rip = stub + (uint64_t)(lm_stub_park - lm_stub);
+void lm_arch_run_program(struct user_regs_struct *registers, uint64_t stub, uint64_t table, uint64_t ending,
+                         uint64_t sigreturn_pointer) {
+    go_to(registers, stub);
+    registers->rbx = table;
+    registers->r12 = ending;
+    registers->r13 = sigreturn_pointer;
+}
+
+void lm_arch_park(struct user_regs_struct *registers, uint64_t stub, uint64_t word,
+                  uint64_t sigreturn_pointer) {
+    go_to(registers, stub + (uint64_t)(lm_stub_park - lm_stub));
     registers->r12 = word;
-    registers->r13 = frame_pointer;
-    registers->orig_rax = (unsigned long long)-1;
+    registers->r13 = sigreturn_pointer;
 }
 
 uint64_t lm_arch_row(const struct user_regs_struct *registers) {
@@ -53,8 +59,7 @@ uint64_t lm_arch_row(const struct user_regs_struct *registers) {
 
 void lm_arch_call(struct user_regs_struct *registers, uint64_t instruction, uint64_t number,
                   const uint64_t *arguments) {
-    registers->rip = instruction;
-    registers->orig_rax = (unsigned long long)-1;
+    go_to(registers, instruction);
     registers->rax = number;
     registers->rdi = arguments[0];
     registers->rsi = arguments[1];
@@ -64,9 +69,20 @@ void lm_arch_call(struct user_regs_struct *registers, uint64_t instruction, uint
     registers->r9 = arguments[5];
 }
 
+void lm_arch_call_and_return(struct user_regs_struct *registers, uint64_t instruction,
+                             uint64_t return_pointer, uint64_t number, const uint64_t *arguments) {
+    lm_arch_call(registers, instruction, number, arguments);
+    registers->rsp = return_pointer;
+}
+
+void lm_arch_leave(struct user_regs_struct *registers, uint64_t instruction, uint64_t return_pointer) {
+    go_to(registers, instruction);
+    /* leave: rsp = rbp, then pop rbp. */
+    registers->rbp = return_pointer - sizeof(uint64_t);
+}
+
 void lm_arch_pause(struct user_regs_struct *registers, uint64_t instruction) {
-    registers->rip = instruction;
-    registers->orig_rax = (unsigned long long)-1;
+    go_to(registers, instruction);
     registers->rax = SYS_pause;
 }
 
@@ -86,6 +102,10 @@ int64_t lm_arch_result(const struct user_regs_struct *registers) {
 
 uint64_t lm_arch_instruction_pointer(const struct user_regs_struct *registers) {
     return registers->rip;
+}
+
+void lm_arch_set_instruction_pointer(struct user_regs_struct *registers, uint64_t address) {
+    registers->rip = address;
 }
 
 void lm_arch_rewind(struct user_regs_struct *registers) {

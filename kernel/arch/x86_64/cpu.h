@@ -1,7 +1,7 @@
 /* What the processor tells programs of itself (Intel SDM vol. 2A, CPUID and XGETBV; AMD APM vol. 3, appendix
  * E). */
-#ifndef LM_KERNEL_CPU_H
-#define LM_KERNEL_CPU_H
+#ifndef LM_KERNEL_ARCH_X86_64_CPU_H
+#define LM_KERNEL_ARCH_X86_64_CPU_H
 
 #include <stdint.h>
 

@@ -5,8 +5,8 @@
  * thread that runs anything of ours runs it "below" such a frame: whatever happens to its tracer, the last
  * thing it does is to return from a signal that never was.
  */
-#ifndef LM_KERNEL_SIGRETURN_FRAME_H
-#define LM_KERNEL_SIGRETURN_FRAME_H
+#ifndef LM_KERNEL_ARCH_SIGRETURN_FRAME_H
+#define LM_KERNEL_ARCH_SIGRETURN_FRAME_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -27,7 +27,7 @@ void lm_sigreturn_frame_prepare(void);
 
 /* Compose into `room` bytes at `out`, to be placed at `address` in the process (a multiple of 64), a frame
  * that brings a thread to `registers` and the signal mask `mask` with the vector state `xstate` (the bytes of
- * PTRACE_GETREGSET NT_X86_XSTATE), or with the initial vector state if xstate_size is 0. Interrupted system
+ * PTRACE_GETREGSET), or with the initial vector state if xstate_size is 0. Interrupted system
  * calls are wound back first, as the kernel would (signal(7)); one that would go on from a restart block
  * begins again. `return_code` is the address of code that calls rt_sigreturn: the frame's first word, so that
  * a `ret` with the stack pointer on the frame goes home. Returns -ENOSPC when it does not fit.

@@ -1,7 +1,7 @@
-#include "kernel/injection/sigreturn_frame.h"
+#include "kernel/arch/sigreturn_frame.h"
 
 #include "kernel/arch/arch.h"
-#include "kernel/cpu.h"
+#include "kernel/arch/x86_64/cpu.h"
 
 #include <asm/signal.h>
 #include <asm/sigcontext.h>

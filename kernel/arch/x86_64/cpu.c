@@ -1,4 +1,4 @@
-#include "kernel/cpu.h"
+#include "kernel/arch/x86_64/cpu.h"
 
 #include <cpuid.h>
 

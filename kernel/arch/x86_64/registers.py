@@ -1,4 +1,4 @@
-"""x86-64: the names of registers. Nothing outside the arch files says rax."""
+"""x86-64: registers, under names that every architecture has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from live_migration._lm import lib
+from live_migration.kernel.arch.x86_64.instructions import SYSCALL
 
 # The order of struct user_regs_struct, sys/user.h; every register is 8 bytes.
 # fmt: off
@@ -16,7 +17,6 @@ _NAMES = [
 # fmt: on
 _PLACES: Mapping[str, int] = {name: 8 * index for index, name in enumerate(_NAMES)}
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
-_SYSCALL_INSTRUCTION_LENGTH = 2
 _CODE_SEGMENT_64 = 0x33
 # By the numbers that DWARF has for them (System V psABI for x86-64, 3.6.2).
 # fmt: off
@@ -25,26 +25,15 @@ _DWARF_NAMES = (
 )
 # fmt: on
 
-# What a function may return to instead of its caller: it makes a system call, at whose entry a tracer stops the thread
-# and brings it to the caller; without a tracer it goes on there. Of the registers that it changes, a function that
-# returns has left only the result to be kept.
-_DETOUR = (
-    b"\x49\x89\xc2"  # mov %rax, %r10
-    b"\xb8" + int(lib.SYS_getpid).to_bytes(4, "little") +  # mov $SYS_getpid, %eax
-    b"\x0f\x05"  # syscall
-    b"\x4c\x89\xd0"  # mov %r10, %rax
-    b"\xff\x25\x00\x00\x00\x00"  # jmp *(%rip), which is what follows
-)  # fmt: skip
-DETOUR_ROOM = 32
-
 REGISTERS_SIZE: int = lib.LM_REGISTERS_SIZE
 assert len(_NAMES) * 8 == REGISTERS_SIZE
+# Bytes below the stack pointer that a function may use (System V psABI, 3.2.2).
+RED_ZONE = 128
 
 
 @dataclass(frozen=True)
 class Registers:
-    """The general registers of a stopped thread (struct user_regs_struct), under names that every
-    architecture has."""
+    """The general registers of a stopped thread (struct user_regs_struct)."""
 
     raw: bytes
 
@@ -72,7 +61,8 @@ class Registers:
         return tuple(self._get(name) for name in _ARGUMENTS)
 
     @property
-    def fs_base(self) -> int:
+    def thread_pointer(self) -> int:
+        """Where the thread's own storage ends."""
         return self._get("fs_base")
 
     @property
@@ -87,7 +77,7 @@ class Registers:
         stack_pointer: int | None = None,
         syscall_number: int | None = None,
         result: int | None = None,
-        fs_base: int | None = None,
+        thread_pointer: int | None = None,
         arguments: tuple[int, ...] = (),
     ) -> Registers:
         """A copy with some registers changed; `arguments` replaces as many as it has."""
@@ -97,7 +87,7 @@ class Registers:
             "rsp": stack_pointer,
             "orig_rax": syscall_number,
             "rax": result,
-            "fs_base": fs_base,
+            "fs_base": thread_pointer,
             **dict(zip(_ARGUMENTS, arguments, strict=False)),
         }
         for name, value in changes.items():
@@ -109,7 +99,7 @@ class Registers:
     def rewound(self) -> Registers:
         """Before its system call, which resuming makes again."""
         return self.replaced(
-            instruction_pointer=self.instruction_pointer - _SYSCALL_INSTRUCTION_LENGTH,
+            instruction_pointer=self.instruction_pointer - len(SYSCALL),
             result=self.syscall_number,
             syscall_number=-1,
         )
@@ -138,8 +128,3 @@ class Registers:
     def _get_signed(self, name: str) -> int:
         place = _PLACES[name]
         return int.from_bytes(self.raw[place : place + 8], "little", signed=True)
-
-
-def detour_code(return_address: int) -> bytes:
-    """DETOUR_ROOM bytes that lead to `return_address`, to be run anywhere."""
-    return (_DETOUR + return_address.to_bytes(8, "little")).ljust(DETOUR_ROOM, b"\0")
