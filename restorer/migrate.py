@@ -24,10 +24,11 @@ from live_migration.kernel.injection.program import ProgramTooLarge
 from live_migration.pager.pager import Pager, PagerState
 from live_migration.process.attributes import clocks
 from live_migration.process.description import MigrationDescription, ProcessDescription
-from live_migration.process.descriptors.blockers import compare_written_files, descriptor_blockers
+from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, new_contents
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine
+from live_migration.process.descriptors.written_files import compare_written_files
 from live_migration.process.memory import vdso
 from live_migration.process.memory.mapped_files import compare_written_mappings
 from live_migration.process.rehearsal import rehearse_often

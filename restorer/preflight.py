@@ -65,10 +65,10 @@ def new_file_blockers(
     known = staged.descriptors.by_identity()
     found = preflight_mapped_files([one for one in final.files if one not in known_files], described)
     for one in final.descriptors.descriptions:
-        if isinstance(one.kind, File) and one.identity not in known and one.standard is None:
+        if isinstance(one.object, File) and one.identity not in known and one.standard is None:
             # Asked for here alone: a file that is read, while the process is frozen.
             same_machine = is_same_machine(final.descriptors.place)
-            found += preflight_file(one.kind, one.flags, one.name, described, same_machine)
+            found += preflight_file(one.object, one.flags, one.name, described, same_machine)
     return found
 
 

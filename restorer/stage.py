@@ -45,7 +45,7 @@ from live_migration.process.descriptors.opening import (
     update_descriptors,
 )
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.descriptors.rows import descriptor_rows, listen_rows
+from live_migration.process.descriptors.rows import descriptor_rows, last_rows
 from live_migration.process.descriptors.table import Table
 from live_migration.process.memory.bridge import is_needed, plan_bridge
 from live_migration.process.memory.layout_change import difference
@@ -335,7 +335,7 @@ def apply_threads(building: Construction, final: ProcessDescription, custody: Cu
     reachable = limits.reachable(task.limits.limits, present, building.may_raise)
     task_restore.limit_process(program, task, reachable, present)
     thread_restore.restore_thread(program, leader, task.pid, building.present, staged[leader.tid])
-    listen_rows(program, final.descriptors, building.opened.handed_over)
+    last_rows(program, final.descriptors, building.opened.handed_over)
     elapsed = clocks.elapsed_since(task.clocks, building.offsets)
     task_restore.finish_process(program, task, elapsed)
     run(building.husk, program)

@@ -126,7 +126,7 @@ class LiveCopy:
 
 def writes_past_the_tracker(table: Table) -> bool:
     """Whether a file is open with O_DIRECT: devices write to its reader's memory, and no page table tells."""
-    return any(isinstance(one.kind, File) and one.flags & os.O_DIRECT for one in table.descriptions)
+    return any(isinstance(one.object, File) and one.flags & os.O_DIRECT for one in table.descriptions)
 
 
 def copy_live(

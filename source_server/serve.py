@@ -24,8 +24,8 @@ from live_migration.kernel.memory.own_memory import make_own
 from live_migration.process.description import MigrationDescription, ProcessDescription, Runs
 from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
-from live_migration.process.descriptors.opening import flush_beforehand, flush_written_files
 from live_migration.process.descriptors.retire import retire_sockets
+from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
 from live_migration.process.memory import vdso
 from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers

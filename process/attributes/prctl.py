@@ -48,7 +48,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
-    """One per process: answers of prctl(2), and its session and terminal as the process sees them."""
+    """One per process: answers of prctl(2), and its session as the process sees it."""
 
     dumpable: int = 1
     subreaper: int = 0
@@ -57,7 +57,6 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     memory_merge: int = 0
     membarrier: int = 0
     session: int = 0
-    terminal: int = 0
 
 
 def parse_stat(text: str) -> list[str]:
@@ -78,10 +77,10 @@ def snapshot_stat(pid: int) -> list[str]:
 
 
 def snapshot_attributes(pid: int, status: dict[str, str]) -> Attributes:
-    """Session and terminal from outside; the rest is asked (`query_attributes`)."""
+    """Its session from outside; the rest is asked (`query_attributes`)."""
     fields = snapshot_stat(pid)
     sessions = status.get("NSsid", fields[5]).split()
-    return Attributes(session=int(sessions[-1]), terminal=int(fields[6]))
+    return Attributes(session=int(sessions[-1]))
 
 
 def snapshot_memory_plan(pid: int) -> MemoryPlan:

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from live_migration._lm import lib
-from live_migration.process.descriptors.files import File
-from live_migration.process.descriptors.memfd import MemFd
+from live_migration.process.descriptors.registry import file_of
 from live_migration.process.descriptors.table import Table
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -35,15 +34,15 @@ def snapshot_contents(table: Table, before: Sequence[Content] = ()) -> list[Cont
     following = max((one.space for one in before), default=FIRST_OBJECT - 1) + 1
     found: dict[tuple[int, int], Content] = {}
     for one in table.descriptions:
-        kind = one.kind
-        if not isinstance(kind, MemFd | File) or (isinstance(kind, File) and kind.linked) or one.standard is not None:
+        file = file_of(one.object)
+        if file is None or file.linked or one.standard is not None:
             continue
-        identity = (kind.device, kind.inode)
-        if identity in found or not kind.size:
+        identity = (file.device, file.inode)
+        if identity in found or not file.size:
             continue
-        content = known.get((*identity, kind.size))
+        content = known.get((*identity, file.size))
         if content is None:
-            content = Content(space=following, device=kind.device, inode=kind.inode, size=kind.size)
+            content = Content(space=following, device=file.device, inode=file.inode, size=file.size)
             following += 1
         found[identity] = content
     return list(found.values())
@@ -61,7 +60,8 @@ def identity_of(table: Table, content: Content) -> int:
 
 def _description(table: Table, content: Content) -> tuple[int, int]:
     for one in table.descriptions:
-        if isinstance(one.kind, MemFd | File) and (one.kind.device, one.kind.inode) == (content.device, content.inode):
+        file = file_of(one.object)
+        if file is not None and (file.device, file.inode) == (content.device, content.inode):
             return one.number, one.identity
     raise LookupError(f"no descriptor leads to inode {content.inode}")
 
@@ -69,18 +69,16 @@ def _description(table: Table, content: Content) -> tuple[int, int]:
 def number_of_inode(table: Table, inode: int) -> int:
     """A descriptor of the process that leads to the file with this inode. Raises LookupError."""
     for one in table.descriptions:
-        if isinstance(one.kind, MemFd | File) and one.kind.inode == inode:
+        file = file_of(one.object)
+        if file is not None and file.inode == inode:
             return one.number
     raise LookupError(f"no descriptor leads to inode {inode}")
 
 
 def inodes_without_path(table: Table) -> frozenset[int]:
     """The inodes that only a descriptor leads to."""
-    return frozenset(
-        one.kind.inode
-        for one in table.descriptions
-        if isinstance(one.kind, MemFd) or (isinstance(one.kind, File) and not one.kind.linked)
-    )
+    files = (file_of(one.object) for one in table.descriptions)
+    return frozenset(file.inode for file in files if file is not None and not file.linked)
 
 
 def new_contents(contents: Iterable[Content], before: Iterable[Content]) -> list[Content]:

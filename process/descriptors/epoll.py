@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import select
-from collections.abc import Container, Mapping
 
 import msgspec
 
@@ -18,10 +17,10 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import SYS_close, SYS_dup3, SYS_epoll_ctl
 from live_migration.kernel.kcmp import same_epoll_target
-from live_migration.process.descriptors.open_file import Seen
+from live_migration.process.descriptors.kind import BlockerContext, Kind, RowsContext, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
-LINK = "anon_inode:[eventpoll]"
 EPOLL_CTL_ADD = 1  # linux/eventpoll.h
 ENTRY = re.compile(r"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
 
@@ -43,7 +42,7 @@ class Epoll(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ep
     entries: list[Watched]
 
 
-def snapshot_epoll(seen: Seen) -> Epoll:
+def snapshot_epoll(seen: Seen, _: SnapshotContext) -> Epoll:
     """Describe an epoll instance from outside, through /proc/PID/fdinfo and kcmp(2) with KCMP_EPOLL_TFD."""
     entries = []
     earlier: dict[int, int] = {}
@@ -75,33 +74,29 @@ def is_target(seen: Seen, number: int, target: int, offset: int) -> bool:
         return False
 
 
-def epoll_blockers(epoll: Epoll, name: str) -> list[Blocker]:
+def epoll_blockers(one: OpenFile[Epoll], _: BlockerContext) -> list[Blocker]:
     """Entries whose file no descriptor of the process stands for: a process that stays keeps it open."""
     return [
         Blocker(
-            name,
+            one.name,
             f"it watches a file registered as {entry.target}, which the process has closed and another keeps open",
             "let the process remove the entry, or end the other process",
         )
-        for entry in epoll.entries
+        for entry in one.object.entries
         if entry.holder is None
     ]
 
 
-def open_epoll() -> int:
+def open_epoll(_: OpenFile[Epoll], __: OpenContext) -> int:
     """An epoll instance that watches nothing yet."""
     with select.epoll() as made:
         return os.dup(made.fileno())
 
 
-def epoll_rows(program: Program, number: int, epoll: Epoll, table: Mapping[int, bool], unsure: Container[int]) -> None:
-    """Rows, run in the process when its descriptors are in place, that register every entry at epoll
-    `number`.
-
-    `table` has all numbers of the process with their close-on-exec flags. Numbers in `unsure` stand for
-    something else than on the source, which may refuse to be watched.
-    """
-    for entry in epoll.entries:
+def epoll_rows(program: Program, one: OpenFile[Epoll], context: RowsContext) -> None:
+    """Rows that register every entry. What stands for something else than on the source may refuse to be watched."""
+    number, numbers, unsure = one.number, context.numbers, context.unsure
+    for entry in one.object.entries:
         if entry.holder is None:
             continue
         label = f"epoll {number} watching {entry.target}"
@@ -111,13 +106,13 @@ def epoll_rows(program: Program, number: int, epoll: Epoll, table: Mapping[int, 
             program.call(label, *add, check=entry.holder not in unsure)
             continue
         # The number stands for something else by now: it is lent to the entry's file.
-        spare = max(table) + 1
-        if entry.target in table:
+        spare = max(numbers) + 1
+        if entry.target in numbers:
             program.call(label, SYS_dup3, entry.target, spare, 0)
         program.call(label, SYS_dup3, entry.holder, entry.target, 0)
         program.call(label, *add, check=entry.holder not in unsure)
-        if entry.target in table:
-            program.call(label, SYS_dup3, spare, entry.target, os.O_CLOEXEC if table[entry.target] else 0)
+        if entry.target in numbers:
+            program.call(label, SYS_dup3, spare, entry.target, os.O_CLOEXEC if numbers[entry.target] else 0)
             program.call(label, SYS_close, spare)
         else:
             program.call(label, SYS_close, entry.target)
@@ -127,3 +122,13 @@ def event_bytes(entry: Watched) -> bytes:
     """The entry as epoll_ctl(2) takes it."""
     room = ffi.new("char[16]")
     return bytes(ffi.buffer(room, lib.lm_pack_epoll_event(entry.events, entry.data, room)))
+
+
+EPOLL = Kind(
+    object=Epoll,
+    links=("anon_inode:[eventpoll]",),
+    snapshot=snapshot_epoll,
+    blockers=epoll_blockers,
+    open=open_epoll,
+    rows=epoll_rows,
+)

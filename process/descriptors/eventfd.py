@@ -6,9 +6,8 @@ import os
 
 import msgspec
 
-from live_migration.process.descriptors.open_file import Seen
-
-LINK = "anon_inode:[eventfd]"
+from live_migration.process.descriptors.kind import Kind, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 
 
 class EventFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="eventfd"):
@@ -19,7 +18,7 @@ class EventFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     semaphore: bool
 
 
-def snapshot_eventfd(seen: Seen) -> EventFd:
+def snapshot_eventfd(seen: Seen, _: SnapshotContext) -> EventFd:
     """Describe an eventfd from outside."""
     return EventFd(
         identity=int(seen.field("eventfd-id")) if seen.has_field("eventfd-id") else -1,
@@ -49,12 +48,27 @@ def is_semaphore(seen: Seen) -> bool:
     return True
 
 
-def open_eventfd(event: EventFd) -> int:
+def is_same(old: EventFd, new: EventFd) -> bool:
+    """Is it one eventfd? Not every kernel has a number for it."""
+    return (old.identity, old.semaphore) == (new.identity, new.semaphore)
+
+
+def open_eventfd(one: OpenFile[EventFd], _: OpenContext) -> int:
     """An eventfd with the counter at 0."""
-    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | (os.EFD_SEMAPHORE if event.semaphore else 0))
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | (os.EFD_SEMAPHORE if one.object.semaphore else 0))
 
 
-def update_eventfd(number: int, event: EventFd) -> None:
+def update_eventfd(number: int, one: OpenFile[EventFd], _: EventFd, __: OpenContext) -> None:
     """Give the counter its value; `number` is at 0."""
-    if event.count:
-        os.eventfd_write(number, event.count)
+    if one.object.count:
+        os.eventfd_write(number, one.object.count)
+
+
+EVENTFD = Kind(
+    object=EventFd,
+    links=("anon_inode:[eventfd]",),
+    snapshot=snapshot_eventfd,
+    same=is_same,
+    open=open_eventfd,
+    update=update_eventfd,
+)

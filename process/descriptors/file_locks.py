@@ -12,29 +12,16 @@ import fcntl
 import os
 import re
 
-import msgspec
-
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import SYS_fcntl
-from live_migration.process.descriptors.open_file import Seen
+from live_migration.process.descriptors.open_file import Lock, Seen
 from live_migration.wire.blockers import Blocker
 
 # lock:   1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF (proc_pid_fdinfo(5))
 LINE = re.compile(r"^lock:\s*\d+:\s+(\w+)\s+\w+\s+(\w+)\s+-?\d+\s+\S+\s+(\d+)\s+(\d+|EOF)", re.MULTILINE)
 KINDS = ("FLOCK", "POSIX", "OFDLCK")
 F_SETLK = 6
-
-
-class Lock(msgspec.Struct, frozen=True, kw_only=True):
-    """A lock as /proc tells it: its kind, whether it excludes readers too, and the range; length 0: to the
-    end.
-    """
-
-    kind: str
-    write: bool
-    start: int
-    length: int
 
 
 def snapshot_locks(seen: Seen) -> list[Lock]:

@@ -1,4 +1,4 @@
-"""Regular files, also unlinked ones, directories and character devices that keep no state.
+"""Regular files, also unlinked ones.
 
 A file is opened again by its path. One that is unlinked, or whose path now names another file, is not
 reachable by a path: it is made anew in the same directory, and its content travels.
@@ -10,18 +10,25 @@ import dataclasses
 import errno
 import os
 import stat
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, Seen, close_all, reopen
+from live_migration.process.descriptors.file_locks import held_locks, is_same_file, take_locks
+from live_migration.process.descriptors.kind import BlockerContext, FileObject, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.open_file import (
+    REOPEN_FLAGS,
+    OpenContext,
+    OpenFile,
+    Seen,
+    close_all,
+    reopen,
+    seek,
+)
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.wire.blockers import Blocker
 
 DELETED = " (deleted)"
-# Character devices whose descriptors hold nothing but their flags: null, zero, full, random, urandom
-# (Documentation/admin-guide/devices.txt).
-STATELESS_DEVICES = {os.makedev(1, minor) for minor in (3, 5, 7, 8, 9)}
 # Files whose size and times say nothing (proc(5), sysfs(5)).
 KERNEL_FILES = ("/proc/", "/sys/")
 
@@ -39,20 +46,6 @@ class File(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fil
     gid: int
     linked: bool
     links: int
-
-
-class Directory(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="directory"):
-    """A directory. Its offset is the position of getdents64(2)."""
-
-    path: str
-    linked: bool
-
-
-class Device(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="device"):
-    """A character device that keeps no state for its descriptors, such as /dev/null."""
-
-    path: str
-    device: int
 
 
 def names(pid: int, path: str, status: os.stat_result) -> bool:
@@ -73,7 +66,7 @@ def seen_again(seen: Seen) -> Seen:
     return dataclasses.replace(seen, link=link, status=os.fstat(seen.duplicate))
 
 
-def snapshot_file(seen: Seen) -> File:
+def snapshot_file(seen: Seen, _: SnapshotContext) -> File:
     """Describe a regular file from outside: /proc/PID/fd names the path, following renames."""
     linked = seen.status.st_nlink > 0 and names(seen.pid, seen.link, seen.status)
     if not linked and seen.status.st_nlink > 0 and not seen.frozen:
@@ -94,24 +87,26 @@ def snapshot_file(seen: Seen) -> File:
     )
 
 
-def snapshot_directory(seen: Seen) -> Directory:
-    """Describe a directory from outside."""
-    linked = seen.status.st_nlink > 0 and names(seen.pid, seen.link, seen.status)
-    return Directory(path=seen.link if linked else seen.link.removesuffix(DELETED), linked=linked)
-
-
-def snapshot_device(seen: Seen) -> Device:
-    """Describe a character device from outside."""
-    return Device(path=seen.link, device=seen.status.st_rdev)
-
-
 def is_writable(flags: int) -> bool:
     """Can a description with these flags be written to?"""
     return flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_PATH
 
 
-def file_blockers(file: File, flags: int, name: str) -> list[Blocker]:
+def is_same(old: File, new: File) -> bool:
+    """Is it one file, and does a path lead to it as before?"""
+    return (old.device, old.inode, old.linked) == (new.device, new.inode, new.linked)
+
+
+def is_inherited(one: OpenFile[File]) -> bool:
+    """Is it one at 0 to 2, which a shell that waits may hold as well? It is opened by its path on the destination, and
+    only its offset is no longer shared.
+    """
+    return one.number <= 2 and one.object.linked
+
+
+def file_blockers(one: OpenFile[File], _: BlockerContext) -> list[Blocker]:
     """What keeps a regular file from being moved, as far as the source can tell."""
+    file, flags, name = one.object, one.flags, one.name
     if file.path.startswith("/proc/") and file.path.split("/")[2][:1].isdigit():
         return [Blocker(name, "it belongs to one process of the source", "let the process close it before the move")]
     if not file.linked and file.links > 0 and is_writable(flags):
@@ -123,32 +118,6 @@ def file_blockers(file: File, flags: int, name: str) -> list[Blocker]:
             )
         ]
     return []
-
-
-def directory_blockers(directory: Directory, name: str) -> list[Blocker]:
-    """What keeps a directory from being moved."""
-    if directory.linked:
-        return []
-    return [
-        Blocker(
-            name,
-            "the directory has been removed",
-            f"create {directory.path} again or let the process close it",
-        )
-    ]
-
-
-def device_blockers(device: Device, name: str) -> list[Blocker]:
-    """What keeps a device from being moved: any state behind it stays on its machine."""
-    if device.device in STATELESS_DEVICES:
-        return []
-    return [
-        Blocker(
-            name,
-            f"device {os.major(device.device)}:{os.minor(device.device)} belongs to this machine",
-            "let the process close it before the move",
-        )
-    ]
 
 
 def difference(
@@ -195,31 +164,21 @@ def preflight_file(
     return []
 
 
-def preflight_directory(directory: Directory, name: str, options: DescriptorOptions) -> list[Blocker]:
-    """Is there such a directory on the destination?"""
-    path = options.map_path(directory.path)
-    if os.path.isdir(path):
-        return []
-    return [Blocker(name, f"{path} is not a directory here", "create it or point to it with --map-path OLD=NEW")]
+def preflight(one: OpenFile[File], context: PreflightContext) -> list[Blocker]:
+    """The preflight of an open file."""
+    return preflight_file(one.object, one.flags, one.name, context.options, context.reach.same_machine)
 
 
-def preflight_device(device: Device, name: str, options: DescriptorOptions) -> list[Blocker]:
-    """Is there the same device on the destination?"""
-    path = options.map_path(device.path)
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return [Blocker(name, f"{path}: {error.strerror}", "create the device node here")]
-    if stat.S_ISCHR(found.st_mode) and found.st_rdev == device.device:
-        return []
-    return [Blocker(name, f"{path} is another device here", "create the device node here")]
-
-
-def open_file(file: File, flags: int, context: OpenContext) -> int:
-    """Open the file on the destination.
+def open_file(one: OpenFile[File], context: OpenContext) -> int:
+    """Open the file on the destination; or the source's own description where that holds a lock, on one machine.
 
     An unlinked one is made anew and empty, once for all its descriptions; its content has to follow.
     """
+    file, flags = one.object, one.flags
+    if held_locks(one.locks) and is_same_file_here(file, context):
+        handed_over = context.fetch(one.number)
+        if handed_over is not None:
+            return handed_over
     # A file made with O_TMPFILE still says so in its flags, and with it O_DIRECTORY.
     flags &= ~os.O_TMPFILE
     if file.linked:
@@ -231,6 +190,11 @@ def open_file(file: File, flags: int, context: OpenContext) -> int:
         context.anchors[key] = (anchor, anchor)
         context.close_later.append(anchor)
     return reopen(context.anchors[key][0], flags)
+
+
+def is_same_file_here(file: File, context: OpenContext) -> bool:
+    """Does the path lead to the source's own file, on one machine?"""
+    return context.same_machine and is_same_file(context.map_path(file.path), file.device, file.inode)
 
 
 def make_unlinked(file: File, context: OpenContext) -> int:
@@ -252,6 +216,35 @@ def make_unlinked(file: File, context: OpenContext) -> int:
     return number
 
 
+def update_bytes(number: int, one: OpenFile[Any], file: FileObject, context: OpenContext) -> None:
+    """Give a file its size, where its bytes travel, then the locks and the offset of its description."""
+    made = context.content_wanted.get((file.device, file.inode))
+    if made is not None and os.fstat(made).st_size != file.size:
+        os.truncate(made, file.size)
+    take_locks(number, one.locks)
+    seek(number, one.offset)
+
+
+def update_file(number: int, one: OpenFile[File], _: File, context: OpenContext) -> None:
+    """Its size, locks and offset."""
+    update_bytes(number, one, one.object, context)
+
+
 def open_path(path: str, flags: int, context: OpenContext) -> int:
-    """Open a directory or a device on the destination."""
+    """Open by its path, on the destination, what is no regular file."""
     return os.open(context.map_path(path), (flags & REOPEN_FLAGS) | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+FILE = Kind(
+    object=File,
+    file_types=(stat.S_IFREG,),
+    snapshot=snapshot_file,
+    same=is_same,
+    may_be_held=is_inherited,
+    blockers=file_blockers,
+    is_file=True,
+    preflight=preflight,
+    open=open_file,
+    may_vanish=True,
+    update=update_file,
+)

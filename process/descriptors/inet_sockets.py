@@ -10,12 +10,15 @@ import contextlib
 import errno
 import os
 import socket
+import stat
+from collections.abc import Container
 
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.process.descriptors.open_file import OpenContext, Seen, give_to
-from live_migration.process.descriptors.socket_options import Option, read_options, set_options
+from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, give_to
+from live_migration.process.descriptors.socket_options import Option, is_socket, read_options, set_options
 from live_migration.wire.blockers import Blocker
 
 TCP_CLOSE, TCP_LISTEN = 7, 10
@@ -52,18 +55,22 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
         return self.is_tcp and self.state not in (TCP_CLOSE, TCP_LISTEN)
 
 
-def is_supported(one: socket.socket) -> bool:
-    """Is it TCP or UDP?"""
-    return one.family in (socket.AF_INET, socket.AF_INET6) and (one.type, one.proto) in (
-        (socket.SOCK_STREAM, socket.IPPROTO_TCP),
-        (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-    )
+def is_supported(seen: Seen) -> bool:
+    """Is it TCP or UDP, and has it no filter?"""
+    if not is_socket(seen):
+        return False
+    with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+        return one.family in (socket.AF_INET, socket.AF_INET6) and (one.type, one.proto) in (
+            (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+            (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+        )
 
 
-def snapshot_inet(seen: Seen, before: InetSocket | None) -> InetSocket:
-    """Describe a TCP or UDP socket from outside; the options only if `before`, an earlier look at it, has
-    none.
-    """
+def snapshot_inet(seen: Seen, context: SnapshotContext) -> InetSocket:
+    """Describe a TCP or UDP socket from outside; the options only if no earlier snapshot has them."""
+    before = context.before.get(seen.link)
+    if not isinstance(before, InetSocket):
+        before = None
     state = ffi.new("struct lm_tcp_state *", {"state": TCP_CLOSE})
     if before is None or before.is_tcp:
         result = lib.lm_tcp_state(seen.duplicate, state)
@@ -100,9 +107,26 @@ def text(address: list[str | int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def inet_blockers(one: InetSocket, name: str, tcp: str) -> list[Blocker]:
+def is_same(old: InetSocket, new: InetSocket) -> bool:
+    """Is it one socket, bound and connected as before?"""
+    return (old.inode, old.state, old.address, old.peer, old.backlog) == (
+        new.inode,
+        new.state,
+        new.address,
+        new.peer,
+        new.backlog,
+    )
+
+
+def leads_outside(one: OpenFile[InetSocket], _: Container[str]) -> bool:
+    """Has it a connection?"""
+    return one.object.is_established
+
+
+def inet_blockers(open_file: OpenFile[InetSocket], context: BlockerContext) -> list[Blocker]:
     """What keeps it from being moved."""
-    if one.is_established and tcp == "refuse":
+    one, name = open_file.object, open_file.name
+    if one.is_established and context.options.tcp == "refuse":
         peer = text(one.peer) if one.peer else "a peer that has gone"
         return [
             Blocker(
@@ -114,9 +138,10 @@ def inet_blockers(one: InetSocket, name: str, tcp: str) -> list[Blocker]:
     return []
 
 
-def preflight_inet(one: InetSocket, name: str) -> list[Blocker]:
-    """Can its address be bound on the destination? Tried, and let go again."""
-    if one.is_established or not one.address[1]:
+def preflight_inet(open_file: OpenFile[InetSocket], context: PreflightContext) -> list[Blocker]:
+    """Can its address be bound on the destination, where it is to be? Tried, and let go again."""
+    one, name = open_file.object, open_file.name
+    if (context.reach.source and context.reach.same_network) or one.is_established or not one.address[1]:
         return []
     try:
         with make_inet(one):
@@ -131,9 +156,7 @@ def bind_blocker(one: InetSocket, name: str, error: OSError) -> Blocker:
     if error.errno == errno.EADDRINUSE:
         return Blocker(name, f"port {one.address[1]} ({where}) is taken here", "end the process that has it")
     if error.errno == errno.EADDRNOTAVAIL:
-        return Blocker(
-            name, f"this host does not have the address of {where}", "give the address to an interface here"
-        )
+        return Blocker(name, f"this host does not have the address of {where}", "give the address to an interface here")
     if error.errno in (errno.EACCES, errno.EPERM):
         return Blocker(name, f"no permission to open {where} here", "run lm-restore as root")
     return Blocker(name, f"{where} cannot be opened here: {error.strerror}", "see ip(7) about this error")
@@ -165,15 +188,16 @@ def bind_inet(made: socket.socket, one: InetSocket) -> None:
         made.bind(("", int(one.address[1])))
 
 
-def open_inet(one: InetSocket, context: OpenContext, source_number: int) -> int:
+def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
     """A socket like it, listening or connected where it was; or the source's own where that can be reached."""
+    one = open_file.object
     if one.is_established:
         number: int = lib.lm_closed_tcp_socket(one.family)
         if number < 0:
             raise OSError(-number, os.strerror(-number), "making a closed connection")
         return number
     if one.address[1] and context.same_network:
-        handed = context.fetch(source_number)
+        handed = context.fetch(open_file.number)
         if handed is not None:
             context.handed_over.add(one.inode)
             return handed
@@ -187,3 +211,17 @@ def open_inet(one: InetSocket, context: OpenContext, source_number: int) -> int:
         made.close()
         raise
     return made.detach()
+
+
+INET_SOCKET = Kind(
+    object=InetSocket,
+    file_types=(stat.S_IFSOCK,),
+    recognise=is_supported,
+    snapshot=snapshot_inet,
+    same=is_same,
+    held=Held.BY_OBJECT,
+    leads_outside=leads_outside,
+    blockers=inet_blockers,
+    preflight=preflight_inet,
+    open=open_inet,
+)

@@ -16,10 +16,15 @@ from pathlib import Path
 import msgspec
 
 from live_migration._lm import lib
-from live_migration.process.descriptors.open_file import Seen
+from live_migration.process.descriptors.kind import (
+    BlockerContext,
+    Kind,
+    PreflightContext,
+    SnapshotContext,
+)
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
-LINK = "anon_inode:inotify"
 WATCH = re.compile(
     r"^inotify wd:([0-9a-f]+) ino:[0-9a-f]+ sdev:([0-9a-f]+) mask:([0-9a-f]+) .*"
     r"fhandle-type:([0-9a-f]+) f_handle:([0-9a-f]+)",
@@ -45,7 +50,7 @@ class Inotify(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     queued: int
 
 
-def snapshot_inotify(seen: Seen) -> Inotify:
+def snapshot_inotify(seen: Seen, _: SnapshotContext) -> Inotify:
     """Describe an inotify instance from outside."""
     watches = [
         Watch(
@@ -86,42 +91,45 @@ def path_of_handle(pid: int, device: int, kind: int, handle: bytes) -> str | Non
     return None
 
 
-def inotify_blockers(inotify: Inotify, name: str) -> list[Blocker]:
-    """Watches of files without a path."""
-    return [
-        Blocker(name, f"the file of watch {each.watch} has no path", "let the process remove the watch")
-        for each in inotify.watches
+def inotify_blockers(one: OpenFile[Inotify], context: BlockerContext) -> list[Blocker]:
+    """Watches of files without a path, and frozen, events."""
+    found = [
+        Blocker(one.name, f"the file of watch {each.watch} has no path", "let the process remove the watch")
+        for each in one.object.watches
         if each.path is None
     ]
+    return found + event_blockers(one) if context.frozen else found
 
 
-def event_blockers(inotify: Inotify, name: str) -> list[Blocker]:
+def event_blockers(one: OpenFile[Inotify]) -> list[Blocker]:
     """Events that would be lost: nobody can queue them anew. They pass when the process reads them."""
-    if not inotify.queued:
+    if not one.object.queued:
         return []
-    return [Blocker(name, "it holds events that were not read yet", "try again when the process has read them")]
+    return [Blocker(one.name, "it holds events that were not read yet", "try again when the process has read them")]
 
 
-def preflight_inotify(inotify: Inotify, name: str, map_path: Callable[[str], str]) -> list[Blocker]:
+def preflight_inotify(one: OpenFile[Inotify], context: PreflightContext) -> list[Blocker]:
     """Are the watched files there on the destination?"""
+    map_path = context.options.map_path
     return [
         Blocker(
-            name, f"it watches {map_path(each.path)}, which is not here", "create it or point to it with --map-path"
+            one.name, f"it watches {map_path(each.path)}, which is not here", "create it or point to it with --map-path"
         )
-        for each in inotify.watches
+        for each in one.object.watches
         if each.path is not None and not os.path.lexists(map_path(each.path))
     ]
 
 
-def open_inotify(inotify: Inotify, map_path: Callable[[str], str]) -> int:
+def open_inotify(one: OpenFile[Inotify], context: OpenContext) -> int:
     """An instance with the same watches under the same watch descriptors."""
     number = checked(lib.lm_inotify_init(os.O_CLOEXEC | os.O_NONBLOCK))
-    add_watches(number, inotify.watches, map_path, 0)
+    add_watches(number, one.object.watches, context.map_path, 0)
     return number
 
 
-def update_inotify(number: int, before: Inotify, after: Inotify, map_path: Callable[[str], str]) -> None:
+def update_inotify(number: int, one: OpenFile[Inotify], before: Inotify, context: OpenContext) -> None:
     """Add and remove the watches that differ by now."""
+    after, map_path = one.object, context.map_path
     old = {each.watch: each for each in before.watches}
     new = {each.watch: each for each in after.watches}
     for watch in old.keys() - new.keys():
@@ -163,3 +171,15 @@ def checked(result: int) -> int:
     if result < 0:
         raise OSError(-result, os.strerror(-result), "inotify")
     return result
+
+
+INOTIFY = Kind(
+    object=Inotify,
+    links=("anon_inode:inotify", "inotify"),
+    snapshot=snapshot_inotify,
+    blockers=inotify_blockers,
+    passing=event_blockers,
+    preflight=preflight_inotify,
+    open=open_inotify,
+    update=update_inotify,
+)

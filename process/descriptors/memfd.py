@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Collection
 
 import msgspec
 
-from live_migration.process.descriptors.open_file import OpenContext, Seen, close_all, reopen
+from live_migration.process.descriptors.files import update_bytes
+from live_migration.process.descriptors.kind import Kind, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, close_all, reopen
 
 PREFIX = "/memfd:"
 DELETED = " (deleted)"
@@ -27,13 +30,18 @@ class MemFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="me
     gid: int
     huge_page: int
 
+    @property
+    def linked(self) -> bool:
+        """It has no path."""
+        return False
+
 
 def is_memfd(seen: Seen) -> bool:
     """Is it a memfd, and not a file that is called so?"""
     return seen.link.startswith(PREFIX) and seen.link.endswith(DELETED) and seen.status.st_nlink == 0
 
 
-def snapshot_memfd(seen: Seen) -> MemFd:
+def snapshot_memfd(seen: Seen, _: SnapshotContext) -> MemFd:
     """Describe a memfd from outside."""
     page = os.sysconf("SC_PAGESIZE")
     return MemFd(
@@ -49,10 +57,16 @@ def snapshot_memfd(seen: Seen) -> MemFd:
     )
 
 
-def open_memfd(memory: MemFd, flags: int, context: OpenContext) -> int:
+def is_same(old: MemFd, new: MemFd) -> bool:
+    """Is it one memfd?"""
+    return (old.device, old.inode) == (new.device, new.inode)
+
+
+def open_memfd(one: OpenFile[MemFd], context: OpenContext) -> int:
     """A description of a memfd of this name and size, made at the first call, all of it a hole, without
     seals.
     """
+    memory, flags = one.object, one.flags
     key = ("memfd", memory.device, memory.inode)
     if key in context.anchors:
         return reopen(context.anchors[key][0], flags)
@@ -82,6 +96,12 @@ def make_memfd(memory: MemFd) -> int:
     return number
 
 
+def seal_memfds(all_of_them: Collection[OpenFile[MemFd]], context: OpenContext) -> None:
+    """Give every memfd its seals. Raises OSError."""
+    for memory in {one.object.inode: one.object for one in all_of_them}.values():
+        seal_memfd(context.anchors["memfd", memory.device, memory.inode][0], memory)
+
+
 def seal_memfd(number: int, memory: MemFd) -> None:
     """Give it its seals, when its content is in place. Raises OSError.
 
@@ -91,3 +111,21 @@ def seal_memfd(number: int, memory: MemFd) -> None:
     missing = memory.seals & ~fcntl.fcntl(number, fcntl.F_GET_SEALS)
     if missing:
         fcntl.fcntl(number, fcntl.F_ADD_SEALS, missing)
+
+
+def update_memfd(number: int, one: OpenFile[MemFd], _: MemFd, context: OpenContext) -> None:
+    """Its size, locks and offset."""
+    update_bytes(number, one, one.object, context)
+
+
+MEMFD = Kind(
+    object=MemFd,
+    file_types=(stat.S_IFREG,),
+    recognise=is_memfd,
+    snapshot=snapshot_memfd,
+    same=is_same,
+    is_file=True,
+    open=open_memfd,
+    update=update_memfd,
+    seal=seal_memfds,
+)

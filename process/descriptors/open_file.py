@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.pidfd import fetch_descriptor
 from live_migration.kernel.proc import read_proc
+from live_migration.process.scope import Holder
 
 # Flags that reopening a file takes over; the ones of creation (O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY) are gone
 # by then.
@@ -27,6 +29,9 @@ REOPEN_FLAGS = (
 # Flags that fcntl(F_SETFL) can change on an open description.
 CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 SET_AT_OPENING = REOPEN_FLAGS & ~CHANGEABLE_FLAGS
+
+
+Object = TypeVar("Object", bound=msgspec.Struct)
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +46,43 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     signal: int
     own: bool
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock as /proc tells it: its kind, whether it excludes readers too, and the range; length 0: to the
+    end.
+    """
+
+    kind: str
+    write: bool
+    start: int
+    length: int
+
+
+class OpenFile(msgspec.Struct, Generic[Object], frozen=True, kw_only=True, omit_defaults=True):
+    """An open file description. `identity` is the same in every table of one migration.
+
+    `link` is what /proc/PID/fd says, `flags` the access mode and status flags as for open(2), `object` what its kind
+    knows of it. `holders` are the processes that hold it as well and stay, `peer_holders` those that hold its other
+    end; `standard` is the descriptor among 0 to 2 by which it is replaced when it leads outside, or None.
+    """
+
+    identity: int
+    number: int
+    link: str
+    flags: int
+    offset: int
+    object: Object
+    owner: Owner | None = None
+    holders: list[Holder] = []
+    peer_holders: list[Holder] = []
+    standard: int | None = None
+    locks: list[Lock] = []
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"descriptor {self.number} ({self.link})"
 
 
 @dataclass(frozen=True)
@@ -89,7 +131,8 @@ class OpenContext:
     """What the destination's worker needs while it opens descriptions. The caller closes `close_later`.
 
     `source_pidfd` stands for the source process where it can be reached (one machine, one PID namespace), and
-    `same_network` says that it also lives in this network namespace. `anchors` are descriptors by which
+    `same_network` says that it also lives in this network namespace. `shared` is what several descriptions have in
+    common, by its type and inode (`DescriptorTable.shared_by_inode`). `anchors` are descriptors by which
     what several descriptions share is found again; `content_wanted` are the files, by device and inode of
     the source, whose content has to be written before the process runs.
     """
@@ -100,6 +143,7 @@ class OpenContext:
     source_pidfd: int | None = None
     same_network: bool = False
     same_machine: bool = False
+    shared: Mapping[tuple[type, int], Any] = field(default_factory=dict)
     anchors: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict)
     content_wanted: dict[tuple[int, int], int] = field(default_factory=dict)
     close_later: list[int] = field(default_factory=list)
@@ -161,6 +205,12 @@ def set_flags(number: int, flags: int) -> None:
     wanted = (present & ~CHANGEABLE_FLAGS) | (flags & CHANGEABLE_FLAGS)
     if wanted != present:
         fcntl.fcntl(number, fcntl.F_SETFL, wanted)
+
+
+def seek(number: int, offset: int) -> None:
+    """Give an open description its offset, where it differs."""
+    if os.lseek(number, 0, os.SEEK_CUR) != offset:
+        os.lseek(number, offset, os.SEEK_SET)
 
 
 def reopen(number: int, flags: int) -> int:

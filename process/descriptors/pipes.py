@@ -12,12 +12,22 @@ import fcntl
 import os
 import stat
 import termios
+from collections.abc import Callable, Collection, Container, Sequence
 from pathlib import Path
 
 import msgspec
 
 from live_migration._lm import lib
-from live_migration.process.descriptors.open_file import OpenContext, Seen, close_all, give_to, reopen, set_flags
+from live_migration.process.descriptors.kind import Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.open_file import (
+    OpenContext,
+    OpenFile,
+    Seen,
+    close_all,
+    give_to,
+    reopen,
+    set_flags,
+)
 from live_migration.wire.blockers import Blocker
 
 
@@ -27,15 +37,15 @@ class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pip
     pipe: int
 
 
-class PipeBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ends of a pipe share.
+class PipeBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
+    """What the ends of the pipe with this inode share.
 
     `path` is that of a FIFO, or None; `capacity` and `queued` are in bytes; `content` is filled in by the
     look at the frozen process only, one element for each packet where the pipe is in packet mode, else at
     most one.
     """
 
-    pipe: int
+    inode: int
     device: int
     path: str | None
     capacity: int
@@ -46,9 +56,23 @@ class PipeBody(msgspec.Struct, frozen=True, kw_only=True):
     content: list[bytes] = []
 
 
-def snapshot_pipe(seen: Seen) -> Pipe:
+def is_pipe(seen: Seen) -> bool:
+    """Is it an end of a pipe or FIFO?"""
+    return not seen.flags & os.O_PATH
+
+
+def snapshot_pipe(seen: Seen, _: SnapshotContext) -> Pipe:
     """Describe one end of a pipe."""
     return Pipe(pipe=seen.status.st_ino)
+
+
+def snapshot_pipe_bodies(ends: Sequence[Seen]) -> list[PipeBody]:
+    """What the ends of each pipe share, read through an end that can be read from where there is one."""
+    bodies: dict[int, PipeBody] = {}
+    for one in sorted(ends, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
+        if one.status.st_ino not in bodies:
+            bodies[one.status.st_ino] = snapshot_pipe_body(one)
+    return list(bodies.values())
 
 
 def snapshot_pipe_body(seen: Seen) -> PipeBody:
@@ -60,7 +84,7 @@ def snapshot_pipe_body(seen: Seen) -> PipeBody:
     queued = int.from_bytes(fcntl.ioctl(seen.duplicate, termios.FIONREAD, bytes(4)), "little")
     anonymous = seen.link.startswith("pipe:[")
     return PipeBody(
-        pipe=seen.status.st_ino,
+        inode=seen.status.st_ino,
         device=seen.status.st_dev,
         path=None if anonymous else seen.link,
         capacity=capacity,
@@ -97,9 +121,26 @@ def pipe_size_limit() -> int:
     return int(Path("/proc/sys/fs/pipe-max-size").read_text())
 
 
-def preflight_pipe(body: PipeBody, name: str, path: str | None) -> list[Blocker]:
-    """Is there the FIFO, or room for the pipe?"""
-    if path is not None:
+def is_same(old: Pipe, new: Pipe) -> bool:
+    """Are they of one pipe?"""
+    return old.pipe == new.pipe
+
+
+def leads_outside(one: OpenFile[Pipe], _: Container[str]) -> bool:
+    """Does a process that stays hold the pipe?"""
+    return bool(one.holders)
+
+
+def preflight_pipe(one: OpenFile[Pipe], context: PreflightContext) -> list[Blocker]:
+    """Is there the FIFO, or room for the pipe? Said of one of its ends."""
+    body = context.shared.pop((PipeBody, one.object.pipe), None)
+    return preflight_body(body, one.name, context.options.map_path) if body is not None else []
+
+
+def preflight_body(body: PipeBody, name: str, map_path: Callable[[str], str]) -> list[Blocker]:
+    """The same of what the ends share."""
+    if body.path is not None:
+        path = map_path(body.path)
         try:
             found = os.stat(path)
         except OSError as error:
@@ -117,16 +158,17 @@ def preflight_pipe(body: PipeBody, name: str, path: str | None) -> list[Blocker]
     return []
 
 
-def open_pipe(pipe: Pipe, flags: int, body: PipeBody, context: OpenContext) -> int:
+def open_pipe(one: OpenFile[Pipe], context: OpenContext) -> int:
     """One end, a description of its own. The pipe itself is made once and kept by two anchors until all is
     opened.
     """
+    flags, body = one.flags, context.shared[PipeBody, one.object.pipe]
     anchors = pipe_anchors(body, context)
     writes = flags & os.O_ACCMODE == os.O_WRONLY
     anchor = anchors[1 if writes else 0]
     if body.path is None and flags & os.O_ACCMODE != os.O_RDWR:
         # The ends that pipe2(2) made; opening them again, as for further descriptions, adds O_LARGEFILE.
-        first_use = ("pipe end", int(writes), body.pipe)
+        first_use = ("pipe end", int(writes), body.inode)
         if first_use not in context.anchors:
             context.anchors[first_use] = (anchor, anchor)
             set_flags(anchor, flags)
@@ -140,7 +182,7 @@ def open_pipe(pipe: Pipe, flags: int, body: PipeBody, context: OpenContext) -> i
 
 def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
     """A read and a write end of the pipe, made at the first call."""
-    key = ("pipe", body.device, body.pipe)
+    key = ("pipe", body.device, body.inode)
     if key in context.anchors:
         return context.anchors[key]
     if body.path is None:
@@ -161,6 +203,15 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
     return read_end, write_end
 
 
+def fill_pipes(ends: Collection[OpenFile[Pipe]], context: OpenContext) -> None:
+    """Put the content into the pipes that have these ends. Raises OSError (ENOSPC) when it does not all fit."""
+    packets = {one.object.pipe for one in ends if one.flags & os.O_DIRECT}
+    for pipe in dict.fromkeys(one.object.pipe for one in ends):
+        body = context.shared.get((PipeBody, pipe))
+        if body is not None and body.content:
+            fill_pipe(body, pipe in packets or len(body.content) > 1, context)
+
+
 def fill_pipe(body: PipeBody, packets: bool, context: OpenContext) -> None:
     """Put the content into the pipe. Raises OSError (ENOSPC) when it does not all fit."""
     read_end, write_end = pipe_anchors(body, context)
@@ -177,4 +228,20 @@ def fill_pipe(body: PipeBody, packets: bool, context: OpenContext) -> None:
 def is_same_fifo(body: PipeBody, number: int, context: OpenContext) -> bool:
     """Is the FIFO opened here the source's own, on one machine, so that its content is there already?"""
     found = os.fstat(number)
-    return context.same_machine and (found.st_dev, found.st_ino) == (body.device, body.pipe)
+    return context.same_machine and (found.st_dev, found.st_ino) == (body.device, body.inode)
+
+
+PIPE = Kind(
+    object=Pipe,
+    file_types=(stat.S_IFIFO,),
+    recognise=is_pipe,
+    snapshot=snapshot_pipe,
+    same=is_same,
+    shared=PipeBody,
+    snapshot_shared=snapshot_pipe_bodies,
+    held=Held.BY_OBJECT,
+    leads_outside=leads_outside,
+    preflight=preflight_pipe,
+    open=open_pipe,
+    fill=fill_pipes,
+)

@@ -6,8 +6,22 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from live_migration.kernel.pidfd import open_pidfd
-from live_migration.process.descriptors.table import Place
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the process runs, so that the destination can tell whether it is the same machine and network.
+
+    `pid` and `start_time` (clock ticks since boot) name the process in the PID namespace `pid_namespace`.
+    """
+
+    boot: str
+    pid: int
+    start_time: int
+    pid_namespace: int
+    network_namespace: int
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def retire_sockets(table: Table, duplicates: dict[int, int], handed_over: Collec
     uses.
     """
     for one in table.descriptions:
-        kind = one.kind
+        kind = one.object
         if not isinstance(kind, InetSocket | UnixSocket) or kind.inode in handed_over or one.standard is not None:
             continue
         number = duplicates.get(one.identity)

@@ -13,50 +13,52 @@ from collections.abc import Container
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program
-from live_migration.kernel.injection.syscall_numbers import SYS_fcntl, SYS_listen
-from live_migration.process.descriptors.epoll import Epoll, epoll_rows
+from live_migration.kernel.injection.syscall_numbers import SYS_fcntl
 from live_migration.process.descriptors.file_locks import lock_rows
-from live_migration.process.descriptors.open_file import Owner
-from live_migration.process.descriptors.table import OpenFile, Table
-from live_migration.process.descriptors.unix_sockets import LISTENING, UnixSocket
+from live_migration.process.descriptors.kind import RowsContext
+from live_migration.process.descriptors.open_file import OpenFile, Owner
+from live_migration.process.descriptors.registry import AnyObject, file_of, kind_of
+from live_migration.process.descriptors.table import Table
 
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
 
 
 def descriptor_rows(program: Program, table: Table) -> None:
-    """Append every row that the descriptors of `table` need, but for those of `listen_rows`."""
-    numbers = {each.number: each.close_on_exec for each in table.descriptors}
-    replaced = {one.identity for one in table.descriptions if one.standard is not None}
-    unsure = {each.number for each in table.descriptors if each.description in replaced}
+    """Append every row that the descriptors of `table` need, but for those of `last_rows`."""
+    context = rows_context(table, ())
     locked: set[tuple[int, int]] = set()
     for one in table.descriptions:
         if one.standard is not None:
             continue
-        kind = one.kind
-        if isinstance(kind, Epoll):
-            epoll_rows(program, one.number, kind, numbers, unsure)
+        kind_of(one.object).rows(program, one, context)
         if one.locks:
-            file = (getattr(kind, "device", 0), getattr(kind, "inode", 0))
-            if file not in locked:
+            file = file_of(one.object)
+            identity = (file.device, file.inode) if file is not None else (0, 0)
+            if identity not in locked:
                 lock_rows(program, one.number, one.locks)
-            locked.add(file)
+            locked.add(identity)
         if one.owner is not None:
             owner_rows(program, one, one.owner)
 
 
-def listen_rows(program: Program, table: Table, handed_over: Container[int]) -> None:
-    """Rows, for the process with its own credentials, that make it the owner of its unix listeners.
-
-    Whoever connects is told by SO_PEERCRED who called listen(2) last (unix(7)), which was the one that
-    bound it.
-    """
+def last_rows(program: Program, table: Table, handed_over: Container[int]) -> None:
+    """The rows that are for the process with its own credentials."""
+    context = rows_context(table, handed_over)
     for one in table.descriptions:
-        kind = one.kind
-        if isinstance(kind, UnixSocket) and kind.state == LISTENING and kind.inode not in handed_over:
-            program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, kind.backlog)
+        kind_of(one.object).last_rows(program, one, context)
 
 
-def owner_rows(program: Program, one: OpenFile, owner: Owner) -> None:
+def rows_context(table: Table, handed_over: Container[int]) -> RowsContext:
+    """What matters to the rows of all kinds."""
+    replaced = {one.identity for one in table.descriptions if one.standard is not None}
+    return RowsContext(
+        numbers={each.number: each.close_on_exec for each in table.descriptors},
+        unsure={each.number for each in table.descriptors if each.description in replaced},
+        handed_over=handed_over,
+    )
+
+
+def owner_rows(program: Program, one: OpenFile[AnyObject], owner: Owner) -> None:
     """Rows that say who is told that a descriptor is ready, by which signal, and that it is to be told."""
     label = f"owner of descriptor {one.number}"
     if owner.signal:

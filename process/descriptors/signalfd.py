@@ -7,9 +7,8 @@ import os
 import msgspec
 
 from live_migration._lm import lib
-from live_migration.process.descriptors.open_file import Seen
-
-LINK = "anon_inode:[signalfd]"
+from live_migration.process.descriptors.kind import Kind, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 
 
 class SignalFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signalfd"):
@@ -18,14 +17,28 @@ class SignalFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     mask: int
 
 
-def snapshot_signalfd(seen: Seen) -> SignalFd:
+def snapshot_signalfd(seen: Seen, _: SnapshotContext) -> SignalFd:
     """Describe it from outside."""
     return SignalFd(mask=int(seen.field("sigmask"), 16))
 
 
-def open_signalfd(signals: SignalFd) -> int:
+def is_same(old: SignalFd, new: SignalFd) -> bool:
+    """Do they take the same signals? There is nothing else to a signalfd."""
+    return old.mask == new.mask
+
+
+def open_signalfd(one: OpenFile[SignalFd], _: OpenContext) -> int:
     """One for the same signals."""
-    number: int = lib.lm_signalfd(signals.mask, os.O_CLOEXEC)
+    number: int = lib.lm_signalfd(one.object.mask, os.O_CLOEXEC)
     if number < 0:
         raise OSError(-number, os.strerror(-number), "signalfd")
     return number
+
+
+SIGNALFD = Kind(
+    object=SignalFd,
+    links=("anon_inode:[signalfd]",),
+    snapshot=snapshot_signalfd,
+    same=is_same,
+    open=open_signalfd,
+)

@@ -13,26 +13,27 @@ import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from live_migration.kernel.kcmp import order_of_open_files
 from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
 from live_migration.process.descriptors.file_locks import held_locks, snapshot_locks
-from live_migration.process.descriptors.inet_sockets import InetSocket
-from live_migration.process.descriptors.kinds import Kinds, is_pipe, same_object
+from live_migration.process.descriptors.kind import Held, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import (
     SET_AT_OPENING,
+    OpenFile,
     Seen,
     close_all,
     owner_of,
     position_and_flags,
     read_information,
 )
-from live_migration.process.descriptors.pipes import Pipe, PipeBody, snapshot_pipe_body
-from live_migration.process.descriptors.stdio import STANDARD, Terminal
-from live_migration.process.descriptors.table import Descriptor, Kind, OpenFile, Place, Table
-from live_migration.process.descriptors.unix_sockets import UnixSocket, is_outside
+from live_migration.process.descriptors.reach import Place
+from live_migration.process.descriptors.registry import AnyObject, kind_of, recognise
+from live_migration.process.descriptors.stdio import STANDARD
+from live_migration.process.descriptors.table import Descriptor, Table
 from live_migration.process.scope import DescriptorAt, HostScan, scope_of
 
 
@@ -147,50 +148,70 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
     """The table of what was seen, identities carried over from the previous one."""
     known = {d.number: d.description for d in previous.table.descriptors} if previous else {}
     before = previous.table.by_identity() if previous else {}
-    kinds = Kinds(pid, previous.table if previous else None)
+    context = SnapshotContext(pid, objects_by_link(previous.table) if previous else {})
     next_identity = max(before, default=0) + 1
     descriptors: list[Descriptor] = []
-    descriptions: list[OpenFile] = []
+    descriptions: list[OpenFile[AnyObject]] = []
     duplicates: dict[int, int] = {}
+    of_kind: dict[Kind[Any], list[Seen]] = {}
     try:
         for one in sorted(seen, key=lambda each: each.number):
-            kind = kinds.describe(one)
+            kind = recognise(one, context)
+            of_kind.setdefault(kind, []).append(one)
+            described = kind.snapshot(one, context)
             old = None
             for number in one.numbers:
                 candidate = before.get(known.get(number, -1))
-                if candidate is not None and candidate.identity not in duplicates and is_same(candidate, one, kind):
+                if (
+                    candidate is not None
+                    and candidate.identity not in duplicates
+                    and is_same(candidate, one, described)
+                ):
                     old = candidate
                     break
             identity = old.identity if old else next_identity
             next_identity = max(next_identity, identity + 1)
             duplicates[identity] = one.duplicate
-            descriptions.append(describe_one(one, kind, identity, old))
+            descriptions.append(describe_one(one, described, identity, old))
             for number in one.numbers:
                 closed = number in one.closed_at_exec
                 descriptors.append(Descriptor(number=number, description=identity, close_on_exec=closed))
     finally:
-        kinds.close()
+        context.close()
     table = Table(
         place=snapshot_place(pid) if previous is None else previous.table.place,
         descriptors=sorted(descriptors, key=lambda each: each.number),
         descriptions=descriptions,
-        pipes=snapshot_bodies(seen),
+        shared=[each for kind, those in of_kind.items() for each in kind.snapshot_shared(those)],
         frozen=frozen,
     )
     return Snapshot(pid, table, duplicates)
 
 
-def is_same(old: OpenFile, seen: Seen, kind: Kind) -> bool:
+def objects_by_link(table: Table) -> dict[str, AnyObject]:
+    """What is known of the objects that their links name."""
+    return {
+        each.link: each.object
+        for each in table.descriptions
+        if is_shared_object(each.link) and not each.flags & os.O_PATH
+    }
+
+
+def is_same(old: OpenFile[AnyObject], seen: Seen, described: AnyObject) -> bool:
     """Is the description seen the one described earlier, or so like it that what differs can be brought up
     to date?
     """
     if old.link != seen.link or (old.flags ^ seen.flags) & SET_AT_OPENING:
         return False
+    if type(old.object) is not type(described) or not kind_of(described).same(old.object, described):
+        return False
     # A description that holds a lock may be handed over itself, so the lock belongs to what it is.
-    return same_object(old.kind, kind) and held_locks(old.locks) == held_locks(snapshot_locks(seen))
+    return held_locks(old.locks) == held_locks(snapshot_locks(seen))
 
 
-def describe_one(seen: Seen, kind: Kind, identity: int, old: OpenFile | None) -> OpenFile:
+def describe_one(
+    seen: Seen, described: AnyObject, identity: int, old: OpenFile[AnyObject] | None
+) -> OpenFile[AnyObject]:
     """Describe one open file description."""
     return OpenFile(
         identity=identity,
@@ -198,21 +219,13 @@ def describe_one(seen: Seen, kind: Kind, identity: int, old: OpenFile | None) ->
         link=seen.link,
         flags=seen.flags,
         offset=seen.offset,
-        kind=kind,
+        object=described,
         owner=owner_of(seen.pid, seen.duplicate),
         holders=old.holders if old else [],
+        peer_holders=old.peer_holders if old else [],
         standard=old.standard if old else None,
         locks=snapshot_locks(seen),
     )
-
-
-def snapshot_bodies(seen: list[Seen]) -> list[PipeBody]:
-    """What the ends of each pipe share, read through an end that can be read from where there is one."""
-    bodies: dict[int, PipeBody] = {}
-    for one in sorted(seen, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
-        if is_pipe(one) and one.status.st_ino not in bodies:
-            bodies[one.status.st_ino] = snapshot_pipe_body(one)
-    return list(bodies.values())
 
 
 def snapshot_place(pid: int) -> Place:
@@ -242,35 +255,37 @@ def with_outsiders(table: Table, pid: int, scan: HostScan, previous: Snapshot | 
     objects: set[str] = set()
     by_link: dict[str, list[DescriptorAt]] = {}
     for one in table.descriptions:
-        if is_shared_object(one.link) or isinstance(one.kind, Pipe):
-            objects.add(one.link)
-            if isinstance(one.kind, UnixSocket) and one.kind.peer:
-                objects.add(peer_link(one.kind))
-        elif not isinstance(one.kind, Terminal):
+        kind = kind_of(one.object)
+        if kind.held is Held.BY_OBJECT:
+            objects.update(links_of_object(one))
+        elif kind.held is Held.BY_OPEN_FILE:
             by_link.setdefault(one.link, []).append((pid, one.number))
     by_object, by_descriptor = scan.holders(objects, by_link)
     known = previous.table.by_identity() if previous and table.frozen else {}
     descriptions = []
     for one in table.descriptions:
-        holders = by_object.get(one.link, []) + by_descriptor.get((pid, one.number), [])
-        if one.identity in known:
-            # A destination on this machine may hold what it was given while staging.
-            holders = known[one.identity].holders
-        elif isinstance(one.kind, UnixSocket) and one.kind.peer:
-            one = replace(one, kind=replace(one.kind, peer_holders=by_object.get(peer_link(one.kind), [])))
-        descriptions.append(replace(one, holders=holders))
+        # A destination on this machine may hold what it was given while staging.
+        before = known.get(one.identity)
+        if before is not None:
+            one = replace(one, holders=before.holders, peer_holders=before.peer_holders)
+        else:
+            holders = by_object.get(one.link, []) + by_descriptor.get((pid, one.number), [])
+            peer_holders = by_object.get(kind_of(one.object).other_end(one.object), [])
+            one = replace(one, holders=holders, peer_holders=peer_holders)
+        descriptions.append(one)
     return replace(table, descriptions=with_standard(table, descriptions))
 
 
-def peer_link(one: UnixSocket) -> str:
-    """What /proc/PID/fd says of the other end."""
-    return f"socket:[{one.peer}]"
+def links_of_object(one: OpenFile[AnyObject]) -> list[str]:
+    """What /proc/PID/fd says of an object and of its other end, if it has one."""
+    other_end = kind_of(one.object).other_end(one.object)
+    return [one.link, other_end] if other_end else [one.link]
 
 
-def with_standard(table: Table, descriptions: list[OpenFile]) -> list[OpenFile]:
+def with_standard(table: Table, descriptions: list[OpenFile[AnyObject]]) -> list[OpenFile[AnyObject]]:
     """Mark what leads outside with the standard descriptor of the same object, if there is one."""
-    own_sockets = table.unix_inodes()
-    outside = {each.identity: each for each in descriptions if leads_outside(each, own_sockets)}
+    links = table.own_links()
+    outside = {each.identity: each for each in descriptions if kind_of(each.object).leads_outside(each, links)}
     own: dict[int, int] = {}
     by_object: dict[str, int] = {}
     for descriptor in reversed(table.descriptors):
@@ -294,7 +309,7 @@ def with_standard_apart(table: Table, previous: Table | None) -> Table:
     """
     known = {each.number: each.description for each in previous.descriptors} if previous else {}
     by_identity = table.by_identity()
-    descriptors, added = [], list[OpenFile]()
+    descriptors, added = [], list[OpenFile[AnyObject]]()
     following = max([*by_identity, *known.values()], default=0) + 1
     for each in table.descriptors:
         one = by_identity[each.description]
@@ -309,18 +324,7 @@ def with_standard_apart(table: Table, previous: Table | None) -> Table:
     return replace(table, descriptors=descriptors, descriptions=[*table.descriptions, *added]) if added else table
 
 
-def object_name(description: OpenFile) -> str:
-    """What tells which descriptions are of the same object: every terminal counts as the same one."""
-    return "terminal" if isinstance(description.kind, Terminal) else description.link
-
-
-def leads_outside(description: OpenFile, own_sockets: set[int]) -> bool:
-    """Does a process that stays, or a user, have the other end?"""
-    kind = description.kind
-    if isinstance(kind, Terminal):
-        return True
-    if isinstance(kind, UnixSocket) and is_outside(kind, own_sockets):
-        return True
-    if isinstance(kind, InetSocket) and kind.is_established:
-        return True
-    return isinstance(kind, Pipe | UnixSocket) and bool(description.holders)
+def object_name(description: OpenFile[AnyObject]) -> str:
+    """What tells which descriptions are of the same object, as far as their replacement goes."""
+    kind = kind_of(description.object)
+    return kind.object.__name__ if kind.alike else description.link

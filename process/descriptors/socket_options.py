@@ -7,12 +7,14 @@ nobody has touched.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterable
 
 import msgspec
 
 from live_migration._lm import lib
+from live_migration.process.descriptors.open_file import Seen
 
 INT = 4
 LARGEST_OPTION = 64
@@ -56,6 +58,16 @@ class Option(msgspec.Struct, frozen=True, array_like=True):
     level: int
     name: int
     value: bytes
+
+
+def has_filter(seen: Seen) -> bool:
+    """Is it a socket with a filter (SO_ATTACH_FILTER, SO_ATTACH_BPF), which cannot be read back?"""
+    return bool(lib.lm_has_socket_filter(seen.duplicate) == 1)
+
+
+def is_socket(seen: Seen) -> bool:
+    """Is it a socket of which everything can be read?"""
+    return not seen.flags & os.O_PATH and not has_filter(seen)
 
 
 def known_options(family: int, kind: int, protocol: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Terminals, pipes and sockets at descriptors 0 to 2 that lead out of the process, and terminals elsewhere.
+"""Terminals, pipes and sockets at descriptors 0 to 2 that lead out of the process.
 
 They cannot move: what stands at their other end stays. At 0 to 2 they are replaced, by lm-restore's own
 standard descriptors or by /dev/null; a further descriptor of the same object is replaced by the same.
@@ -9,35 +9,9 @@ from __future__ import annotations
 import os
 import stat
 
-import msgspec
-
-from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, Seen, reopen, set_flags
-from live_migration.wire.blockers import Blocker
+from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, reopen, set_flags
 
 STANDARD = (0, 1, 2)
-TERMINAL_REMEDY = "start it with its terminal at 0 to 2 only, where --stdio replaces it, or let it close the descriptor"
-
-
-class Terminal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="terminal"):
-    """A terminal; `device` is its device number."""
-
-    path: str
-    device: int
-
-
-def is_terminal(seen: Seen) -> bool:
-    """Is it a terminal that can be used as one?"""
-    return not seen.flags & os.O_PATH and os.isatty(seen.duplicate)
-
-
-def snapshot_terminal(seen: Seen) -> Terminal:
-    """Describe a terminal."""
-    return Terminal(path=seen.link, device=seen.status.st_rdev)
-
-
-def terminal_blockers(terminal: Terminal, name: str) -> list[Blocker]:
-    """A terminal that no standard descriptor replaces."""
-    return [Blocker(name, f"terminal {terminal.path} stays with its user", TERMINAL_REMEDY)]
 
 
 def open_standard(standard: int, flags: int, context: OpenContext) -> int:

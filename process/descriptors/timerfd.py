@@ -12,9 +12,9 @@ import time
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.process.descriptors.open_file import Seen
+from live_migration.process.descriptors.kind import Kind, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 
-LINK = "anon_inode:[timerfd]"
 WALL_CLOCKS = (time.CLOCK_REALTIME, 8)  # CLOCK_REALTIME_ALARM
 
 
@@ -33,7 +33,7 @@ class TimerFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     wall: int | None
 
 
-def snapshot_timerfd(seen: Seen) -> TimerFd:
+def snapshot_timerfd(seen: Seen, _: SnapshotContext) -> TimerFd:
     """Describe a timer from outside.
 
     timerfd_gettime(2) through the duplicate restarts an interval timer whose expirations nobody read, and
@@ -55,16 +55,22 @@ def snapshot_timerfd(seen: Seen) -> TimerFd:
     )
 
 
-def open_timerfd(timer: TimerFd) -> int:
+def is_same(old: TimerFd, new: TimerFd) -> bool:
+    """Are they timers on one clock? All else of a timer is set anew."""
+    return old.clock == new.clock
+
+
+def open_timerfd(one: OpenFile[TimerFd], _: OpenContext) -> int:
     """A timer on the same clock, not armed."""
-    number: int = lib.lm_timerfd_create(timer.clock, lib.TFD_CLOEXEC | lib.TFD_NONBLOCK)
+    number: int = lib.lm_timerfd_create(one.object.clock, lib.TFD_CLOEXEC | lib.TFD_NONBLOCK)
     if number < 0:
         raise OSError(-number, os.strerror(-number), "timerfd_create")
     return number
 
 
-def update_timerfd(number: int, timer: TimerFd) -> None:
+def update_timerfd(number: int, one: OpenFile[TimerFd], _: TimerFd, __: OpenContext) -> None:
     """Arm it. Expirations that were not read yet are there again."""
+    timer = one.object
     value, flags = timer.remaining, 0
     if timer.wall is not None:
         value = timer.wall
@@ -75,3 +81,13 @@ def update_timerfd(number: int, timer: TimerFd) -> None:
     if timer.ticks and lib.lm_timerfd_set_ticks(number, timer.ticks) < 0 and not value:
         # A kernel without CONFIG_CHECKPOINT_RESTORE: that it has expired matters more than how often.
         lib.lm_timerfd_set(number, 0, 1, 0)
+
+
+TIMERFD = Kind(
+    object=TimerFd,
+    links=("anon_inode:[timerfd]",),
+    snapshot=snapshot_timerfd,
+    same=is_same,
+    open=open_timerfd,
+    update=update_timerfd,
+)

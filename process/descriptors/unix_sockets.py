@@ -12,14 +12,24 @@ import os
 import select
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Container
 
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.process.descriptors.open_file import OpenContext, Seen, close_all, give_to
-from live_migration.process.descriptors.socket_options import Option, read_options, set_options
-from live_migration.process.scope import Holder, holders_text
+from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.syscall_numbers import SYS_listen
+from live_migration.process.descriptors.kind import (
+    BlockerContext,
+    Held,
+    Kind,
+    PreflightContext,
+    RowsContext,
+    SnapshotContext,
+)
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, close_all, give_to
+from live_migration.process.descriptors.socket_options import Option, is_socket, read_options, set_options
+from live_migration.process.scope import holders_text
 from live_migration.wire.blockers import Blocker
 
 CONNECTED, LISTENING = 1, 10
@@ -63,7 +73,6 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     queue: list[bytes] = []
     carries_descriptors: bool = False
     senders: bool = False
-    peer_holders: list[Holder] = []
 
 
 def raw_address(address: str | bytes | None) -> bytes:
@@ -71,9 +80,36 @@ def raw_address(address: str | bytes | None) -> bytes:
     return os.fsencode(address) if address else b""
 
 
-def snapshot_unix(seen: Seen, diag: int, before: UnixSocket | None) -> UnixSocket:
-    """Describe a unix socket from outside; the options only if `before`, an earlier look at it, has none."""
+def is_unix(seen: Seen) -> bool:
+    """Is it one, and has it no filter?"""
+    if not is_socket(seen):
+        return False
+    with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+        return one.family == socket.AF_UNIX
+
+
+def open_questions(pid: int) -> int:
+    """A socket for questions about sockets to the kernel, in the network namespace of process `pid`. Raises OSError."""
+    network = -1
+    if os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino:
+        network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number: int = lib.lm_diag_open(network)
+    finally:
+        if network >= 0:
+            os.close(network)
+    if number < 0:
+        raise OSError(-number, os.strerror(-number), "asking the kernel about sockets (sock_diag)")
+    return number
+
+
+def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
+    """Describe a unix socket from outside; the options only if no earlier snapshot has them."""
+    before = context.before.get(seen.link)
+    if not isinstance(before, UnixSocket):
+        before = None
     found = ffi.new("struct lm_unix_socket *")
+    diag = context.descriptor("sock_diag", open_questions)
     result = lib.lm_diag_unix(diag, seen.status.st_ino, found)
     if result < 0:
         raise OSError(-result, os.strerror(-result), f"socket with inode {seen.status.st_ino}")
@@ -194,42 +230,71 @@ def drop_descriptors(control: list[tuple[int, int, bytes]]) -> bool:
     return found
 
 
-def is_outside(one: UnixSocket, own: set[int]) -> bool:
-    """Is its other end outside the process? A datagram socket that sends to a path is connected anew, see
-    open_unix.
+def is_same(old: UnixSocket, new: UnixSocket) -> bool:
+    """Is it one socket, bound and connected as before?"""
+    return (old.inode, old.state, old.address, old.backlog, old.peer_address) == (
+        new.inode,
+        new.state,
+        new.address,
+        new.backlog,
+        new.peer_address,
+    )
+
+
+def other_end(one: UnixSocket) -> str:
+    """What /proc/PID/fd says of its other end; empty if there is none."""
+    return f"socket:[{one.peer}]" if one.peer else ""
+
+
+def has_peer(one: UnixSocket) -> bool:
+    """Is it connected?"""
+    return one.has_peer
+
+
+def leads_outside(one: OpenFile[UnixSocket], own: Container[str]) -> bool:
+    """Does a process that stays hold it, or its other end?"""
+    return bool(one.holders) or is_outside(one.object, own)
+
+
+def is_outside(one: UnixSocket, own: Container[str]) -> bool:
+    """Is its other end outside the process, whose links are `own`? A datagram socket that sends to a path is connected
+    anew, see open_unix.
     """
-    if one.state == LISTENING or not one.has_peer or one.peer in own:
+    if one.state == LISTENING or not one.has_peer or other_end(one) in own:
         return False
     if one.type == socket.SOCK_DGRAM and one.peer_address:
         return False
     return one.peer != 0 or one.shutdown != 3
 
 
-def unix_blockers(one: UnixSocket, name: str, outside: bool) -> list[Blocker]:
-    """What keeps a unix socket from being moved for good."""
+def unix_blockers(one: OpenFile[UnixSocket], context: BlockerContext) -> list[Blocker]:
+    """What keeps a unix socket from being moved."""
     found = []
-    if outside:
+    if is_outside(one.object, context.own):
         holders = holders_text(one.peer_holders) if one.peer_holders else "a process that stays"
         found.append(
-            Blocker(name, f"{holders} has the other end", "end the connection before the move, or end that process")
+            Blocker(one.name, f"{holders} has the other end", "end the connection before the move, or end that process")
         )
-    return found
+    return found + queue_blockers(one)
 
 
-def queue_blockers(one: UnixSocket, name: str) -> list[Blocker]:
+def queue_blockers(one: OpenFile[UnixSocket]) -> list[Blocker]:
     """What waits in it and cannot be queued anew. It passes when the process receives it."""
     found = []
-    if one.carries_descriptors:
-        found.append(Blocker(name, "descriptors are under way in it", "try again when they have been received"))
-    if one.senders:
-        found.append(Blocker(name, "messages from others wait in it", "try again when they have been received"))
+    if one.object.carries_descriptors:
+        found.append(Blocker(one.name, "descriptors are under way in it", "try again when they have been received"))
+    if one.object.senders:
+        found.append(Blocker(one.name, "messages from others wait in it", "try again when they have been received"))
     return found
 
 
-def preflight_unix(one: UnixSocket, name: str, map_path: Callable[[str], str], bind: bool) -> list[Blocker]:
+def preflight_unix(open_file: OpenFile[UnixSocket], context: PreflightContext) -> list[Blocker]:
     """Is its address free on the destination, where it is to be bound, and is the peer of a datagram socket
     there?
     """
+    one, name, map_path = open_file.object, open_file.name, context.options.map_path
+    abstract = one.address[:1] == b"\0"
+    bind = not (context.reach.source and (context.reach.same_network or not abstract))
     found: list[Blocker] = []
     if bind and one.address:
         found += preflight_address(one, name, path_here(one, map_path))
@@ -280,13 +345,14 @@ def path_here(one: UnixSocket, map_path: Callable[[str], str]) -> str | None:
     return map_path(os.path.join(one.directory, os.fsdecode(one.address)))
 
 
-def open_unix(one: UnixSocket, context: OpenContext, source_number: int) -> int:
+def open_unix(open_file: OpenFile[UnixSocket], context: OpenContext) -> int:
     """A socket like it. A bound one is the source's own where it can be reached: nothing can be bound
     twice.
     """
+    one = open_file.object
     if one.address and (one.state == LISTENING or not one.has_peer or one.type == socket.SOCK_DGRAM):
         abstract = one.address[0] == 0
-        handed = context.fetch(source_number) if context.same_network or not abstract else None
+        handed = context.fetch(open_file.number) if context.same_network or not abstract else None
         if handed is not None:
             context.handed_over.add(one.inode)
             return handed
@@ -351,8 +417,14 @@ def open_pair(one: UnixSocket, context: OpenContext) -> int:
     return number
 
 
+def fill_all(sockets: Collection[OpenFile[UnixSocket]], context: OpenContext) -> None:
+    """Queue what waits to be received, in all of them before the first is shut. Raises OSError."""
+    for one in sockets:
+        fill_unix(one.object, context)
+
+
 def fill_unix(one: UnixSocket, context: OpenContext) -> None:
-    """Queue what waits to be received, and shut what is shut. Call it for all before the first is shut."""
+    """Queue what waits to be received in one of them."""
     anchors = context.anchors.get(("unix", 0, one.inode))
     if anchors is None or not one.queue:
         return
@@ -362,10 +434,41 @@ def fill_unix(one: UnixSocket, context: OpenContext) -> None:
                 raise OSError(105, "the socket is too small here for what waited in it on the source")
 
 
-def shut_unix(one: UnixSocket, context: OpenContext) -> None:
+def shut_unix(_: int, open_file: OpenFile[UnixSocket], __: UnixSocket, context: OpenContext) -> None:
     """Shut the directions that are shut, after what was sent before is queued."""
+    one = open_file.object
     anchors = context.anchors.get(("unix", 0, one.inode))
     if anchors is None or not one.shutdown:
         return
     with socket.socket(fileno=os.dup(anchors[0])) as made:
         made.shutdown({1: socket.SHUT_RD, 2: socket.SHUT_WR, 3: socket.SHUT_RDWR}[one.shutdown])
+
+
+def listen_rows(program: Program, one: OpenFile[UnixSocket], context: RowsContext) -> None:
+    """A row that makes the process the owner of a listener that was made here.
+
+    Whoever connects is told by SO_PEERCRED who called listen(2) last (unix(7)), which was the one that
+    bound it.
+    """
+    if one.object.state == LISTENING and one.object.inode not in context.handed_over:
+        program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, one.object.backlog)
+
+
+UNIX_SOCKET = Kind(
+    object=UnixSocket,
+    file_types=(stat.S_IFSOCK,),
+    recognise=is_unix,
+    snapshot=snapshot_unix,
+    same=is_same,
+    held=Held.BY_OBJECT,
+    other_end=other_end,
+    leads_outside=leads_outside,
+    blockers=unix_blockers,
+    passing=queue_blockers,
+    preflight=preflight_unix,
+    connects=has_peer,
+    open=open_unix,
+    fill=fill_all,
+    update=shut_unix,
+    last_rows=listen_rows,
+)

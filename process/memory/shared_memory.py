@@ -5,8 +5,7 @@ Moved, each of the two would go on with a copy of its own, and neither would see
 
 from __future__ import annotations
 
-from live_migration.process.descriptors.files import File
-from live_migration.process.descriptors.memfd import MemFd
+from live_migration.process.descriptors.registry import AnyObject, file_of
 from live_migration.process.descriptors.table import Table
 from live_migration.process.memory.mappings import AddressSpace, Kind
 from live_migration.process.scope import FileIdentity, HostScan, device_name, holders_text
@@ -16,7 +15,7 @@ from live_migration.wire.blockers import Blocker
 def shared_memory_blockers(memory: AddressSpace, table: Table, scan: HostScan) -> list[Blocker]:
     """Memory of a member that processes which stay map or have open."""
     names = shared_files(memory, table)
-    links = {one.link for one in table.descriptions if identity_of(one.kind) in names}
+    links = {one.link for one in table.descriptions if identity_of(one.object) in names}
     found = scan.sharers(names.keys(), links)
     return [
         Blocker(
@@ -36,14 +35,13 @@ def shared_files(memory: AddressSpace, table: Table) -> dict[FileIdentity, str]:
             name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
             names.setdefault((mapping.device, mapping.inode), name)
     for one in table.descriptions:
-        identity = identity_of(one.kind)
+        identity = identity_of(one.object)
         if identity is not None and one.standard is None:
             names.setdefault(identity, one.name)
     return names
 
 
-def identity_of(kind: object) -> FileIdentity | None:
+def identity_of(one: AnyObject) -> FileIdentity | None:
     """The identity of a file that only descriptors lead to, or None."""
-    if isinstance(kind, MemFd) or (isinstance(kind, File) and not kind.linked):
-        return device_name(kind.device), kind.inode
-    return None
+    file = file_of(one)
+    return (device_name(file.device), file.inode) if file is not None and not file.linked else None

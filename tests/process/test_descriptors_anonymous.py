@@ -177,7 +177,7 @@ def test_epoll_is_registered_inside_the_process() -> None:
         frozen = snapshot_descriptors(child.pid, frozen=True)
         frozen.close()
         table = without(frozen.table, child.report, 3)
-        epoll = next(one.kind for one in table.descriptions if isinstance(one.kind, Epoll))
+        epoll = next(one.object for one in table.descriptions if isinstance(one.object, Epoll))
         assert sorted((entry.target, entry.holder) for entry in epoll.entries) == [
             (20, 20),
             (22, 22),

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from live_migration.process.descriptors.blockers import (
-    compare_written_files,
-    descriptor_blockers,
-    preflight_descriptors,
-)
+from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
+from live_migration.process.descriptors.files import File
 from live_migration.process.descriptors.opening import (
     OpenedDescriptors,
     descriptor_changes,
@@ -23,6 +20,7 @@ from live_migration.process.descriptors.opening import (
 )
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
+from live_migration.process.descriptors.written_files import compare_written_files
 from tests.process.descriptor_help import moved, running, travel, without
 
 OPTIONS = DescriptorOptions()
@@ -125,8 +123,9 @@ def test_file_replaced_by_rename_is_told_apart(tmp_path: Path) -> None:
     with running(code, cwd=tmp_path) as child:
         table = snapshot_descriptors(child.pid).table
         described = next(d for d in table.descriptions if d.number == 20)
-        assert not described.kind.linked  # type: ignore[union-attr]
-        assert described.kind.path == str(tmp_path / "file")  # type: ignore[union-attr]
+        assert isinstance(described.object, File)
+        assert not described.object.linked
+        assert described.object.path == str(tmp_path / "file")
 
 
 def test_preflight_names_every_difference(tmp_path: Path) -> None:

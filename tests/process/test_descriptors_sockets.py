@@ -178,7 +178,7 @@ def test_listeners_are_handed_over_on_one_machine(short_path: Path) -> None:
 
         def between(opened: OpenedDescriptors, live: Snapshot) -> None:
             inodes.extend(opened.handed_over)
-            tcp = next(one.kind for one in live.table.descriptions if one.number == 20)
+            tcp = next(one.object for one in live.table.descriptions if one.number == 20)
             assert isinstance(tcp, InetSocket)
             assert tcp.backlog == 17
             waiting.append(socket.create_connection((str(tcp.address[0]), int(tcp.address[1]))))
@@ -271,7 +271,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
     """
     with running(code) as child:
         live = snapshot_descriptors(child.pid)
-        kind = next(one.kind for one in live.table.descriptions if one.number == 20)
+        kind = next(one.object for one in live.table.descriptions if one.number == 20)
         assert isinstance(kind, InetSocket)
         where = (str(kind.address[0]), int(kind.address[1]))
         with socket.create_connection(where) as client:
@@ -351,7 +351,7 @@ def test_a_process_in_another_network_namespace() -> None:
     with running(code) as child:
         assert blockers(child) == []
         table = without(snapshot_descriptors(child.pid).table, child.report)
-        pair, peer = (next(one.kind for one in table.descriptions if one.number == number) for number in (20, 21))
+        pair, peer = (next(one.object for one in table.descriptions if one.number == number) for number in (20, 21))
         assert isinstance(pair, UnixSocket)
         assert isinstance(peer, UnixSocket)
         assert pair.peer == peer.inode

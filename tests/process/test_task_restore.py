@@ -90,8 +90,7 @@ def comparable(description: TaskDescription) -> dict[str, Any]:
     data: dict[str, Any] = msgspec.to_builtins(description)
     for key in ("clocks", "memory_plan", "pid", "host_pid"):
         del data[key]
-    for key in ("session", "terminal"):
-        del data["attributes"][key]
+    del data["attributes"]["session"]
     for thread in data["threads"]:
         for key in (
             "tid",

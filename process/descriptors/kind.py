@@ -1,0 +1,196 @@
+"""What there is to know of one kind of descriptor, as a record.
+
+Every file of this folder that stands for a kind exports such a record, and registry.py lists them. What goes over all
+descriptors of a process (snapshot.py, blockers.py, opening.py, rows.py, contents.py) knows records, and no kind.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol
+
+import msgspec
+
+from live_migration.kernel.injection.program import Program
+from live_migration.process.descriptors.open_file import Object, OpenContext, OpenFile, Seen, close_all
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.descriptors.reach import Reach
+from live_migration.wire.blockers import Blocker
+
+
+@dataclass
+class SnapshotContext:
+    """What one snapshot of process `pid` has for all kinds. Close it.
+
+    `before` is what an earlier snapshot knew, by link, of objects whose link names them.
+    """
+
+    pid: int
+    before: Mapping[str, msgspec.Struct] = field(default_factory=dict)
+    opened: dict[str, int] = field(default_factory=dict)
+
+    def descriptor(self, name: str, make: Callable[[int], int]) -> int:
+        """A descriptor of this process that a kind asks the kernel through: made for `pid` at the first use, and closed
+        with the context.
+        """
+        if name not in self.opened:
+            self.opened[name] = make(self.pid)
+        return self.opened[name]
+
+    def close(self) -> None:
+        """Close what was opened."""
+        close_all(self.opened.values())
+        self.opened.clear()
+
+
+@dataclass(frozen=True)
+class BlockerContext:
+    """What matters to blockers: the user's options, the links of all that the process has open, is it frozen?"""
+
+    options: DescriptorOptions
+    own: Container[str]
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class PreflightContext:
+    """What matters to the preflight. `shared` as for OpenContext; what is looked at once is taken out of it."""
+
+    options: DescriptorOptions
+    reach: Reach
+    shared: dict[tuple[type, int], Any]
+
+
+@dataclass(frozen=True)
+class RowsContext:
+    """All numbers of the process with their close-on-exec flags; those in `unsure` stand for something else than on the
+    source. `handed_over` are inodes of what is the source's own.
+    """
+
+    numbers: Mapping[int, bool]
+    unsure: Container[int]
+    handed_over: Container[int]
+
+
+class Held(enum.Enum):
+    """Which other processes keep an open file from being moved alone."""
+
+    BY_OPEN_FILE = enum.auto()
+    """Those that hold this very open file description."""
+    BY_OBJECT = enum.auto()
+    """Those that hold any descriptor of the object."""
+    BY_ANYBODY = enum.auto()
+    """None: it does not matter who holds it."""
+
+
+class FileObject(Protocol):
+    """What the objects of kinds that stand for files have. One that is not `linked` has no path: descriptors alone lead
+    to it, and its bytes travel.
+    """
+
+    @property
+    def device(self) -> int:
+        """The number of its file system."""
+
+    @property
+    def inode(self) -> int:
+        """Its number there."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def linked(self) -> bool:
+        """Does its path still name it?"""
+
+
+def _always(*_: object) -> bool:
+    return True
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+def _no_blockers(*_: object) -> list[Blocker]:
+    return []
+
+
+def _nowhere(*_: object) -> str:
+    return ""
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+def _none_shared(*_: object) -> list[Any]:
+    return []
+
+
+@dataclass(frozen=True, eq=False)
+class Kind(Generic[Object]):
+    """A kind of descriptor. What a kind does not say is as for a plain one.
+
+    On the source, live and frozen:
+
+    object      its form on the wire, a frozen Struct with a tag of its own
+    links       it is of this kind if /proc/PID/fd says exactly one of these; else
+    file_types  if its type (S_IFMT of its mode; empty: any) is one of these, and
+    recognise   this agrees
+    snapshot    describes it from outside, through a duplicate
+    same        whether two snapshots show one object, or two so alike that what differs is brought up to date
+    shared      the struct of what several descriptions have in common, with a tag and an `inode`; it travels once
+    snapshot_shared  ... and how it is described, from all that was seen of this kind
+    held        which other processes count as its holders
+    may_be_held whether they keep it from being moved all the same
+    other_end   the link by which others show that they hold its other end
+    leads_outside    whether a process that stays, or a user, has the other end: at 0 to 2 it is replaced
+    alike       whether all of this kind are the same one when they are replaced
+    blockers    what keeps it from being moved, those that pass by themselves included
+    passing     what is in the way of a frozen process, but passes when it runs
+    is_file     whether the object is a FileObject
+
+    On the destination:
+
+    preflight   what is in the way here
+    connects    whether it needs others of the process, and so is opened after them
+    open        a descriptor for it in this process. Raises OSError
+    may_vanish  whether the process may have removed it since the live snapshot (ENOENT)
+    fill        all of the kind at once, frozen: what waits in them is put in, before any is updated
+    update      brings one to its frozen state; the third is what it was opened or last updated as
+    seal        all of the kind at once, when contents and mappings are in place
+    rows        what only the process can do, with its numbers in place
+    last_rows   the same, with its own credentials
+    """
+
+    object: type[Object]
+    snapshot: Callable[[Seen, SnapshotContext], Object]
+    open: Callable[[OpenFile[Object], OpenContext], int]
+
+    links: tuple[str, ...] = ()
+    file_types: tuple[int, ...] = ()
+    recognise: Callable[[Seen], bool] = _always
+    same: Callable[[Object, Object], bool] = _always
+    shared: type | None = None
+    snapshot_shared: Callable[[Sequence[Seen]], Sequence[Any]] = _none_shared
+    held: Held = Held.BY_OPEN_FILE
+    may_be_held: Callable[[OpenFile[Object]], bool] = _never
+    other_end: Callable[[Object], str] = _nowhere
+    leads_outside: Callable[[OpenFile[Object], Container[str]], bool] = _never
+    alike: bool = False
+    blockers: Callable[[OpenFile[Object], BlockerContext], list[Blocker]] = _no_blockers
+    passing: Callable[[OpenFile[Object]], list[Blocker]] = _no_blockers
+    is_file: bool = False
+
+    preflight: Callable[[OpenFile[Object], PreflightContext], list[Blocker]] = _no_blockers
+    connects: Callable[[Object], bool] = _never
+    may_vanish: bool = False
+    fill: Callable[[Collection[OpenFile[Object]], OpenContext], None] = _nothing
+    update: Callable[[int, OpenFile[Object], Object, OpenContext], None] = _nothing
+    seal: Callable[[Collection[OpenFile[Object]], OpenContext], None] = _nothing
+    rows: Callable[[Program, OpenFile[Object], RowsContext], None] = _nothing
+    last_rows: Callable[[Program, OpenFile[Object], RowsContext], None] = _nothing

@@ -1,0 +1,106 @@
+"""What cannot be moved, in the words of its blocker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+
+import msgspec
+
+from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, SnapshotContext
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
+from live_migration.process.descriptors.socket_options import has_filter
+from live_migration.wire.blockers import Blocker
+
+CLOSE_BEFORE = "let the process close it before the move"
+IO_URING = "anon_inode:[io_uring]"
+# What cannot be moved, in words, by what /proc/PID/fd says of it.
+BY_LINK = {
+    IO_URING: "an io_uring instance, whose queues the kernel shares with the process",
+    "anon_inode:[userfaultfd]": "a userfaultfd of the process's own, which the migration would need itself",
+    "anon_inode:[perf_event]": "a performance counter of this machine",
+    "anon_inode:[fanotify]": "a fanotify group, which belongs to this machine's file systems",
+    "anon_inode:[pidfd]": "a pidfd, which stands for a process of this machine",
+    "anon_inode:bpf-map": "a BPF map in this machine's kernel",
+    "anon_inode:bpf-prog": "a BPF program in this machine's kernel",
+    "anon_inode:bpf_link": "a BPF link in this machine's kernel",
+    "anon_inode:seccomp notify": "a seccomp listener, which belongs to filters of other processes",
+    "/secretmem (deleted)": "secret memory, which nobody else can read",
+}
+NAMESPACE = re.compile(r"^(\w+):\[\d+\]$")
+
+
+class Unmovable(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="unmovable"):
+    """An object that cannot be moved, with the words for its blocker."""
+
+    cause: str
+    remedy: str
+
+
+def by_link(link: str) -> Unmovable | None:
+    """What cannot be moved and says so in its link."""
+    if link == IO_URING:
+        return Unmovable(
+            cause=BY_LINK[link], remedy=f"{CLOSE_BEFORE} (a program on libuv: start it with UV_USE_IO_URING=0)"
+        )
+    if link in BY_LINK:
+        return Unmovable(cause=BY_LINK[link], remedy=CLOSE_BEFORE)
+    namespace = NAMESPACE.match(link)
+    if namespace:
+        return Unmovable(cause=f"a {namespace[1]} namespace of this machine", remedy=CLOSE_BEFORE)
+    if link.startswith("anon_inode:"):
+        what = link.removeprefix("anon_inode:").strip("[]")
+        return Unmovable(cause=f"a kernel object of kind {what}, which cannot be moved", remedy=CLOSE_BEFORE)
+    return None
+
+
+def snapshot_unmovable(seen: Seen, _: SnapshotContext) -> Unmovable:
+    """Say what it is."""
+    mode = seen.status.st_mode
+    if stat.S_ISSOCK(mode) and not seen.flags & os.O_PATH:
+        return snapshot_socket(seen)
+    named = by_link(seen.link)
+    if named is not None:
+        return named
+    what = "a block device of this machine" if stat.S_ISBLK(mode) else "an object of a kind that cannot be moved"
+    return Unmovable(cause=what, remedy=CLOSE_BEFORE)
+
+
+def snapshot_socket(seen: Seen) -> Unmovable:
+    """Say what kind of socket it is, or what it has that cannot be moved."""
+    if has_filter(seen):
+        return Unmovable(
+            cause="a socket with a filter (SO_ATTACH_FILTER), which cannot be read back",
+            remedy="let the process detach it before the move",
+        )
+    with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+        family = getattr(one.family, "name", f"address family {one.family}")
+        return Unmovable(cause=f"a socket of {family}, type {int(one.type)}, protocol {one.proto}", remedy=CLOSE_BEFORE)
+
+
+def unmovable_blockers(one: OpenFile[Unmovable], _: BlockerContext) -> list[Blocker]:
+    """What it is."""
+    return [Blocker(one.name, one.object.cause, one.object.remedy)]
+
+
+def open_unmovable(_: OpenFile[Unmovable], __: OpenContext) -> int:
+    """Raises OSError."""
+    raise OSError(errno.EINVAL, "it cannot be moved")
+
+
+def names_itself(seen: Seen) -> bool:
+    """Does its link say that it cannot be moved?"""
+    return not stat.S_ISSOCK(seen.status.st_mode) and by_link(seen.link) is not None
+
+
+UNMOVABLE = Kind(
+    object=Unmovable,
+    recognise=names_itself,
+    snapshot=snapshot_unmovable,
+    held=Held.BY_ANYBODY,
+    blockers=unmovable_blockers,
+    open=open_unmovable,
+)
