@@ -13,7 +13,7 @@ import gc
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -31,6 +31,7 @@ from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers
 from live_migration.process.memory.mappings import AddressSpace
 from live_migration.process.rehearsal import rehearse_often
+from live_migration.process.threads.landlock import witnesses
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.options import ServeOptions
@@ -78,6 +79,11 @@ def serve(options: ServeOptions, events: Events) -> int:
     started = time.time()
     check_fault()
     stop_by_signal()
+    with witnesses(options.pid) as seen_by:
+        return _serve(options, events, seen_by, started)
+
+
+def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], started: float) -> int:
     try:
         seen, blockers = look(options.pid)
     except Refused as error:
@@ -100,7 +106,7 @@ def serve(options: ServeOptions, events: Events) -> int:
         stack.callback(roles.close)
         control = ControlChannel(roles.control)
         try:
-            seen = look_after_waiting(options.pid)
+            seen = look_after_waiting(options.pid, seen_by)
             store = stack.enter_context(PageStore())
             client = stack.enter_context(PageClient(store))
             store.add_process(SPACE, options.pid)
@@ -119,12 +125,12 @@ def serve(options: ServeOptions, events: Events) -> int:
     return int(ExitCode.OK)
 
 
-def look_after_waiting(pid: int) -> SourceSnapshot:
+def look_after_waiting(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
     """The process as it is now: a destination may have come after hours, and what has changed since need not show at
     the freeze (an mlock or madvise of a whole mapping, another program at the same addresses).
 
     Raises Refused, LocalError."""
-    seen, blockers = look(pid)
+    seen, blockers = look(pid, seen_by)
     if blockers:
         raise Refused(blockers, object=f"process {pid}")
     return seen
