@@ -1,5 +1,6 @@
 """A process of ours that has a thread's ids and no capabilities: whoever has these ids may look at it with ptrace(2)
-and kcmp(2), unless a security module keeps the two apart (Landlock domains: security/landlock/task.c, ptrace_access_check).
+and kcmp(2), unless a security module keeps the two apart (Landlock domains: security/landlock/task.c,
+ptrace_access_check).
 
 Nothing outside tells of a Landlock domain; that a stopped thread may not look at its witness does.
 """
@@ -50,10 +51,12 @@ def _make_witness(pid: int, user: int, group: int, write_end: int) -> NoReturn:
     try:
         _die_with_parent(libc, os.getppid())
         namespace = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY)
-        if libc.setns(namespace, CLONE_NEWPID):
+        elsewhere = os.fstat(namespace).st_ino != os.stat("/proc/self/ns/pid").st_ino
+        if elsewhere and libc.setns(namespace, CLONE_NEWPID):
             os._exit(1)
         if os.fork() == 0:
-            os.setgroups([])
+            if (user, group) != (os.getuid(), os.getgid()):
+                os.setgroups([])
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
             _drop_capabilities(libc)

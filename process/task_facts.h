@@ -291,6 +291,8 @@ int lm_thread_outside(int tid, struct lm_thread_outside *out);
 int lm_thread_dispatches_calls(int tid);
 /* 1 when stopped thread `tid` runs under a seccomp filter (seccomp(2)) that this process may see, else 0. */
 int lm_thread_has_filter(int tid);
+/* The version of Landlock that the kernel offers (landlock_create_ruleset(2)); -errno without any. */
+int lm_landlock_version(void);
 /* The securebits of the calling thread (capabilities(7)). */
 int lm_own_secure_bits(void);
 /* Whether timers can be created with an id of one's choice (PR_TIMER_CREATE_RESTORE_IDS). */

@@ -31,7 +31,7 @@ from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers
 from live_migration.process.memory.mappings import AddressSpace
 from live_migration.process.rehearsal import rehearse_often
-from live_migration.process.threads.landlock import witnesses
+from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.options import ServeOptions
@@ -86,6 +86,7 @@ def serve(options: ServeOptions, events: Events) -> int:
 def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], started: float) -> int:
     try:
         seen, blockers = look(options.pid)
+        blockers += witness_blockers(options.pid, seen_by)
     except Refused as error:
         if options.check:
             return int(events.checked(options.pid, list(error.blockers)))
@@ -131,6 +132,7 @@ def look_after_waiting(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
 
     Raises Refused, LocalError."""
     seen, blockers = look(pid, seen_by)
+    blockers += witness_blockers(pid, seen_by)
     if blockers:
         raise Refused(blockers, object=f"process {pid}")
     return seen

@@ -41,17 +41,28 @@ def ids_of_threads(pid: int) -> list[tuple[int, int]]:
 @contextmanager
 def witnesses(pid: int) -> Iterator[tuple[int, ...]]:
     """Within, there is a witness for each pair of ids, by its id in the process's PID namespace. None for a process
-    that is gone or that may not be looked at: whoever looks at it says so. Raises OSError."""
+    that is gone, and where lm-serve lacks the right to make one (`witness_blockers`)."""
     with ExitStack() as stack:
         try:
             ids = ids_of_threads(pid)[:MOST_WITNESSES]
-        except (ProcessGone, PermissionError):
-            ids = []
-        try:
             found = tuple(stack.enter_context(witness(pid, user, group)) for user, group in ids)
-        except PermissionError:
+        except (ProcessGone, OSError):
             found = ()
         yield found
+
+
+def witness_blockers(pid: int, seen_by: Sequence[int]) -> list[Blocker]:
+    """Where the kernel has Landlock and there are no witnesses: nobody can tell whether the process is in a domain."""
+    if seen_by or lib.lm_landlock_version() < 0:
+        return []
+    return [
+        Blocker(
+            object=f"process {pid}",
+            cause="lm-serve may not make a process with the same ids, which would tell whether this one is in "
+            "a Landlock domain",
+            remedy="run lm-serve as root, or with CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID",
+        )
+    ]
 
 
 def query_witnesses(program: Program, place: Data, seen_by: Sequence[int]) -> None:
