@@ -1,7 +1,10 @@
-/* The bulk stream: asks for runs, a few under way at a time, and places what comes. */
 #define _GNU_SOURCE
+#include "pager/bulk.h"
+
 #include "kernel/urgency.h"
-#include "pager/paging.h"
+#include "pager/discarded.h"
+#include "pager/placing.h"
+#include "pager/prefetch.h"
 
 #include <errno.h>
 #include <string.h>
@@ -10,28 +13,18 @@
 
 enum { RUN_LEAST = 16, ASK_LEAST = LM_FLIGHTS / 4 };
 
-static int place(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
-                 const void *payload) {
-    const void *data;
-    int error = lm_unpack(frame, payload, pager->bulk_decompressor, pager->bulk_unpacked, &data);
-    return error ? error : lm_place_frame(pager, purpose, frame, data);
-}
-
-/* The next frame of the bulk channel, waited for. */
-static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void **payload) {
+/* The next frame, waited for. */
+static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void **data) {
     for (;;) {
-        int error = lm_inbox_next(&pager->bulk_inbox, frame, payload);
-        if (error != -EAGAIN) {
-            if (!error)
-                lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(frame));
+        int error = lm_page_source_next(pager->bulk, frame, data);
+        if (!error)
+            lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(frame));
+        if (error == -EAGAIN)
+            error = lm_page_source_receive(pager->bulk, false, true);
+        else
             return error;
-        }
-        size_t size;
-        void *room = lm_inbox_room(&pager->bulk_inbox, &size);
-        ssize_t got = lm_channel_read(&pager->bulk, room, size, true);
-        if (got < 0)
-            return (int)got;
-        lm_inbox_filled(&pager->bulk_inbox, (size_t)got);
+        if (error)
+            return error;
     }
 }
 
@@ -39,8 +32,8 @@ static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void
 static int receive(struct lm_pager *pager, uint32_t id) {
     for (;;) {
         struct lm_frame frame;
-        const void *payload;
-        int error = next_frame(pager, &frame, &payload);
+        const void *data;
+        int error = next_frame(pager, &frame, &data);
         if (error)
             return error;
         if (frame.kind == LM_FRAME_FAILED)
@@ -51,7 +44,7 @@ static int receive(struct lm_pager *pager, uint32_t id) {
         if (frame.kind == LM_FRAME_END)
             return 0;
         bool discard = frame.kind == LM_FRAME_DISCARD || frame.kind == LM_FRAME_GONE;
-        error = discard ? lm_discarded_note(pager, &frame) : place(pager, LM_FOR_PUSH, &frame, payload);
+        error = discard ? lm_discarded_note(pager, &frame) : lm_place_frame(pager, LM_FOR_PUSH, &frame, data);
         if (error)
             return error;
     }
@@ -66,7 +59,7 @@ static void lose(struct lm_pager *pager, int error) {
 int lm_pager_receive_push(struct lm_pager *pager, uint32_t id) {
     if (pager->bulk_running)
         return -EBUSY;
-    if (lm_channel_descriptor(&pager->bulk) < 0)
+    if (!pager->bulk)
         return -ENOTCONN;
     int error = receive(pager, id);
     if (error)
@@ -153,7 +146,7 @@ static int ask(struct lm_pager *pager) {
     if (!count)
         return 0;
     wait_for_bucket(pager, bytes);
-    return lm_channel_write(&pager->bulk, requests, (size_t)count * sizeof requests[0]);
+    return lm_page_source_ask(pager->bulk, requests, (size_t)count);
 }
 
 /* The frame has to go on where the answer to its request has got to; a map may leave out what exists. */
@@ -196,9 +189,9 @@ static void adapt(struct lm_pager *pager, uint64_t took_ns) {
 
 static int take_answer(struct lm_pager *pager) {
     struct lm_frame frame;
-    const void *payload;
+    const void *data;
     struct lm_flight *flight;
-    int error = next_frame(pager, &frame, &payload);
+    int error = next_frame(pager, &frame, &data);
     if (error)
         return error;
     if (frame.kind == LM_FRAME_FAILED) {
@@ -210,7 +203,7 @@ static int take_answer(struct lm_pager *pager) {
     if (error)
         return error;
     if (frame.kind != LM_FRAME_END)
-        error = place(pager, LM_FOR_BULK, &frame, payload);
+        error = lm_place_frame(pager, LM_FOR_BULK, &frame, data);
     if (frame.flags & LM_FRAME_LAST) {
         flight->id = 0;
         if (!flight->map)

@@ -1,9 +1,6 @@
-/*
- * Pages that were pushed while the source ran and are not what they were: they are dropped in the process,
- * which has not begun to run, and then asked for again, or zero.
- */
-#define _GNU_SOURCE
-#include "pager/paging.h"
+#include "pager/discarded.h"
+
+#include "pager/prefetch.h"
 #include "pager/userfault.h"
 
 #include <errno.h>
@@ -153,10 +150,7 @@ int lm_pager_dropped(struct lm_pager *pager, bool in_order) {
                                                .source_space = list->runs[i].source_space};
     if (in_order)
         count = 0;
-    free(pager->prefetch.hot);
-    pager->prefetch.hot = hot;
-    pager->prefetch.hot_count = count;
-    pager->prefetch.hot_at = 0;
+    lm_prefetch_hot(pager, hot, count);
     list->count = 0;
     lm_pager_unlock(pager);
     return error;

@@ -1,8 +1,8 @@
-/* What a userfaultfd tells: faults are handed on, the changes of the address space are followed here. */
 #define _GNU_SOURCE
+#include "pager/events.h"
+
 #include "kernel/kernel.h"
-#include "pager/paging.h"
-#include "pager/userfault.h"
+#include "pager/pending.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -15,18 +15,24 @@
  * 3. A fault message can be older than the placing of its page. So a fault on a page that is there is
  * answered by UFFDIO_ZEROPAGE: EEXIST means wake, anything else means that the process has given the page
  * back (MADV_FREE has no event).
- * 4. A page under way in bulk is asked for again, on the fault connection: the first copy to arrive is
+ * 4. A page under way in bulk is asked for again, of the fault source: the first copy to arrive is
  * placed, the other dropped. One that comes as a neighbour of a fault's is waited for: no answer overtakes
  * it.
  * 5. A child's pages are the parent's at the moment of the event: its table is copied before the next page is
  * placed.
  * 6. Waiters sleep by address. When a range moves or goes, they are woken, and fault again where it is right.
  * 7. A fault that was read is not reported again. It is remembered until its page is placed, also over the
- * loss of a connection.
+ * loss of a source.
  */
 #define _GNU_SOURCE
+#include "pager/fault_loop.h"
+
 #include "kernel/urgency.h"
-#include "pager/paging.h"
+#include "pager/events.h"
+#include "pager/neighbours.h"
+#include "pager/pending.h"
+#include "pager/placing.h"
+#include "pager/prefetch.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -35,11 +41,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REQUESTS = 64, FIXED_POLLS = 2, FIRST_READ = LM_HEADER_SIZE + LM_PAGE_SIZE };
+enum { REQUESTS = 64, FIXED_POLLS = 2 };
 
 struct loop {
     struct lm_pager *pager;
-    struct pollfd *polls; /* the wake-up, the fault connection, then a place per space */
+    struct pollfd *polls; /* the wake-up, the page source, then a place per space */
     size_t poll_capacity;
     struct lm_request requests[REQUESTS];
     int request_count;
@@ -49,7 +55,7 @@ struct loop {
     bool placing;
     bool begun;   /* the first frame of an answer has been placed, and not its last */
     bool more;    /* there is more to place of what has been read */
-    bool lost;    /* there is no connection to read from */
+    bool lost;    /* there is no source to take from */
     bool hurried; /* something waits for a moment to pass */
 };
 
@@ -108,7 +114,7 @@ static void on_fault(struct loop *loop, struct lm_space *space, uint64_t address
         ask(loop, pending, range);
 }
 
-/* What could not be done at once: zero pages that the kernel would not take, faults without a connection.
+/* What could not be done at once: zero pages that the kernel would not take, faults without a source.
  * Lock held. */
 static void retry(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
@@ -163,7 +169,7 @@ static void serve_spaces(struct loop *loop, size_t spaces) {
     lm_pager_note_progress(pager);
 }
 
-/* Nothing more comes of what was asked for on the connection. Lock held. */
+/* Nothing more comes of what the source was asked for. Lock held. */
 static void discard_asked(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     for (size_t i = 0; i < pager->pending_count; i++)
@@ -178,8 +184,8 @@ static void lose(struct loop *loop, int error) {
     lm_pager_lock_urgent(pager);
     pager->connected = false;
     discard_asked(loop);
-    /* When the next connection is there already, this one's end means nothing. */
-    if (pager->next_fault_fd < 0)
+    /* When the next source is there already, this one's end means nothing. */
+    if (!pager->next_fault)
         lm_pager_lost(pager, "fault", error);
     lm_pager_unlock(pager);
     loop->lost = true;
@@ -188,8 +194,7 @@ static void lose(struct loop *loop, int error) {
 static void send_requests(struct loop *loop) {
     if (!loop->request_count || loop->lost)
         return;
-    int error = lm_channel_write(&loop->pager->fault, loop->requests,
-                                 (size_t)loop->request_count * sizeof loop->requests[0]);
+    int error = lm_page_source_ask(loop->pager->fault, loop->requests, (size_t)loop->request_count);
     bool more = loop->request_count == REQUESTS;
     loop->request_count = 0;
     if (error)
@@ -197,11 +202,10 @@ static void send_requests(struct loop *loop) {
     loop->hurried |= more;
 }
 
-/* The next frame that has come. Returns 1, 0 when none has come as a whole, or what ends the connection. */
+/* The next frame that has come. Returns 1, 0 when none has come as a whole, or what ends the source. */
 static int next_answer(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
-    const void *payload;
-    int error = lm_inbox_next(&pager->fault_inbox, &loop->frame, &payload);
+    int error = lm_page_source_next(pager->fault, &loop->frame, &loop->data);
     if (error)
         return error == -EAGAIN ? 0 : error;
     lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
@@ -209,14 +213,13 @@ static int next_answer(struct loop *loop) {
         return -(int)loop->frame.length;
     if (loop->frame.kind >= LM_FRAME_DISCARD)
         return -EPROTO;
-    error = lm_unpack(&loop->frame, payload, pager->fault_decompressor, pager->fault_unpacked, &loop->data);
     loop->placed = 0;
-    loop->placing = !error;
-    return error ? error : 1;
+    loop->placing = true;
+    return 1;
 }
 
 /* Place a few pages of the frame at hand or of the next one, so that the next fault, which may be there
- * already, is asked for before the rest is placed. Returns 0 or what ends the connection. */
+ * already, is asked for before the rest is placed. Returns 0 or what ends the source. */
 static int place_some(struct loop *loop) {
     const struct lm_frame *frame = &loop->frame;
     loop->more = false;
@@ -232,7 +235,7 @@ static int place_some(struct loop *loop) {
     loop->more = true;
     if (loop->placed < frame->pages)
         return 0;
-    loop->more = lm_inbox_held(&loop->pager->fault_inbox) != 0;
+    loop->more = lm_page_source_holds(loop->pager->fault);
     loop->placing = false;
     loop->begun = !(frame->flags & LM_FRAME_LAST);
     if (loop->begun)
@@ -244,20 +247,17 @@ static int place_some(struct loop *loop) {
 static void serve_answers(struct loop *loop, bool readable) {
     struct lm_pager *pager = loop->pager;
     int error = place_some(loop);
+    readable |= lm_page_source_pending(pager->fault);
     if (!error && !loop->more && !loop->placing && readable) {
-        size_t size;
-        void *room = lm_inbox_room(&pager->fault_inbox, &size);
         /* Somebody waits for the first page of an answer alone: its neighbours, some tens of microseconds of
-         * copying, are read when it is placed. */
-        if (!loop->begun && !lm_inbox_held(&pager->fault_inbox))
-            size = FIRST_READ;
-        ssize_t got = lm_channel_read(&pager->fault, room, size, false);
-        if (got > 0) {
-            lm_inbox_filled(&pager->fault_inbox, (size_t)got);
+         * copying, are taken in when it is placed. */
+        bool first = !loop->begun && !lm_page_source_holds(pager->fault);
+        error = lm_page_source_receive(pager->fault, first, false);
+        if (!error) {
             error = place_some(loop);
-            loop->more |= lm_channel_pending(&pager->fault) != 0;
-        } else if (got != -EAGAIN) {
-            error = (int)got;
+            loop->more |= lm_page_source_pending(pager->fault);
+        } else if (error == -EAGAIN) {
+            error = 0;
         }
     }
     lm_pager_note_progress(pager);
@@ -268,28 +268,26 @@ static void serve_answers(struct loop *loop, bool readable) {
         lose(loop, error);
 }
 
-/* Go over to a new connection, if there is one. */
+/* Go over to a new source, if there is one. */
 static void adopt(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     uint64_t woken;
     if (read(pager->wake, &woken, sizeof woken) < 0)
         woken = 0; /* nothing to read is as good */
     lm_pager_lock_urgent(pager);
-    int fd = pager->next_fault_fd;
-    pager->next_fault_fd = -1;
-    if (fd >= 0) {
-        lm_channel_deinit(&pager->fault);
-        int error = lm_channel_init(&pager->fault, fd, LM_ROLE_FAULT, pager->session, pager->next_attempt);
-        close(fd);
-        pager->fault_inbox.begin = pager->fault_inbox.end = 0;
-        pager->connected = !error;
-        loop->lost = error != 0;
-        /* The end of the old connection may not have been seen. */
+    struct lm_page_source *next = pager->next_fault, *last = NULL;
+    pager->next_fault = NULL;
+    if (next) {
+        last = pager->fault;
+        pager->fault = next;
+        pager->connected = true;
+        loop->lost = false;
+        /* The end of the old source may not have been seen. */
         discard_asked(loop);
-        if (!error)
-            retry(loop);
+        retry(loop);
     }
     lm_pager_unlock(pager);
+    lm_page_source_close(last);
     send_requests(loop);
 }
 
@@ -309,8 +307,7 @@ static ssize_t prepare(struct loop *loop) {
     }
     loop->polls[0] = (struct pollfd){.fd = pager->wake, .events = POLLIN};
     bool listening = !loop->lost && !loop->placing && !loop->more;
-    loop->polls[1] =
-        (struct pollfd){.fd = listening ? lm_channel_descriptor(&pager->fault) : -1, .events = POLLIN};
+    loop->polls[1] = (struct pollfd){.fd = listening ? pager->fault->descriptor : -1, .events = POLLIN};
     for (size_t i = 0; i < spaces; i++)
         loop->polls[FIXED_POLLS + i] = (struct pollfd){
             .fd =

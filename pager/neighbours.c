@@ -1,5 +1,4 @@
-/* The pages that come behind a fault's own in one answer. */
-#include "pager/paging.h"
+#include "pager/neighbours.h"
 
 uint32_t lm_neighbours_take(struct lm_pager *pager, uint32_t id, const struct lm_range *range, uint64_t page,
                             uint64_t end) {

@@ -1,18 +1,19 @@
 #define _GNU_SOURCE
-#include "pager/paging.h"
-#include "pager/userfault.h"
+#include "pager/pager.h"
+
+#include "pager/bulk.h"
+#include "pager/fault_loop.h"
+#include "pager/ranges.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
-
-enum { FAULT_INBOX = 512 * 1024, BULK_INBOX = 1024 * 1024, UNPACKED = LM_FRAME_PAGES * LM_PAGE_SIZE };
 
 /* What has failed stays failed, what is complete does not stall, and the first cause is the cause. */
 enum {
@@ -37,7 +38,6 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     if (!pager)
         return NULL;
     pager->statistics = statistics ? statistics : &pager->own_statistics;
-    pager->fault.fd = pager->bulk.fd = pager->next_fault_fd = -1;
     pager->keeper = (struct lm_keeper){.finished = -1, .pager = -1};
     pager->prefetch.run_pages = LM_FRAME_PAGES;
     atomic_init(&pager->fault_pages, 16);
@@ -47,16 +47,8 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     pthread_cond_init(&pager->work, &clock);
     pthread_condattr_destroy(&clock);
     pager->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    pager->fault_unpacked = aligned_alloc(LM_PAGE_SIZE, UNPACKED);
-    pager->bulk_unpacked = aligned_alloc(LM_PAGE_SIZE, UNPACKED);
-    pager->fault_decompressor = ZSTD_createDCtx();
-    pager->bulk_decompressor = ZSTD_createDCtx();
-    int error = pager->wake < 0 || !pager->fault_unpacked || !pager->bulk_unpacked ||
-                !pager->fault_decompressor || !pager->bulk_decompressor;
-    error |= lm_status_init(&pager->status, entered_from, LM_PAGER_STAGED);
-    error |= lm_inbox_init(&pager->fault_inbox, FAULT_INBOX);
-    error |= lm_inbox_init(&pager->bulk_inbox, BULK_INBOX);
-    if (error) {
+    int error = lm_status_init(&pager->status, entered_from, LM_PAGER_STAGED);
+    if (error || pager->wake < 0) {
         lm_pager_destroy(pager);
         return NULL;
     }
@@ -69,9 +61,9 @@ static void stop_threads(struct lm_pager *pager) {
     pthread_mutex_lock(&pager->lock);
     atomic_store(&pager->stop, true);
     pthread_cond_broadcast(&pager->work);
+    lm_page_source_shutdown(pager->bulk);
+    lm_page_source_shutdown(pager->fault);
     pthread_mutex_unlock(&pager->lock);
-    lm_channel_shutdown(&pager->bulk);
-    lm_channel_shutdown(&pager->fault);
     if (write(pager->wake, &one, sizeof one) < 0)
         atomic_store(&pager->stop, true); /* full means readable, which is what is wanted */
     if (pager->fault_running)
@@ -79,6 +71,14 @@ static void stop_threads(struct lm_pager *pager) {
     if (pager->bulk_running)
         pthread_join(pager->bulk_thread, NULL);
     pager->fault_running = pager->bulk_running = false;
+}
+
+static void close_sources(struct lm_pager *pager) {
+    struct lm_page_source **sources[] = {&pager->fault, &pager->bulk, &pager->next_fault};
+    for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++) {
+        lm_page_source_close(*sources[i]);
+        *sources[i] = NULL;
+    }
 }
 
 int lm_pager_finish(struct lm_pager *pager) {
@@ -91,8 +91,7 @@ int lm_pager_finish(struct lm_pager *pager) {
     for (size_t i = 0; i < pager->space_count; i++)
         lm_space_deinit(pager->spaces[i]);
     lm_keeper_finish(&pager->keeper);
-    lm_channel_deinit(&pager->fault);
-    lm_channel_deinit(&pager->bulk);
+    close_sources(pager);
     lm_status_set(&pager->status, LM_PAGER_FINISHED, "%s", "");
     return 0;
 }
@@ -117,75 +116,18 @@ void lm_pager_destroy(struct lm_pager *pager) {
     }
     for (size_t i = 0; i < pager->object_count; i++)
         close(pager->objects[i].fd);
-    lm_channel_deinit(&pager->fault);
-    lm_channel_deinit(&pager->bulk);
-    lm_inbox_deinit(&pager->fault_inbox);
-    lm_inbox_deinit(&pager->bulk_inbox);
-    ZSTD_freeDCtx(pager->fault_decompressor);
-    ZSTD_freeDCtx(pager->bulk_decompressor);
-    free(pager->fault_unpacked);
-    free(pager->bulk_unpacked);
+    close_sources(pager);
     free(pager->prefetch.hot);
     free(pager->discarded.runs);
     free(pager->spaces);
     free(pager->objects);
     free(pager->pending);
-    int fds[] = {pager->wake, pager->next_fault_fd};
-    for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+    if (pager->wake >= 0)
+        close(pager->wake);
     lm_status_deinit(&pager->status);
     pthread_cond_destroy(&pager->work);
     pthread_mutex_destroy(&pager->lock);
     free(pager);
-}
-
-static void note_holder(struct lm_pager *pager) {
-    atomic_store_explicit(&pager->holder_processor, sched_getcpu(), memory_order_relaxed);
-}
-
-/* Nobody ever holds the lock for longer than a few pages take, so it is worth a short spin, some tens of
- * microseconds: falling asleep and being woken costs more. But not when its holder has lost its processor to
- * us. */
-void lm_pager_lock_urgent(struct lm_pager *pager) {
-    atomic_fetch_add(&pager->urgent, 1);
-    int error = EBUSY;
-    for (int i = 0; i < 32 && error; i++) {
-        error = pthread_mutex_trylock(&pager->lock);
-        if (error && atomic_load_explicit(&pager->holder_processor, memory_order_relaxed) == sched_getcpu())
-            break;
-        for (int pause = 0; error && pause < 20; pause++)
-            __builtin_ia32_pause();
-    }
-    if (error)
-        pthread_mutex_lock(&pager->lock);
-    note_holder(pager);
-    atomic_fetch_sub(&pager->urgent, 1);
-}
-
-/* A mutex is not fair: who unlocks and locks again at once would keep a waiter out. */
-void lm_pager_lock_patient(struct lm_pager *pager) {
-    for (int i = 0; i < 100 && atomic_load_explicit(&pager->urgent, memory_order_relaxed); i++)
-        sched_yield();
-    pthread_mutex_lock(&pager->lock);
-    note_holder(pager);
-}
-
-void lm_pager_unlock(struct lm_pager *pager) {
-    __atomic_store_n(&pager->statistics->wanted_pages, pager->wanted, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&pager->lock);
-}
-
-void lm_pager_note_progress(struct lm_pager *pager) {
-    /* Looked at after each piece of work, and nearly always there is more: not worth the lock. Whoever takes
-     * the last page away comes here after that. */
-    if (__atomic_load_n(&pager->statistics->wanted_pages, __ATOMIC_RELAXED))
-        return;
-    lm_pager_lock_patient(pager);
-    bool complete = !pager->wanted && pager->prefetching;
-    lm_pager_unlock(pager);
-    if (complete)
-        lm_status_set(&pager->status, LM_PAGER_COMPLETE, "%s", "");
 }
 
 void lm_pager_notice_ends(struct lm_pager *pager) {
@@ -199,16 +141,112 @@ void lm_pager_notice_ends(struct lm_pager *pager) {
     lm_pager_note_progress(pager);
 }
 
-void lm_pager_lost(struct lm_pager *pager, const char *which, int error) {
-    if (atomic_load(&pager->stop))
-        return;
-    const char *why = error == -EPIPE             ? "closed by the source"
-                      : error == -EPROTO          ? "the source broke the rules of the page stream"
-                      : error == -EPROTONOSUPPORT ? "the source speaks another version of the page stream"
-                                                  : strerror(-error);
-    lm_status_set(&pager->status, LM_PAGER_STALLED, "the %s connection is lost: %s", which, why);
-    lm_channel_shutdown(&pager->fault);
-    lm_channel_shutdown(&pager->bulk);
+int lm_pager_add_space(struct lm_pager *pager, uint32_t number, int userfaultfd, int pid) {
+    char path[64];
+    if (number >= LM_CHILD_SPACE || pager->fault_running)
+        return -EINVAL;
+    if (lm_pager_find_space(pager, number))
+        return -EEXIST;
+    /* poll(2) says nothing of a userfaultfd that blocks. */
+    int flags = fcntl(userfaultfd, F_GETFL);
+    if (flags < 0 || fcntl(userfaultfd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -errno;
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    int memory = open(path, O_RDWR | O_CLOEXEC);
+    if (memory < 0)
+        return -errno;
+    if (!lm_pager_new_space(pager, number, userfaultfd, pid, memory)) {
+        close(memory);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+int lm_pager_add_object(struct lm_pager *pager, uint32_t number, int fd, uint64_t size) {
+    if (number < LM_FIRST_OBJECT)
+        return -EINVAL;
+    struct lm_object *objects = realloc(pager->objects, (pager->object_count + 1) * sizeof *objects);
+    if (!objects)
+        return -ENOMEM;
+    pager->objects = objects;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (own < 0)
+        return -errno;
+    objects[pager->object_count++] = (struct lm_object){.number = number, .fd = own, .size = size};
+    return 0;
+}
+
+static int start_thread(pthread_t *thread, void *(*body)(void *), struct lm_pager *pager, const char *name) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(thread, NULL, body, pager);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!error)
+        pthread_setname_np(*thread, name);
+    return -error;
+}
+
+int lm_pager_start(struct lm_pager *pager) {
+    if (pager->fault_running)
+        return -EBUSY;
+    int error = lm_keeper_start(&pager->keeper);
+    if (!error)
+        error = start_thread(&pager->fault_thread, lm_fault_main, pager, "lm-fault");
+    pager->fault_running = !error;
+    return error;
+}
+
+static int start_bulk(struct lm_pager *pager) {
+    memset(pager->flights, 0, sizeof pager->flights);
+    int error = start_thread(&pager->bulk_thread, lm_bulk_main, pager, "lm-bulk");
+    pager->bulk_running = !error;
+    return error;
+}
+
+int lm_pager_prefetch_start(struct lm_pager *pager) {
+    if (pager->bulk_running)
+        return -EBUSY;
+    if (!pager->bulk)
+        return -ENOTCONN;
+    lm_pager_lock_patient(pager);
+    pager->prefetching = true;
+    lm_pager_unlock(pager);
+    lm_status_set(&pager->status, LM_PAGER_RUNNING, "%s", "");
+    return start_bulk(pager);
+}
+
+int lm_pager_connect(struct lm_pager *pager, struct lm_page_source *fault, struct lm_page_source *bulk) {
+    uint64_t one = 1;
+    lm_page_source_shutdown(pager->bulk);
+    bool again = pager->bulk_running;
+    if (again)
+        pthread_join(pager->bulk_thread, NULL);
+    pager->bulk_running = false;
+    /* From here on the end of the old fault source is nobody's loss. */
+    lm_pager_lock_patient(pager);
+    struct lm_page_source *old_bulk = pager->bulk, *old_fault = pager->next_fault;
+    pager->bulk = bulk;
+    pager->next_fault = fault;
+    int error = lm_pager_unask(pager);
+    if (!error)
+        lm_status_set(&pager->status, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
+    lm_pager_unlock(pager);
+    lm_page_source_close(old_bulk);
+    lm_page_source_close(old_fault);
+    if (!error && write(pager->wake, &one, sizeof one) < 0 && errno != EAGAIN)
+        error = -errno;
+    if (!error && again)
+        error = start_bulk(pager);
+    return error;
+}
+
+void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second) {
+    atomic_store(&pager->bucket.rate, bytes_per_second);
+}
+
+void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages) {
+    atomic_store(&pager->fault_pages, pages < 1 ? 1 : pages > LM_FAULT_PAGES ? LM_FAULT_PAGES : pages);
 }
 
 struct lm_status *lm_pager_status(struct lm_pager *pager) {

@@ -18,6 +18,7 @@ from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check_errno
+from live_migration.pager.page_source import PageSource, socket_source
 from live_migration.wire import status
 
 DROP_WORDS: int = ffi.sizeof("struct lm_drop") // 8
@@ -144,9 +145,12 @@ class Pager:
 
     def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
         """Two connected sockets, which are duplicated and made blocking; also after a loss. Raises OSError."""
-        if len(session) != 16:
-            raise ValueError(f"a session's name has 16 bytes, not {len(session)}")
-        check_errno(lib.lm_pager_connect(self._pager, fault.fileno(), bulk.fileno(), session, attempt))
+        with contextlib.closing(socket_source(fault, lib.LM_ROLE_FAULT, session, attempt)) as faults:
+            self.connect_sources(faults, socket_source(bulk, lib.LM_ROLE_BULK, session, attempt))
+
+    def connect_sources(self, fault: PageSource, bulk: PageSource) -> None:
+        """Where pages come from: for faults, and for bulk and pushes. Takes both; also after a loss. Raises OSError."""
+        check_errno(lib.lm_pager_connect(self._pager, fault.take(), bulk.take()))
 
     def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:
         """The whole list of a space's ranges, instead of the one before; those paged on demand are registered.

@@ -1,8 +1,7 @@
-/* Who waits for which page. */
-#include "pager/paging.h"
+#include "pager/pending.h"
+
 #include "pager/userfault.h"
 
-#include <errno.h>
 #include <stdlib.h>
 
 struct lm_pending *lm_pending_find(struct lm_pager *pager, const struct lm_space *space, uint64_t address) {
@@ -27,12 +26,12 @@ struct lm_pending *lm_pending_add(struct lm_pager *pager, struct lm_space *space
     return added;
 }
 
-static bool within(const struct lm_pending *pending, const struct lm_space *space, uint64_t start,
-                   uint64_t end) {
+bool lm_pending_within(const struct lm_pending *pending, const struct lm_space *space, uint64_t start,
+                       uint64_t end) {
     return pending->space == space && pending->address >= start && pending->address < end;
 }
 
-static void take_out(struct lm_pager *pager, size_t at) {
+void lm_pending_remove(struct lm_pager *pager, size_t at) {
     pager->pending[at] = pager->pending[--pager->pending_count];
 }
 
@@ -41,32 +40,16 @@ void lm_pending_settle(struct lm_pager *pager, const struct lm_space *space, uin
         return;
     uint64_t now = lm_now_ns();
     for (size_t i = pager->pending_count; i-- > 0;)
-        if (within(&pager->pending[i], space, start, end)) {
+        if (lm_pending_within(&pager->pending[i], space, start, end)) {
             lm_histogram_add(&pager->statistics->latency, now - pager->pending[i].since_ns);
             lm_count(&pager->statistics->faulted_pages, 1);
-            take_out(pager, i);
+            lm_pending_remove(pager, i);
         }
 }
 
 void lm_pending_drop(struct lm_pager *pager, const struct lm_space *space, uint64_t start, uint64_t end) {
     for (size_t i = pager->pending_count; i-- > 0;)
-        if (within(&pager->pending[i], space, start, end))
-            take_out(pager, i);
+        if (lm_pending_within(&pager->pending[i], space, start, end))
+            lm_pending_remove(pager, i);
     lm_userfault_wake(space->userfault, start, end - start);
-}
-
-void lm_pending_zero(struct lm_pager *pager, struct lm_space *space, uint64_t start, uint64_t end) {
-    for (size_t i = pager->pending_count; i-- > 0;) {
-        if (!within(&pager->pending[i], space, start, end))
-            continue;
-        struct lm_pending waiting = pager->pending[i];
-        pager->pending[i].local = true;
-        /* When the kernel wants an event read first, the fault loop tries again. */
-        if (lm_place_zero(pager, space, waiting.address))
-            continue;
-        if (space->gone)
-            return;
-        lm_histogram_add(&pager->statistics->latency, lm_now_ns() - waiting.since_ns);
-        take_out(pager, i);
-    }
 }

@@ -1,10 +1,9 @@
-/*
- * Placing pages. Every address that came from the peer is looked up in the ranges first, so that a page can
- * only land where it was described and only where it is still wanted.
- */
 #define _GNU_SOURCE
+#include "pager/placing.h"
+
 #include "kernel/memory/memory.h"
-#include "pager/paging.h"
+#include "pager/discarded.h"
+#include "pager/pending.h"
 #include "pager/userfault.h"
 
 #include <errno.h>
@@ -13,19 +12,12 @@
 #include <time.h>
 #include <unistd.h>
 
-static const unsigned char zeros[LM_PAGE_SIZE];
+struct how {
+    enum lm_purpose purpose;
+    uint64_t *empty; /* counts pages without content */
+};
 
-int lm_unpack(const struct lm_frame *frame, const void *payload, ZSTD_DCtx *decompressor,
-              unsigned char *buffer, const void **data) {
-    *data = frame->kind == LM_FRAME_RAW ? payload : NULL;
-    if (frame->kind != LM_FRAME_ZSTD)
-        return 0;
-    size_t size = (size_t)frame->pages * LM_PAGE_SIZE;
-    if (ZSTD_decompressDCtx(decompressor, buffer, size, payload, frame->length) != size)
-        return -EPROTO;
-    *data = buffer;
-    return 0;
-}
+static const unsigned char zeros[LM_PAGE_SIZE];
 
 static uint64_t counted(struct lm_pager *pager, enum lm_purpose purpose, uint64_t pages) {
     lm_count(&pager->statistics->total_pages, pages);
@@ -59,7 +51,7 @@ static int note(struct lm_range *range, uint64_t page, uint64_t pages, enum lm_p
 }
 
 /* Copy pages that are not there yet. `*done` of them are dealt with, also when an error is returned. */
-static int copy_pages(struct lm_pager *pager, const struct lm_how *how, struct lm_space *space,
+static int copy_pages(struct lm_pager *pager, const struct how *how, struct lm_space *space,
                       struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
                       uint64_t *done) {
     uint64_t first = lm_range_page(range, address), step = pages;
@@ -106,8 +98,69 @@ static int copy_pages(struct lm_pager *pager, const struct lm_how *how, struct l
     return error;
 }
 
+/* How many zero pages to place at once: a program that touches fresh memory goes on to touch what comes next.
+ * In private memory they cost nothing, in shared memory each is a page of its own. */
+static uint64_t zero_pages_from(const struct lm_range *range, uint64_t address) {
+    if (!range || !range->table || range->kind != LM_RANGE_ANONYMOUS)
+        return 1;
+    uint64_t page = lm_range_page(range, address), end = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1,
+             count;
+    uint64_t found =
+        lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_ZERO), LM_PLACE_PAGES, &count);
+    return found == page && count ? count : 1;
+}
+
+int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t address) {
+    struct lm_range *range = lm_space_at(space, address);
+    uint64_t pages = zero_pages_from(range, address);
+    struct lm_placed placed = lm_userfault_zero(space->userfault, address, pages * LM_PAGE_SIZE);
+    if (placed.answer == LM_ANSWER_NOWHERE && pages > 1)
+        placed = lm_userfault_zero(space->userfault, address, LM_PAGE_SIZE);
+    switch (placed.answer) {
+    case LM_ANSWER_PLACED:
+    case LM_ANSWER_SHORT:
+        lm_count(&pager->statistics->local_faults, 1);
+        if (range && range->table)
+            return note(range, lm_range_page(range, address), placed.bytes / LM_PAGE_SIZE, LM_PAGE_PLACED);
+        return 0;
+    case LM_ANSWER_PRESENT:
+    case LM_ANSWER_NOWHERE:
+        /* It was placed between the fault and its message, or its mapping has gone: the thread shall see for
+         * itself. */
+        lm_userfault_wake(space->userfault, address, LM_PAGE_SIZE);
+        return 0;
+    case LM_ANSWER_GONE:
+        lm_pager_space_gone(pager, space);
+        return 0;
+    case LM_ANSWER_RETRY:
+        return -EAGAIN;
+    case LM_ANSWER_FAILED:
+        break;
+    }
+    lm_status_set(&pager->status, LM_PAGER_FAILED, "a zero page at %#llx cannot be placed: %s",
+                  (unsigned long long)address, strerror(-placed.error));
+    return -EAGAIN;
+}
+
+/* The pages of [start, end) are zero: answer who waits there. */
+static void answer_with_zeros(struct lm_pager *pager, struct lm_space *space, uint64_t start, uint64_t end) {
+    for (size_t i = pager->pending_count; i-- > 0;) {
+        if (!lm_pending_within(&pager->pending[i], space, start, end))
+            continue;
+        struct lm_pending waiting = pager->pending[i];
+        pager->pending[i].local = true;
+        /* When the kernel wants an event read first, the fault loop tries again. */
+        if (lm_place_zero(pager, space, waiting.address))
+            continue;
+        if (space->gone)
+            return;
+        lm_histogram_add(&pager->statistics->latency, lm_now_ns() - waiting.since_ns);
+        lm_pending_remove(pager, i);
+    }
+}
+
 /* A stretch of pages in one state. */
-static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struct lm_space *space,
+static int place_stretch(struct lm_pager *pager, const struct how *how, struct lm_space *space,
                          struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
                          enum lm_page_state state) {
     uint64_t first = lm_range_page(range, address), done = 0;
@@ -120,7 +173,7 @@ static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struc
         int error = note(range, first, pages, LM_PAGE_ZERO);
         lm_count(how->empty, wanted ? pages : 0);
         if (!error)
-            lm_pending_zero(pager, space, address, address + pages * LM_PAGE_SIZE);
+            answer_with_zeros(pager, space, address, address + pages * LM_PAGE_SIZE);
         return error;
     }
     if (state == LM_PAGE_PLACED) {
@@ -143,7 +196,7 @@ static int place_stretch(struct lm_pager *pager, const struct lm_how *how, struc
 }
 
 /* The part of a range that the pages fall into. */
-static int place_in_range(struct lm_pager *pager, const struct lm_how *how, struct lm_space *space,
+static int place_in_range(struct lm_pager *pager, const struct how *how, struct lm_space *space,
                           struct lm_range *range, uint64_t address, const char *data, uint64_t pages) {
     if (!range->table) {
         if (how->purpose != LM_FOR_PUSH)
@@ -193,7 +246,7 @@ static int write_object(struct lm_pager *pager, const struct lm_object *object, 
     return 0;
 }
 
-static int place(struct lm_pager *pager, const struct lm_how *how, uint32_t source_space, uint64_t address,
+static int place(struct lm_pager *pager, const struct how *how, uint32_t source_space, uint64_t address,
                  uint32_t pages, const void *data) {
     if (source_space >= LM_FIRST_OBJECT) {
         for (size_t i = 0; i < pager->object_count; i++)
@@ -229,9 +282,9 @@ static int place(struct lm_pager *pager, const struct lm_how *how, uint32_t sour
 int lm_place_some(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                   const void *data, uint32_t *placed) {
     struct lm_pager_statistics *statistics = pager->statistics;
-    struct lm_how how = {.purpose = purpose,
-                         .empty = frame->kind == LM_FRAME_ABSENT ? &statistics->absent_pages
-                                                                 : &statistics->zero_pages};
+    struct how how = {.purpose = purpose,
+                      .empty = frame->kind == LM_FRAME_ABSENT ? &statistics->absent_pages
+                                                              : &statistics->zero_pages};
     uint32_t step = frame->pages - *placed;
     uint64_t offset = (uint64_t)*placed * LM_PAGE_SIZE;
     if (data && step > LM_PLACE_PAGES)
@@ -264,46 +317,11 @@ int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct
     return error;
 }
 
-/* How many zero pages to place at once: a program that touches fresh memory goes on to touch what comes next.
- * In private memory they cost nothing, in shared memory each is a page of its own. */
-static uint64_t zero_pages_from(const struct lm_range *range, uint64_t address) {
-    if (!range || !range->table || range->kind != LM_RANGE_ANONYMOUS)
-        return 1;
-    uint64_t page = lm_range_page(range, address), end = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1,
-             count;
-    uint64_t found =
-        lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_ZERO), LM_PLACE_PAGES, &count);
-    return found == page && count ? count : 1;
-}
-
-int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t address) {
-    struct lm_range *range = lm_space_at(space, address);
-    uint64_t pages = zero_pages_from(range, address);
-    struct lm_placed placed = lm_userfault_zero(space->userfault, address, pages * LM_PAGE_SIZE);
-    if (placed.answer == LM_ANSWER_NOWHERE && pages > 1)
-        placed = lm_userfault_zero(space->userfault, address, LM_PAGE_SIZE);
-    switch (placed.answer) {
-    case LM_ANSWER_PLACED:
-    case LM_ANSWER_SHORT:
-        lm_count(&pager->statistics->local_faults, 1);
-        if (range && range->table)
-            return note(range, lm_range_page(range, address), placed.bytes / LM_PAGE_SIZE, LM_PAGE_PLACED);
-        return 0;
-    case LM_ANSWER_PRESENT:
-    case LM_ANSWER_NOWHERE:
-        /* It was placed between the fault and its message, or its mapping has gone: the thread shall see for
-         * itself. */
-        lm_userfault_wake(space->userfault, address, LM_PAGE_SIZE);
-        return 0;
-    case LM_ANSWER_GONE:
-        lm_pager_space_gone(pager, space);
-        return 0;
-    case LM_ANSWER_RETRY:
-        return -EAGAIN;
-    case LM_ANSWER_FAILED:
-        break;
-    }
-    lm_status_set(&pager->status, LM_PAGER_FAILED, "a zero page at %#llx cannot be placed: %s",
-                  (unsigned long long)address, strerror(-placed.error));
-    return -EAGAIN;
+int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t address, const void *data,
+                   size_t length) {
+    if (address % LM_PAGE_SIZE || length % LM_PAGE_SIZE || address >= LM_ADDRESS_END)
+        return -EINVAL;
+    struct lm_frame frame = {
+        .space = source_space, .address = address, .pages = (uint32_t)(length / LM_PAGE_SIZE)};
+    return lm_place_frame(pager, LM_FOR_PUSH, &frame, data);
 }

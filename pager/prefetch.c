@@ -1,8 +1,8 @@
-/*
- * What to fetch next: around the recent faults, newest first and further outward each time; then what was
- * said to be hot; then everything in the order of its addresses.
- */
-#include "pager/paging.h"
+#include "pager/prefetch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 enum {
     AROUND_FIRST = 128,
@@ -205,4 +205,27 @@ bool lm_prefetch_map(struct lm_pager *pager, struct lm_run *run) {
         }
     }
     return false;
+}
+
+void lm_prefetch_hot(struct lm_pager *pager, struct lm_hot_run *hot, size_t count) {
+    free(pager->prefetch.hot);
+    pager->prefetch.hot = hot;
+    pager->prefetch.hot_count = count;
+    pager->prefetch.hot_at = 0;
+}
+
+int lm_pager_prefetch_first(struct lm_pager *pager, const struct lm_hot_run *runs, size_t count) {
+    struct lm_hot_run *copy = malloc(count ? count * sizeof *copy : 1);
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, runs, count * sizeof *copy);
+    for (size_t i = 0; i < count; i++)
+        if (copy[i].start % LM_PAGE_SIZE || copy[i].end % LM_PAGE_SIZE || copy[i].end > LM_ADDRESS_END) {
+            free(copy);
+            return -EINVAL;
+        }
+    lm_pager_lock_patient(pager);
+    lm_prefetch_hot(pager, copy, count);
+    lm_pager_unlock(pager);
+    return 0;
 }

@@ -12,6 +12,10 @@
 #include <stdbool.h>
 
 /* cffi: begin */
+#define LM_RANGE_ANONYMOUS 1
+#define LM_RANGE_SHARED 2
+#define LM_RANGE_WRITTEN 3
+
 struct lm_range {
     uint64_t start, end; /* in the destination */
     uint64_t source;     /* address of the first page in the source */

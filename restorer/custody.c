@@ -4,6 +4,7 @@
 #include "kernel/arch/arch.h"
 #include "kernel/memory/own_memory.h"
 #include "kernel/pidfd.h"
+#include "kernel/tracing/freeze.h"
 #include "restorer/verdict.h"
 #include "wire/written.h"
 

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "kernel/tracing/tracee.h"
+#include "kernel/tracing/freeze.h"
 
 #include "kernel/arch/arch.h"
 #include "kernel/tracing/never_restarted.h"

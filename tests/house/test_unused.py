@@ -35,6 +35,7 @@ PYTHON_EXCEPTIONS = {
     "happened": "the order of states, which docs/protocol.md is written from and tests walk through",
     "may_thaw": "the order of states, which docs/protocol.md is written from and tests walk through",
     "fault_pages": "tests try windows of other sizes",
+    "memory_source": "the page source that tests drive the pager from",
     "keeper": "tests look at the keeper and end it",
     "__getattr__": "called by Python for what a module does not have (PEP 562)",
     "make_ffi": "named in setup.py, and called by cffi",

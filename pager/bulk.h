@@ -1,0 +1,16 @@
+/* The bulk stream: asks for runs, a few under way at a time, and places what comes; and pushes, which come unasked. */
+#ifndef LM_PAGER_BULK_H
+#define LM_PAGER_BULK_H
+
+#include "pager/paging.h"
+
+/* The thread. */
+void *lm_bulk_main(void *pager);
+
+/* cffi: begin */
+/* Receive pushed pages up to END `id` into the process; not while prefetching. Returns 0 or -errno: -EPROTO
+ * for a peer that breaks the rules (an address that is not in a range, for one), -EPIPE when it is gone. */
+int lm_pager_receive_push(struct lm_pager *pager, uint32_t id);
+/* cffi: end */
+
+#endif

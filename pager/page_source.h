@@ -1,0 +1,75 @@
+/*
+ * A page source: who takes the pager's requests and gives the frames that answer them, in the terms of the page
+ * stream (wire/page_stream.h). A pager has two at a time, one for faults and one for bulk, and knows nothing of what
+ * stands behind: sockets (socket_source.h), memory (memory_source.h).
+ *
+ * One thread uses a source at a time, but `shutdown` may come from any.
+ */
+#ifndef LM_PAGER_PAGE_SOURCE_H
+#define LM_PAGER_PAGE_SOURCE_H
+
+#include "wire/page_stream.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct lm_page_source;
+
+/* All return 0 or -errno: -EPIPE when the source has ended, -EPROTO when it breaks the rules. After any but -EAGAIN it is
+ * of no use. */
+struct lm_page_source_operations {
+    /* Ask, with sealed requests. */
+    int (*ask)(struct lm_page_source *source, const struct lm_request *requests, size_t count);
+    /* Take in what has come since, once; -EAGAIN when that is nothing. `wait` for it; `first`: no more of it than one page,
+     * which somebody waits for. What `next` gave is not valid any more. */
+    int (*receive)(struct lm_page_source *source, bool first, bool wait);
+    /* The next frame that was taken in as a whole, or -EAGAIN; `*data` is its content as it is to be in memory, NULL where it has
+     * none, and valid until the next call. */
+    int (*next)(struct lm_page_source *source, struct lm_frame *frame, const void **data);
+    /* Whether something was taken in that `next` has not given yet. */
+    bool (*holds)(const struct lm_page_source *source);
+    /* Whether there is something to take in that poll(2) does not show at the descriptor. */
+    bool (*pending)(const struct lm_page_source *source);
+    /* Whoever waits in a call, in any thread, gets an error. */
+    void (*shutdown)(struct lm_page_source *source);
+    void (*close)(struct lm_page_source *source);
+};
+
+/* What each kind of source begins with. */
+struct lm_page_source {
+    const struct lm_page_source_operations *operations;
+    int descriptor; /* readable when there is something to take in (poll(2)) */
+};
+
+static inline int lm_page_source_ask(struct lm_page_source *source, const struct lm_request *requests,
+                                     size_t count) {
+    return source->operations->ask(source, requests, count);
+}
+
+static inline int lm_page_source_receive(struct lm_page_source *source, bool first, bool wait) {
+    return source->operations->receive(source, first, wait);
+}
+
+static inline int lm_page_source_next(struct lm_page_source *source, struct lm_frame *frame,
+                                      const void **data) {
+    return source->operations->next(source, frame, data);
+}
+
+static inline bool lm_page_source_holds(const struct lm_page_source *source) {
+    return source->operations->holds(source);
+}
+
+static inline bool lm_page_source_pending(const struct lm_page_source *source) {
+    return source->operations->pending(source);
+}
+
+/* NULL is no source; so it is for `close`. */
+void lm_page_source_shutdown(struct lm_page_source *source);
+
+/* cffi: begin */
+struct lm_page_source;
+
+void lm_page_source_close(struct lm_page_source *source);
+/* cffi: end */
+
+#endif
