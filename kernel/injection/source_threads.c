@@ -106,10 +106,6 @@ const void *lm_source_registers(const struct lm_source_threads *threads, size_t 
     return &threads->threads[index].registers;
 }
 
-size_t lm_source_registers_size(void) {
-    return sizeof(struct user_regs_struct);
-}
-
 uint64_t lm_source_mask(const struct lm_source_threads *threads, size_t index) {
     return threads->threads[index].mask;
 }

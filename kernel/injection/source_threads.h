@@ -33,7 +33,6 @@ int lm_source_frames(struct lm_source_threads *threads, uint64_t address, void *
 
 /* What was read, for thread `index`: struct user_regs_struct, the mask, and the xstate with its length. */
 const void *lm_source_registers(const struct lm_source_threads *threads, size_t index);
-size_t lm_source_registers_size(void);
 uint64_t lm_source_mask(const struct lm_source_threads *threads, size_t index);
 const void *lm_source_xstate(const struct lm_source_threads *threads, size_t index, size_t *length);
 

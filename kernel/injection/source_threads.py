@@ -93,7 +93,7 @@ def thread_state(threads: SourceThreads, index: int) -> ThreadState:
     xstate = lib.lm_source_xstate(threads.handle, index, length)
     registers = lib.lm_source_registers(threads.handle, index)
     return ThreadState(
-        bytes(ffi.buffer(registers, lib.lm_source_registers_size())),
+        bytes(ffi.buffer(registers, lib.LM_REGISTERS_SIZE)),
         int(lib.lm_source_mask(threads.handle, index)),
         bytes(ffi.buffer(xstate, length[0])),
     )
