@@ -30,13 +30,13 @@ from live_migration.process.attributes.clocks import Clocks, snapshot_clocks
 from live_migration.process.attributes.credentials import Credentials
 from live_migration.process.attributes.limits import Limits
 from live_migration.process.attributes.prctl import Attributes, MemoryPlan
+from live_migration.process.attributes.session import Session, snapshot_session
 from live_migration.process.attributes.signals import Signals
 from live_migration.process.attributes.status import parse_status, proof, read_status
 from live_migration.process.attributes.timers import PosixTimer, Timers
 from live_migration.process.scope import HostScan, thread_ids
 from live_migration.process.threads import interrupted, scheduling, threads
 from live_migration.process.threads.injection import injection_blockers
-from live_migration.process.threads.landlock import landlock_blockers
 from live_migration.process.threads.own_state import NAMESPACES, OFTEN_CHANGED, own_state_blockers
 from live_migration.process.threads.sleeps import NOT_SEEN, Sleep, Slept, slept, snapshot_sleeps
 from live_migration.process.threads.threads import StoppedThread, Thread, ThreadOutside
@@ -72,6 +72,7 @@ class LiveTask:
     outside: dict[int, ThreadOutside]
     proof: bytes
     sleeps: dict[int, Sleep]
+    session: Session
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class StoppedTask:
     outside: dict[int, ThreadOutside]
     description: TaskDescription
     asleep: dict[int, Slept]
+    session: Session
     blockers: list[Blocker] = field(default_factory=list)
 
 
@@ -145,12 +147,12 @@ def snapshot_task(pid: int) -> LiveTask:
         ),
         credentials=held,
         limits=limits.snapshot_limits(pid, status),
-        attributes=prctl.snapshot_attributes(pid, status),
+        attributes=Attributes(),
         memory_plan=prctl.snapshot_memory_plan(pid),
         signals=Signals(stopped=status["State"].startswith("T")),
         timers=Timers(posix_timers=timers.snapshot_timers(pid)),
     )
-    return LiveTask(description, outside, proof(raw), snapshot_sleeps(outside))
+    return LiveTask(description, outside, proof(raw), snapshot_sleeps(outside), snapshot_session(pid, status))
 
 
 def _snapshot_outside(pid: int) -> dict[int, ThreadOutside]:
@@ -189,14 +191,14 @@ def snapshot_stopped_task(
     `looked` are the threads where the caller has read them already (`threads.stopped_thread`), in the order of `stops`.
     It is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
     """
-    description, outside = live.description, live.outside
+    description, outside, session = live.description, live.outside, live.session
     clocks = snapshot_clocks(pid)
     raw = read_status(pid)
     blockers: list[Blocker] = []
     if proof(raw) != live.proof:
         blockers += family.seccomp_blockers(pid)
         status = parse_status(raw)
-        description = msgspec.structs.replace(description, attributes=prctl.snapshot_attributes(pid, status))
+        session = snapshot_session(pid, status)
         leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(status))
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
@@ -218,6 +220,7 @@ def snapshot_stopped_task(
             for tid, thread in zip(tids, states, strict=True)
             if interrupted.needs_time(Registers(thread.registers))
         },
+        session=session,
         blockers=blockers,
     )
 
@@ -322,7 +325,7 @@ def complete_task(
             limits=limits.answer_limits(raw[limits_offset : limits_offset + 16 * len(limits.LIMITS)]),
             personality=max(0, told.personality),
         ),
-        attributes=prctl.answer_attributes(raw, description.attributes),
+        attributes=prctl.answer_attributes(raw),
         memory_plan=msgspec.structs.replace(description.memory_plan, program_break=prctl.answer_break(raw)),
         signals=Signals(
             actions=signals.answer_actions(raw[actions_offset : actions_offset + actions_size]),
@@ -356,7 +359,6 @@ def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], 
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
-        found += landlock_blockers(thread.tid, threads.witnesses_of(thread_answers[thread.host_tid]))
         if threads.keyring_of(thread_answers[thread.host_tid]):
             found.append(
                 Blocker(

@@ -12,7 +12,7 @@ import msgspec
 
 from live_migration.kernel import pidfd
 from live_migration.pager.pager import HotRun, Pager, PagerState
-from live_migration.process.description import Runs
+from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import PAGE
 from live_migration.restorer.husk_process import husk_ended
 from live_migration.restorer.plain_locks import lock_plainly
@@ -130,9 +130,15 @@ def _note_odd(run: Run, cause: str) -> None:
 def _fetch_first(run: Run, message: messages.Hot) -> None:
     """The source's word on what will be touched soon; one that cannot be used is passed over."""
     assert run.pager is not None
+    assert run.final is not None
     try:
-        runs = messages.unpack(message.payload, list[Runs])
-        run.pager.prefetch_first([HotRun(one.address, one.address + one.pages * PAGE) for one in runs[:MOST_HOT]])
+        spaces = messages.unpack(message.payload, dict[int, list[Runs]])
+        if spaces.keys() - {member.space for member in run.final.members}:
+            raise messages.broken("it names pages of a process that is not moved")
+        runs = [
+            HotRun(one.address, one.address + one.pages * PAGE, space) for space, runs in spaces.items() for one in runs
+        ]
+        run.pager.prefetch_first(runs[:MOST_HOT])
     except ProtocolError as error:
         _note_odd(run, error.cause)
     except (OSError, OverflowError) as error:
@@ -200,7 +206,7 @@ def _await_goodbye(run: Run) -> None:
 def _lock(run: Run) -> None:
     """Make the process's locks of memory what they were at the source."""
     assert run.husk is not None
-    mappings = run.final.memory.mappings if run.final is not None else []
+    mappings = run.final.members[0].memory.mappings if run.final is not None else []
     failed = lock_plainly(run.husk.pid, mappings)
     if failed:
         run.line.send(

@@ -23,14 +23,15 @@ from live_migration.kernel.errors import ProcessGone, SyscallFailed
 from live_migration.kernel.injection.program import ProgramTooLarge
 from live_migration.pager.pager import Pager, PagerState
 from live_migration.process.attributes import clocks
-from live_migration.process.description import MigrationDescription, ProcessDescription
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, new_contents
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine
 from live_migration.process.descriptors.written_files import compare_written_files
+from live_migration.process.member import Member
 from live_migration.process.memory import vdso
 from live_migration.process.memory.mapped_files import compare_written_mappings
+from live_migration.process.migration import Migration, check_references, table_of, whole_table, with_staged
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.restorer import stage as build
 from live_migration.restorer.custody import State, start_custody
@@ -103,9 +104,9 @@ def hand_over(run: Run) -> bytes:
     """Everything up to READY, which it returns. Raises MigrationError, after which the husk has to be destroyed."""
     try:
         run.mark("preflight")
-        described = prepare(run)
+        member = prepare(run)
         run.mark("staging")
-        stage(run, described)
+        stage(run, member)
         run.mark("staged")
         apply_final(run)
         return arm(run)
@@ -115,8 +116,8 @@ def hand_over(run: Run) -> bytes:
         raise cannot_build(str(error)) from error
 
 
-def prepare(run: Run) -> ProcessDescription:
-    """Greet, take the description and find every blocker."""
+def prepare(run: Run) -> Member:
+    """Greet, take the description and find every blocker; the process that is moved."""
     failpoint("destination-connected")
     greeting = expect(run, messages.Greeting, GREETING_SECONDS)
     here = snapshot_host(cpu.describe(), vdso.digest(vdso.own_code()))
@@ -124,10 +125,10 @@ def prepare(run: Run) -> ProcessDescription:
     asked = clocks.snapshot_clocks()
     run.control.send(messages.Greeting(host=here, parameters=msgspec.to_builtins(run.options.parameters)))
     payload = expect(run, messages.Description, GREETING_SECONDS).payload
-    described = messages.unpack(payload, MigrationDescription)
-    process = only_process(described)
+    run.staged = unpack_migration(payload)
+    process = only_member(run.staged)
     failpoint("destination-described")
-    blockers = preflight(process, Peer(greeting.host, here), run.options, run.descriptor_options)
+    blockers = preflight(run.staged, Peer(greeting.host, here), run.options, run.descriptor_options)
     if blockers:
         raise Refused(blockers, object=f"process {process.task.pid}")
     offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
@@ -142,24 +143,35 @@ def prepare(run: Run) -> ProcessDescription:
     return process
 
 
-def only_process(described: MigrationDescription) -> ProcessDescription:
-    """The process of a migration that moves one."""
-    if len(described.processes) != 1:
-        raise messages.broken(f"it describes {len(described.processes)} processes")
-    return described.processes[0]
+def unpack_migration(payload: msgspec.Raw) -> Migration:
+    """What the source describes. ProtocolError if it is none, or does not hold together."""
+    migration = messages.unpack(payload, Migration)
+    try:
+        check_references(migration)
+    except ValueError as error:
+        raise messages.broken(str(error)) from None
+    return migration
 
 
-def stage(run: Run, description: ProcessDescription) -> None:
+def only_member(migration: Migration) -> Member:
+    """The member of a migration that moves one process."""
+    if len(migration.members) != 1:
+        raise messages.broken(f"it describes {len(migration.members)} processes")
+    return migration.members[0]
+
+
+def stage(run: Run, member: Member) -> None:
     """Fill the husk while the source runs, and take in what cannot be paged on demand."""
     assert run.husk is not None
     assert run.custody is not None
-    husk = run.husk
-    run.building = build.stage(husk.pid, husk.pidfd_number, description, run.descriptor_options, husk.offsets)
+    assert run.staged is not None
+    husk, table = run.husk, table_of(run.staged, member)
+    run.building = build.stage(husk.pid, husk.pidfd_number, member, table, run.descriptor_options, husk.offsets)
     run.pager = Pager()
-    run.pager.add_space(description.space, run.building.userfaultfd, husk.pid)
+    run.pager.add_space(member.space, run.building.userfaultfd, husk.pid)
     run.pager.connect(run.roles.fault, run.roles.bulk, run.roles.session, run.roles.attempt)
-    run.pager.set_ranges(memory_ranges(description.memory), description.space)
-    add_contents(run, description.contents)
+    run.pager.set_ranges(memory_ranges(member.memory), member.space)
+    add_contents(run, run.staged.contents)
     run.pager.start()
     failpoint("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
@@ -174,15 +186,6 @@ def stage(run: Run, description: ProcessDescription) -> None:
     run.control.send(messages.Pushed(push=STAGING_PUSH))
 
 
-def with_known(run: Run, final: ProcessDescription) -> ProcessDescription:
-    """The final description with what the live one has told already."""
-    assert run.building is not None
-    staged = run.building.staged
-    if not final.as_staged:
-        return final
-    return msgspec.structs.replace(final, memory=staged.memory, files=final.files or staged.files)
-
-
 def add_contents(run: Run, contents: Iterable[Content]) -> None:
     """Tell the pager where the content of files without a path goes."""
     assert run.building is not None
@@ -191,7 +194,7 @@ def add_contents(run: Run, contents: Iterable[Content]) -> None:
         run.pager.add_object(content.space, build.content_descriptor(run.building, content), content.size)
 
 
-def wait_for_final(run: Run) -> ProcessDescription:
+def wait_for_final(run: Run) -> Migration:
     """Wait for the freeze. The frontend may still stop everything."""
     assert run.building is not None
     message: messages.Freezing | messages.Final = take_rounds(run)
@@ -202,7 +205,16 @@ def wait_for_final(run: Run) -> ProcessDescription:
         rehearse_often(functools.partial(build.rehearse, run.building))
         take_freezing(run, message)
         message = expect(run, due, FINAL_SECONDS)
-    return with_known(run, only_process(messages.unpack(message.payload, MigrationDescription)))
+    return take_final(run, messages.unpack(message.payload, Migration))
+
+
+def take_final(run: Run, final: Migration) -> Migration:
+    """The final description with what the live one has told already."""
+    assert run.staged is not None
+    staged = run.staged.members
+    if [member.space for member in final.members] != [member.space for member in staged]:
+        raise messages.broken("it describes other processes than before")
+    return with_staged(final, {member.space: member.memory for member in staged}, run.staged.mapped_files)
 
 
 def apply_final(run: Run) -> None:
@@ -210,31 +222,34 @@ def apply_final(run: Run) -> None:
     assert run.building is not None
     assert run.custody is not None
     assert run.pager is not None
+    assert run.staged is not None
     final = wait_for_final(run)
     run.final = final
+    member = only_member(final)
+    table = table_of(final, member)
     failpoint("destination-final")
     run.frozen = time.time()
     if not (run.resume_at_once and run.custody.guarded):
         say_frozen(run)
     appeared = [
-        *descriptor_blockers(final.descriptors, run.descriptor_options),
-        *new_file_blockers(final, run.building.staged, run.descriptor_options),
+        *descriptor_blockers(whole_table(final), run.descriptor_options),
+        *new_file_blockers(final, run.staged, run.descriptor_options),
     ]
     if appeared:
-        raise Refused(appeared, object=f"process {final.task.pid}", step="the frozen process")
-    build.apply_layout(run.building, final)
-    if not final.as_staged:
-        run.pager.set_ranges(memory_ranges(final.memory), final.space)
-    add_contents(run, new_contents(final.contents, run.building.staged.contents))
-    correct(run, final.corrected, final.memory)
+        raise Refused(appeared, object=f"process {member.task.pid}", step="the frozen process")
+    build.apply_layout(run.building, member, table)
+    if not member.as_staged:
+        run.pager.set_ranges(memory_ranges(member.memory), member.space)
+    add_contents(run, new_contents(final.contents, run.staged.contents))
+    correct(run, final.corrected, member.memory)
     receive_push(run, final.pushed)
-    drop_discarded(run, final.memory)
+    drop_discarded(run, member.memory)
     failpoint("destination-laid-out")
-    build.apply_threads(run.building, final, run.custody)
+    build.apply_threads(run.building, member, table, run.custody)
     failpoint("destination-built")
     blockers = compare_written(run, final, same_machine=False)
     # Asked for when there is a difference alone: a file that is read, while the process is frozen.
-    if blockers and is_same_machine(final.descriptors.place):
+    if blockers and is_same_machine(member.place):
         blockers = compare_written(run, final, same_machine=True)
     if blockers:
         # A process that runs again at the source writes again: then this is not the reason.
@@ -253,11 +268,11 @@ def say_frozen(run: Run) -> None:
     run.line.send("frozen", pid=run.building.husk.pid, time=run.frozen)
 
 
-def compare_written(run: Run, final: ProcessDescription, *, same_machine: bool) -> list[Blocker]:
+def compare_written(run: Run, final: Migration, *, same_machine: bool) -> list[Blocker]:
     """How what the process writes to, by a descriptor or a mapping, differs here from the source's."""
     return [
-        *compare_written_files(final.descriptors, run.descriptor_options, same_machine),
-        *compare_written_mappings(final.files, run.descriptor_options, same_machine),
+        *compare_written_files(whole_table(final), run.descriptor_options, same_machine),
+        *compare_written_mappings(final.mapped_files, run.descriptor_options, same_machine),
     ]
 
 

@@ -9,13 +9,14 @@ from live_migration.kernel import probe
 from live_migration.kernel.arch.arch import cpu
 from live_migration.process import task_restore
 from live_migration.process.attributes import timers
-from live_migration.process.description import ProcessDescription
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
 from live_migration.process.descriptors.files import File, preflight_file
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine
+from live_migration.process.member import Member
 from live_migration.process.memory.bridge import bridge_blockers
 from live_migration.process.memory.mapped_files import preflight_mapped_files
+from live_migration.process.migration import Migration, whole_table
 from live_migration.process.threads.rseq_fields import rseq_blockers
 from live_migration.restorer.husk_process import taken_ids
 from live_migration.restorer.options import RestoreOptions
@@ -33,41 +34,47 @@ class Peer:
 
 
 def preflight(
-    process: ProcessDescription, hosts: Peer, options: RestoreOptions, described: DescriptorOptions
+    migration: Migration, hosts: Peer, options: RestoreOptions, described: DescriptorOptions
 ) -> list[Blocker]:
-    """What stands in the way of restoring `process` on this host. Raises OSError."""
+    """What stands in the way of restoring all members of a migration on this host. Raises OSError."""
+    table = whole_table(migration)
+    return [
+        *_host_blockers(hosts, options),
+        *_ability_blockers(migration, hosts, options),
+        *(one for member in migration.members for one in member_blockers(member, options, described)),
+        *preflight_mapped_files(migration.mapped_files, described),
+        *descriptor_blockers(table, described),
+        *preflight_descriptors(table, described),
+        *room_blockers(sum(member.resident for member in migration.members), available_bytes()),
+    ]
+
+
+def member_blockers(member: Member, options: RestoreOptions, described: DescriptorOptions) -> list[Blocker]:
+    """What stands in the way of restoring this member, beside what it shares. Raises OSError."""
 
     def map_path(path: bytes) -> bytes:
         return os.fsencode(described.map_path(os.fsdecode(path)))
 
     return [
-        *_host_blockers(hosts, options),
-        *_ability_blockers(process, hosts, options),
-        *bridge_blockers(process.memory),
-        *rseq_blockers(process.task.memory_plan.auxiliary_vector, process.memory.mappings, described.map_path),
-        *_executable_blockers(process, described),
-        *preflight_mapped_files(process.files, described),
-        *descriptor_blockers(process.descriptors, described),
-        *preflight_descriptors(process.descriptors, described),
+        *bridge_blockers(member.memory),
+        *rseq_blockers(member.task.memory_plan.auxiliary_vector, member.memory.mappings, described.map_path),
+        *_executable_blockers(member, described),
         *task_restore.preflight_task(
-            process.task, task_restore.present_credentials(), map_path, timers.ids_can_be_chosen()
+            member.task, task_restore.present_credentials(), map_path, timers.ids_can_be_chosen()
         ),
-        *_id_blockers(process, options),
-        *room_blockers(process.resident, available_bytes()),
+        *_id_blockers(member, options),
     ]
 
 
-def new_file_blockers(
-    final: ProcessDescription, staged: ProcessDescription, described: DescriptorOptions
-) -> list[Blocker]:
-    """What is in the way of the files that the process has mapped and opened since it was staged. Raises OSError."""
-    known_files = frozenset(staged.files)
-    known = staged.descriptors.by_identity()
-    found = preflight_mapped_files([one for one in final.files if one not in known_files], described)
-    for one in final.descriptors.descriptions:
+def new_file_blockers(final: Migration, staged: Migration, described: DescriptorOptions) -> list[Blocker]:
+    """What is in the way of the files that members have mapped and opened since they were staged. Raises OSError."""
+    known_files = frozenset(staged.mapped_files)
+    known = {one.identity for one in staged.open_files}
+    found = preflight_mapped_files([one for one in final.mapped_files if one not in known_files], described)
+    for one in final.open_files:
         if isinstance(one.object, File) and one.identity not in known and one.standard is None:
             # Asked for here alone: a file that is read, while the process is frozen.
-            same_machine = is_same_machine(final.descriptors.place)
+            same_machine = is_same_machine(final.members[0].place)
             found += preflight_file(one.object, one.flags, one.name, described, same_machine)
     return found
 
@@ -92,11 +99,12 @@ def room_blockers(needed: int, available: int) -> list[Blocker]:
     ]
 
 
-def _ability_blockers(process: ProcessDescription, hosts: Peer, options: RestoreOptions) -> list[Blocker]:
+def _ability_blockers(migration: Migration, hosts: Peer, options: RestoreOptions) -> list[Blocker]:
     """What this kernel lacks, or this user may not do: found by doing it."""
+    taken = (taken_ids(member.task) for member in migration.members)
     lacks = probe.destination_lacks(
         keep_ids=True,
-        namespace=options.pid == "namespace" or (options.pid == "auto" and bool(taken_ids(process.task))),
+        namespace=options.pid == "namespace" or (options.pid == "auto" and any(taken)),
         clocks=hosts.here.boot_id != hosts.there.boot_id,
     )
     return [Blocker(lack.object, lack.cause, lack.remedy) for lack in lacks]
@@ -122,23 +130,23 @@ def _host_blockers(hosts: Peer, options: RestoreOptions) -> list[Blocker]:
     return found
 
 
-def _executable_blockers(process: ProcessDescription, described: DescriptorOptions) -> list[Blocker]:
-    path = described.map_path(process.executable)
+def _executable_blockers(member: Member, described: DescriptorOptions) -> list[Blocker]:
+    path = described.map_path(member.executable)
     if os.access(path, os.R_OK | os.X_OK):
         return []
     return [
         Blocker(
-            f"executable {process.executable}",
+            f"executable {member.executable}",
             f"{path} is not here or may not be executed",
             "install it here or point to it with --map-path OLD=NEW",
         )
     ]
 
 
-def _id_blockers(process: ProcessDescription, options: RestoreOptions) -> list[Blocker]:
+def _id_blockers(member: Member, options: RestoreOptions) -> list[Blocker]:
     if options.pid != "keep":
         return []
     return [
         Blocker(f"id {tid}", "is taken on this host", "use --pid namespace, or end the process that has it")
-        for tid in taken_ids(process.task)
+        for tid in taken_ids(member.task)
     ]

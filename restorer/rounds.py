@@ -8,11 +8,13 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
+import msgspec
+
 from live_migration._lm import lib
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import SYS_madvise, SYS_mprotect, SYS_prctl
 from live_migration.pager.pager import PagedRange, RangeKind
-from live_migration.process.description import Layout
+from live_migration.process.member import Layout
 from live_migration.process.memory.mapped_files import preflight_mapped_files
 from live_migration.process.memory.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from live_migration.restorer import stage as build
@@ -53,7 +55,8 @@ def take_rounds(run: Run) -> messages.Freezing:
             _keep_pages_small(run)
             small = True
         if message.payload != messages.NOTHING:
-            _follow_layout(run, messages.unpack(message.payload, Layout))
+            for layout in messages.unpack(message.payload, list[Layout]):
+                _follow_layout(run, layout)
         with interrupted_by_frontend(run):
             receive_push(run, message.push)
         failpoint("destination-round")
@@ -86,11 +89,15 @@ def _follow_layout(run: Run, layout: Layout) -> None:
     """Lay the husk out as the source is now."""
     assert run.building is not None
     assert run.pager is not None
+    assert run.staged is not None
+    if layout.space != run.building.staged.space:
+        raise messages.broken(f"it lays out the memory of space {layout.space}, which no member has")
     blockers = preflight_mapped_files(layout.files, run.descriptor_options)
     if blockers:
         raise Refused(blockers, object="a file that the process has mapped meanwhile")
-    build.follow_layout(run.building, layout)
-    run.pager.set_ranges(memory_ranges(layout.memory), run.building.staged.space)
+    build.follow_layout(run.building, layout.memory)
+    run.staged = msgspec.structs.replace(run.staged, members=[run.building.staged], mapped_files=layout.files)
+    run.pager.set_ranges(memory_ranges(layout.memory), layout.space)
 
 
 def correct(run: Run, push: int, memory: AddressSpace) -> None:

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from live_migration.pager.pager import Pager
-from live_migration.process.description import ProcessDescription
 from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.migration import Migration
 from live_migration.restorer import stage as build
 from live_migration.restorer.custody import Custody
 from live_migration.restorer.frontend_line import Line
@@ -39,7 +39,8 @@ class Run:
     custody: Custody | None = None
     building: build.Construction | None = None
     pager: Pager | None = None
-    final: ProcessDescription | None = None
+    staged: Migration | None = None
+    final: Migration | None = None
     exit_status: int | None = None
     resume_at_once: bool = True
     frozen: float = 0.0

@@ -34,7 +34,6 @@ from live_migration.process import task_restore
 from live_migration.process.attributes import clocks, limits, prctl, timers
 from live_migration.process.attributes.credentials import Credentials
 from live_migration.process.attributes.signals import sent_after_resume
-from live_migration.process.description import Layout, ProcessDescription
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, number_of_inode
 from live_migration.process.descriptors.opening import (
@@ -47,6 +46,7 @@ from live_migration.process.descriptors.opening import (
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.rows import descriptor_rows, last_rows
 from live_migration.process.descriptors.table import Table
+from live_migration.process.member import Member
 from live_migration.process.memory.bridge import is_needed, plan_bridge
 from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mappings import AddressSpace
@@ -76,13 +76,15 @@ REHEARSED = 8
 
 @dataclass
 class Construction:
-    """A husk and what has been put into it. `threads`: id inside the process -> id for this host.
+    """A husk and what has been put into it: what the `staged` member was with its `table` of descriptors. `threads`: id
+    inside the process -> id for this host.
 
     `warnings` are sentences on what the moved process has less of here."""
 
     husk: Husk
     options: DescriptorOptions
-    staged: ProcessDescription
+    staged: Member
+    table: Table
     opened: OpenedDescriptors
     offsets: clocks.Offsets | None
     present: Credentials
@@ -96,30 +98,33 @@ class Construction:
 def stage(
     pid: int,
     pidfd_number: int,
-    description: ProcessDescription,
+    member: Member,
+    table: Table,
     options: DescriptorOptions,
     offsets: clocks.Offsets | None,
 ) -> Construction:
-    """Fill the freshly started, stopped husk `pid`, which holds a pidfd of this process at `pidfd_number`
-    and no other descriptor. Raises SyscallFailed, OSError, ProcessGone.
+    """Fill the freshly started, stopped husk `pid` with a member and its `table` of descriptors.
+
+    The husk holds a pidfd of this process at `pidfd_number` and no other descriptor. Raises SyscallFailed, OSError,
+    ProcessGone.
     """
-    area = make_area(pid, [description.memory])
+    area = make_area(pid, [member.memory])
     husk = Husk(pid, area, pidfd_number)
-    opened = open_descriptors(description.descriptors, options)
+    opened = open_descriptors(table, options)
     present, restore_ids = task_restore.present_credentials(), timers.ids_can_be_chosen()
     may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)
-    building = Construction(husk, options, description, opened, offsets, present, may_raise, restore_ids)
+    building = Construction(husk, options, member, table, opened, offsets, present, may_raise, restore_ids)
     _empty(building)
     _plan(building)
-    _install(building, None, opened.part_of(description.descriptors))
-    _lay_out(building, NOTHING, description)
-    building.warnings += limits.restore_outside(pid, description.task.limits)
+    _install(building, None, opened.part_of(table))
+    _lay_out(building, NOTHING, member.memory, table)
+    building.warnings += limits.restore_outside(pid, member.task.limits)
     building.userfaultfd = take_userfaultfd(pid)
-    building.threads = {description.task.pid: pid}
-    _create_threads(building, [thread.tid for thread in description.task.threads[1:]])
+    building.threads = {member.task.pid: pid}
+    _create_threads(building, [thread.tid for thread in member.task.threads[1:]])
     _stage_threads(building)
-    reachable = limits.reachable(description.task.limits.limits, limits.present_limits(pid), may_raise)
-    building.warnings += task_restore.warnings(description.task, present, reachable)
+    reachable = limits.reachable(member.task.limits.limits, limits.present_limits(pid), may_raise)
+    building.warnings += task_restore.warnings(member.task, present, reachable)
     return building
 
 
@@ -181,9 +186,8 @@ def _install(building: Construction, staged: Table | None, final: Table) -> None
     run(husk, program)
 
 
-def _lay_out(building: Construction, before: AddressSpace, description: ProcessDescription) -> None:
-    """Bring the husk's layout from what it is to what is described."""
-    after, table = description.memory, description.descriptors
+def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, table: Table) -> None:
+    """Bring the husk's layout from what it is to what is described. `table` leads to files without a path."""
     change = difference(before, after)
     if not (change.unmap or change.make or change.protect):
         return
@@ -250,15 +254,14 @@ def content_descriptor(building: Construction, content: Content) -> int:
     return scratch
 
 
-def apply_layout(building: Construction, final: ProcessDescription) -> None:
+def apply_layout(building: Construction, final: Member, table: Table) -> None:
     """The first part of the final step: memory and descriptors as they are at the source now.
 
     Raises SyscallFailed, OSError."""
-    staged = building.staged
-    before = building.opened.part_of(staged.descriptors)
-    update_descriptors(building.opened, final.descriptors)
-    _install(building, before, final.descriptors)
-    _lay_out(building, staged.memory, final)
+    before = building.opened.part_of(building.table)
+    update_descriptors(building.opened, table)
+    _install(building, before, table)
+    _lay_out(building, building.staged.memory, final.memory, table)
     _drop_unchanged(building, final)
 
 
@@ -268,7 +271,7 @@ def rehearse(building: Construction) -> None:
 
     Raises SyscallFailed, OSError."""
     staged = building.staged
-    few = first_of(staged.descriptors, REHEARSED)
+    few = first_of(building.table, REHEARSED)
     descriptor_blockers(few, building.options)
     descriptor_changes(few, few)
     memory = AddressSpace(mappings=staged.memory.mappings[:REHEARSED])
@@ -287,14 +290,13 @@ def first_of(table: Table, count: int) -> Table:
     return msgspec.structs.replace(table, descriptions=descriptions, descriptors=descriptors)
 
 
-def follow_layout(building: Construction, layout: Layout) -> None:
+def follow_layout(building: Construction, memory: AddressSpace) -> None:
     """While the source runs: its memory has another layout now. Raises SyscallFailed, OSError."""
-    now = msgspec.structs.replace(building.staged, memory=layout.memory, files=layout.files)
-    _lay_out(building, building.staged.memory, now)
-    building.staged = now
+    _lay_out(building, building.staged.memory, memory, building.table)
+    building.staged = msgspec.structs.replace(building.staged, memory=memory)
 
 
-def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
+def _drop_unchanged(building: Construction, final: Member) -> None:
     """Pages of files that were changed when they were pushed and are the file's again: drop the copy."""
     if final.dropped:
         program = Program("dropping pages")
@@ -305,7 +307,7 @@ def _drop_unchanged(building: Construction, final: ProcessDescription) -> None:
         run(building.husk, program)
 
 
-def apply_threads(building: Construction, final: ProcessDescription, custody: Custody) -> None:
+def apply_threads(building: Construction, final: Member, table: Table, custody: Custody) -> None:
     """The second part, when hot and eager pages are in place: threads, signals, timers, credentials,
     registers.
 
@@ -329,13 +331,13 @@ def apply_threads(building: Construction, final: ProcessDescription, custody: Cu
     map_path = _bytes_map(building.options)
     task_restore.restore_process(program, task, map_path, building.restore_ids, building.staged.task)
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
-    descriptor_rows(program, final.descriptors)
-    seal_descriptors(building.opened, final.descriptors)
+    descriptor_rows(program, table)
+    seal_descriptors(building.opened, table)
     present = limits.present_limits(building.husk.pid)
     reachable = limits.reachable(task.limits.limits, present, building.may_raise)
     task_restore.limit_process(program, task, reachable, present)
     thread_restore.restore_thread(program, leader, task.pid, building.present, staged[leader.tid])
-    last_rows(program, final.descriptors, building.opened.handed_over)
+    last_rows(program, table, building.opened.handed_over)
     elapsed = clocks.elapsed_since(task.clocks, building.offsets)
     task_restore.finish_process(program, task, elapsed)
     run(building.husk, program)

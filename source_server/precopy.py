@@ -18,10 +18,10 @@ import msgspec
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.memory.maps import maps_text
 from live_migration.kernel.memory.referenced import clear_referenced, resident_bytes, snapshot_touched
-from live_migration.process.description import Layout, Runs
 from live_migration.process.descriptors.contents import inodes_without_path
 from live_migration.process.descriptors.files import File
 from live_migration.process.descriptors.table import Table
+from live_migration.process.member import Layout, Runs
 from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import mapped_file_blockers, snapshot_mapped_files_live
 from live_migration.process.memory.mappings import AddressSpace, Kind, layout_text, mapping_blockers, reread
@@ -30,7 +30,7 @@ from live_migration.source_server.convergence import Verdict, allowed_downtime_m
 from live_migration.source_server.pages.client import PageClient, PushRun
 from live_migration.source_server.pages.rounds import Rounds, round_ranges
 from live_migration.source_server.same_program import program_gone
-from live_migration.source_server.snapshot import PAGE, SPACE, SourceSnapshot, changed_file_pages
+from live_migration.source_server.snapshot import PAGE, SourceSnapshot, changed_file_pages
 from live_migration.source_server.tracking import OURS, brief_freeze, start_tracking
 from live_migration.wire import messages
 from live_migration.wire.control import ControlChannel
@@ -107,7 +107,7 @@ class LiveCopy:
 
         Raises OSError, ProcessGone."""
         if self.plain:
-            self.client.push(push, _plain_runs(memory), changed=True, urgent=True)
+            self.client.push(push, _plain_runs(self.seen.space, memory), changed=True, urgent=True)
             return
         assert self.rounds is not None
         if memory is not self.seen.memory:
@@ -172,7 +172,7 @@ def _begin(copy: LiveCopy) -> None:
     tracker = start_tracking(copy.seen, soft=copy.parameters.rounds > 0)
     if tracker is None:
         return
-    copy.rounds = Rounds(copy.client, SPACE, copy.seen.pid, tracker)
+    copy.rounds = Rounds(copy.client, copy.seen.space, copy.seen.pid, tracker)
     copy.seen = dataclasses.replace(copy.seen, ours=OURS)
     copy.rounds.watch(round_ranges(copy.seen.memory))
 
@@ -217,7 +217,7 @@ def _without_tracking(copy: LiveCopy) -> None:
     copy.control.send(messages.Round(number=1, push=push))
     begun, before = time.monotonic_ns(), copy.client.counters["wire_bytes"]
     sent = copy.client.counters["pushed_pages"]
-    copy.client.push(push, _plain_runs(copy.seen.memory), remember=True)
+    copy.client.push(push, _plain_runs(copy.seen.space, copy.seen.memory), remember=True)
     copy.control.expect(messages.Pushed, ANSWER_SECONDS)
     done = Round(pages=copy.client.counters["pushed_pages"] - sent, ms=(time.monotonic_ns() - begun) / 1e6)
     done.bytes = copy.client.counters["wire_bytes"] - before
@@ -225,8 +225,8 @@ def _without_tracking(copy: LiveCopy) -> None:
     copy.done.append(done)
 
 
-def _plain_runs(memory: AddressSpace) -> list[PushRun]:
-    return [PushRun(SPACE, one.start, one.end, present=not one.shared) for one in round_ranges(memory)]
+def _plain_runs(space: int, memory: AddressSpace) -> list[PushRun]:
+    return [PushRun(space, one.start, one.end, present=not one.shared) for one in round_ranges(memory)]
 
 
 def _say(copy: LiveCopy, text: str) -> None:
@@ -300,7 +300,7 @@ def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
     number = len(copy.done) + 1
     push = ROUND_PUSH + number
     layout = _follow_layout(copy)
-    payload = messages.pack(layout) if layout is not None else messages.NOTHING
+    payload = messages.pack([layout]) if layout is not None else messages.NOTHING
     copy.control.send(messages.Round(number=number, push=push, payload=payload))
     copy.rounds.watch(round_ranges(copy.seen.memory))
     begun = time.monotonic_ns()
@@ -339,7 +339,7 @@ def _push_eager(copy: LiveCopy, push: int) -> None:
     changed = changed_file_pages(copy.seen.pid, copy.seen.memory)
     known = set(copy.seen.pushed)
     copy.seen.pushed.extend(run for run in changed if run not in known)
-    runs = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in changed]
+    runs = [PushRun(copy.seen.space, run.address, run.address + run.pages * PAGE) for run in changed]
     copy.client.push(push, runs, remember=True, changed=True)
 
 
@@ -359,9 +359,9 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     memory, files = snapshot_mapped_files_live(pid, memory)
     if blockers := [*mapping_blockers(memory, pathless), *mapped_file_blockers(files)]:
         raise Refused(blockers, object=f"process {pid}", step=STEP)
-    copy.client.discard_pushed(SPACE, difference(seen.memory, memory).unmap)
+    copy.client.discard_pushed(seen.space, difference(seen.memory, memory).unmap)
     copy.seen = dataclasses.replace(seen, memory=memory, layout=layout_text(pid, memory, pathless), files=files)
-    return Layout(memory=memory, files=files)
+    return Layout(space=seen.space, memory=memory, files=files)
 
 
 def push_failed(control: ControlChannel, pid: int, step: str, error: OSError) -> LocalError:

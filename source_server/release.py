@@ -31,7 +31,7 @@ def tell_hot(run: Run) -> None:
     hot = run.copy.hot() if run.copy.resume_at_once and not run.copy.is_to_correct else []
     if hot:
         with contextlib.suppress(MigrationError):
-            run.control.send(messages.Hot(payload=messages.pack(hot)))
+            run.control.send(messages.Hot(payload=messages.pack({run.seen.space: hot})))
 
 
 def serve_until_finished(run: Run, committed: handover.Committed) -> None:

@@ -13,25 +13,23 @@ import gc
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
-
-import msgspec
+from collections.abc import Iterable, Iterator
 
 from live_migration.kernel import cpu_dma_latency, pidfd
 from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.memory.own_memory import make_own
-from live_migration.process.description import MigrationDescription, ProcessDescription, Runs
 from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
 from live_migration.process.descriptors.retire import retire_sockets
 from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
+from live_migration.process.member import Runs
 from live_migration.process.memory import vdso
 from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers
 from live_migration.process.memory.mappings import AddressSpace
+from live_migration.process.migration import MemberParts, migration_of, without_staged
 from live_migration.process.rehearsal import rehearse_often
-from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.options import ServeOptions
@@ -45,7 +43,6 @@ from live_migration.source_server.run import KEPT, Run, fill_report, tell, write
 from live_migration.source_server.snapshot import (
     FINAL_PUSH,
     PAGE,
-    SPACE,
     STAGING_PUSH,
     FrozenSource,
     SourceSnapshot,
@@ -79,14 +76,8 @@ def serve(options: ServeOptions, events: Events) -> int:
     started = time.time()
     check_fault()
     stop_by_signal()
-    with witnesses(options.pid) as seen_by:
-        return _serve(options, events, seen_by, started)
-
-
-def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], started: float) -> int:
     try:
         seen, blockers = look(options.pid)
-        blockers += witness_blockers(options.pid, seen_by)
     except Refused as error:
         if options.check:
             return int(events.checked(options.pid, list(error.blockers)))
@@ -107,10 +98,10 @@ def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], starte
         stack.callback(roles.close)
         control = ControlChannel(roles.control)
         try:
-            seen = look_after_waiting(options.pid, seen_by)
+            seen = look_after_waiting(options.pid)
             store = stack.enter_context(PageStore())
             client = stack.enter_context(PageClient(store))
-            store.add_process(SPACE, options.pid)
+            store.add_process(seen.space, options.pid)
             connect(client, options, roles)
             run = Run(options, events, seen, control, store, client, custody, report)
             _migrate(run)
@@ -126,13 +117,12 @@ def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], starte
     return int(ExitCode.OK)
 
 
-def look_after_waiting(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
+def look_after_waiting(pid: int) -> SourceSnapshot:
     """The process as it is now: a destination may have come after hours, and what has changed since need not show at
     the freeze (an mlock or madvise of a whole mapping, another program at the same addresses).
 
     Raises Refused, LocalError."""
-    seen, blockers = look(pid, seen_by)
-    blockers += witness_blockers(pid, seen_by)
+    seen, blockers = look(pid)
     if blockers:
         raise Refused(blockers, object=f"process {pid}")
     return seen
@@ -194,15 +184,14 @@ def stage(run: Run) -> Parameters:
     run.same_machine = greeting.host.boot_id == run.seen.descriptors.table.place.boot
     if not run.same_machine and (blockers := other_host_blockers(run.seen.pid, run.seen.files)):
         raise Refused(blockers, object=f"process {run.seen.pid}")
-    whole = MigrationDescription(processes=[run.seen.description()])
-    run.control.send(messages.Description(payload=messages.pack(whole)))
+    run.control.send(messages.Description(payload=messages.pack(migration_of([run.seen.description()]))))
     failpoint("source-described")
     run.control.expect(messages.Staged, STAGING_SECONDS)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
     run.served = serve_contents(run.store, run.seen)
     try:
-        run.client.push(STAGING_PUSH, push_runs(run.seen.pushed, run.served), remember=True)
+        run.client.push(STAGING_PUSH, push_runs(run.seen.space, run.seen.pushed, run.served), remember=True)
     except OSError as error:
         raise push_failed(run.control, run.options.pid, "pushing while the process runs", error) from None
     run.control.expect(messages.Pushed, STAGING_SECONDS)
@@ -253,7 +242,7 @@ def rehearse_freeze(run: Run) -> None:
     """Do once, for nothing, what `freeze_once` does."""
     rehearse(run.seen)
     described = run.seen.description()
-    passing_blockers(described.descriptors, run.same_machine)
+    passing_blockers(described.table, run.same_machine)
     messages.encode(final(run, described, 0))
 
 
@@ -277,26 +266,27 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         asked = handover.query_threads(state)
         if asked.memory is not run.seen.memory:
             # What the destination makes anew has nothing of what was pushed there.
-            run.client.discard_pushed(SPACE, difference(run.seen.memory, asked.memory).unmap)
+            run.client.discard_pushed(run.seen.space, difference(run.seen.memory, asked.memory).unmap)
         correct_early(run, pusher, correction, asked.memory)
         source = handover.describe(state, asked)
         failpoint("source-asked")
-        passing += passing_blockers(source.description.descriptors, run.same_machine)
+        passing += passing_blockers(source.description.table, run.same_machine)
         if passing and not last:
             source.descriptors.close()
             raise PassingBlockers
         if source.blockers or passing:
             raise Refused([*source.blockers, *passing], object=f"process {run.options.pid}", step="the frozen process")
         if not run.same_machine:
-            flush_written_files(source.description.descriptors, source.descriptors.duplicates)
-            flush_written_mappings(run.seen.pid, source.description.memory.mappings)
+            flush_written_files(source.description.table, source.descriptors.duplicates)
+            flush_written_mappings(run.seen.pid, source.description.member.memory.mappings)
         serve_new_contents(run.store, run.served, source)
         corrected = correct_late(run, pusher, source)
         # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.
         described = messages.encode(final(run, source.description, corrected))
         run.custody.describing(len(described))
         run.control.send_bytes(described, left(deadline))
-        runs = push_runs([*source.hot, *source.description.changed], source.description.contents)
+        first = [*source.hot, *source.description.member.changed]
+        runs = push_runs(run.seen.space, first, source.description.contents)
         pusher.do(lambda: run.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
         failpoint("source-final-sent")
         run.events.emit("frozen", run.options.pid)
@@ -312,7 +302,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         outlast_signals(lambda: run.events.note(KEPT.format(pid=run.options.pid), 0))
     # Nothing may fail any more: what cannot be tidied up is left.
     with contextlib.suppress(OSError, ProcessGone):
-        retire_sockets(source.description.descriptors, source.descriptors.duplicates, handed_over)
+        retire_sockets(source.description.table, source.descriptors.duplicates, handed_over)
         source.descriptors.close()
     return committed
 
@@ -350,9 +340,9 @@ def correct_early(run: Run, pusher: Pusher, correction: int, memory: AddressSpac
 
 def correct_late(run: Run, pusher: Pusher, source: FrozenSource) -> int:
     """Correct what only the description tells of; the number of that push, 0 if there is nothing of it."""
-    copy, memory = run.copy, source.description.memory
+    copy, memory = run.copy, source.description.member.memory
     assert copy is not None
-    void = writes_past_the_tracker(source.description.descriptors)
+    void = writes_past_the_tracker(source.description.table)
     if not copy.is_to_correct or (copy.is_tracked and memory is run.seen.memory and not void):
         return 0
     correction = copy.next_correction()
@@ -360,24 +350,16 @@ def correct_late(run: Run, pusher: Pusher, source: FrozenSource) -> int:
     return correction
 
 
-def without_known(seen: SourceSnapshot, description: ProcessDescription, corrected: int) -> ProcessDescription:
-    """The final description without what the destination has already: the shortest message freezes the least."""
-    description = msgspec.structs.replace(description, corrected=corrected)
-    if description.memory is not seen.memory:
-        return description
-    files = [] if description.files is seen.files else description.files
-    return msgspec.structs.replace(description, memory=AddressSpace(mappings=[]), files=files, as_staged=True)
+def final(run: Run, description: MemberParts, corrected: int) -> messages.Final:
+    """The message that describes the frozen process, without what the destination has already."""
+    whole = migration_of([description], pushed=FINAL_PUSH, corrected=corrected)
+    told = without_staged(whole, {run.seen.space: run.seen.memory}, run.seen.files)
+    return messages.Final(payload=messages.pack(told))
 
 
-def final(run: Run, description: ProcessDescription, corrected: int) -> messages.Final:
-    """The message that describes the frozen process."""
-    whole = MigrationDescription(processes=[without_known(run.seen, description, corrected)])
-    return messages.Final(payload=messages.pack(whole))
-
-
-def push_runs(runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:
-    """Pages and whole files to push, as a client of the page store wants them."""
-    pages = [PushRun(SPACE, run.address, run.address + run.pages * PAGE) for run in runs]
+def push_runs(space: int, runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:
+    """Pages of a process and whole files to push, as a client of the page store wants them."""
+    pages = [PushRun(space, run.address, run.address + run.pages * PAGE) for run in runs]
     return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
 
 

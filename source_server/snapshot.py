@@ -35,12 +35,12 @@ from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
 from live_migration.process.attributes.limits import memory_limit_blockers
 from live_migration.process.attributes.status import parse_status, read_status, resident_bytes
-from live_migration.process.description import ProcessDescription, Runs
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.snapshot import Snapshot, see_and_describe, snapshot_descriptors
 from live_migration.process.family import is_32_bit, process_blockers
+from live_migration.process.member import Member, Runs
 from live_migration.process.memory.bridge import changed_blockers
 from live_migration.process.memory.mapped_files import (
     MappedFile,
@@ -61,6 +61,8 @@ from live_migration.process.memory.mappings import (
     snapshot_address_space,
 )
 from live_migration.process.memory.shared_memory import shared_memory_blockers
+from live_migration.process.migration import MemberParts
+from live_migration.process.numbering import Numbering
 from live_migration.process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
 from live_migration.process.rehearsal import rehearse_description
 from live_migration.process.scope import HostScan, Scope, scope_of
@@ -69,7 +71,6 @@ from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import LocalError, Refused
 from live_migration.wire.exit_codes import ExitCode
 
-SPACE = 0
 STAGING_PUSH = 1
 FINAL_PUSH = 2
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -83,6 +84,7 @@ class SourceSnapshot:
 
     pid: int
     scope: Scope
+    numbering: Numbering
     program: ExecutedProgram
     task: tasks.LiveTask
     descriptors: Snapshot
@@ -97,18 +99,24 @@ class SourceSnapshot:
     pushed: list[Runs] = field(default_factory=list)
     ours: frozenset[str] = frozenset()
 
-    def description(self) -> ProcessDescription:
+    @property
+    def space(self) -> int:
+        """The number of its memory in the page stream."""
+        return self.numbering.space_of(self.pid)
+
+    def description(self) -> MemberParts:
         """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
-        return ProcessDescription(
-            space=SPACE,
+        member = Member(
+            space=self.space,
+            place=self.descriptors.table.place,
             executable=self.executable,
             memory=self.memory,
             task=msgspec.structs.replace(self.task.description, clocks=snapshot_clocks(self.pid)),
-            descriptors=self.descriptors.table,
-            files=self.files,
-            contents=self.contents,
+            session=self.task.session.id,
+            descriptors=self.descriptors.table.descriptors,
             resident=resident_bytes(parse_status(read_status(self.pid))),
         )
+        return MemberParts(member, self.descriptors.table, self.contents, self.files, self.task.session)
 
 
 @dataclass(frozen=True)
@@ -132,18 +140,17 @@ class FrozenSource:
     stopped: tasks.StoppedTask
     pending: tasks.PendingSignals
     descriptors: Snapshot
-    description: ProcessDescription
+    description: MemberParts
     blockers: list[Blocker]
     hot: list[Runs]
 
 
-def look(pid: int, seen_by: Sequence[int] = ()) -> tuple[SourceSnapshot, list[Blocker]]:
+def look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
     """Snapshot at the running process; what stands in the way as far as the source can tell, all of it.
-    `seen_by` are witnesses, for the freeze (process/threads/landlock.py).
 
     Raises Refused when it is no process that can be looked at, LocalError when there is none or no permission."""
     try:
-        return _look(pid, seen_by)
+        return _look(pid)
     except (ProcessGone, FileNotFoundError, ProcessLookupError):
         raise LocalError(
             step=STEP,
@@ -166,7 +173,7 @@ def _not_permitted(pid: int, error: OSError) -> LocalError:
     )
 
 
-def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocker]]:
+def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
     prepare()
     scan = HostScan(scope_of(pid))
     status = parse_status(read_status(pid))
@@ -176,7 +183,7 @@ def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocke
         first = first or [Blocker(f"process {pid}", "it has no memory of its own", "name another process")]
         raise Refused(first, object=f"process {pid}")
     try:
-        seen, found = _snapshot_closely(pid, status, scan, seen_by)
+        seen, found = _snapshot_closely(pid, status, scan)
         return seen, first + found
     except PermissionError as error:
         if not first:
@@ -187,12 +194,11 @@ def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocke
         raise Refused(found, object=f"process {pid}", code=ExitCode.NO_PERMISSION) from None
 
 
-def _snapshot_closely(
-    pid: int, status: dict[str, str], scan: HostScan, seen_by: Sequence[int]
-) -> tuple[SourceSnapshot, list[Blocker]]:
+def _snapshot_closely(pid: int, status: dict[str, str], scan: HostScan) -> tuple[SourceSnapshot, list[Blocker]]:
+    numbering = Numbering()
     program = executed_program(pid)
     live = tasks.snapshot_task(pid)
-    descriptors = snapshot_descriptors(pid, scan=scan)
+    descriptors = snapshot_descriptors(pid, scan=scan, numbering=numbering)
     pathless = inodes_without_path(descriptors.table)
     memory, files = snapshot_mapped_files_live(pid, snapshot_address_space(pid, pathless))
     entries = maps(pid)
@@ -212,6 +218,7 @@ def _snapshot_closely(
         SourceSnapshot(
             pid,
             scan.scope,
+            numbering,
             program,
             live,
             descriptors,
@@ -221,8 +228,8 @@ def _snapshot_closely(
             files,
             gadgets or Gadgets(0, 0),
             end_signal or 0,
-            compose_questions(live.description.timers.posix_timers, seen_by),
-            snapshot_contents(descriptors.table),
+            compose_questions(live.description.timers.posix_timers),
+            snapshot_contents(descriptors.table, numbering),
         ),
         found,
     )
@@ -341,24 +348,25 @@ def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
         files = snapshot_written_again(pid, look.files, memory.mappings)
     else:
         files = snapshot_mapped_files(pid, memory.mappings)
-    description = ProcessDescription(
-        space=SPACE,
+    member = Member(
+        space=look.space,
+        place=descriptors.table.place,
         executable=look.executable,
         memory=memory,
         task=task,
-        descriptors=descriptors.table,
-        files=files,
+        session=asked.stopped.session.id,
+        descriptors=descriptors.table.descriptors,
         changed=changed,
         dropped=no_longer(_of_private_files(look.pushed, memory), changed),
-        contents=snapshot_contents(descriptors.table, look.contents),
-        pushed=FINAL_PUSH,
     )
+    contents = snapshot_contents(descriptors.table, look.numbering)
+    description = MemberParts(member, descriptors.table, contents, files, asked.stopped.session)
     blockers = tasks.frozen_blockers(task, asked.answers, scan)
     pathless = inodes_without_path(descriptors.table)
     # A file without a path may have lost its descriptor while its mapping stays.
     if not same or pathless != inodes_without_path(look.descriptors.table):
         blockers += mapping_blockers(memory, pathless)
-    hot = hot_runs(description)
+    hot = hot_runs(member)
     return FrozenSource(asked.threads, asked.stopped, asked.pending, descriptors, description, blockers, hot)
 
 
@@ -374,9 +382,9 @@ def rehearse(look: SourceSnapshot) -> None:
         see_and_describe(look.pid, look.descriptors, frozen=False).close()
         changed = changed_file_pages(look.pid, look.memory)
         no_longer(look.pushed, changed)
-        snapshot_contents(look.descriptors.table, look.contents)
+        snapshot_contents(look.descriptors.table, look.numbering)
         snapshot_written_again(look.pid, look.files, look.memory.mappings)
-        hot_runs(look.description())
+        hot_runs(look.description().member)
 
 
 def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
@@ -414,15 +422,15 @@ def frame_of(pid: int, look: SourceSnapshot, mappings: Sequence[Mapping | MapEnt
     )
 
 
-def hot_runs(description: ProcessDescription) -> list[Runs]:
+def hot_runs(member: Member) -> list[Runs]:
     """The pages, in memory that is paged on demand, which the threads and the kernel for them touch first."""
     pages = {
         page
-        for thread in description.task.threads
+        for thread in member.task.threads
         for address, length in thread_parts.hot_addresses(thread)
         for page in range(address // PAGE, (address + length - 1) // PAGE + 1)
     }
-    paged = paged_on_demand(description.memory)
+    paged = paged_on_demand(member.memory)
     found = []
     for address in sorted(page * PAGE for page in pages):
         after = bisect(paged, address, key=lambda mapping: mapping.start)

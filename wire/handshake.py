@@ -43,7 +43,7 @@ from live_migration.wire.errors import ProtocolError
 from live_migration.wire.exit_codes import ExitCode
 
 MAGIC = b"LMIGRATE"
-VERSION = 1
+VERSION = 2
 NONCE_BYTES = 32
 SESSION_BYTES = 16
 NO_SESSION = bytes(SESSION_BYTES)

@@ -52,7 +52,7 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
-    """Source: the process as it is while it runs."""
+    """Source: the migration, its members as they are while they run."""
 
     payload: msgspec.Raw
 
@@ -62,7 +62,6 @@ class Blockers(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
     found: list[Blocker]
     code: int = int(ExitCode.REFUSED)
-    step: str = "the preflight"
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="staged"):
@@ -80,7 +79,7 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="p
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="round"):
-    """Source: a round of pages follows on BULK as push number `push`; `payload` is the layout, if it has changed."""
+    """Source: a round of pages follows on BULK as push number `push`; `payload` are the layouts that have changed."""
 
     number: Count
     push: PushNumber
@@ -107,7 +106,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="final"):
-    """Source: the process as it is, frozen."""
+    """Source: the migration again, its members frozen."""
 
     payload: msgspec.Raw
 
@@ -137,7 +136,7 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
 
 class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
-    """Source, after COMMIT: runs of pages that were touched last, to be fetched before all else."""
+    """Source, after COMMIT: by space, runs of pages that were touched last, to be fetched before all else."""
 
     payload: msgspec.Raw
 
@@ -344,7 +343,7 @@ def error_of(abort: Abort) -> RemoteError:
 
 def blockers_of(error: Refused) -> Blockers:
     """The message that tells the peer of blockers found on this side."""
-    return Blockers(found=list(error.blockers), code=int(error.code), step=error.step)
+    return Blockers(found=list(error.blockers), code=int(error.code))
 
 
 def refusal_of(message: Blockers) -> Refused:
@@ -352,7 +351,7 @@ def refusal_of(message: Blockers) -> Refused:
     kept = (ExitCode.FILES, ExitCode.NO_PERMISSION)
     code = next((code for code in kept if code == message.code), ExitCode.REFUSED)
     found = [Blocker(*(_one_line(word) for word in (one.object, one.cause, one.remedy))) for one in message.found]
-    return Refused(found, step=f"the other side, {_one_line(message.step)}", code=code)
+    return Refused(found, step="the other side's preflight", code=code)
 
 
 def _one_line(text: str) -> str:

@@ -48,7 +48,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
-    """One per process: answers of prctl(2), and its session as the process sees it."""
+    """One per process: answers of prctl(2)."""
 
     dumpable: int = 1
     subreaper: int = 0
@@ -56,7 +56,6 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     write_execute_denied: int = 0
     memory_merge: int = 0
     membarrier: int = 0
-    session: int = 0
 
 
 def parse_stat(text: str) -> list[str]:
@@ -74,13 +73,6 @@ def snapshot_stat(pid: int) -> list[str]:
         return parse_stat(read_proc(f"/proc/{pid}/stat").decode(errors="surrogateescape"))
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessGone(pid) from None
-
-
-def snapshot_attributes(pid: int, status: dict[str, str]) -> Attributes:
-    """Its session from outside; the rest is asked (`query_attributes`)."""
-    fields = snapshot_stat(pid)
-    sessions = status.get("NSsid", fields[5]).split()
-    return Attributes(session=int(sessions[-1]))
 
 
 def snapshot_memory_plan(pid: int) -> MemoryPlan:
@@ -149,13 +141,10 @@ def query_attributes(program: Program, place: Data) -> None:
     program.store(_field(place, "membarrier"), query_registrations(program))
 
 
-def answer_attributes(answers: bytes, outside: Attributes) -> Attributes:
-    """What `query_attributes` brought, with what was known from outside. A setting this kernel lacks counts as
-    0.
-    """
+def answer_attributes(answers: bytes) -> Attributes:
+    """What `query_attributes` brought. A setting this kernel lacks counts as 0."""
     told = ffi.cast("lm_process_answers *", ffi.from_buffer(answers))
-    return msgspec.structs.replace(
-        outside,
+    return Attributes(
         dumpable=max(0, told.dumpable),
         subreaper=told.subreaper,
         huge_pages_disabled=max(0, told.huge_pages_disabled),

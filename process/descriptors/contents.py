@@ -7,16 +7,15 @@ a duplicate of the descriptor, the destination writes it through the descriptor 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 
-from live_migration._lm import lib
 from live_migration.process.descriptors.registry import file_of
 from live_migration.process.descriptors.table import Table
+from live_migration.process.numbering import Numbering
 
 PAGE = os.sysconf("SC_PAGESIZE")
-FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,10 +27,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
-def snapshot_contents(table: Table, before: Sequence[Content] = ()) -> list[Content]:
-    """The objects that the descriptors of a process lead to. One that `before` has at the same size keeps its space."""
-    known = {(one.device, one.inode, one.size): one for one in before}
-    following = max((one.space for one in before), default=FIRST_OBJECT - 1) + 1
+def snapshot_contents(table: Table, numbering: Numbering) -> list[Content]:
+    """The objects that the descriptors of a process lead to."""
     found: dict[tuple[int, int], Content] = {}
     for one in table.descriptions:
         file = file_of(one.object)
@@ -40,11 +37,8 @@ def snapshot_contents(table: Table, before: Sequence[Content] = ()) -> list[Cont
         identity = (file.device, file.inode)
         if identity in found or not file.size:
             continue
-        content = known.get((*identity, file.size))
-        if content is None:
-            content = Content(space=following, device=file.device, inode=file.inode, size=file.size)
-            following += 1
-        found[identity] = content
+        space = numbering.object_of(file.device, file.inode, file.size)
+        found[identity] = Content(space=space, device=file.device, inode=file.inode, size=file.size)
     return list(found.values())
 
 

@@ -34,6 +34,7 @@ from live_migration.process.descriptors.reach import Place
 from live_migration.process.descriptors.registry import AnyObject, kind_of, recognise
 from live_migration.process.descriptors.stdio import STANDARD
 from live_migration.process.descriptors.table import Descriptor, Table
+from live_migration.process.numbering import Numbering
 from live_migration.process.scope import DescriptorAt, HostScan, scope_of
 
 
@@ -45,6 +46,7 @@ class Snapshot:
 
     pid: int
     table: Table
+    numbering: Numbering
     duplicates: dict[int, int] = field(default_factory=dict)
 
     def close(self) -> None:
@@ -54,19 +56,25 @@ class Snapshot:
 
 
 def snapshot_descriptors(
-    pid: int, previous: Snapshot | None = None, *, frozen: bool = False, scan: HostScan | None = None
+    pid: int,
+    previous: Snapshot | None = None,
+    *,
+    frozen: bool = False,
+    scan: HostScan | None = None,
+    numbering: Numbering | None = None,
 ) -> Snapshot:
     """Describe all descriptors of process `pid`.
 
-    Descriptions that `previous` had already keep their identity. The `scan`, without one a scan of its own, tells who
-    else holds the same objects; it is not asked where the process is frozen and has nothing new. Raises OSError: the
-    process has gone (ESRCH, ENOENT) or may not be looked at (EPERM, EACCES).
+    Descriptions that `previous` had already keep their identity; others get one of its `numbering`, or of this one. The
+    `scan`, without one a scan of its own, tells who else holds the same objects; it is not asked where the process is
+    frozen and has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be looked at (EPERM,
+    EACCES).
     """
-    look = see_and_describe(pid, previous, frozen)
+    look = see_and_describe(pid, previous, frozen, numbering)
     try:
         if not frozen or previous is None or is_anything_new(look.table, previous.table):
             look.table = with_outsiders(look.table, pid, scan or HostScan(scope_of(pid)), previous)
-        look.table = with_standard_apart(look.table, previous.table if previous else None)
+        look.table = with_standard_apart(look.table, previous.table if previous else None, look.numbering)
     except BaseException:
         look.close()
         raise
@@ -75,13 +83,13 @@ def snapshot_descriptors(
     return look
 
 
-def see_and_describe(pid: int, previous: Snapshot | None, frozen: bool) -> Snapshot:
+def see_and_describe(pid: int, previous: Snapshot | None, frozen: bool, numbering: Numbering | None = None) -> Snapshot:
     """The look at this process alone, with its duplicates. Raises OSError."""
     pidfd = open_pidfd(pid)
     seen: list[Seen] = []
     try:
         seen = see_open_files(pid, pidfd, frozen)
-        return describe(pid, seen, previous, frozen)
+        return describe(pid, seen, previous, frozen, numbering or (previous.numbering if previous else Numbering()))
     except BaseException:
         close_all(each.duplicate for each in seen)
         raise
@@ -144,12 +152,11 @@ def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
     return merged
 
 
-def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool) -> Snapshot:
+def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool, numbering: Numbering) -> Snapshot:
     """The table of what was seen, identities carried over from the previous one."""
     known = {d.number: d.description for d in previous.table.descriptors} if previous else {}
     before = previous.table.by_identity() if previous else {}
     context = SnapshotContext(pid, objects_by_link(previous.table) if previous else {})
-    next_identity = max(before, default=0) + 1
     descriptors: list[Descriptor] = []
     descriptions: list[OpenFile[AnyObject]] = []
     duplicates: dict[int, int] = {}
@@ -169,8 +176,7 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
                 ):
                     old = candidate
                     break
-            identity = old.identity if old else next_identity
-            next_identity = max(next_identity, identity + 1)
+            identity = old.identity if old else numbering.new_open_file()
             duplicates[identity] = one.duplicate
             descriptions.append(describe_one(one, described, identity, old))
             for number in one.numbers:
@@ -185,7 +191,7 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
         shared=[each for kind, those in of_kind.items() for each in kind.snapshot_shared(those)],
         frozen=frozen,
     )
-    return Snapshot(pid, table, duplicates)
+    return Snapshot(pid, table, numbering, duplicates)
 
 
 def objects_by_link(table: Table) -> dict[str, AnyObject]:
@@ -301,7 +307,7 @@ def with_standard(table: Table, descriptions: list[OpenFile[AnyObject]]) -> list
     ]
 
 
-def with_standard_apart(table: Table, previous: Table | None) -> Table:
+def with_standard_apart(table: Table, previous: Table | None, numbering: Numbering) -> Table:
     """Give each of 0 to 2 a description of its own where one that leads outside stands for several of them.
 
     A terminal is usually one description at all three, but each is replaced by lm-restore's of the same
@@ -310,7 +316,6 @@ def with_standard_apart(table: Table, previous: Table | None) -> Table:
     known = {each.number: each.description for each in previous.descriptors} if previous else {}
     by_identity = table.by_identity()
     descriptors, added = [], list[OpenFile[AnyObject]]()
-    following = max([*by_identity, *known.values()], default=0) + 1
     for each in table.descriptors:
         one = by_identity[each.description]
         if one.standard is None or each.number not in STANDARD or each.number == one.standard:
@@ -318,7 +323,7 @@ def with_standard_apart(table: Table, previous: Table | None) -> Table:
             continue
         identity = known.get(each.number, each.description)
         if identity in by_identity:
-            identity, following = following, following + 1
+            identity = numbering.new_open_file()
         added.append(replace(one, identity=identity, number=each.number, standard=each.number))
         descriptors.append(replace(each, description=identity))
     return replace(table, descriptors=descriptors, descriptions=[*table.descriptions, *added]) if added else table

@@ -40,5 +40,5 @@ def serve_new_contents(store: PageStore, served: Iterable[Content], source: Froz
     """The same for those that have come, or changed their size, since then."""
     description = source.description
     for content in new_contents(description.contents, served):
-        identity = identity_of(description.descriptors, content)
+        identity = identity_of(description.table, content)
         store.add_object(content.space, source.descriptors.duplicates[identity])

@@ -10,7 +10,7 @@ from typing import Any
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check
 from live_migration.kernel.injection.dirty_tracking import Tracker, Tracking
-from live_migration.process.description import Runs
+from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import PAGE, AddressSpace, Kind, paged_on_demand
 from live_migration.source_server.pages.client import PageClient
 

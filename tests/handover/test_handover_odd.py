@@ -24,7 +24,7 @@ import live_migration.source_server.run
 import live_migration.source_server.serve
 from live_migration.experiments.machines import wait_for
 from live_migration.pager.pager import Pager, PagerState
-from live_migration.process.description import Runs
+from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import AddressSpace
 from live_migration.source_server.snapshot import changed_file_pages
 from live_migration.wire.control import ControlChannel
@@ -76,9 +76,11 @@ OF_THE_SOURCE = [
             Commit(frozen_ns=0, round_trip_ns=0),
             Goodbye(),
             Hot(payload=pack("hot")),
-            Hot(payload=pack([Runs(-1, 1)])),
-            Hot(payload=pack([Runs(1 << 62, 1 << 62)])),
-            Hot(payload=pack([Runs(1, 1)])),
+            Hot(payload=pack({0: [Runs(-1, 1)]})),
+            Hot(payload=pack({0: [Runs(1 << 62, 1 << 62)]})),
+            Hot(payload=pack({0: [Runs(1, 1)]})),
+            Hot(payload=pack({-1: [Runs(1, 1)]})),
+            Hot(payload=pack({1: [Runs(4096, 1)]})),
         )
     ),
 ]

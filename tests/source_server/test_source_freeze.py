@@ -15,7 +15,7 @@ import pytest
 
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.memory.maps import MapEntry, maps_text, smaps
-from live_migration.process.description import Runs
+from live_migration.process.member import Runs
 from live_migration.process.memory import mappings
 from live_migration.process.memory.mappings import PAGE
 from live_migration.source_server import handover
@@ -139,12 +139,12 @@ def test_no_copy_is_dropped_of_what_is_a_file_no_more(mapping_program: tuple[int
     with handover.frozen(seen) as state:
         described = handover.describe(state, handover.query_threads(state))
         described.descriptors.close()
-    assert sum(run.pages for run in described.description.dropped) == whole.length // PAGE
+    assert sum(run.pages for run in described.description.member.dropped) == whole.length // PAGE
     say("unmap")
     with handover.frozen(seen) as state:
         described = handover.describe(state, handover.query_threads(state))
         described.descriptors.close()
-    assert described.description.dropped == []
+    assert described.description.member.dropped == []
 
 
 @contextlib.contextmanager
@@ -266,7 +266,7 @@ def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceSnapshot) -> Non
 
 
 def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceSnapshot) -> None:
-    seen = look_after_waiting(replaced.pid, ())
+    seen = look_after_waiting(replaced.pid)
     assert seen.executable != replaced.executable
     freeze(seen)
 
@@ -279,7 +279,7 @@ def test_what_is_advised_before_a_destination_comes_is_known(
     seen, _ = look(pid)
     place = say("advise")
     assert maps_text(pid) == seen.layout
-    now = look_after_waiting(pid, ())
+    now = look_after_waiting(pid)
     assert "dc" not in next(one.flags for one in seen.memory.mappings if one.start <= place < one.end)
     assert "dc" in next(one.flags for one in now.memory.mappings if one.start <= place < one.end)
 

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from live_migration.wire.errors import ProtocolError
 from live_migration.wire.exit_codes import ExitCode
-from live_migration.wire.handshake import NO_SESSION, Claimed, Connecting, Done, Listening, Proven, Role, Side, Verdict
+from live_migration.wire.handshake import (
+    NO_SESSION,
+    VERSION,
+    Claimed,
+    Connecting,
+    Done,
+    Listening,
+    Proven,
+    Role,
+    Side,
+    Verdict,
+)
 
 SECRET = bytes(range(32))
 SESSION = b"S" * 16
@@ -166,11 +177,11 @@ def test_the_other_version_is_named_on_both_sides() -> None:
     connecting, listening = pair()
     hello = bytearray(connecting.to_send())
     hello[8:10] = (7).to_bytes(2, "little")
-    with pytest.raises(ProtocolError, match="it speaks version 7 of the protocol, this side version 1"):
+    with pytest.raises(ProtocolError, match=f"it speaks version 7 of the protocol, this side version {VERSION}"):
         listening.receive(bytes(hello[:10]))
     answer = bytearray(listening.to_send())
     answer[2:4] = (7).to_bytes(2, "little")
-    with pytest.raises(ProtocolError, match="it speaks version 7 of the protocol, this side version 1"):
+    with pytest.raises(ProtocolError, match=f"it speaks version 7 of the protocol, this side version {VERSION}"):
         connecting.receive(bytes(answer))
 
 

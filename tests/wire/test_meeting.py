@@ -20,6 +20,7 @@ import live_migration.wire.handshake
 from live_migration.cli.rendering import make_events
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.handshake import VERSION
 from live_migration.wire.meeting import Meeting, meet
 from live_migration.wire.ticket import make_ticket, read_ticket_file
 from tests.support import laws
@@ -86,12 +87,12 @@ def test_another_version_of_the_protocol(subject: laws.Subject) -> None:
     pid = laws.fork_command(of_another_version, [str(ticket)], subject.folder / "out")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ExitCode.PROTOCOL
     assert (subject.folder / "out").read_text().splitlines() == [
-        "lm-restore: the peer is at fault, the handshake: the peer: it speaks version 1 of the protocol, "
-        "this side version 2; install the same version on both"
+        f"lm-restore: the peer is at fault, the handshake: the peer: it speaks version {VERSION} of the protocol, "
+        f"this side version {VERSION + 1}; install the same version on both"
     ]
     assert stop(serving).splitlines()[0] == (
-        "lm-serve: the peer is at fault, the handshake: the peer: it speaks version 2 of the protocol, "
-        "this side version 1; install the same version on both"
+        f"lm-serve: the peer is at fault, the handshake: the peer: it speaks version {VERSION + 1} of the protocol, "
+        f"this side version {VERSION}; install the same version on both"
     )
 
 
