@@ -20,6 +20,7 @@ from live_migration.process.descriptors.inotify import INOTIFY
 from live_migration.process.descriptors.kind import FileObject, Kind, SnapshotContext
 from live_migration.process.descriptors.memfd import MEMFD
 from live_migration.process.descriptors.open_file import Seen
+from live_migration.process.descriptors.path_only import PATH_ONLY
 from live_migration.process.descriptors.pipes import PIPE
 from live_migration.process.descriptors.signalfd import SIGNALFD
 from live_migration.process.descriptors.terminal import TERMINAL
@@ -34,6 +35,7 @@ KINDS: tuple[Kind[Any], ...] = (
     TIMERFD,
     SIGNALFD,
     INOTIFY,
+    PATH_ONLY,
     PIPE,
     UNIX_SOCKET,
     INET_SOCKET,
