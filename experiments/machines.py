@@ -16,11 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SECONDS = 60.0
@@ -133,17 +133,20 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_descendants() -> None:
-    """Kill and reap every process that descends from this one, those that are born meanwhile too."""
+def kill_descendants(spared: Collection[int] = ()) -> None:
+    """Kill and reap every process that descends from this one, those that are born meanwhile too, but the spared."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        for pid in descendants(os.getpid()):
+        found = [pid for pid in descendants(os.getpid()) if pid not in spared]
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
+            return
+        if spared and not found:
             return
         time.sleep(0.01)
 
@@ -161,12 +164,29 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = SECONDS, 
     return found
 
 
+class Process(Protocol):
+    """What is used of a subprocess.Popen."""
+
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 @dataclass
 class Command:
     """lm-serve or lm-restore while it runs, with its output in files."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Process
     folder: Path
 
     def events(self) -> list[dict[str, Any]]:
@@ -244,11 +264,12 @@ def begin_move(
     number: int | None = None,
     inside: int | None = None,
     serving: Sequence[str] = ("-m", "live_migration.cli.serve"),
+    starting: Callable[..., Command] = start,
 ) -> Move:
     """Start lm-serve for a process and lm-restore with its ticket. Raises as Command.event and TimeoutError.
 
     `inside`: run lm-serve in the mount and PID namespaces of this process, where `pid` is its id; `serving`: what
-    Python runs as lm-serve."""
+    Python runs as lm-serve; `starting`: starts both, as start() does."""
     suffix = "" if number is None else f"-{number}"
     source, destination = machines
     ticket = folder / f"ticket{suffix}"
@@ -257,7 +278,7 @@ def begin_move(
     words += ["--ticket-file", str(ticket), "--report", str(folder / f"serve{suffix}.json"), *serve]
     if inside is not None:
         words = ["nsenter", f"--target={inside}", "--mount", "--pid", "--", *words]
-    source_command = start(source, words, folder, f"serve{suffix}")
+    source_command = starting(source, words, folder, f"serve{suffix}")
 
     def look() -> bool | None:
         if source_command.process.poll() is not None:
@@ -267,4 +288,4 @@ def begin_move(
     wait_for("the ticket", look)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"--{strategy}", f"@{ticket}", "--json"]
     words += ["--report", str(folder / f"restore{suffix}.json"), *restore]
-    return Move(source_command, start(destination, words, folder, f"restore{suffix}"))
+    return Move(source_command, starting(destination, words, folder, f"restore{suffix}"))

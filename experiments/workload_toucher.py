@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-import subprocess
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from live_migration.experiments.errors import ExperimentError
 from live_migration.experiments.histograms import bucket_of, from_counts
-from live_migration.experiments.machines import start, wait_for
+from live_migration.experiments.machines import Process, start, wait_for
 from live_migration.experiments.results import Cell
 from live_migration.experiments.speed import Timeline
 from live_migration.experiments.workloads import STEP_SECONDS, Observed, Place
@@ -84,7 +83,7 @@ class Touched:
 class RunningToucher:
     """A memory_toucher at work."""
 
-    def __init__(self, process: subprocess.Popen[bytes], touched: Touched) -> None:
+    def __init__(self, process: Process, touched: Touched) -> None:
         self.process, self.touched = process, touched
         self.pid = process.pid
 

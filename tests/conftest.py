@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from live_migration.experiments.machines import Machine, adopt_orphans, kill_descendants, leave_on_signals, two_machines
+from live_migration.experiments.machines import Machine, adopt_orphans, leave_on_signals, two_machines
+from tests.support.started import end_everything, end_warm
 
 # Its assertions are to show what they compared, too.
 pytest.register_assert_rewrite("laws", "commands")
@@ -17,6 +18,11 @@ pytest.register_assert_rewrite("laws", "commands")
 def pytest_configure(config: pytest.Config) -> None:
     """A test run that is told to end (a time limit's SIGTERM, a closed terminal) cleans up as after Ctrl-C."""
     leave_on_signals((signal.SIGTERM, signal.SIGHUP), lambda n: pytest.exit.Exception(f"signal {n}", 128 + n))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The warm process ends with the tests."""
+    end_warm()
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +39,7 @@ def orphans() -> Iterator[None]:
     """Every process that the test leaves behind is ended after it."""
     adopt_orphans()
     yield
-    kill_descendants()
+    end_everything()
     adopt_orphans(False)
 
 

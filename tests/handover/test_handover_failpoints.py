@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import Command, Move, descendants, wait_for
+from live_migration.experiments.machines import Command, Move, descendants, start, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import DESTINATION_FAILPOINTS, FAILPOINTS, SOURCE_FAILPOINTS
 from tests.support import laws
@@ -189,7 +189,7 @@ def test_a_pager_killed_after_commit(failpoint: str, subject: laws.Subject) -> N
 
 def test_killing_by_the_command_line_spares_who_holds_the_memory(subject: laws.Subject) -> None:
     """As `pkill -9 -f` does it: the frontend alone has the command's words, and its worker carries on."""
-    move = laws.begin(subject, serve=["--bandwidth-limit", "2M"])
+    move = laws.begin(subject, serve=["--bandwidth-limit", "2M"], starting=start)
     move.restore.event("resumed")
     lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
     named = [pid for pid, line in lines.items() if b"live_migration.cli.restore" in line]

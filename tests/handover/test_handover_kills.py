@@ -23,9 +23,10 @@ import live_migration.restorer.frontend
 import live_migration.restorer.migrate
 import live_migration.restorer.run
 import live_migration.source_server.serve  # here, so that a fork has it
-from live_migration.experiments.machines import Move, descendants, kill_descendants, wait_for
+from live_migration.experiments.machines import Move, descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from tests.support import laws
+from tests.support.started import end_everything
 
 RUNS = int(os.environ.get("LM_KILLS", "30"))
 SEED = int(os.environ.get("LM_KILLS_SEED", "1"))
@@ -180,7 +181,7 @@ def test_death_at_any_instant(program: Path, tmp_path: Path, orphans: None) -> N
             print(shot.said())
             raise
         finally:
-            kill_descendants()
+            end_everything()
         subject.rows()
     print(seen)
     assert {became for _, became in seen} == {"untouched", "moved"} or RUNS < 25, seen
@@ -226,7 +227,7 @@ def test_death_of_the_worker_in_the_handover(
             print(shot.said())
             raise
         finally:
-            kill_descendants()
+            end_everything()
         subject.rows()
     print(seen)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from live_migration.experiments.machines import Machine, begin_move
+from live_migration.experiments.machines import Machine
 from live_migration.kernel.arch.arch import instructions
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.memory.maps import maps
@@ -28,6 +28,7 @@ from live_migration.source_server.vdso_exit import interrupted_places
 from tests.kernel.husks import stopped_husk
 from tests.support import programs_help
 from tests.support.programs_list import FOLDER, read_program
+from tests.support.started import begin_move
 
 OTHER_VDSO = Path(__file__).resolve().parent / "other_vdso.py"
 FROZEN_AGAIN = Path(__file__).resolve().parent / "frozen_again.py"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import Command, Machine, Move, begin_move, start, wait_for
+from live_migration.experiments.machines import Command, Machine, Move, start, wait_for
+from tests.support.started import begin_move
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from live_migration.experiments.machines import Machine, Move, begin_move
+from live_migration.experiments.machines import Machine, Move
 from live_migration.wire.exit_codes import ExitCode
 from tests.support import programs_help
 from tests.support.programs_list import all_programs
+from tests.support.started import begin_move
 
 BOOT = "/proc/sys/kernel/random/boot_id"
 ELSEWHERE = f'mount --bind "$1" {BOOT} && shift && exec "$@"'

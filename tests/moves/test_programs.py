@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import Machine, begin_move
+from live_migration.experiments.machines import Machine
 from tests.support import programs_help
 from tests.support.programs_list import Program, all_programs
+from tests.support.started import begin_move
 
 PROGRAMS = all_programs()
 MOVED = [program for program in PROGRAMS if not program.refused]

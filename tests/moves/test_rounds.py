@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import Move, begin_move, two_machines, wait_for
+from live_migration.experiments.machines import Move, two_machines, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from tests.support import laws
+from tests.support.started import begin_move
 
 # 24 MiB that rest, a counter that runs; SIGUSR1 forks, SIGUSR2 executes another program, SIGHUP writes without a pause,
 # SIGIO maps a file that is deleted then, SIGALRM opens one.

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from live_migration._lm import lib
-from live_migration.experiments.machines import Machine, begin_move
+from live_migration.experiments.machines import Machine
 from tests.conftest import skip
 from tests.support import programs_help
 from tests.support.programs_list import FOLDER, read_program
+from tests.support.started import begin_move
 
 UNTRACKED = Path(__file__).with_name("untracked_serve.py")
 

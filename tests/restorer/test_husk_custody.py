@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from live_migration._lm import lib
-from live_migration.experiments.machines import Machine, begin_move, descendants, start, wait_for
+from live_migration.experiments.machines import Machine, descendants, start, wait_for
 from live_migration.restorer import custody as custodies
 from live_migration.restorer.custody import Fate, State
 from live_migration.wire import messages
@@ -26,6 +26,7 @@ from live_migration.wire.exit_codes import ExitCode
 from tests.kernel.husks import without_preload
 from tests.support import programs_help
 from tests.support.programs_list import Program, all_programs
+from tests.support.started import begin_move
 
 COMMIT, NO, DOUBT = 0, 1, 2
 # Programs of one thread that need no page which was never touched, for which nobody answers after the worker's death.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import begin_move
 from live_migration.kernel.memory.referenced import parse_touched
+from tests.support.started import begin_move
 
 pytestmark = pytest.mark.timeout(120)
 SIZE = 64 << 20

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from live_migration.experiments.machines import Command, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.ticket import Ticket, parse_ticket
-from tests.support import laws
+from tests.support import laws, started
 
 SERVE, RESTORE = "live_migration.cli.serve", "live_migration.cli.restore"
 NAMES = {SERVE: "lm-serve", RESTORE: "lm-restore"}
@@ -18,15 +18,8 @@ NAMES = {SERVE: "lm-serve", RESTORE: "lm-restore"}
 
 def run(command: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", command, *map(str, words)],
-        cwd=laws.ROOT,
-        env=laws.environment() | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=40,
-    )
+    line = [sys.executable, "-m", command, *map(str, words)]
+    return started.run(line, cwd=laws.ROOT, env=laws.environment() | variables, timeout=40)
 
 
 def refused(command: str, words: Sequence[object], code: ExitCode, *sentences: str, **variables: str) -> None:

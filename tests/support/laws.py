@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from live_migration.experiments.machines import Command, Move, descendants, start, wait_for
+from live_migration.experiments.machines import Command, Move, descendants, wait_for
+from tests.support import started
 
 SOURCE = Path(__file__).resolve().parent / "laws_program.c"
 ROOT = SOURCE.parents[2]
@@ -175,6 +176,7 @@ def begin(
     serve: Sequence[str] = (),
     restore: Sequence[str] = (),
     fault: str = "",
+    starting: Callable[..., Command] = started.start,
 ) -> Move:
     """Start lm-serve and lm-restore over loopback, into a PID namespace. A fault goes to the side that it is of."""
     folder = subject.folder
@@ -183,17 +185,23 @@ def begin(
     side = fault.partition("-")[0]
     words = [sys.executable, "-m", "live_migration.cli.serve", str(subject.pid), "--json", "--ticket-file", str(ticket)]
     more = environment(fault if side == "source" else "")
-    serving = start_command(subject, [*words, *serve], "serve", more)
+    serving = start_command(subject, [*words, *serve], "serve", more, starting)
     wait_for("the ticket", lambda: ticket.exists() or serving.process.poll() is not None or None, 30)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"@{ticket}", "--json", "--pid", "namespace"]
     words += ["--detach", "--stdio", "null"]
     more = environment(fault if side == "destination" else "")
-    return Move(serving, start_command(subject, [*words, *restore], "restore", more))
+    return Move(serving, start_command(subject, [*words, *restore], "restore", more, starting))
 
 
-def start_command(subject: Subject, words: Sequence[str], name: str, variables: Mapping[str, str]) -> Command:
+def start_command(
+    subject: Subject,
+    words: Sequence[str],
+    name: str,
+    variables: Mapping[str, str],
+    starting: Callable[..., Command] = started.start,
+) -> Command:
     """Start one of the commands, which will have to be gone at the end."""
-    command = start(None, words, subject.folder, name, env=dict(variables), cwd=ROOT)
+    command = starting(None, words, subject.folder, name, env=dict(variables), cwd=ROOT)
     subject.children.add(command.process.pid)
     return command
 
@@ -232,7 +240,7 @@ def process_name(pid: int) -> str:
 
 def reap_orphans(subject: Subject) -> None:
     """Take note of the dead that fell to this process, but not of those that somebody here still asks after."""
-    known = {subject.pid, *subject.children}
+    known = {subject.pid, *subject.children, *started.spared()}
     for pid in descendants(os.getpid()):
         if pid not in known and not process_name(pid):
             with contextlib.suppress(OSError):
@@ -242,7 +250,8 @@ def reap_orphans(subject: Subject) -> None:
 def left_over(subject: Subject) -> dict[int, str]:
     """The processes of the migration that still exist: everything that descends from this process but the subject."""
     reap_orphans(subject)
-    names = {pid: process_name(pid) for pid in descendants(os.getpid()) if pid != subject.pid}
+    known = {subject.pid, *started.spared()}
+    names = {pid: process_name(pid) for pid in descendants(os.getpid()) if pid not in known}
     return {pid: name for pid, name in names.items() if name}
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from live_migration.experiments.machines import Machine, start, wait_for
+from live_migration.experiments.machines import Machine, Process, start, wait_for
 from tests.support.programs_list import FOLDER, Program
 
 
@@ -22,7 +22,7 @@ class Running:
     """A program that was started in a folder."""
 
     program: Program
-    process: subprocess.Popen[bytes]
+    process: Process
     folder: Path
 
     def wait_ready(self) -> None:

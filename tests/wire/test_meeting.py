@@ -18,7 +18,7 @@ import pytest
 import live_migration.cli.restore
 import live_migration.wire.handshake
 from live_migration.cli.rendering import make_events
-from live_migration.experiments.machines import Command, Move, descendants, wait_for
+from live_migration.experiments.machines import Command, Move, descendants, start, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import VERSION
 from live_migration.wire.meeting import Meeting, meet
@@ -265,7 +265,7 @@ def test_a_ticket_in_the_arguments_is_blanked(subject: laws.Subject) -> None:
     secret = str(ticket).rpartition("/")[2]
     words = [sys.executable, "-m", RESTORE, str(ticket), *TO_NAMESPACE]
     variables = laws.environment("destination-described:hang")
-    restoring = laws.start_command(subject, words, "restore", variables)
+    restoring = laws.start_command(subject, words, "restore", variables, start)
     wait_for("the worker", lambda: "lm-pager" in laws.left_over(subject).values() or None)
     listed = [Path(f"/proc/{pid}/cmdline").read_text() for pid in laws.left_over(subject)]
     assert any("live_migration.cli.restore" in line and "*****" in line for line in listed)
