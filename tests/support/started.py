@@ -119,6 +119,7 @@ def warm() -> Warm:
             cwd=ROOT,
             env={name: value for name, value in os.environ.items() if not name.startswith("LM_")},
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
     return Warm(process, ours)
@@ -140,8 +141,6 @@ def end_warm() -> None:
 def end_everything() -> None:
     """Kill and reap every process that descends from this one, but the warm one."""
     machines.kill_descendants(spared())
-    if warm.cache_info().currsize and warm().process.poll() is not None:
-        end_warm()
 
 
 def start(machine: Machine | None, words: Sequence[str], folder: Path, name: str, **more: Any) -> Command:
@@ -169,6 +168,8 @@ def fork(
     """Fork the command of a command line, with these as its first descriptors (warm.py)."""
     environment = dict(os.environ if env is None else env)
     request = Request(words[2], list(words[3:]), environment, str(cwd or os.getcwd()), start_new_session)
+    if warm().process.poll() is not None:
+        end_warm()
     return warm().fork(request, descriptors)
 
 

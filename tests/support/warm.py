@@ -17,6 +17,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import os
 import pkgutil
 import signal
@@ -26,7 +27,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import msgspec
 
@@ -72,14 +73,24 @@ def keep_only(wanted: Sequence[int]) -> None:
     os.closerange(len(wanted), max(map(int, os.listdir("/proc/self/fd"))) + 1)
 
 
+def again(number: int, stream: TextIO) -> TextIO:
+    """The interpreter's stream of a descriptor, as it would be made anew."""
+    assert isinstance(stream, io.TextIOWrapper)
+    through = stream.write_through
+    file = open(number, "wb" if number else "rb", 0 if through else -1, closefd=False)  # noqa: SIM115
+    return io.TextIOWrapper(
+        file, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=through
+    )
+
+
 def become(request: Request, descriptors: Sequence[int], on_interrupt: Any) -> int:
     """Be the command, with all that a started one would find; its exit status."""
     if len(descriptors) == DESCRIPTORS:
         enter_network(descriptors[-1])
     keep_only(descriptors[:3])
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = (
+        again(number, stream) for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr))
+    )
     signal.signal(signal.SIGINT, on_interrupt)
     if request.new_session:
         os.setsid()
