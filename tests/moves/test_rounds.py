@@ -122,7 +122,7 @@ def test_a_link_cut_in_a_round(process: subprocess.Popen[bytes], tmp_path: Path)
 def test_sigterm_in_a_round(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = laws.picture(process.pid)
     move = begin(process, tmp_path, "--pre-copy")
-    move.serve.process.terminate()
+    move.serve.process.send_signal(signal.SIGTERM)
     assert move.serve.process.wait(20) == ExitCode.TERMINATED, move.said()
     assert_untracked(process, before)
 
