@@ -25,7 +25,7 @@ from live_migration.restorer.preflight import available_bytes, room_blockers
 from live_migration.wire.exit_codes import ExitCode
 from tests.conftest import skip
 from tests.support import laws
-from tests.support.commands import RESTORE, SERVE, refused, run, waiting_serve
+from tests.support.commands import RESTORE, SERVE, refused, run, run_anew, waiting_serve
 
 NOBODY = 65534
 NONE = "/nonexistent"
@@ -246,7 +246,7 @@ time.sleep(1000)
         child = int(process.stdout.readline())
         before = laws.picture(process.pid)
         for _ in range(2):
-            check = run(SERVE, process.pid, "--check", "--json")
+            check = run_anew(SERVE, process.pid, "--check", "--json")
             assert check.returncode == ExitCode.REFUSED
             event = json.loads(check.stdout)
             assert (event["event"], event["pid"]) == ("checked", process.pid)
@@ -255,7 +255,7 @@ time.sleep(1000)
             assert f"process {child} (sleep)" in objects
             assert sum("established" in one["cause"] for one in event["blockers"]) >= 1, event
             assert laws.picture(process.pid) == before
-        text = run(SERVE, process.pid, "--check")
+        text = run_anew(SERVE, process.pid, "--check")
         assert text.stdout.splitlines() == [
             f"{one['object']}: {one['cause']}; {one['remedy']}" for one in event["blockers"]
         ]

@@ -7,15 +7,14 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import Machine
-from tests.support import programs_help
+from live_migration.experiments.machines import Command, Machine, begin_move, start
+from tests.support import programs_help, started
 from tests.support.programs_list import Program, all_programs
-from tests.support.started import begin_move
 
 PROGRAMS = all_programs()
 MOVED = [program for program in PROGRAMS if not program.refused]
@@ -59,14 +58,32 @@ def test_moved(program: Program, strategy: str, folder: Path, machines: tuple[Ma
     move_and_check(program, strategy, folder, machines)
 
 
-def move_and_check(program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine]) -> None:
+@pytest.mark.program
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_moved_by_commands_that_were_started(
+    strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None
+) -> None:
+    """As a user starts them: the others are forked from a process that has imported everything."""
+    program = next(program for program in PROGRAMS if program.name == "threads")
+    move_and_check(program, strategy, folder, machines, start)
+
+
+def move_and_check(
+    program: Program,
+    strategy: str,
+    folder: Path,
+    machines: tuple[Machine, Machine],
+    starting: Callable[..., Command] = started.start,
+) -> None:
     """Move a program and hear its verdict."""
     running = programs_help.run(program, folder, machines[0])
     running.wait_ready()
     more = ["--pid", "namespace", *program.restore]
     # Held back, a bulk stream must not hold up a frozen process.
     serve = program.serve if strategy == "post-copy" else []
-    move = begin_move(running.process.pid, machines, folder, strategy=strategy, serve=serve, restore=more)
+    move = begin_move(
+        running.process.pid, machines, folder, strategy=strategy, serve=serve, restore=more, starting=starting
+    )
     try:
         pid = move.resumed()
         if program.stopped:
@@ -120,7 +137,7 @@ def test_refused(program: Program, folder: Path, machines: tuple[Machine, Machin
     running = programs_help.run(program, folder, machines[0])
     running.wait_ready()
     try:
-        move = begin_move(running.process.pid, machines, folder, restore=["--pid", "namespace"])
+        move = begin_move(running.process.pid, machines, folder, restore=["--pid", "namespace"], starting=started.start)
         move.restore.event("failed")
         move.serve.event("failed")
         said = move.said()

@@ -20,10 +20,9 @@ from typing import Any
 
 import pytest
 
-from live_migration.experiments.machines import Machine, Move, start, wait_for
+from live_migration.experiments.machines import Machine, Move, begin_move, start, wait_for
 from live_migration.experiments.resp import Connection, key_of, value_of
 from tests.conftest import skip
-from tests.support.started import begin_move
 
 REAL = Path(__file__).resolve().parent
 STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")

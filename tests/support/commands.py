@@ -22,6 +22,15 @@ def run(command: str, *words: object, **variables: str) -> subprocess.CompletedP
     return started.run(line, cwd=laws.ROOT, env=laws.environment() | variables, timeout=40)
 
 
+def run_anew(command: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """As run(), by a start of the command itself."""
+    line, null = [sys.executable, "-m", command, *map(str, words)], subprocess.DEVNULL
+    environment = laws.environment()
+    return subprocess.run(
+        line, cwd=laws.ROOT, env=environment, stdin=null, capture_output=True, text=True, timeout=40
+    )
+
+
 def refused(command: str, words: Sequence[object], code: ExitCode, *sentences: str, **variables: str) -> None:
     """A command that ends at once with these lines and this status, and prints nothing else."""
     done = run(command, *words, **variables)

@@ -176,9 +176,9 @@ TO_NAMESPACE = ["--pid", "namespace", "--detach", "--stdio", "null"]
 
 
 def begin(subject: laws.Subject, name: str, command: str, *words: object, **variables: str) -> Command:
-    """Start a command with an environment of its own; --json on both sides."""
+    """Start a command, really, with an environment of its own; --json on both sides."""
     line = [sys.executable, "-m", command, *map(str, words), "--json"]
-    return laws.start_command(subject, line, name, laws.environment() | variables)
+    return laws.start_command(subject, line, name, laws.environment() | variables, start)
 
 
 def arrives(subject: laws.Subject, serving: Command, restoring: Command) -> None:
@@ -256,7 +256,7 @@ def test_the_source_connects(how: str, leaving: laws.Subject) -> None:
     words = [sys.executable, "-m", SERVE, str(leaving.pid), "--to", given, "--json"]
     if how == "-":
         words = ["sh", "-c", 'exec "$@" < "$0"', str(path), *words]
-    serving = laws.start_command(leaving, words, "serve", laws.environment())
+    serving = laws.start_command(leaving, words, "serve", laws.environment(), start)
     arrives(leaving, serving, restoring)
 
 
