@@ -24,21 +24,22 @@ class Questions:
     leader_answers: Data
     of_thread: Program
     thread_answers: Data
+    seen_by: tuple[int, ...]
 
 
-def compose_questions(posix_timers: Sequence[PosixTimer]) -> Questions:
-    """Compose both programs for a process with these timers."""
+def compose_questions(posix_timers: Sequence[PosixTimer], seen_by: Sequence[int] = ()) -> Questions:
+    """Compose both programs for a process with these timers, and with witnesses (process/threads/landlock.py)."""
     leader = Program("asking the process")
     of_process = task.query_process(leader, posix_timers)
-    leader_answers = threads.query_thread(leader)
+    leader_answers = threads.query_thread(leader, seen_by)
     thread = Program("asking a thread")
-    return Questions(leader, of_process, leader_answers, thread, threads.query_thread(thread))
+    return Questions(leader, of_process, leader_answers, thread, threads.query_thread(thread, seen_by), tuple(seen_by))
 
 
 def current_questions(questions: Questions, pid: int) -> Questions:
     """The questions for the process now that it is frozen: the same, unless it has made or deleted timers meanwhile."""
     now = timers.snapshot_timers(pid)
-    return questions if now == questions.of_process.posix_timers else compose_questions(now)
+    return questions if now == questions.of_process.posix_timers else compose_questions(now, questions.seen_by)
 
 
 def programs_for(questions: Questions, tids: Sequence[int]) -> dict[int, Program]:

@@ -37,6 +37,7 @@ from live_migration.process.attributes.timers import PosixTimer, Timers
 from live_migration.process.scope import HostScan, thread_ids
 from live_migration.process.threads import interrupted, scheduling, threads
 from live_migration.process.threads.injection import injection_blockers
+from live_migration.process.threads.landlock import landlock_blockers
 from live_migration.process.threads.own_state import NAMESPACES, OFTEN_CHANGED, own_state_blockers
 from live_migration.process.threads.sleeps import NOT_SEEN, Sleep, Slept, slept, snapshot_sleeps
 from live_migration.process.threads.threads import StoppedThread, Thread, ThreadOutside
@@ -359,6 +360,7 @@ def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], 
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
+        found += landlock_blockers(thread.tid, threads.witnesses_of(thread_answers[thread.host_tid]))
         if threads.keyring_of(thread_answers[thread.host_tid]):
             found.append(
                 Blocker(

@@ -1,6 +1,7 @@
 #include "process/task_facts.h"
 
 #include <errno.h>
+#include <linux/landlock.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -51,6 +52,12 @@ int lm_thread_has_filter(int tid) {
     uint64_t metadata[2] = {0};
 
     return ptrace((enum __ptrace_request)SECCOMP_GET_METADATA, tid, sizeof metadata, metadata) >= 0;
+}
+
+int lm_landlock_version(void) {
+    long version = syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION);
+
+    return version < 0 ? -errno : (int)version;
 }
 
 int lm_own_secure_bits(void) {

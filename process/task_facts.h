@@ -62,6 +62,9 @@ typedef struct {
     int32_t pid;
 } lm_capability_header;
 
+/* To how many witnesses a thread can be shown (process/threads/landlock.py). */
+enum { LM_MOST_WITNESSES = 4 };
+
 /* What a thread says of itself, each field the answer of one system call in it; -errno where a call failed. */
 typedef struct {
     stack_t alternate_stack;
@@ -93,6 +96,7 @@ typedef struct {
     int64_t affinity_length;
     uint64_t memory_policy;
     uint64_t memory_nodes[16];
+    int64_t witnesses[LM_MOST_WITNESSES];
     unsigned char affinity[1024];
 } lm_thread_answers;
 
@@ -170,6 +174,7 @@ typedef struct {
         machine_check_policy, io_flusher, cpuid_enabled, store_bypass, indirect_branch, thread_keyring,
         process_keyring, affinity_length;
     uint64_t memory_policy, memory_nodes[16];
+    int64_t witnesses[4];
     unsigned char affinity[1024];
     ...;
 } lm_thread_answers;
@@ -195,6 +200,7 @@ typedef struct { int fd; short events, revents; } lm_poll_entry;
 typedef struct { uint32_t events; ...; } lm_epoll_event;
 typedef struct { uint64_t value; int32_t signal, notify, thread; ...; } lm_signal_event;
 
+#define LM_MOST_WITNESSES 4
 #define PR_GET_PDEATHSIG ...
 #define PR_SET_PDEATHSIG ...
 #define PR_GET_DUMPABLE ...
@@ -285,6 +291,8 @@ int lm_thread_outside(int tid, struct lm_thread_outside *out);
 int lm_thread_dispatches_calls(int tid);
 /* 1 when stopped thread `tid` runs under a seccomp filter (seccomp(2)) that this process may see, else 0. */
 int lm_thread_has_filter(int tid);
+/* The version of Landlock that the kernel offers (landlock_create_ruleset(2)); -errno without any. */
+int lm_landlock_version(void);
 /* The securebits of the calling thread (capabilities(7)). */
 int lm_own_secure_bits(void);
 /* Whether timers can be created with an id of one's choice (PR_TIMER_CREATE_RESTORE_IDS). */

@@ -13,7 +13,7 @@ import gc
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from live_migration.kernel import cpu_dma_latency, pidfd
 from live_migration.kernel.arch.arch import cpu
@@ -30,6 +30,7 @@ from live_migration.process.memory.mapped_files import flush_written_mappings, o
 from live_migration.process.memory.mappings import AddressSpace
 from live_migration.process.migration import MemberParts, migration_of, without_staged
 from live_migration.process.rehearsal import rehearse_often
+from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.options import ServeOptions
@@ -76,8 +77,14 @@ def serve(options: ServeOptions, events: Events) -> int:
     started = time.time()
     check_fault()
     stop_by_signal()
+    with witnesses(options.pid) as seen_by:
+        return _serve(options, events, seen_by, started)
+
+
+def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], started: float) -> int:
     try:
         seen, blockers = look(options.pid)
+        blockers += witness_blockers(options.pid, seen_by)
     except Refused as error:
         if options.check:
             return int(events.checked(options.pid, list(error.blockers)))
@@ -98,7 +105,7 @@ def serve(options: ServeOptions, events: Events) -> int:
         stack.callback(roles.close)
         control = ControlChannel(roles.control)
         try:
-            seen = look_after_waiting(options.pid)
+            seen = look_after_waiting(options.pid, seen_by)
             store = stack.enter_context(PageStore())
             client = stack.enter_context(PageClient(store))
             store.add_process(seen.space, options.pid)
@@ -117,12 +124,13 @@ def serve(options: ServeOptions, events: Events) -> int:
     return int(ExitCode.OK)
 
 
-def look_after_waiting(pid: int) -> SourceSnapshot:
+def look_after_waiting(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
     """The process as it is now: a destination may have come after hours, and what has changed since need not show at
     the freeze (an mlock or madvise of a whole mapping, another program at the same addresses).
 
     Raises Refused, LocalError."""
-    seen, blockers = look(pid)
+    seen, blockers = look(pid, seen_by)
+    blockers += witness_blockers(pid, seen_by)
     if blockers:
         raise Refused(blockers, object=f"process {pid}")
     return seen

@@ -145,12 +145,13 @@ class FrozenSource:
     hot: list[Runs]
 
 
-def look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
+def look(pid: int, seen_by: Sequence[int] = ()) -> tuple[SourceSnapshot, list[Blocker]]:
     """Snapshot at the running process; what stands in the way as far as the source can tell, all of it.
+    `seen_by` are witnesses, for the freeze (process/threads/landlock.py).
 
     Raises Refused when it is no process that can be looked at, LocalError when there is none or no permission."""
     try:
-        return _look(pid)
+        return _look(pid, seen_by)
     except (ProcessGone, FileNotFoundError, ProcessLookupError):
         raise LocalError(
             step=STEP,
@@ -173,7 +174,7 @@ def _not_permitted(pid: int, error: OSError) -> LocalError:
     )
 
 
-def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
+def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocker]]:
     prepare()
     scan = HostScan(scope_of(pid))
     status = parse_status(read_status(pid))
@@ -183,7 +184,7 @@ def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
         first = first or [Blocker(f"process {pid}", "it has no memory of its own", "name another process")]
         raise Refused(first, object=f"process {pid}")
     try:
-        seen, found = _snapshot_closely(pid, status, scan)
+        seen, found = _snapshot_closely(pid, status, scan, seen_by)
         return seen, first + found
     except PermissionError as error:
         if not first:
@@ -194,7 +195,9 @@ def _look(pid: int) -> tuple[SourceSnapshot, list[Blocker]]:
         raise Refused(found, object=f"process {pid}", code=ExitCode.NO_PERMISSION) from None
 
 
-def _snapshot_closely(pid: int, status: dict[str, str], scan: HostScan) -> tuple[SourceSnapshot, list[Blocker]]:
+def _snapshot_closely(
+    pid: int, status: dict[str, str], scan: HostScan, seen_by: Sequence[int]
+) -> tuple[SourceSnapshot, list[Blocker]]:
     numbering = Numbering()
     program = executed_program(pid)
     live = tasks.snapshot_task(pid)
@@ -228,7 +231,7 @@ def _snapshot_closely(pid: int, status: dict[str, str], scan: HostScan) -> tuple
             files,
             gadgets or Gadgets(0, 0),
             end_signal or 0,
-            compose_questions(live.description.timers.posix_timers),
+            compose_questions(live.description.timers.posix_timers, seen_by),
             snapshot_contents(descriptors.table, numbering),
         ),
         found,

@@ -62,6 +62,7 @@ class Blockers(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
     found: list[Blocker]
     code: int = int(ExitCode.REFUSED)
+    step: str = "the preflight"
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="staged"):
@@ -343,7 +344,7 @@ def error_of(abort: Abort) -> RemoteError:
 
 def blockers_of(error: Refused) -> Blockers:
     """The message that tells the peer of blockers found on this side."""
-    return Blockers(found=list(error.blockers), code=int(error.code))
+    return Blockers(found=list(error.blockers), code=int(error.code), step=error.step)
 
 
 def refusal_of(message: Blockers) -> Refused:
@@ -351,7 +352,7 @@ def refusal_of(message: Blockers) -> Refused:
     kept = (ExitCode.FILES, ExitCode.NO_PERMISSION)
     code = next((code for code in kept if code == message.code), ExitCode.REFUSED)
     found = [Blocker(*(_one_line(word) for word in (one.object, one.cause, one.remedy))) for one in message.found]
-    return Refused(found, step="the other side's preflight", code=code)
+    return Refused(found, step=f"the other side, {_one_line(message.step)}", code=code)
 
 
 def _one_line(text: str) -> str:

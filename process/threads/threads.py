@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from live_migration.kernel.tracing import tracee
 from live_migration.process.attributes import credentials
 from live_migration.process.attributes.status import parse_status, read_status
 from live_migration.process.threads.interrupted import InterruptedCall
+from live_migration.process.threads.landlock import query_witnesses
 from live_migration.process.threads.scheduling import NODES, Scheduling, affinity_bytes, chosen_runtime, usual_slice
 
 PAGE = 4096
@@ -165,10 +167,11 @@ def _field(answers: Data, name: str) -> Data:
     return answers + int(ffi.offsetof("lm_thread_answers", name))
 
 
-def query_thread(program: Program) -> Data:
+def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
     """Add the rows that ask a stopped thread about itself; returns where the answers will stand.
 
-    The same program serves every thread. Nothing in it changes anything, so that it may end after any row.
+    `seen_by` are the witnesses (process/threads/landlock.py). The same program serves every thread. Nothing in it
+    changes anything, so that it may end after any row.
     """
     answers = program.reserve(int(ffi.sizeof("lm_thread_answers")))
 
@@ -233,6 +236,7 @@ def query_thread(program: Program) -> Data:
     program.call("get_mempolicy", numbers.SYS_get_mempolicy, policy, nodes, NODES, 0, 0, check=False)
     place = _field(answers, "affinity")
     told("affinity_length", "sched_getaffinity", numbers.SYS_sched_getaffinity, 0, 1024, place)
+    query_witnesses(program, _field(answers, "witnesses"), seen_by)
     return answers
 
 
@@ -326,6 +330,11 @@ def whole_xstate(thread: Thread) -> bytes:
     if not len(thread.xstate) <= thread.xstate_size <= XSTATE_LIMIT:
         raise ValueError(f"vector state of {thread.xstate_size} bytes in thread {thread.tid}")
     return thread.xstate.ljust(thread.xstate_size, b"\0")
+
+
+def witnesses_of(answers: bytes) -> list[int]:
+    """What the thread told of its witnesses (process/threads/landlock.py)."""
+    return list(ffi.cast("lm_thread_answers *", ffi.from_buffer(answers)).witnesses)
 
 
 def keyring_of(answers: bytes) -> bool:

@@ -266,7 +266,7 @@ def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceSnapshot) -> Non
 
 
 def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceSnapshot) -> None:
-    seen = look_after_waiting(replaced.pid)
+    seen = look_after_waiting(replaced.pid, ())
     assert seen.executable != replaced.executable
     freeze(seen)
 
@@ -279,7 +279,7 @@ def test_what_is_advised_before_a_destination_comes_is_known(
     seen, _ = look(pid)
     place = say("advise")
     assert maps_text(pid) == seen.layout
-    now = look_after_waiting(pid)
+    now = look_after_waiting(pid, ())
     assert "dc" not in next(one.flags for one in seen.memory.mappings if one.start <= place < one.end)
     assert "dc" in next(one.flags for one in now.memory.mappings if one.start <= place < one.end)
 
