@@ -27,6 +27,7 @@ from live_migration.kernel.own_name import call_ourselves
 from live_migration.kernel.tracing import tracee
 from live_migration.wire import messages
 from live_migration.wire.control import ControlChannel
+from live_migration.wire.session import HuskRecord, State
 
 NAME = "lm-custodian"
 PURPOSE = "acts on what was decided, should the command end"
@@ -38,17 +39,6 @@ FATE_PAUSE_SECONDS = 0.005
 UNGUARDED = (
     "the process has no [vdso]: if lm-restore's worker is killed in the moment of the handover, some 100 us, it is lost"
 )
-
-
-class State(IntEnum):
-    """What the worker has come to, and what the custodian does when it dies there."""
-
-    UNARMED = lib.LM_HUSK_UNARMED  # nothing: the husk dies with the worker
-    ARMED = lib.LM_HUSK_ARMED  # hear the source
-    COMMITTED = lib.LM_HUSK_COMMITTED  # let go who is still parked
-    LET_GO = lib.LM_HUSK_LET_GO  # nothing: the process runs
-    DOOMED = lib.LM_HUSK_DOOMED  # kill the husk
-    IN_DOUBT = lib.LM_HUSK_IN_DOUBT  # leave the husk as it is
 
 
 class Fate(IntEnum):
@@ -151,10 +141,10 @@ class Custody:
             raise OSError("the custodian has ended; it must not be killed during a migration")
         check(lib.lm_husk_arm(self.husk, self.control_socket, len(ready)), self.husk.pid)
 
-    def tell(self, state: State) -> None:
-        """Say what the worker has come to, before it acts on it."""
-        if self.guarded or state is State.LET_GO:
-            self.custody.state = int(state)
+    def tell(self, record: int) -> None:
+        """Say what the worker has come to (HuskRecord), before it acts on it."""
+        if self.guarded or record == HuskRecord.LET_GO:
+            self.custody.state = int(record)
 
     def make_final(self, first: int, last: int | None = None) -> None:
         """Give the threads from `first` on, or up to `last`, their final registers and masks; they stay stopped."""
@@ -168,7 +158,6 @@ class Custody:
     def detach(self) -> None:
         """Let the threads go."""
         lib.lm_husk_detach(self.husk)
-        self.tell(State.LET_GO)
 
     def end(self) -> None:
         """Let the custodian go: nothing is left to decide."""
@@ -229,16 +218,27 @@ def _be_custodian(shared: Any, control_socket: int, worker: int, husk_pidfd: int
 class Outcome:
     """What the frontend finds on the shared page when its worker has ended. `custodian` is a process id, 0: none."""
 
-    state: State
+    record: HuskRecord
     fate: Fate
     guarded: bool
     custodian: int
+
+    @property
+    def state(self) -> State:
+        """The state of the session that the worker's death has left behind, by what the custodian has made of it."""
+        if HuskRecord.LET_GO is self.record or self.fate is Fate.LET_GO:
+            return State.RESUMED
+        if self.record is HuskRecord.UNARMED or self.fate is Fate.KILLED:
+            return State.ABORTED
+        if self.record is HuskRecord.IN_DOUBT or self.fate is Fate.KEPT:
+            return State.IN_DOUBT
+        return State.READY
 
 
 def outcome(page: mmap.mmap) -> Outcome:
     """The outcome so far."""
     custody = ffi.cast("struct lm_husk_custody *", ffi.from_buffer(page))
-    return Outcome(State(custody.state), Fate(custody.fate), bool(custody.pause_address), int(custody.custodian))
+    return Outcome(HuskRecord(custody.state), Fate(custody.fate), bool(custody.pause_address), int(custody.custodian))
 
 
 def await_outcome(page: mmap.mmap, seconds: float = FATE_SECONDS) -> Outcome:
@@ -247,7 +247,7 @@ def await_outcome(page: mmap.mmap, seconds: float = FATE_SECONDS) -> Outcome:
     while True:
         alive = os.path.exists(f"/proc/{outcome(page).custodian}")
         found = outcome(page)
-        undecided = found.state in (State.ARMED, State.COMMITTED, State.DOOMED, State.IN_DOUBT)
+        undecided = found.record not in (HuskRecord.UNARMED, HuskRecord.LET_GO)
         if not undecided or found.fate is not Fate.OPEN or not alive or time.monotonic() > end:
             return found
         time.sleep(FATE_PAUSE_SECONDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import time
@@ -16,11 +15,12 @@ from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import PAGE
 from live_migration.restorer.husk_process import husk_ended
 from live_migration.restorer.plain_locks import lock_plainly
-from live_migration.restorer.run import Run, failpoint_after_commit, write
+from live_migration.restorer.run import Run, reached, write
 from live_migration.wire import messages
 from live_migration.wire.control import Odd
 from live_migration.wire.errors import MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.session import Event, State
 
 TICK_MS = 100
 GOODBYE_SECONDS = 30.0
@@ -42,7 +42,7 @@ def follow(run: Run) -> int:
     watch.register(run.husk.pidfd, select.POLLIN)
     watch.register(pager.event, select.POLLIN)
     shown = 0.0
-    stalled = gone = False
+    gone = False
     while True:
         ready = frozenset(number for number, _ in watch.poll(TICK_MS))
         if run.line.fileno() in ready and not _orders(run):
@@ -58,8 +58,7 @@ def follow(run: Run) -> int:
         state = take_state(pager)
         if state is PagerState.COMPLETE:
             break
-        if state in (PagerState.STALLED, PagerState.FAILED) and not stalled:
-            stalled = True
+        if state in (PagerState.STALLED, PagerState.FAILED) and run.session.state is not State.STALLED:
             _stall(run)
         if time.monotonic() - shown > 0.1:
             shown = time.monotonic()
@@ -159,27 +158,21 @@ def _stall(run: Run) -> None:
     assert run.pager is not None
     assert run.husk is not None
     cause = run.pager.cause
-    run.report.outcome = "stalled"
+    run.session.happened(Event.LOST)
     run.line.send("stalled", pid=run.husk.pid, cause=cause)
-    run.line.send(
-        "note",
-        text=f"the memory's connection is lost ({cause}); process {run.husk.pid} goes on until it needs a page that is "
-        "missing, and waits there; nothing is lost while lm-serve and this host live",
-        level=0,
-    )
+    said = f"the memory's connection is lost ({cause}); {run.session.said(run.husk.pid)}"
+    run.line.send("note", text=said, level=0)
 
 
 def _finish(run: Run) -> None:
     """Every page is in, or nobody needs them any more: let go of the memory and tell the source."""
     assert run.pager is not None
     assert run.husk is not None
-    run.mark("complete")
+    run.session.happened(Event.FINISHED)
     fill(run)
     run.pager.finish()
     _lock(run)
-    failpoint_after_commit(run, "destination-complete")
-    run.report.outcome = "complete"
-    _phases(run)
+    reached(run, "destination-complete")
     with contextlib.suppress(MigrationError):
         counted = messages.pack([run.report.pages, run.report.bytes, run.report.faults])
         run.control.send(messages.Finished(payload=counted))
@@ -237,13 +230,6 @@ def fill(run: Run) -> None:
     report.faults.p90_us = latencies.p90_us
     report.faults.p99_us = latencies.p99_us
     report.faults.max_us = latencies.max_us
-
-
-def _phases(run: Run) -> None:
-    names = list(run.moments)
-    for first, second in itertools.pairwise(names):
-        run.report.phases_ms[first] = (run.moments[second] - run.moments[first]) / 1e6
-    run.report.total_ms = (run.moments[names[-1]] - run.moments[names[0]]) / 1e6
 
 
 def _stay(run: Run) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from live_migration.restorer.custody import Fate, State, await_outcome
+from live_migration.restorer.custody import await_outcome
 from live_migration.restorer.frontend_line import Worker
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.worker import start_worker
@@ -24,6 +24,7 @@ from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import check_fault
 from live_migration.wire.report import Report
+from live_migration.wire.session import DESTINATION, HuskRecord, State
 from live_migration.wire.ticket import parse_ticket
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -118,32 +119,28 @@ def _worker_is_gone(frontend: Frontend) -> int:
     then on the custodian finds out what the source has decided, and acts on it (restorer/custody.h)."""
     how = frontend.worker.reap()
     found = await_outcome(frontend.worker.page)
-    here = f"process {frontend.pid}"
-    if found.state is State.LET_GO or found.fate is Fate.LET_GO:
-        cause, code = f"its worker ended ({how}) after the handover", ExitCode.LOST_AFTER
-        remedy = f"{here} runs until it needs a page that is missing, and waits there; it reads no zeros"
-    elif found.fate is Fate.KILLED:
-        cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
-        remedy = "the source has not handed over: the process runs on there; try again"
-    elif found.fate is Fate.KEPT or found.state is State.IN_DOUBT:
-        cause, code = f"its worker ended ({how}), and the connection ended during the handover", ExitCode.IN_DOUBT
-        remedy = (
-            f"{here} is kept, stopped; if the process runs on at the source, end this one (kill -9 {frontend.pid}); if "
-            "it is kept there, stopped for good, keep both, and call for help"
-        )
-    elif found.state is not State.UNARMED:
-        cause, code = f"its worker ended ({how}) during the handover", ExitCode.IN_DOUBT
+    here, row = f"process {frontend.pid}", DESTINATION[found.state]
+    said, code = row.said.format(pid=frontend.pid), row.code
+    if found.state is State.RESUMED:
+        cause, remedy = f"its worker ended ({how}) after the handover", said
+    elif found.state is State.IN_DOUBT:
+        cause = f"its worker ended ({how}), and the connection ended during the handover"
+        remedy = f"{here} is kept, stopped; {said}"
+    elif found.state is State.READY:
+        cause = f"its worker ended ({how}) during the handover"
         remedy = (
             f"{here} is kept, stopped, until its custodian (process {found.custodian}) hears what the source has "
             "decided; look at what lm-serve says"
         )
+    elif found.record is not HuskRecord.UNARMED:
+        cause = f"its worker ended ({how}) during the handover"
+        remedy = "the source has not handed over: the process runs on there; try again"
     elif frontend.frozen and not found.guarded:
-        cause, code = f"its worker ended ({how}) during the handover", ExitCode.LOST_BEFORE
+        cause = f"its worker ended ({how}) during the handover"
         remedy = "look at what lm-serve says: unless it has handed over, the process runs on at the source"
     else:
-        cause = f"its worker ended ({how})"
-        code = ExitCode.LOST_BEFORE if how.startswith("killed") else ExitCode.BUG
-        remedy = "the process runs on at the source; try again"
+        cause, remedy = f"its worker ended ({how})", f"{said}; try again"
+        code = code if how.startswith("killed") else ExitCode.BUG
     error = LocalError(step="the migration", object="lm-restore", cause=cause, remedy=remedy, code=code)
     frontend.events.failed(error, frontend.pid)
     return int(code)

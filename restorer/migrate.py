@@ -34,7 +34,7 @@ from live_migration.process.memory.mapped_files import compare_written_mappings
 from live_migration.process.migration import Migration, check_references, table_of, whole_table, with_staged
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.restorer import stage as build
-from live_migration.restorer.custody import State, start_custody
+from live_migration.restorer.custody import start_custody
 from live_migration.restorer.finish import follow
 from live_migration.restorer.frontend_events import FrontendEvents
 from live_migration.restorer.frontend_line import Line
@@ -42,7 +42,7 @@ from live_migration.restorer.husk_process import end_husk, is_killed, start_husk
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.preflight import Peer, new_file_blockers, preflight
 from live_migration.restorer.rounds import correct, drop_discarded, memory_ranges, take_freezing, take_rounds
-from live_migration.restorer.run import Run, failpoint_after_commit, tell, write
+from live_migration.restorer.run import Run, reached, tell, write
 from live_migration.restorer.waiting import (
     LAST_WORDS_SECONDS,
     expect,
@@ -55,12 +55,15 @@ from live_migration.restorer.waiting import (
 from live_migration.wire import messages
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
-from live_migration.wire.errors import LocalError, MigrationError, Refused, RemoteError
+from live_migration.wire.errors import LocalError, MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
+from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
+from live_migration.wire.session import Event, State, begin
+from live_migration.wire.session import rehearse as rehearse_session
 
 GREETING_SECONDS = 30.0
 FINAL_SECONDS = 3600.0
@@ -70,8 +73,7 @@ LOOK_SECONDS = 0.1
 STAGING_PUSH = 1
 IN_DOUBT = (
     "the connection ended after READY ({cause}), and nobody here can know whether the source has handed over: process "
-    "{pid} is kept, stopped; look at what lm-serve says: if the process runs on at the source, end this one "
-    "(kill -9 {pid}); if it is kept there, stopped for good, keep both, and call for help"
+    "{pid} is kept, stopped; look at what lm-serve says: {said}"
 )
 
 
@@ -80,19 +82,23 @@ def migrate(options: RestoreOptions, line: Line) -> int:
     strategy = options.parameters.strategy
     report = Report(side="destination", outcome="failed", strategy=strategy, pid=0, started=time.time())
     events = FrontendEvents(line)
+    session = begin(Side.DESTINATION, lambda text: line.send("note", text=text, level=0))
     roles = meet(options.meeting, "destination", events, watch=[line.fileno()])
     if roles is None:
         line.hear()
-        raise stopped(line)
+        raise stopped(line, session)
+    session.happened(Event.CONNECTED)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert(words, DescriptorOptions)
-    run = Run(options, described, line, roles, ControlChannel(roles.control), report)
+    run = Run(options, described, line, roles, ControlChannel(roles.control), session, report)
     try:
         ready = hand_over(run)
         commit = await_commit(run, ready)
     except MigrationError as error:
         report.error = str(error)
-        destroy(run)
+        session.ended_by(error)
+        if session.may_destroy():
+            destroy(run)
         tell(run.control, error)
         write(run)
         raise
@@ -103,17 +109,13 @@ def migrate(options: RestoreOptions, line: Line) -> int:
 def hand_over(run: Run) -> bytes:
     """Everything up to READY, which it returns. Raises MigrationError, after which the husk has to be destroyed."""
     try:
-        run.mark("preflight")
-        member = prepare(run)
-        run.mark("staging")
-        stage(run, member)
-        run.mark("staged")
+        stage(run, prepare(run))
         apply_final(run)
         return arm(run)
     except SyscallFailed as error:
-        raise cannot_build(str(error)) from error
+        raise cannot_build(run, str(error)) from error
     except (OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
-        raise cannot_build(str(error)) from error
+        raise cannot_build(run, str(error)) from error
 
 
 def prepare(run: Run) -> Member:
@@ -135,11 +137,13 @@ def prepare(run: Run) -> Member:
     run.husk = start_husk(process.task, run.options.pid, offsets)
     threads = len(process.task.threads)
     run.custody = start_custody(run.line.page, run.control.fileno(), run.husk.pid, run.husk.pidfd, threads)
+    run.session.told = run.custody.tell
     if run.husk.namespace:
         asked_for = run.options.pid == "namespace"
         text = f"id {process.task.pid} is the process's own in a PID namespace; this host knows it as {run.husk.pid}"
         run.line.send("note", text=text, level=1 if asked_for else 0)
     failpoint("destination-husk")
+    run.session.happened(Event.HUSK_STARTED)
     return process
 
 
@@ -175,6 +179,7 @@ def stage(run: Run, member: Member) -> None:
     run.pager.start()
     failpoint("destination-staged")
     run.control.send(messages.Staged(pid=husk.pid))
+    run.session.happened(Event.STAGED)
     run.line.send("staged", pid=husk.pid)
     for sentence in run.building.warnings + run.custody.prepare():
         run.line.send("note", text=sentence, level=0)
@@ -184,6 +189,7 @@ def stage(run: Run, member: Member) -> None:
         receive_push(run, STAGING_PUSH)
     failpoint("destination-pushed")
     run.control.send(messages.Pushed(push=STAGING_PUSH))
+    run.session.happened(Event.PUSHED)
 
 
 def add_contents(run: Run, contents: Iterable[Content]) -> None:
@@ -202,9 +208,11 @@ def wait_for_final(run: Run) -> Migration:
     run.while_frozen.enter_context(cpu_dma_latency.awake())
     due: Any = messages.Freezing | messages.Final
     while isinstance(message, messages.Freezing):
-        rehearse_often(functools.partial(build.rehearse, run.building))
+        run.session.happened(Event.FREEZE)
+        rehearse_often(functools.partial(rehearse, run.building))
         take_freezing(run, message)
         message = expect(run, due, FINAL_SECONDS)
+    run.session.happened(Event.FINAL)
     return take_final(run, messages.unpack(message.payload, Migration))
 
 
@@ -215,6 +223,12 @@ def take_final(run: Run, final: Migration) -> Migration:
     if [member.space for member in final.members] != [member.space for member in staged]:
         raise messages.broken("it describes other processes than before")
     return with_staged(final, {member.space: member.memory for member in staged}, run.staged.mapped_files)
+
+
+def rehearse(building: build.Construction) -> None:
+    """Do once, for nothing, what will be done while the process stands still."""
+    build.rehearse(building)
+    rehearse_session(Side.DESTINATION)
 
 
 def apply_final(run: Run) -> None:
@@ -282,9 +296,9 @@ def wait_until_complete(run: Run) -> None:
     while (state := run.pager.wait(PagerState.RUNNING, TICK_MS / 1000)) is PagerState.RUNNING:
         run.line.hear()
         if run.line.is_to_stop:
-            raise stopped(run.line)
+            raise stopped(run.line, run.session)
     if state is not PagerState.COMPLETE:
-        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(run.pager.cause)
+        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(run.pager.cause, run.session)
 
 
 def arm(run: Run) -> bytes:
@@ -294,6 +308,7 @@ def arm(run: Run) -> bytes:
     handed_over = sorted(run.building.opened.handed_over)
     ready = messages.encode(messages.Ready(payload=messages.pack(handed_over)))
     run.custody.arm(ready)
+    run.session.happened(Event.ARMED)
     return ready
 
 
@@ -302,22 +317,24 @@ def await_commit(run: Run, ready: bytes) -> messages.Commit:
 
     Only words tell what the source decided: COMMIT, or that it gives up. Any end of the connection, an orderly one too,
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
-    assert run.custody is not None
     failpoint("destination-ready")
     run.control.send_bytes(ready)
-    failpoint_after_commit(run, "destination-waiting")
+    run.session.happened(Event.READY)
+    reached(run, "destination-waiting")
     try:
         ahead = run.control.look_ahead()
         if isinstance(ahead, messages.Commit):
             # Known to the custodian before it is taken out of the socket, where it could find it.
-            run.custody.tell(State.COMMITTED)
+            run.session.happened(Event.COMMIT)
             run.control.skip()
             return ahead
-        return run.control.expect(messages.Commit)
-    except (RemoteError, Refused):
-        raise
+        commit = run.control.expect(messages.Commit)
     except MigrationError as error:
-        wait_in_doubt(run, str(error))
+        if run.session.ended_by(error) is State.IN_DOUBT:
+            wait_in_doubt(run, str(error))
+        raise
+    run.session.happened(Event.COMMIT)
+    return commit
 
 
 def wait_in_doubt(run: Run, cause: str) -> NoReturn:
@@ -325,21 +342,20 @@ def wait_in_doubt(run: Run, cause: str) -> NoReturn:
 
     Raises LocalError when the process that was kept has been ended by hand."""
     assert run.husk is not None
-    assert run.custody is not None
-    run.custody.tell(State.IN_DOUBT)
     run.while_frozen.close()
-    run.report.outcome = "stalled"
     write(run)
     run.line.send("stalled", pid=run.husk.pid, cause=cause)
-    run.line.send("note", text=IN_DOUBT.format(pid=run.husk.pid, cause=cause), level=0)
+    said = run.session.said(run.husk.pid)
+    run.line.send("note", text=IN_DOUBT.format(pid=run.husk.pid, cause=cause, said=said), level=0)
     while not is_killed(run.husk):
         time.sleep(LOOK_SECONDS)
+    run.session.happened(Event.ENDED_BY_HAND)
     raise LocalError(
         step="the handover",
         object=f"process {run.husk.pid}",
         cause="was ended here while nobody knew whether the source had handed over",
         remedy="it runs on at the source if it had not",
-        code=ExitCode.IN_DOUBT,
+        code=run.session.row.code,
     )
 
 
@@ -347,15 +363,15 @@ def resume(run: Run, commit: messages.Commit, received: int) -> None:
     """Let the process run. It is the only copy now: whatever fails here is said, and nothing is taken back."""
     assert run.husk is not None
     assert run.custody is not None
-    failpoint_after_commit(run, "destination-committed")
+    reached(run, "destination-committed")
     run.custody.send_signals()
     run.custody.make_final(0, 1)
-    failpoint_after_commit(run, "destination-letting-go")
+    reached(run, "destination-letting-go")
     run.custody.make_final(1)
     run.custody.detach()
+    run.session.happened(Event.RESUMED)
     resume_ns = time.monotonic_ns() - received
-    failpoint_after_commit(run, "destination-resumed")
-    run.mark("resumed")
+    reached(run, "destination-resumed")
     run.report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
     run.report.pid = run.husk.pid
     with contextlib.suppress(MigrationError):
@@ -368,8 +384,6 @@ def resume(run: Run, commit: messages.Commit, received: int) -> None:
 
 def destroy(run: Run) -> None:
     """Before COMMIT: nothing of the husk is left."""
-    if run.custody is not None:
-        run.custody.tell(State.DOOMED)
     if run.husk is not None:
         end_husk(run.husk)
     if run.custody is not None:
@@ -380,11 +394,11 @@ def destroy(run: Run) -> None:
         run.building.opened.undo()
 
 
-def cannot_build(cause: str) -> LocalError:
+def cannot_build(run: Run, cause: str) -> LocalError:
     """A step of restoring failed."""
     return LocalError(
         step="restoring the process",
         object="the husk",
         cause=cause,
-        remedy="the process runs on at the source; look at the cause and try again",
+        remedy=f"{run.session.row.said}; look at the cause and try again",
     )

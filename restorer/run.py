@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from dataclasses import dataclass, field
 
 from live_migration.pager.pager import Pager
@@ -20,6 +19,7 @@ from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from live_migration.wire.failpoints import failpoint
 from live_migration.wire.report import Report, write_report
+from live_migration.wire.session import Session
 
 
 @dataclass
@@ -33,22 +33,17 @@ class Run:
     line: Line
     roles: Roles
     control: ControlChannel
+    session: Session
     report: Report
-    moments: dict[str, int] = field(default_factory=dict)
     husk: HuskProcess | None = None
     custody: Custody | None = None
     building: build.Construction | None = None
     pager: Pager | None = None
     staged: Migration | None = None
     final: Migration | None = None
-    exit_status: int | None = None
     resume_at_once: bool = True
     frozen: float = 0.0
     while_frozen: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def mark(self, name: str) -> None:
-        """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""
-        self.moments[name] = time.monotonic_ns()
 
 
 def tell(control: ControlChannel, error: MigrationError) -> None:
@@ -60,16 +55,19 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
             control.send(messages.abort_of(error), 2.0)
 
 
-def failpoint_after_commit(run: Run, name: str) -> None:
-    """A failpoint that lies after COMMIT: a failure there is said and nothing else, for nothing can be taken back."""
+def reached(run: Run, name: str) -> None:
+    """The failpoint `name` is reached. Where nothing can be taken back any more a failure is said, and nothing else."""
     try:
         failpoint(name)
     except MigrationError as error:
+        if run.session.may_fail():
+            raise
         run.line.send("note", text=f"{error}; the process goes on here", level=0)
 
 
 def write(run: Run) -> None:
     """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    run.session.fill(run.report)
     if run.options.report:
         try:
             write_report(run.options.report, run.report)

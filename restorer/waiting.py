@@ -17,6 +17,7 @@ from live_migration.restorer.run import Run
 from live_migration.wire import messages
 from live_migration.wire.errors import LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.session import Session
 
 LAST_WORDS_SECONDS = 2.0
 PART_SECONDS = 0.05
@@ -36,7 +37,7 @@ def expect(run: Run, kind: type[Expected], seconds: float) -> Expected:
         if run.line.fileno() in ready:
             run.line.hear()
             if run.line.is_to_stop:
-                raise stopped(run.line)
+                raise stopped(run.line, run.session)
         try:
             return run.control.expect(kind, min(PART_SECONDS, max(0.0, left)))
         except LocalError:
@@ -52,8 +53,8 @@ def receive_push(run: Run, identifier: int) -> None:
         run.pager.receive_push(identifier)
     except ConnectionError as error:
         if run.line.is_to_stop:
-            raise stopped(run.line) from None
-        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(str(error)) from error
+            raise stopped(run.line, run.session) from None
+        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(str(error), run.session) from error
 
 
 @contextlib.contextmanager
@@ -95,24 +96,24 @@ def last_words(run: Run, seconds: float) -> MigrationError | None:
         return error
 
 
-def lost_pages(cause: str) -> LocalError:
+def lost_pages(cause: str, session: Session) -> LocalError:
     """The page connections failed before the resume."""
     return LocalError(
         step="fetching the memory",
         object="the page connections",
         cause=cause,
-        remedy="the process runs on at the source; try again",
-        code=ExitCode.LOST_BEFORE,
+        remedy=f"{session.row.said}; try again",
+        code=session.row.code,
     )
 
 
-def stopped(line: Line) -> LocalError:
+def stopped(line: Line, session: Session) -> LocalError:
     """SIGINT, SIGTERM, or the frontend is gone, before READY."""
     number = next((number for _, number in line.orders), 0)
     return LocalError(
         step="waiting",
         object="lm-restore",
         cause=f"{signal.Signals(number).name} came" if number else "its first process has ended",
-        remedy="the process runs on at the source",
+        remedy=session.row.said,
         code=ExitCode.INTERRUPTED if number in (0, signal.SIGINT) else ExitCode.TERMINATED,
     )

@@ -1,6 +1,6 @@
 """The freeze and the handover: what happens to the source's threads, with nothing left to chance.
 
-Everything here runs in the tracing thread. `frozen` thaws on every way out unless COMMIT was sent.
+Everything here runs in the tracing thread. `frozen` thaws on every way out on which the session lets it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
+from live_migration.wire.session import Event, Session
 
 LEAVING_SECONDS = 10.0
 STEP = "the freeze"
@@ -36,10 +37,10 @@ class Frozen:
     """A stopped process and what has been done to it so far. `custody`: whose word its threads wait for."""
 
     seen: SourceSnapshot
+    session: Session
     stops: list[tracee.Stop]
     threads: sources.SourceThreads | None = None
     source: FrozenSource | None = None
-    committed: bool = False
     custody: custodies.Custody | None = None
 
 
@@ -52,22 +53,24 @@ class Committed:
 
 
 @contextlib.contextmanager
-def frozen(seen: SourceSnapshot) -> Iterator[Frozen]:
-    """Stop all threads; let them go on exactly as they were unless `commit` succeeded within.
+def frozen(seen: SourceSnapshot, session: Session) -> Iterator[Frozen]:
+    """Stop all threads; let them go on exactly as they were, unless the session forbids it in the end.
 
     Raises LocalError when the process cannot be stopped, has ended or executes another program."""
     try:
-        state = Frozen(seen, tracee.freeze(seen.pid))
+        state = Frozen(seen, session, tracee.freeze(seen.pid))
     except (ProcessGone, OSError, TimeoutError) as error:
         raise _cannot_freeze(seen.pid, error) from None
     try:
+        session.happened(Event.STOPPED)
         check_same_program(seen, STEP)
         yield state
     except (ProcessGone, OSError, SyscallFailed) as error:
         raise _cannot_freeze(seen.pid, error) from error
     finally:
-        if not state.committed:
+        if session.may_thaw():
             thaw(state)
+            session.happened(Event.THAWED)
 
 
 @contextlib.contextmanager
@@ -76,9 +79,10 @@ def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not state.committed:
+        if not state.session.committed:
             words = messages.encode(messages.abort_of(error)) if isinstance(error, MigrationError) else None
             custody.refuse(words)
+            state.session.ended_by(error)
         raise
 
 
@@ -127,6 +131,7 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     threads = source.threads
     state.custody = custody
     custody.parked(state.seen.pid, threads.flag_address)
+    state.session.happened(Event.PARKED)
     sources.park(threads)
     failpoint("source-parked")
     frozen_ns = time.monotonic_ns() - began_ns
@@ -136,7 +141,7 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     except (ConnectionLost, LocalError):
         if not custody.commit_was_sent():
             raise
-    state.committed = True
+    state.session.happened(Event.COMMIT)
     # On one machine the destination may wait for this very processor.
     os.sched_yield()
     # Nothing may fail from here on: what cannot be done is left, and the custodian decides what is undecided.

@@ -15,12 +15,13 @@ import msgspec
 
 from live_migration.source_server import handover
 from live_migration.source_server.pages.client import ClientState, PageClient
-from live_migration.source_server.run import KEPT, Run, write
+from live_migration.source_server.run import Run, write
 from live_migration.wire import messages
 from live_migration.wire.control import Odd
 from live_migration.wire.errors import MigrationError, ProtocolError
 from live_migration.wire.failpoints import failpoint
 from live_migration.wire.report import Bytes, Faults, Pages
+from live_migration.wire.session import Event
 
 TICK_MS = 200
 
@@ -51,11 +52,11 @@ def serve_until_finished(run: Run, committed: handover.Committed) -> None:
                 poll.unregister(run.client.event)
                 run.events.note(f"the page connections ended: {run.client.cause}", 1)
         except MigrationError as error:
-            stalled(run, str(error))
+            stalled(run, error, str(error))
         except Exception as error:
             # Even an error of lm-serve's own must not end it: the client's threads serve on.
             traceback.print_exc()
-            stalled(run, repr(error))
+            stalled(run, error, repr(error))
 
 
 def take_state(client: PageClient) -> ClientState:
@@ -87,6 +88,7 @@ def hear(run: Run, committed: handover.Committed) -> bool:
     elif isinstance(message, messages.Resumed):
         frozen = committed.frozen_ns + run.control.round_trip_ns // 2 + message.resume_ns
         run.report.downtime_ms = frozen / 1e6
+        run.session.happened(Event.RESUMED)
     elif isinstance(message, messages.Progress):
         run.events.progress(message.pages, message.pages_total, message.faults)
     elif isinstance(message, messages.Finished):
@@ -95,17 +97,17 @@ def hear(run: Run, committed: handover.Committed) -> bool:
         handover.leave(committed, run.options.exit_status)
         with contextlib.suppress(MigrationError):
             run.control.send(messages.Goodbye())
-        run.report.outcome = "complete"
+        run.session.happened(Event.FINISHED)
         run.events.emit("complete", run.options.pid)
         return True
     return False
 
 
-def stalled(run: Run, cause: str) -> None:
+def stalled(run: Run, error: Exception, cause: str) -> None:
     """The connection is gone after COMMIT: keep the memory, say so, and wait for SIGKILL."""
-    run.report.outcome = "stalled"
+    run.session.ended_by(error)
     run.events.emit("stalled", run.options.pid, cause=cause)
-    run.events.note(f"the connection is lost ({cause}); " + KEPT.format(pid=run.options.pid), 0)
-    write(run.options, run.events, run.report)
+    run.events.note(f"the connection is lost ({cause}); {run.session.said(run.options.pid)}", 0)
+    write(run.options, run.events, run.session, run.report)
     while True:
         signal.pause()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import time
 from dataclasses import dataclass, field
 
 from live_migration.process.descriptors.contents import Content
@@ -19,11 +17,7 @@ from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from live_migration.wire.events import Events
 from live_migration.wire.report import Report, write_report
-
-KEPT = (
-    "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
-    "it never runs here again"
-)
+from live_migration.wire.session import Session
 
 
 @dataclass
@@ -32,6 +26,7 @@ class Run:
 
     options: ServeOptions
     events: Events
+    session: Session
     seen: SourceSnapshot
     control: ControlChannel
     store: PageStore
@@ -42,28 +37,16 @@ class Run:
     other_vdso: bool = False
     served: list[Content] = field(default_factory=list)
     copy: LiveCopy | None = None
-    moments: dict[str, int] = field(default_factory=dict)
-
-    def mark(self, name: str) -> None:
-        """Note when a phase begins (CLOCK_MONOTONIC, nanoseconds)."""
-        self.moments[name] = time.monotonic_ns()
 
 
-def write(options: ServeOptions, events: Events, report: Report) -> None:
+def write(options: ServeOptions, events: Events, session: Session, report: Report) -> None:
     """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    session.fill(report)
     if options.report:
         try:
             write_report(options.report, report)
         except LocalError as error:
             events.note(str(error), 0)
-
-
-def fill_report(run: Run) -> None:
-    """Counters and phases."""
-    names = list(run.moments)
-    for first, second in itertools.pairwise(names):
-        run.report.phases_ms[first] = (run.moments[second] - run.moments[first]) / 1e6
-    run.report.total_ms = (run.moments[names[-1]] - run.moments[names[0]]) / 1e6
 
 
 def tell(control: ControlChannel, error: MigrationError) -> None:

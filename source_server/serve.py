@@ -40,7 +40,7 @@ from live_migration.source_server.pages.pusher import Pusher, pushing
 from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.precopy import copy_live, push_failed, writes_past_the_tracker
 from live_migration.source_server.release import serve_until_finished, tell_hot
-from live_migration.source_server.run import KEPT, Run, fill_report, tell, write
+from live_migration.source_server.run import Run, tell, write
 from live_migration.source_server.snapshot import (
     FINAL_PUSH,
     PAGE,
@@ -52,7 +52,7 @@ from live_migration.source_server.snapshot import (
     look,
     rehearse,
 )
-from live_migration.source_server.stopping import outlast_signals, signals_held, signals_let_through, stop_by_signal
+from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
 from live_migration.wire import messages
 from live_migration.wire.connection import Roles
@@ -61,9 +61,12 @@ from live_migration.wire.errors import ConnectionLost, LocalError, MigrationErro
 from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import check_fault, failpoint
+from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
+from live_migration.wire.session import Event, Session, begin
+from live_migration.wire.session import rehearse as rehearse_session
 from live_migration.wire.strategy import Parameters
 
 GREETING_SECONDS = 30.0
@@ -76,12 +79,15 @@ def serve(options: ServeOptions, events: Events) -> int:
     """Move the process away; the exit status. Raises MigrationError with the process untouched."""
     started = time.time()
     check_fault()
-    stop_by_signal()
+    session = begin(Side.SOURCE, lambda text: events.note(text, 0))
+    stop_by_signal(session, options.pid)
     with witnesses(options.pid) as seen_by:
-        return _serve(options, events, seen_by, started)
+        return _serve(options, events, session, seen_by, started)
 
 
-def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], started: float) -> int:
+def _serve(
+    options: ServeOptions, events: Events, session: Session, seen_by: Sequence[int], started: float
+) -> int:
     try:
         seen, blockers = look(options.pid)
         blockers += witness_blockers(options.pid, seen_by)
@@ -93,12 +99,14 @@ def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], starte
         return int(events.checked(options.pid, [*blockers, *check_blockers(seen)]))
     if blockers:
         raise Refused(blockers, object=f"process {options.pid}")
+    session.happened(Event.LOOKED_AT)
     report = Report(side="source", outcome="failed", strategy="", pid=options.pid, started=started)
     watch = pidfd.open_pidfd(options.pid)
     roles = meet(options.meeting, "source", events, pid=options.pid, watch=[watch])
     os.close(watch)
     if roles is None:
         raise _ended(options.pid)
+    session.happened(Event.CONNECTED)
     custody = custodies.start_custody(roles.control.fileno())
     with contextlib.ExitStack() as stack:
         stack.callback(custody.end)
@@ -110,16 +118,18 @@ def _serve(options: ServeOptions, events: Events, seen_by: Sequence[int], starte
             client = stack.enter_context(PageClient(store))
             store.add_process(seen.space, options.pid)
             connect(client, options, roles)
-            run = Run(options, events, seen, control, store, client, custody, report)
+            session.happened(Event.LOOKED_AT)
+            run = Run(options, events, session, seen, control, store, client, custody, report)
             _migrate(run)
         except MigrationError as error:
-            say_that_it_runs_on(error, options.pid)
+            session.ended_by(error)
+            say_what_became_of_it(error, session.said(options.pid))
             report.error = str(error)
             if not custody.say_no():
                 tell(control, error)
             raise
         finally:
-            write(options, events, report)
+            write(options, events, session, report)
     events.result(report)
     return int(ExitCode.OK)
 
@@ -136,11 +146,11 @@ def look_after_waiting(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
     return seen
 
 
-def say_that_it_runs_on(error: MigrationError, pid: int) -> None:
+def say_what_became_of_it(error: MigrationError, said: str) -> None:
     """Where the connection failed, which knows nothing of processes, say what has become of this one."""
     by_connection = isinstance(error, ConnectionLost) or error.code is ExitCode.TIMEOUT
     if by_connection and "runs on" not in str(error):
-        error.remedy = f"process {pid} runs on here; {error.remedy}"
+        error.remedy = f"{said}; {error.remedy}"
 
 
 def connect(client: PageClient, options: ServeOptions, roles: Roles) -> None:
@@ -151,9 +161,7 @@ def connect(client: PageClient, options: ServeOptions, roles: Roles) -> None:
 
 
 def _migrate(run: Run) -> None:
-    run.mark("staging")
     parameters = stage(run)
-    run.mark("rounds")
     run.copy = copy_live(run.seen, run.client, run.control, run.events, parameters)
     with contextlib.closing(run.copy):
         run.seen = run.copy.seen
@@ -165,17 +173,11 @@ def _migrate(run: Run) -> None:
                 flush_written_mappings(run.seen.pid, run.seen.memory.mappings)
         run.control.measure_round_trip()
         failpoint("source-staged")
-        run.mark("freezing")
         committed = freeze_and_commit(run)
-        run.mark("committed")
         tell_hot(run)
         run.events.emit("resumed", run.options.pid)
-        try:
-            # Still tracked: the end of that locks the memory for 20 ms per GiB, in which no page could be read from it.
-            serve_until_finished(run, committed)
-        finally:
-            run.mark("complete")
-            fill_report(run)
+        # Still tracked: the end of that locks the memory for 20 ms per GiB, in which no page could be read from it.
+        serve_until_finished(run, committed)
 
 
 def stage(run: Run) -> Parameters:
@@ -195,6 +197,7 @@ def stage(run: Run) -> Parameters:
     run.control.send(messages.Description(payload=messages.pack(migration_of([run.seen.description()]))))
     failpoint("source-described")
     run.control.expect(messages.Staged, STAGING_SECONDS)
+    run.session.happened(Event.STAGED)
     run.events.emit("staged", run.options.pid)
     run.seen.pushed.extend(changed_file_pages(run.seen.pid, run.seen.memory))
     run.served = serve_contents(run.store, run.seen)
@@ -203,11 +206,8 @@ def stage(run: Run) -> Parameters:
     except OSError as error:
         raise push_failed(run.control, run.options.pid, "pushing while the process runs", error) from None
     run.control.expect(messages.Pushed, STAGING_SECONDS)
+    run.session.happened(Event.PUSHED)
     return parameters
-
-
-class PassingBlockers(Exception):
-    """The frozen process is in the middle of something that it ends by itself as soon as it runs."""
 
 
 def freeze_and_commit(run: Run) -> handover.Committed:
@@ -221,8 +221,10 @@ def freeze_and_commit(run: Run) -> handover.Committed:
                 time.sleep(random.uniform(0.001, 0.02))
                 pusher.wait(run.options.max_freeze)
             correction = announce(run)
-            with contextlib.suppress(PassingBlockers), cpu_dma_latency.awake():
-                return freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
+            with cpu_dma_latency.awake():
+                committed = freeze_once(run, pusher, correction, attempt == MOST_FREEZES - 1)
+            if committed is not None:
+                return committed
     raise AssertionError("the last attempt does not end here")
 
 
@@ -231,6 +233,7 @@ def announce(run: Run) -> int:
     it, 0 if there is none."""
     assert run.copy is not None
     correction = run.copy.next_correction() if run.copy.is_tracked else 0
+    run.session.happened(Event.FREEZE)
     run.control.send(
         messages.Freezing(
             strategy=run.copy.strategy,
@@ -252,25 +255,27 @@ def rehearse_freeze(run: Run) -> None:
     described = run.seen.description()
     passing_blockers(described.table, run.same_machine)
     messages.encode(final(run, described, 0))
+    rehearse_session(Side.SOURCE)
 
 
-def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handover.Committed:
-    """One freeze. Raises PassingBlockers unless it is the `last` one."""
+def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handover.Committed | None:
+    """One freeze. None when the process was in the middle of something that it ends by itself as soon as it runs, which
+    the `last` freeze does not wait for any more."""
     assert run.copy is not None
     deadline = time.monotonic() + run.options.max_freeze
     began = time.monotonic_ns()
     with (
         signals_held(),
         bounded(run),
-        handover.frozen(run.seen) as state,
-        answering(run.store, state),
+        handover.frozen(run.seen, run.session) as state,
+        answering(run),
         handover.refusing(state, run.custody),
     ):
         failpoint("source-frozen")
         passing = leave_vdso(run.seen, state.stops) if run.other_vdso else []
         if passing and not last:
             correct_early(run, pusher, correction, None)
-            raise PassingBlockers
+            return None
         asked = handover.query_threads(state)
         if asked.memory is not run.seen.memory:
             # What the destination makes anew has nothing of what was pushed there.
@@ -281,7 +286,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         passing += passing_blockers(source.description.table, run.same_machine)
         if passing and not last:
             source.descriptors.close()
-            raise PassingBlockers
+            return None
         if source.blockers or passing:
             raise Refused([*source.blockers, *passing], object=f"process {run.options.pid}", step="the frozen process")
         if not run.same_machine:
@@ -292,6 +297,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.
         described = messages.encode(final(run, source.description, corrected))
         run.custody.describing(len(described))
+        run.session.happened(Event.FINAL)
         run.control.send_bytes(described, left(deadline))
         first = [*source.hot, *source.description.member.changed]
         runs = push_runs(run.seen.space, first, source.description.contents)
@@ -303,11 +309,10 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
                 ready = run.control.expect(messages.Ready, left(deadline))
         except LocalError as error:
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
+        run.session.happened(Event.READY)
         failpoint("source-ready")
         handed_over = messages.unpack(ready.payload, list[int])
         committed = handover.commit(state, run.control, run.custody, began)
-        # A signal that was held until now finds that it comes too late.
-        outlast_signals(lambda: run.events.note(KEPT.format(pid=run.options.pid), 0))
     # Nothing may fail any more: what cannot be tidied up is left.
     with contextlib.suppress(OSError, ProcessGone):
         retire_sockets(source.description.table, source.descriptors.duplicates, handed_over)
@@ -326,14 +331,14 @@ def bounded(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def answering(store: PageStore, state: handover.Frozen) -> Iterator[None]:
+def answering(run: Run) -> Iterator[None]:
     """Within the freeze requests for pages are answered, and after COMMIT; a process that runs here tells nothing."""
-    store.open(True)
+    run.store.open(True)
     try:
         yield
     finally:
-        if not state.committed:
-            store.open(False)
+        if not run.session.committed:
+            run.store.open(False)
 
 
 def correct_early(run: Run, pusher: Pusher, correction: int, memory: AddressSpace | None) -> None:

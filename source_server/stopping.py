@@ -1,24 +1,29 @@
-"""SIGINT, SIGTERM and SIGHUP at lm-serve: they end it, but never between a freeze and its thaw."""
+"""SIGINT, SIGTERM and SIGHUP at lm-serve: they end it, but never between a freeze and its thaw, nor after COMMIT."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.session import Event, Session
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def stop_by_signal() -> None:
-    """Until COMMIT SIGINT, SIGTERM and SIGHUP end lm-serve by an error of their own, and the process runs
-    on.
-    """
+def stop_by_signal(session: Session, pid: int) -> None:
+    """Until COMMIT SIGINT, SIGTERM and SIGHUP end lm-serve by an error of their own, and process `pid` runs on. From
+    then on none does, for the memory is needed: what has become of the process is said instead."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        if session.committed:
+            if said := session.said(pid):
+                session.happened(Event.CANCELLED)
+                session.note(said)
+            return
         raise LocalError(
             step="waiting",
             object="lm-serve",
@@ -29,12 +34,6 @@ def stop_by_signal() -> None:
 
     for number in STOPPING:
         signal.signal(number, stop)
-
-
-def outlast_signals(said: Callable[[], None]) -> None:
-    """From COMMIT on no signal ends lm-serve: the memory is needed. `said` is called instead."""
-    for number in STOPPING:
-        signal.signal(number, lambda *_: said())
 
 
 @contextlib.contextmanager

@@ -61,7 +61,8 @@ class ProtocolError(MigrationError):
 
 
 class Refused(MigrationError):
-    """The process cannot be moved as it is; `blockers` are all the reasons, each with its remedy."""
+    """The process cannot be moved as it is; `blockers` are all the reasons, each with its remedy. `by_peer`: the other
+    side found them."""
 
     def __init__(
         self,
@@ -70,12 +71,14 @@ class Refused(MigrationError):
         step: str = "the preflight",
         object: str = "the process",
         code: ExitCode = ExitCode.REFUSED,
+        by_peer: bool = False,
     ) -> None:
         count = f"{len(blockers)} blockers" if len(blockers) != 1 else "1 blocker"
         super().__init__(
             step=step, object=object, cause=f"{count} in the way", remedy="remove each as it says", code=code
         )
         self.blockers = tuple(blockers)
+        self.by_peer = by_peer
 
     def __str__(self) -> str:
         return "\n".join([super().__str__(), *(f"  {blocker}" for blocker in self.blockers)])

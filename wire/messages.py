@@ -352,7 +352,7 @@ def refusal_of(message: Blockers) -> Refused:
     kept = (ExitCode.FILES, ExitCode.NO_PERMISSION)
     code = next((code for code in kept if code == message.code), ExitCode.REFUSED)
     found = [Blocker(*(_one_line(word) for word in (one.object, one.cause, one.remedy))) for one in message.found]
-    return Refused(found, step=f"the other side, {_one_line(message.step)}", code=code)
+    return Refused(found, step=f"the other side, {_one_line(message.step)}", code=code, by_peer=True)
 
 
 def _one_line(text: str) -> str:

@@ -32,8 +32,6 @@ PYTHON_EXCEPTIONS = {
     "prefetched": "a field of the report",
     "resent": "a field of the report",
     "wire": "a field of the report",
-    "happened": "the order of states, which docs/protocol.md is written from and tests walk through",
-    "may_thaw": "the order of states, which docs/protocol.md is written from and tests walk through",
     "fault_pages": "tests try windows of other sizes",
     "memory_source": "the page source that tests drive the pager from",
     "keeper": "tests look at the keeper and end it",

@@ -17,12 +17,13 @@ import pytest
 from live_migration._lm import lib
 from live_migration.experiments.machines import Machine, descendants, start, wait_for
 from live_migration.restorer import custody as custodies
-from live_migration.restorer.custody import Fate, State
+from live_migration.restorer.custody import Fate
 from live_migration.wire import messages
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.session import HuskRecord
 from tests.kernel.husks import without_preload
 from tests.support import programs_help
 from tests.support.programs_list import Program, all_programs
@@ -226,7 +227,7 @@ READY = messages.encode(messages.Ready())
 
 
 def die_in(
-    state: State,
+    state: HuskRecord,
     connection: tuple[socket.socket, socket.socket],
     husk: int,
     ready: bytes,
@@ -244,7 +245,7 @@ def die_in(
             while custody.custody.custodian == 0:
                 time.sleep(0.001)
             custody.custody.pause_address = 1
-            if state is not State.UNARMED:
+            if state is not HuskRecord.UNARMED:
                 custody.arm(READY)
             destination.sendall(ready)
             custody.tell(state)
@@ -260,18 +261,18 @@ def die_in(
 @pytest.mark.parametrize(
     ("state", "ready", "fate"),
     [
-        (State.UNARMED, b"", Fate.OPEN),
-        (State.ARMED, b"", Fate.KILLED),
-        (State.ARMED, READY[:-1], Fate.KILLED),
-        (State.ARMED, READY, Fate.OPEN),
-        (State.COMMITTED, READY, Fate.LET_GO),
-        (State.LET_GO, READY, Fate.OPEN),
-        (State.DOOMED, READY, Fate.KILLED),
-        (State.IN_DOUBT, READY, Fate.KEPT),
+        (HuskRecord.UNARMED, b"", Fate.OPEN),
+        (HuskRecord.ARMED, b"", Fate.KILLED),
+        (HuskRecord.ARMED, READY[:-1], Fate.KILLED),
+        (HuskRecord.ARMED, READY, Fate.OPEN),
+        (HuskRecord.COMMITTED, READY, Fate.LET_GO),
+        (HuskRecord.LET_GO, READY, Fate.OPEN),
+        (HuskRecord.DOOMED, READY, Fate.KILLED),
+        (HuskRecord.IN_DOUBT, READY, Fate.KEPT),
     ],
 )
 def test_the_worker_s_death(
-    state: State, ready: bytes, fate: Fate, connection: tuple[socket.socket, socket.socket], bystander: int
+    state: HuskRecord, ready: bytes, fate: Fate, connection: tuple[socket.socket, socket.socket], bystander: int
 ) -> None:
     assert die_in(state, connection, bystander, ready).fate is fate
     ended = os.waitpid(bystander, os.WNOHANG)[0]
@@ -291,7 +292,7 @@ def test_the_source_s_word_after_the_worker_s_death(
     connection: tuple[socket.socket, socket.socket],
     bystander: int,
 ) -> None:
-    assert die_in(State.ARMED, connection, bystander, READY, act).fate is fate
+    assert die_in(HuskRecord.ARMED, connection, bystander, READY, act).fate is fate
 
 
 def test_a_dead_custodian_is_noticed_before_ready(
@@ -306,7 +307,7 @@ def test_a_dead_custodian_is_noticed_before_ready(
     os.waitid(os.P_PID, custody.custodian, os.WEXITED | os.WNOWAIT)
     with pytest.raises(OSError, match="the custodian has ended"):
         custody.arm(READY)
-    assert custodies.outcome(page).state is State.UNARMED
+    assert custodies.outcome(page).record is HuskRecord.UNARMED
     custody.end()
 
 

@@ -27,9 +27,16 @@ from live_migration.source_server.serve import look_after_waiting
 from live_migration.source_server.snapshot import SourceSnapshot, look
 from live_migration.source_server.tracking import start_tracking
 from live_migration.wire.errors import LocalError, Refused
+from live_migration.wire.handshake import Side
+from live_migration.wire.session import Session, State
 from tests.kernel.husks import kill_and_reap, wait_until, without_preload
 
 pytestmark = pytest.mark.timeout(60)
+
+
+def frozen(seen: SourceSnapshot) -> contextlib.AbstractContextManager[handover.Frozen]:
+    """The freeze of a migration that has come so far."""
+    return handover.frozen(seen, Session(Side.SOURCE, State.FREEZING))
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def test_an_error_after_the_threads_were_asked_leaves_no_mapping(seen: SourceSna
     before = maps_text(seen.pid)
 
     def fail_halfway() -> None:
-        with handover.frozen(seen) as state:
+        with frozen(seen) as state:
             handover.query_threads(state)
             assert maps_text(seen.pid) != before
             raise OSError(24, "no more descriptors")
@@ -123,7 +130,7 @@ def test_what_is_mapped_and_unmapped_while_it_is_looked_at_is_known_at_the_freez
     seen, blockers = look(pid)
     monkeypatch.undo()
     assert not blockers
-    with handover.frozen(seen) as state:
+    with frozen(seen) as state:
         asked = handover.query_threads(state)
     is_mapped = any(one.start <= place < one.end for one in asked.memory.mappings)
     assert is_mapped == (at_the_freeze == "map")
@@ -136,12 +143,12 @@ def test_no_copy_is_dropped_of_what_is_a_file_no_more(mapping_program: tuple[int
     seen, _ = look(pid)
     whole = next(mapping for mapping in seen.memory.mappings if mapping.start <= place < mapping.end)
     seen.pushed.append(Runs(whole.start, whole.length // PAGE))
-    with handover.frozen(seen) as state:
+    with frozen(seen) as state:
         described = handover.describe(state, handover.query_threads(state))
         described.descriptors.close()
     assert sum(run.pages for run in described.description.member.dropped) == whole.length // PAGE
     say("unmap")
-    with handover.frozen(seen) as state:
+    with frozen(seen) as state:
         described = handover.describe(state, handover.query_threads(state))
         described.descriptors.close()
     assert described.description.member.dropped == []
@@ -185,7 +192,7 @@ os._exit(0)
 
 def test_a_memfd_that_loses_its_descriptor_after_the_look_is_refused() -> None:
     """The layout is the same, and nothing leads to what the mapping shows any more."""
-    with changed_after_the_look(LOSES_ITS_DESCRIPTOR, "closed") as seen, handover.frozen(seen) as state:
+    with changed_after_the_look(LOSES_ITS_DESCRIPTOR, "closed") as seen, frozen(seen) as state:
         described = handover.describe(state, handover.query_threads(state))
         described.descriptors.close()
     assert [blocker.cause for blocker in described.blockers] == ["is a memfd without a descriptor"]
@@ -209,7 +216,7 @@ def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> No
     """A filter may kill for any system call."""
     with changed_after_the_look(FILTERS_ITS_CALLS, "0") as seen:
         before = maps_text(seen.pid)
-        with pytest.raises(Refused, match="runs under seccomp"), handover.frozen(seen) as state:
+        with pytest.raises(Refused, match="runs under seccomp"), frozen(seen) as state:
             handover.query_threads(state)
         assert maps_text(seen.pid) == before
 
@@ -217,7 +224,7 @@ def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> No
 def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceSnapshot) -> None:
     assert seen.layout == maps_text(seen.pid)
     assert mappings.reread(seen.pid, seen.memory) is seen.memory
-    with handover.frozen(seen) as state:
+    with frozen(seen) as state:
         assert handover.query_threads(state).memory is seen.memory
 
 
@@ -241,7 +248,7 @@ def replaced() -> Iterator[SourceSnapshot]:
 
 
 def freeze(seen: SourceSnapshot) -> None:
-    with handover.frozen(seen) as state:
+    with frozen(seen) as state:
         handover.query_threads(state)
 
 
