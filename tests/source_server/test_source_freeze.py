@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.injection.syscall_numbers import SYS_clock_nanosleep
 from live_migration.kernel.memory.maps import MapEntry, maps_text, smaps
 from live_migration.process.member import Runs
 from live_migration.process.memory import mappings
@@ -240,6 +242,9 @@ def replaced() -> Iterator[SourceSnapshot]:
         with process.stdin as words:
             words.write(b"go\n")
         wait_until(lambda: "sleep" in os.readlink(f"/proc/{process.pid}/exe"))
+        # Its libraries are mapped only then.
+        asleep = f"{SYS_clock_nanosleep} "
+        wait_until(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith(asleep))
         yield seen
         # Signals that nobody should have sent to it would end it.
         assert process.poll() is None
