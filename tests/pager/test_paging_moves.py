@@ -24,9 +24,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_faults_alone_bring_every_page(program: Path, kind: str) -> None:
     with moving(program, 300, kind) as move:
         assert move.destination.ask("check", 0, 300) == 0
-        counters = move.pager.counters
-        assert counters["wanted_pages"] == 0
-        assert counters["remote_faults"] < 100
+        # The thread that waits for the last page runs before that is counted.
+        eventually(lambda: move.pager.counters["wanted_pages"] == 0)
+        # How many faults come before a neighbour that is under way is a matter of time; what is asked for is not.
+        assert move.pager.counters["remote_faults"] <= 300
+        assert move.client.counters["requests"] < 40
         move.complete()
 
 
