@@ -98,7 +98,7 @@ static bool mapping_in_flight(const struct lm_pager *pager) {
     return false;
 }
 
-/* A request for the run on a free flight. Returns the bytes it asks for. */
+/* A request for the run on a free flight. Returns the bytes it requests. */
 static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool map,
                         struct lm_request *request) {
     uint64_t bytes = (uint64_t)run->pages * LM_PAGE_SIZE, end = run->address + bytes;
@@ -123,8 +123,8 @@ static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool m
 }
 
 /* Fill the free flights, several at once: a write wakes the source. Under a limit one request at a time, so
- * that what was asked for and is still to come stays small. */
-static int ask(struct lm_pager *pager) {
+ * that what was requested and is still to come stays small. */
+static int request_runs(struct lm_pager *pager) {
     if (free_flights(pager) < ASK_LEAST)
         return 0;
     struct lm_request requests[LM_FLIGHTS];
@@ -137,7 +137,7 @@ static int ask(struct lm_pager *pager) {
         pager->prefetch.run_pages =
             lm_bucket_portion(&pager->bucket, RUN_LEAST * LM_PAGE_SIZE, LM_RUN_PAGES * LM_PAGE_SIZE) /
             LM_PAGE_SIZE;
-    /* What exists is asked for one piece at a time, before and beside the pages. */
+    /* Which pages exist is requested one piece at a time, before and beside the pages. */
     if (!mapping_in_flight(pager) && free_flight(pager) && lm_prefetch_map(pager, &run))
         compose(pager, &run, true, &requests[count++]);
     while (free_flight(pager) && !(limited && bytes) && lm_prefetch_next(pager, &run))
@@ -146,7 +146,7 @@ static int ask(struct lm_pager *pager) {
     if (!count)
         return 0;
     wait_for_bucket(pager, bytes);
-    return lm_page_source_ask(pager->bulk, requests, (size_t)count);
+    return lm_page_source_request(pager->bulk, requests, (size_t)count);
 }
 
 /* The frame has to go on where the answer to its request has got to; a map may leave out what exists. */
@@ -212,7 +212,7 @@ static int take_answer(struct lm_pager *pager) {
     return error;
 }
 
-/* Sleep until there may be something to ask for. */
+/* Sleep until there may be something to request. */
 static void rest(struct lm_pager *pager) {
     pthread_mutex_lock(&pager->lock);
     struct timespec until;
@@ -240,7 +240,7 @@ void *lm_bulk_main(void *argument) {
     int error = 0;
     lm_urgency_last();
     while (!error && !atomic_load(&pager->stop)) {
-        error = ask(pager);
+        error = request_runs(pager);
         if (error)
             break;
         lm_pager_note_progress(pager);

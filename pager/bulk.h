@@ -1,4 +1,4 @@
-/* The bulk stream: asks for runs, a few under way at a time, and places what comes; and pushes, which come unasked. */
+/* The bulk stream: requests runs, a few under way at a time, and places what comes; and pushes, which come unasked. */
 #ifndef LM_PAGER_BULK_H
 #define LM_PAGER_BULK_H
 

@@ -1,6 +1,6 @@
 /*
  * Pages that were pushed while the source ran and are not what they were: they are dropped in the process,
- * which has not begun to run, and then asked for again, or zero.
+ * which has not begun to run, and then requested again, or zero.
  */
 #ifndef LM_PAGER_DISCARDED_H
 #define LM_PAGER_DISCARDED_H

@@ -15,7 +15,7 @@
  * 3. A fault message can be older than the placing of its page. So a fault on a page that is there is
  * answered by UFFDIO_ZEROPAGE: EEXIST means wake, anything else means that the process has given the page
  * back (MADV_FREE has no event).
- * 4. A page under way in bulk is asked for again, of the fault source: the first copy to arrive is
+ * 4. A page under way in bulk is requested again, of the fault source: the first copy to arrive is
  * placed, the other dropped. One that comes as a neighbour of a fault's is waited for: no answer overtakes
  * it.
  * 5. A child's pages are the parent's at the moment of the event: its table is copied before the next page is
@@ -59,14 +59,14 @@ struct loop {
     bool hurried; /* something waits for a moment to pass */
 };
 
-/* Ask for the page of a fault, and with it for those of its neighbours that nobody has asked for. Lock held.
+/* Request the page of a fault, and with it those of its neighbours that nobody has requested. Lock held.
  */
-static void ask(struct loop *loop, struct lm_pending *pending, const struct lm_range *range) {
+static void request_page(struct loop *loop, struct lm_pending *pending, const struct lm_range *range) {
     struct lm_pager *pager = loop->pager;
     uint64_t page = lm_range_page(range, pending->address);
     uint64_t last = lm_range_page(range, range->end - LM_PAGE_SIZE) + 1;
     if (loop->request_count == REQUESTS || !pager->connected)
-        return; /* it stays unasked and is asked for on the next round */
+        return; /* it is requested on the next round */
     uint64_t source = range->source + (pending->address - range->start);
     lm_count(&pager->statistics->remote_faults, 1);
     pending->id = lm_neighbours_answer(pager, range->source_space, source);
@@ -111,7 +111,7 @@ static void on_fault(struct loop *loop, struct lm_space *space, uint64_t address
     }
     pending->local = !wanted;
     if (wanted)
-        ask(loop, pending, range);
+        request_page(loop, pending, range);
 }
 
 /* What could not be done at once: zero pages that the kernel would not take, faults without a source.
@@ -133,7 +133,7 @@ static void retry(struct loop *loop) {
                           LM_STATES_WANTED;
         if (wanted) {
             pending->local = false;
-            ask(loop, pending, range);
+            request_page(loop, pending, range);
             continue;
         }
         pending->local = true;
@@ -147,7 +147,7 @@ static void retry(struct loop *loop) {
     }
 }
 
-/* Read the messages of all spaces that have some, then do what they ask for. */
+/* Read the messages of all spaces that have some, then do what they say. */
 static void serve_spaces(struct loop *loop, size_t spaces) {
     struct lm_pager *pager = loop->pager;
     uint64_t faults[LM_MESSAGES];
@@ -169,8 +169,8 @@ static void serve_spaces(struct loop *loop, size_t spaces) {
     lm_pager_note_progress(pager);
 }
 
-/* Nothing more comes of what the source was asked for. Lock held. */
-static void discard_asked(struct loop *loop) {
+/* Nothing more comes of what was requested. Lock held. */
+static void discard_requested(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     for (size_t i = 0; i < pager->pending_count; i++)
         pager->pending[i].id = 0;
@@ -183,7 +183,7 @@ static void lose(struct loop *loop, int error) {
     struct lm_pager *pager = loop->pager;
     lm_pager_lock_urgent(pager);
     pager->connected = false;
-    discard_asked(loop);
+    discard_requested(loop);
     /* When the next source is there already, this one's end means nothing. */
     if (!pager->next_fault)
         lm_pager_lost(pager, "fault", error);
@@ -194,7 +194,7 @@ static void lose(struct loop *loop, int error) {
 static void send_requests(struct loop *loop) {
     if (!loop->request_count || loop->lost)
         return;
-    int error = lm_page_source_ask(loop->pager->fault, loop->requests, (size_t)loop->request_count);
+    int error = lm_page_source_request(loop->pager->fault, loop->requests, (size_t)loop->request_count);
     bool more = loop->request_count == REQUESTS;
     loop->request_count = 0;
     if (error)
@@ -219,7 +219,7 @@ static int next_answer(struct loop *loop) {
 }
 
 /* Place a few pages of the frame at hand or of the next one, so that the next fault, which may be there
- * already, is asked for before the rest is placed. Returns 0 or what ends the source. */
+ * already, is requested before the rest is placed. Returns 0 or what ends the source. */
 static int place_some(struct loop *loop) {
     const struct lm_frame *frame = &loop->frame;
     loop->more = false;
@@ -283,7 +283,7 @@ static void adopt(struct loop *loop) {
         pager->connected = true;
         loop->lost = false;
         /* The end of the old source may not have been seen. */
-        discard_asked(loop);
+        discard_requested(loop);
         retry(loop);
     }
     lm_pager_unlock(pager);

@@ -38,7 +38,7 @@ struct entry {
 /* The keeper is a copy of a process with threads: it may call nothing that could wait for a lock of theirs,
  * so no opendir. Looks at every descriptor: closes those that are no userfaultfd if `close_others`, and
  * returns how many userfaultfds still have a process; -1 when /proc cannot be read. */
-static int snapshot_at_descriptors(bool close_others) {
+static int count_alive(bool close_others) {
     int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), alive = 0;
     if (directory < 0)
         return -1;
@@ -70,10 +70,10 @@ static int snapshot_at_descriptors(bool close_others) {
 
 /* The pager is dead. */
 static void hold_on(void) {
-    int alive = snapshot_at_descriptors(true);
+    int alive = count_alive(true);
     while (alive) {
         poll(NULL, 0, 1000);
-        alive = snapshot_at_descriptors(false);
+        alive = count_alive(false);
     }
 }
 

@@ -28,7 +28,7 @@ static void wake(struct memory_source *self) {
     while (written < 0 && errno == EINTR);
 }
 
-static int ask(struct lm_page_source *source, const struct lm_request *requests, size_t count) {
+static int request(struct lm_page_source *source, const struct lm_request *requests, size_t count) {
     struct memory_source *self = (struct memory_source *)source;
     if (atomic_load(&self->ended))
         return -EPIPE;
@@ -89,7 +89,7 @@ static void fill(const struct memory_source *self, const struct lm_request *requ
     }
 }
 
-/* The next absent stretch of what is asked about, then the end. */
+/* The next absent stretch of what the request is about, then the end. */
 static bool fill_map(struct memory_source *self, const struct lm_request *request, uint64_t end,
                      struct lm_frame *frame, const void **data) {
     while (self->at < end) {
@@ -150,7 +150,7 @@ static void destroy(struct lm_page_source *source) {
     free(self);
 }
 
-static const struct lm_page_source_operations operations = {.ask = ask,
+static const struct lm_page_source_operations operations = {.request = request,
                                                             .receive = receive,
                                                             .next = next,
                                                             .holds = holds,

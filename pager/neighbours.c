@@ -7,7 +7,7 @@ uint32_t lm_neighbours_take(struct lm_pager *pager, uint32_t id, const struct lm
     if (neighbours->id || page >= end)
         return 0;
     if (lm_page_table_find(range->table, page, end, LM_STATES(LM_PAGE_MISSING), end - page, &count) != page ||
-        !count || lm_page_table_set(range->table, page, count, ~0u, LM_PAGE_ASKED))
+        !count || lm_page_table_set(range->table, page, count, ~0u, LM_PAGE_REQUESTED))
         return 0;
     *neighbours = (struct lm_neighbours){.id = id,
                                          .source_space = range->source_space,
@@ -38,7 +38,7 @@ static int give_back(struct lm_pager *pager, const struct lm_neighbours *neighbo
         uint64_t pages =
             length / LM_PAGE_SIZE < neighbours->pages ? length / LM_PAGE_SIZE : neighbours->pages;
         int error = lm_page_table_set(range->table, range->first + offset / LM_PAGE_SIZE, pages,
-                                      LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
+                                      LM_STATES(LM_PAGE_REQUESTED), LM_PAGE_MISSING);
         if (error)
             return error;
     }

@@ -18,8 +18,8 @@ struct lm_page_source;
 /* All return 0 or -errno: -EPIPE when the source has ended, -EPROTO when it breaks the rules. After any but -EAGAIN it is
  * of no use. */
 struct lm_page_source_operations {
-    /* Ask, with sealed requests. */
-    int (*ask)(struct lm_page_source *source, const struct lm_request *requests, size_t count);
+    /* Send sealed requests. */
+    int (*request)(struct lm_page_source *source, const struct lm_request *requests, size_t count);
     /* Take in what has come since, once; -EAGAIN when that is nothing. `wait` for it; `first`: no more of it than one page,
      * which somebody waits for. What `next` gave is not valid any more. */
     int (*receive)(struct lm_page_source *source, bool first, bool wait);
@@ -41,9 +41,9 @@ struct lm_page_source {
     int descriptor; /* readable when there is something to take in (poll(2)) */
 };
 
-static inline int lm_page_source_ask(struct lm_page_source *source, const struct lm_request *requests,
-                                     size_t count) {
-    return source->operations->ask(source, requests, count);
+static inline int lm_page_source_request(struct lm_page_source *source, const struct lm_request *requests,
+                                         size_t count) {
+    return source->operations->request(source, requests, count);
 }
 
 static inline int lm_page_source_receive(struct lm_page_source *source, bool first, bool wait) {

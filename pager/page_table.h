@@ -12,10 +12,10 @@
 #include <stdint.h>
 
 /* cffi: begin */
-/* A page is wanted as long as it is MISSING or ASKED. */
+/* A page is wanted as long as it is MISSING or REQUESTED. */
 enum lm_page_state {
-    LM_PAGE_MISSING = 0, /* only the source has it */
-    LM_PAGE_ASKED = 1,   /* under way on the bulk channel */
+    LM_PAGE_MISSING = 0,   /* only the source has it */
+    LM_PAGE_REQUESTED = 1, /* under way on the bulk channel */
     LM_PAGE_PLACED =
         2, /* the process has it: never fetched again; a fault here is a page that the process gave back */
     LM_PAGE_ZERO = 3,      /* the source has none, or zeros: answered locally */
@@ -26,7 +26,7 @@ enum lm_page_state {
 /* cffi: end */
 
 #define LM_STATES(state) (1u << (state))
-#define LM_STATES_WANTED (LM_STATES(LM_PAGE_MISSING) | LM_STATES(LM_PAGE_ASKED))
+#define LM_STATES_WANTED (LM_STATES(LM_PAGE_MISSING) | LM_STATES(LM_PAGE_REQUESTED))
 
 /* cffi: begin */
 enum { LM_CHUNK_PAGES = 512 };

@@ -228,7 +228,7 @@ int lm_pager_connect(struct lm_pager *pager, struct lm_page_source *fault, struc
     struct lm_page_source *old_bulk = pager->bulk, *old_fault = pager->next_fault;
     pager->bulk = bulk;
     pager->next_fault = fault;
-    int error = lm_pager_unask(pager);
+    int error = lm_pager_discard_requests(pager);
     if (!error)
         lm_status_set(&pager->status, again ? LM_PAGER_RUNNING : LM_PAGER_STAGED, "%s", "");
     lm_pager_unlock(pager);

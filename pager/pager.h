@@ -45,9 +45,9 @@ int lm_pager_start(struct lm_pager *pager);
 
 /* Begin to fetch everything. */
 int lm_pager_prefetch_start(struct lm_pager *pager);
-/* Bytes per second to ask for in bulk, 0 for no limit. */
+/* Bytes per second to request in bulk, 0 for no limit. */
 void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second);
-/* How many pages a fault asks for at most, 1 to LM_FAULT_PAGES: the one and, when faults come one behind the
+/* How many pages a fault requests at most, 1 to LM_FAULT_PAGES: the one and, when faults come one behind the
  * other, those after it. 16 at first. */
 void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
 

@@ -237,7 +237,7 @@ class Pager:
         lib.lm_pager_limit(self._pager, bytes_per_second)
 
     def fault_pages(self, pages: int) -> None:
-        """How many pages a fault asks for at most, when faults come one behind the other."""
+        """How many pages a fault requests at most, when faults come one behind the other."""
         lib.lm_pager_fault_pages(self._pager, pages)
 
     def notice_ends(self) -> None:

@@ -44,11 +44,11 @@ struct lm_pending {
     struct lm_space *space;
     uint64_t address;
     uint64_t since_ns;
-    uint32_t id; /* of the request; 0 while it has not been asked for */
+    uint32_t id; /* of the request; 0 while there is none */
     bool local;  /* to be answered with a zero page as soon as the kernel lets us */
 };
 
-/* A fault's neighbours, marked ASKED until the answer's last frame. */
+/* A fault's neighbours, marked REQUESTED until the answer's last frame. */
 struct lm_neighbours {
     uint32_t id;
     uint32_t source_space;
@@ -61,15 +61,15 @@ struct lm_flight {
     uint32_t id; /* 0: free */
     uint32_t source_space;
     uint64_t next, end, reach_end;
-    bool map; /* it only asks which pages exist */
+    bool map; /* it only requests which pages exist */
     uint64_t sent_ns;
 };
 
 struct lm_recent {
     struct lm_space *space;
-    uint64_t low, high;  /* what has been asked for around the fault */
+    uint64_t low, high;  /* what has been requested around the fault */
     uint64_t start, end; /* its mapping, of which alone the fault says something */
-    uint32_t pages;      /* how many to ask for next */
+    uint32_t pages;      /* how many to request next */
 };
 
 /* A thread that walks through memory: where its next fault is expected, and how many pages the last one
@@ -92,7 +92,7 @@ struct lm_prefetch {
     uint64_t address;
     bool restarted; /* the current pass over all spaces began at the beginning */
     uint32_t run_pages;
-    size_t map_space; /* how far it has been asked which pages exist */
+    size_t map_space; /* how far it has been requested which pages exist */
     uint64_t map_address;
 };
 
@@ -128,9 +128,9 @@ struct lm_pager {
     struct lm_pending *pending;
     size_t pending_count, pending_capacity;
     struct lm_prefetch prefetch;
-    pthread_cond_t work;               /* the bulk thread may have something to ask for */
+    pthread_cond_t work;               /* the bulk thread may have something to request */
     struct lm_page_source *next_fault; /* the fault loop is to go over to this one */
-    bool connected;                    /* faults can be asked for */
+    bool connected;                    /* faults can be requested */
     bool prefetching;
     bool followed; /* the source tells what changes, so that what was said to be empty stays known */
 

@@ -183,7 +183,7 @@ static int place_stretch(struct lm_pager *pager, const struct how *how, struct l
             return error;
         }
         /* Shared memory that the process itself may not write to cannot be written over from outside, either
-         * (ptrace's access is for private copies): it is dropped in the end and asked for again. */
+         * (ptrace's access is for private copies): it is dropped in the end and requested again. */
         if (range->kind == LM_RANGE_SHARED && data)
             return lm_discarded_add(pager, range->source + (address - range->start), pages,
                                     range->source_space);

@@ -16,7 +16,7 @@ enum {
 
 void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high) {
     struct lm_prefetch *prefetch = &pager->prefetch;
-    /* A fault next to what has been asked for already means that the process is walking: the old entry grows.
+    /* A fault next to what has been requested already means that the process is walking: the old entry grows.
      */
     for (unsigned i = 0; i < LM_RECENT_FAULTS; i++) {
         struct lm_recent *recent = &prefetch->recent[i];
@@ -72,7 +72,7 @@ static bool take(struct lm_pager *pager, struct lm_space *space, uint64_t start,
         uint64_t last = lm_range_page(range, high - LM_PAGE_SIZE) + 1, count;
         uint64_t page = lm_page_table_find(range->table, lm_range_page(range, low), last,
                                            LM_STATES(LM_PAGE_MISSING), most, &count);
-        if (!count || lm_page_table_set(range->table, page, count, ~0u, LM_PAGE_ASKED))
+        if (!count || lm_page_table_set(range->table, page, count, ~0u, LM_PAGE_REQUESTED))
             continue;
         uint64_t offset = (page - range->first) * LM_PAGE_SIZE;
         uint64_t reach = (range->end - range->start - offset) / LM_PAGE_SIZE - count;
@@ -175,7 +175,7 @@ bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run) {
 }
 
 /* Large private ranges only: shared ones cannot be told from page tables, and small ones are fetched as soon
- * as asked about. */
+ * as requested. */
 bool lm_prefetch_map(struct lm_pager *pager, struct lm_run *run) {
     struct lm_prefetch *prefetch = &pager->prefetch;
     for (; prefetch->map_space < pager->space_count; prefetch->map_space++, prefetch->map_address = 0) {

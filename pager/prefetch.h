@@ -7,7 +7,7 @@
 
 #include "pager/paging.h"
 
-/* A stretch to ask for. */
+/* A stretch to request. */
 struct lm_run {
     uint32_t source_space;
     uint32_t flags; /* LM_REQUEST_... */
@@ -17,15 +17,15 @@ struct lm_run {
 
 /* All but the last with the lock held. */
 
-/* A fault there has been asked for, with what lies in [low, high). */
+/* A fault there has been requested, with what lies in [low, high). */
 void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t low, uint64_t high);
-/* How many pages to ask for with a fault at the address: few, on a slow link one, unless faults come one
+/* How many pages to request with a fault at the address: few, on a slow link one, unless faults come one
  * behind the other; then more each time, at most `most`. The stream is to be told where it ended. */
 struct lm_stream *lm_prefetch_stream(struct lm_pager *pager, const struct lm_space *space, uint64_t address,
                                      uint32_t most);
-/* The next run to ask for, marked ASKED. Returns false when there is none. */
+/* The next run to request, marked REQUESTED. Returns false when there is none. */
 bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run);
-/* The next stretch of which to ask what exists there. Returns false when all has been asked. */
+/* The next stretch of which to request what exists there. Returns false when all has been. */
 bool lm_prefetch_map(struct lm_pager *pager, struct lm_run *run);
 /* Runs to fetch first, instead of those given before; takes them. */
 void lm_prefetch_hot(struct lm_pager *pager, struct lm_hot_run *hot, size_t count);

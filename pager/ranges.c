@@ -141,12 +141,12 @@ int lm_pager_discard(struct lm_pager *pager, uint32_t source_space, uint64_t sta
     if (start % LM_PAGE_SIZE || end % LM_PAGE_SIZE || start > end || end > LM_ADDRESS_END)
         return -EINVAL;
     lm_pager_lock_patient(pager);
-    int error = for_source(pager, source_space, start, end, ~LM_STATES(LM_PAGE_ASKED));
+    int error = for_source(pager, source_space, start, end, ~LM_STATES(LM_PAGE_REQUESTED));
     lm_pager_unlock(pager);
     return error;
 }
 
-int lm_pager_unask(struct lm_pager *pager) {
+int lm_pager_discard_requests(struct lm_pager *pager) {
     int error = 0;
     for (size_t i = 0; i < pager->space_count; i++)
         for (size_t j = 0; j < pager->spaces[i]->count && !error; j++) {
@@ -154,7 +154,7 @@ int lm_pager_unask(struct lm_pager *pager) {
             if (range->table)
                 error =
                     lm_page_table_set(range->table, range->first, (range->end - range->start) / LM_PAGE_SIZE,
-                                      LM_STATES(LM_PAGE_ASKED), LM_PAGE_MISSING);
+                                      LM_STATES(LM_PAGE_REQUESTED), LM_PAGE_MISSING);
         }
     return error;
 }

@@ -30,7 +30,7 @@ void lm_pager_follow(struct lm_pager *pager);
 int lm_pager_discard(struct lm_pager *pager, uint32_t source_space, uint64_t start, uint64_t end);
 /* cffi: end */
 
-/* ASKED pages of all spaces are MISSING again. Lock held. */
-int lm_pager_unask(struct lm_pager *pager);
+/* REQUESTED pages of all spaces are MISSING again. Lock held. */
+int lm_pager_discard_requests(struct lm_pager *pager);
 
 #endif

@@ -19,7 +19,7 @@ struct socket_source {
     unsigned char *unpacked; /* the content of one frame */
 };
 
-static int ask(struct lm_page_source *source, const struct lm_request *requests, size_t count) {
+static int request(struct lm_page_source *source, const struct lm_request *requests, size_t count) {
     struct socket_source *self = (struct socket_source *)source;
     return lm_channel_write(&self->channel, requests, count * sizeof *requests);
 }
@@ -74,7 +74,7 @@ static void destroy(struct lm_page_source *source) {
     free(self);
 }
 
-static const struct lm_page_source_operations operations = {.ask = ask,
+static const struct lm_page_source_operations operations = {.request = request,
                                                             .receive = receive,
                                                             .next = next,
                                                             .holds = holds,

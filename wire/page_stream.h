@@ -4,7 +4,7 @@
  *     destination                                         source
  *     REQUEST fault {space, address, id}  ----------->    (FAULT channel)
  *                 <-----------------  FRAME raw | zstd | zero | absent {the page; LAST}
- *                 <-----------------  FRAMEs of its neighbours, when more than one page was asked for:
+ *                 <-----------------  FRAMEs of its neighbours, when more than one page was requested:
  *                                     the page of the fault goes first and alone, the last bears LAST
  *     REQUEST run {space, address, pages} --------->      (BULK channel, several under way)
  *                 <-----------------  FRAMEs that cover the run exactly, the last one bears LAST
@@ -26,7 +26,7 @@
  *     4  u32  space     space
  *     8  u64  address   address   a multiple of 4096, below LM_ADDRESS_END
  *     16 u32  pages     pages     how many pages of 4096 bytes
- *     20 u32  reach     length    reach: so many pages further than asked for may an absent answer go
+ *     20 u32  reach     length    reach: so many pages further than requested may an absent answer go
  *     24 u32  id        id        not 0 in requests; of the request that is answered; of the push
  *     28 u32  check     check     mixes the 28 bytes before it: a torn or foreign stream is noticed at once
  *

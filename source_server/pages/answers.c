@@ -36,7 +36,7 @@ struct lm_answered lm_answer_fault(const struct lm_page_store *store, struct lm_
     return (struct lm_answered){.error = error ? error : lm_page_sender_flush(sender, true)};
 }
 
-/* Absent pages cost a header, however many there are, also beyond what was asked for. */
+/* Absent pages cost a header, however many there are, also beyond what was requested. */
 static int answer_absent(const struct lm_page_reader *reader, struct lm_page_sender *sender,
                          const struct lm_request *request) {
     uint64_t end = request->address + ((uint64_t)request->pages + request->reach) * LM_PAGE_SIZE, next = end;
@@ -102,7 +102,7 @@ static int next_absent(const struct lm_page_reader *reader, uint64_t at, uint64_
     return 0;
 }
 
-/* Which pages of a range do not exist, so that a fault there need not be asked for. What is absent at its end
+/* Which pages of a range do not exist, so that a fault there need not be requested. What is absent at its end
  * is followed as far as the request reaches. */
 static int answer_map(const struct lm_page_reader *reader, struct lm_page_sender *sender,
                       const struct lm_request *request) {

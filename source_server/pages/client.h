@@ -1,6 +1,6 @@
 /*
  * A client of a page store: one destination, with its connections, what it has been sent, its order and its pace.
- * It gets answers for the memory of processes that hold still, and pushes of what it cannot ask for (pushes.h,
+ * It gets answers for the memory of processes that hold still, and pushes of what it cannot request (pushes.h,
  * rounds.h). Before they hold still it gets no answers: who has the ticket gets what is pushed, and no more.
  *
  * Two connections, two threads: the fault thread does nothing but wait for requests on the FAULT channel and

@@ -1,5 +1,5 @@
 """A client of a page store, one destination: answers for the memory of processes that hold still, and pushes of what it
-cannot ask for.
+cannot request.
 
 A thin cover of client.h and pushes.h; its threads are C and never take the interpreter's lock. Addresses and
 lengths are in bytes.

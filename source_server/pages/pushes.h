@@ -1,4 +1,4 @@
-/* Pushes: memory that a destination cannot ask for, or is to have before it asks. */
+/* Pushes: memory that a destination cannot request, or is to have before it asks. */
 #ifndef LM_PAGES_PUSHES_H
 #define LM_PAGES_PUSHES_H
 

@@ -87,7 +87,7 @@ int lm_round_flush(struct lm_round_work *work) {
 }
 
 /* Frames without payload for [start, stop). */
-static int tell(struct lm_round_work *work, int kind, uint64_t start, uint64_t stop) {
+static int send_empty(struct lm_round_work *work, int kind, uint64_t start, uint64_t stop) {
     struct lm_page_sender *sender = begin(work);
     int error = 0;
     while (!error && start < stop) {
@@ -120,7 +120,7 @@ static int discard_run(struct lm_round_work *work, uint64_t start, uint64_t end)
             lm_page_history_set_pending(chunk, &chunk->pages[at / LM_PAGE_SIZE % LM_HISTORY_PAGES], false);
     }
     work->result->discarded += (end - start) / LM_PAGE_SIZE;
-    return tell(work, LM_FRAME_DISCARD, start, end);
+    return send_empty(work, LM_FRAME_DISCARD, start, end);
 }
 
 int lm_round_take(struct lm_round_work *work, uint64_t start, uint64_t end) {
@@ -156,11 +156,11 @@ int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t en
     return error;
 }
 
-int lm_round_tell_absent(struct lm_round_work *work, uint64_t start, uint64_t end) {
-    return tell(work, LM_FRAME_ABSENT, start, end);
+int lm_round_send_absent(struct lm_round_work *work, uint64_t start, uint64_t end) {
+    return send_empty(work, LM_FRAME_ABSENT, start, end);
 }
 
-int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
+int lm_round_send_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
     struct lm_page_history *history = work->history;
     for (uint64_t at = start; at < end; at += LM_PAGE_SIZE) {
         struct lm_history_chunk *chunk = lm_page_history_chunk(history, at, false);
@@ -169,5 +169,5 @@ int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end)
         lm_page_history_set_pending(chunk, page, false);
     }
     work->result->discarded += (end - start) / LM_PAGE_SIZE;
-    return tell(work, LM_FRAME_GONE, start, end);
+    return send_empty(work, LM_FRAME_GONE, start, end);
 }

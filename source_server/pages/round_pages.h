@@ -15,7 +15,7 @@ struct lm_round_result {
     uint64_t zero;      /* of the pages sent, those that were zero */
     uint64_t again;     /* of the pages sent, those that had been sent before */
     uint64_t deferred;  /* written to in every one of the last rounds: not sent */
-    uint64_t discarded; /* told to be discarded */
+    uint64_t discarded; /* to be discarded by the destination */
     uint64_t bytes;     /* written to the connection */
     uint64_t cut;       /* 1: the time was over before all had been looked at */
 };
@@ -37,13 +37,13 @@ struct lm_round_work {
 };
 
 /* Pages of [start, end) that were written to: send them, let those that always are wait for the end, or, in
- * the last call, tell to discard them. Returns 0 or -errno. */
+ * the last call, have them discarded. Returns 0 or -errno. */
 int lm_round_take(struct lm_round_work *work, uint64_t start, uint64_t end);
 /* Pages that had waited for the end and were not written to in this round: send them. */
 int lm_round_send_rested(struct lm_round_work *work, uint64_t start, uint64_t end);
 /* Pages that do not exist; pages that existed when they were sent and do so no more. */
-int lm_round_tell_absent(struct lm_round_work *work, uint64_t start, uint64_t end);
-int lm_round_tell_gone(struct lm_round_work *work, uint64_t start, uint64_t end);
+int lm_round_send_absent(struct lm_round_work *work, uint64_t start, uint64_t end);
+int lm_round_send_gone(struct lm_round_work *work, uint64_t start, uint64_t end);
 /* The last call: pages of shared memory that were sent are taken if they are not what was sent. */
 int lm_round_compare(struct lm_round_work *work, uint64_t start, uint64_t end);
 /* Write what these have gathered. */

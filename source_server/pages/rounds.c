@@ -234,7 +234,7 @@ static int each_run(struct lm_round_work *work, uint64_t start, uint64_t end, ui
 }
 
 static int take_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
-    return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_tell_gone);
+    return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_send_gone);
 }
 
 /* Shared memory that was sent and is not mapped at present: what it is now, no page table tells. */
@@ -242,7 +242,7 @@ static int take_unmapped(struct lm_round_work *work, uint64_t start, uint64_t en
     return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_take);
 }
 
-/* The pages of a range that do not exist: once all of them, so that nobody asks for them; in the end those of
+/* The pages of a range that do not exist: once all of them, so that nobody requests them; in the end those of
  * which there was a copy. */
 static int take_absent(struct pass *pass, const struct lm_round_range *range) {
     struct lm_page_run runs[RUNS];
@@ -250,7 +250,7 @@ static int take_absent(struct pass *pass, const struct lm_round_range *range) {
         size_t count;
         int error = lm_dirty_absent(&pass->rounds->tracker, at, range->end, runs, RUNS, &count, &at);
         for (size_t i = 0; !error && i < count; i++)
-            error = pass->work.number ? lm_round_tell_absent(&pass->work, runs[i].start, runs[i].end)
+            error = pass->work.number ? lm_round_send_absent(&pass->work, runs[i].start, runs[i].end)
                                       : take_gone(&pass->work, runs[i].start, runs[i].end);
         if (error)
             return error;

@@ -17,7 +17,7 @@ struct lm_client_statistics {
     uint64_t pages;         /* pages sent with content */
     uint64_t zero_pages;    /* pages found to be zero */
     uint64_t absent_pages;  /* pages that the process does not have */
-    uint64_t fault_pages;   /* pages sent for a fault, and asked for themselves */
+    uint64_t fault_pages;   /* pages sent for a fault, and requested themselves */
     uint64_t bulk_pages;    /* pages sent for a run */
     uint64_t pushed_pages;  /* pages pushed */
     uint64_t skipped_pages; /* pages not pushed again, because they had not changed */

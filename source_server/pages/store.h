@@ -21,7 +21,7 @@ int lm_page_store_add_process(struct lm_page_store *store, uint32_t space, int p
 /* Give out `space` (LM_FIRST_OBJECT or more) from a duplicate of the descriptor, by offset. */
 int lm_page_store_add_object(struct lm_page_store *store, uint32_t space, int fd);
 
-/* Whether clients may be asked for pages: from now on (1), for all processes hold still, or not (0), as at the
+/* Whether clients may be requested pages: from now on (1), for all processes hold still, or not (0), as at the
  * beginning. A request that comes while they may not ends its client's connections. */
 void lm_page_store_open(struct lm_page_store *store, int open);
 /* cffi: end */

@@ -11,7 +11,7 @@ from live_migration._lm import ffi, lib
 
 PAGE = 4096
 PAGES = 1500
-WANTED = (lib.LM_PAGE_MISSING, lib.LM_PAGE_ASKED)
+WANTED = (lib.LM_PAGE_MISSING, lib.LM_PAGE_REQUESTED)
 
 stretches = st.tuples(st.integers(0, PAGES - 1), st.integers(1, PAGES)).map(
     lambda pair: (pair[0], min(pair[1], PAGES - pair[0]))
