@@ -176,7 +176,7 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
                 ):
                     old = candidate
                     break
-            identity = old.identity if old else numbering.new_open_file()
+            identity = old.identity if old else numbering.open_file_of((pid, one.number), one.link)
             duplicates[identity] = one.duplicate
             descriptions.append(describe_one(one, described, identity, old))
             for number in one.numbers:
