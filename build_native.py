@@ -1,4 +1,4 @@
-"""Builds the C side: one cffi extension module, live_migration._lm, and the small static programs.
+"""Builds the C side: one cffi extension module, live_migration._lm, and the programs.
 
 C stands beside the Python whose work it does. Every header of a layer holds its Python-visible declarations
 between the lines `/* cffi: begin */` and `/* cffi: end */`; they are collected here, in the order of the layers,
@@ -31,12 +31,15 @@ ARCHITECTURE = ARCHITECTURES / platform.machine()
 STUB = ROOT / "build" / "native" / "stub.o"
 # Not parts of the extension: programs of their own, freestanding, without libc.
 STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
+BENCH = "experiments"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
 STATIC_FLAGS = [
     "-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie",
     "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-Wl,--build-id=none", "-Wl,-z,noseparate-code",
     "-Wl,-z,noexecstack", "-s",
 ]
+# With libc, like the programs that anybody moves.
+BENCH_FLAGS = ["-O2", "-pthread", "-lm"]
 
 
 def is_for_this_machine(path: Path) -> bool:
@@ -99,12 +102,6 @@ def make_ffi() -> cffi.FFI:
     return ffi
 
 
-def build_objects() -> None:
-    """Build what setuptools cannot, before it is asked for the extension."""
-    build_stub()
-    build_static_programs()
-
-
 def build_stub() -> None:
     """Assemble the stub. Raises SystemExit where none has been written for this machine."""
     if not ARCHITECTURE.exists():
@@ -119,16 +116,21 @@ def compiler() -> str:
     return os.environ.get("CC", "cc")
 
 
-def build_static_programs() -> None:
-    """Compile the husk and process 1 of a namespace, each a static program of a few hundred bytes."""
+def build_programs() -> None:
+    """Compile those that are not up to date: the husk, process 1 of a namespace, and the programs of lm-bench."""
     for source, target in STATIC_PROGRAMS.items():
-        parts = [ROOT / source, ARCHITECTURE / "start.S"]
-        output = ROOT / target
-        output.parent.mkdir(exist_ok=True)
-        if output.exists() and all(output.stat().st_mtime > part.stat().st_mtime for part in parts):
-            continue
-        flags = ["-std=gnu11", "-iquote", str(ROOT), *WARNINGS, *STATIC_FLAGS]
-        subprocess.run([compiler(), *flags, *map(str, parts), "-o", str(output)], check=True)
+        _compile([ROOT / source, ARCHITECTURE / "start.S"], ROOT / target, STATIC_FLAGS)
+    for path in sorted((ROOT / BENCH).glob("*.c")):
+        _compile([path], ROOT / BENCH / "bin" / path.stem, BENCH_FLAGS)
+
+
+def _compile(parts: list[Path], output: Path, flags: list[str]) -> None:
+    newest = max(path.stat().st_mtime for path in [*parts, *parts[0].parent.glob("*.h")])
+    if output.exists() and output.stat().st_mtime > newest:
+        return
+    output.parent.mkdir(exist_ok=True)
+    words = [compiler(), "-std=gnu11", "-iquote", str(ROOT), *WARNINGS, *map(str, parts), "-o", str(output)]
+    subprocess.run([*words, *flags], check=True)
 
 
 def remove_other_extensions() -> None:
@@ -141,6 +143,7 @@ def remove_other_extensions() -> None:
 
 def main() -> None:
     """Build everything in place, quietly unless it fails."""
+    build_programs()
     command = [sys.executable, "-W", "ignore", "setup.py"]
     options = ["build_ext", "--inplace", "--build-temp", "build/native"]
     subprocess.run([*command, *([] if "-v" in sys.argv else ["-q"]), *options], cwd=ROOT, check=True)

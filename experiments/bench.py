@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from live_migration.experiments import bench_rounds
+from live_migration.experiments.errors import ExperimentError
 from live_migration.experiments.machines import adopt_orphans, kill_descendants, leave_on_signals, two_machines
 from live_migration.experiments.measures import (
     Laboratory,
     Samples,
-    compile_programs,
     measure_bulk,
     measure_downtime,
     measure_idle_faults,
@@ -207,10 +207,9 @@ def main(words: Sequence[str] | None = None) -> int:
     adopt_orphans()
     try:
         with tempfile.TemporaryDirectory(prefix="lm-bench-") as folder, two_machines() as (source, destination):
-            compile_programs(Path(folder))
             laboratory = Laboratory(source, destination, Path(folder))
             samples = collect(laboratory, plan, lambda text: progress.print(text, style="dim"))
-    except (RuntimeError, TimeoutError, OSError) as error:
+    except (ExperimentError, RuntimeError, TimeoutError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     finally:

@@ -10,7 +10,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from live_migration.experiments.links import PRESETS, parse_link
 from live_migration.experiments.machine_facts import machine_facts
 from live_migration.experiments.measured_links import measure_link
 from live_migration.experiments.network import Network, check_root, network
-from live_migration.experiments.programs import compile_into
+from live_migration.experiments.programs import program
 from live_migration.experiments.results import FLOORS, Floor, Link
 from live_migration.experiments.run import keep_line, link_said, make_folder
 from live_migration.experiments.self_check import measuring_cost, turns
@@ -64,32 +63,29 @@ def floor_verb(given: argparse.Namespace) -> Status:
 def measure_floors(links: list[Link], folder: Path, say: Callable[[str], None]) -> None:
     """Append the floor of each link to folder/floor.jsonl. Raises ExperimentError."""
     make_folder(folder)
-    with tempfile.TemporaryDirectory(prefix="lm-bench-") as name:
-        programs = Path(name)
-        compile_into(programs, ["floor", "freeze_resume", "probe", "memory_toucher"])
-        taken: list[tuple[float, float]] = []
-        for link in links:
-            with network(link, programs) as built, nothing_left():
-                measured = replace(built, link=measure_link(built, programs))
-                say(link_said(measured.link))
-                found = measure_floor(measured, programs)
-                # The same for every link.
-                taken = taken or turns(measured, programs)
-                found.samples["measuring"] = {"cost": measuring_cost(taken), "operations_per_second": taken}
-                keep_line(folder / FLOORS, found)
-                say(
-                    f"floor of {link.name}: fault {found.fault_p50_us:.0f} us (p99 {found.fault_p99_us:.0f}), "
-                    f"bulk {found.bulk_rate / 2**20:.0f} MiB/s, downtime {found.downtime_ms:.2f} ms"
-                )
-        cost = f"measuring costs the toucher {measuring_cost(taken):.1%} of its speed"
-        say(f"{cost}, by {len(taken)} turns with and without it")
+    taken: list[tuple[float, float]] = []
+    for link in links:
+        with network(link) as built, nothing_left():
+            measured = replace(built, link=measure_link(built))
+            say(link_said(measured.link))
+            found = measure_floor(measured)
+            # The same for every link.
+            taken = taken or turns(measured)
+            found.samples["measuring"] = {"cost": measuring_cost(taken), "operations_per_second": taken}
+            keep_line(folder / FLOORS, found)
+            say(
+                f"floor of {link.name}: fault {found.fault_p50_us:.0f} us (p99 {found.fault_p99_us:.0f}), "
+                f"bulk {found.bulk_rate / 2**20:.0f} MiB/s, downtime {found.downtime_ms:.2f} ms"
+            )
+    cost = f"measuring costs the toucher {measuring_cost(taken):.1%} of its speed"
+    say(f"{cost}, by {len(taken)} turns with and without it")
 
 
-def measure_floor(built: Network, programs: Path) -> Floor:
+def measure_floor(built: Network) -> Floor:
     """The floor of a network's link. Raises ExperimentError."""
     pages, faults = sizes(built.link)
-    bare = _run(built, programs, "floor", "--pages", str(pages), "--faults", str(faults))
-    handed = _run(built, programs, "freeze_resume", "--rounds", str(ROUNDS))
+    bare = _run(built, "floor", "--pages", str(pages), "--faults", str(faults))
+    handed = _run(built, "freeze_resume", "--rounds", str(ROUNDS))
     return Floor(
         link=built.link,
         machine=machine_facts({}),
@@ -113,9 +109,9 @@ def sizes(link: Link) -> tuple[int, int]:
     return pages, max(10, min(faults, pages // 3 // 4 - 64))
 
 
-def _run(built: Network, programs: Path, name: str, *more: str) -> dict[str, Any]:
+def _run(built: Network, name: str, *more: str) -> dict[str, Any]:
     source = built.source
-    words = [str(programs / name), *more, "--address", source.address]
+    words = [program(name), *more, "--address", source.address]
     words += ["--source-netns", f"/run/netns/{source.namespace}"]
     try:
         done = subprocess.run(built.destination.command(*words), capture_output=True, text=True, timeout=PATIENCE)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from live_migration.experiments import floors, listing, reporting, run
 from live_migration.experiments.errors import ExperimentError, Status
 from live_migration.experiments.machines import leave_on_signals
 
+VERBS = ("run", "floors", "reporting", "listing")
+
 
 def make_parser() -> argparse.ArgumentParser:
-    """All verbs."""
+    """All verbs. Raises ExperimentError where a package is missing that they need."""
     parser = argparse.ArgumentParser(prog="lm-bench", description=__doc__, allow_abbrev=False)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for module in (run, floors, reporting, listing):
-        module.add_parser(verbs)
+    try:
+        for name in VERBS:
+            importlib.import_module(f"live_migration.experiments.{name}").add_parser(verbs)
+    except ModuleNotFoundError as error:
+        raise ExperimentError(
+            f"{error.name} is not installed; install it: pip install 'live-migration[experiments]'"
+        ) from None
     return parser
 
 
@@ -39,8 +46,13 @@ def guarded(work: Callable[[], Status]) -> int:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status."""
-    given = make_parser().parse_args(words)
-    return guarded(lambda: given.verb(given))
+
+    def work() -> Status:
+        given = make_parser().parse_args(words)
+        status: Status = given.verb(given)
+        return status
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

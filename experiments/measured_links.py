@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from live_migration.experiments.errors import ExperimentError
 from live_migration.experiments.network import Network
+from live_migration.experiments.programs import program
 from live_migration.experiments.results import Link
 
 ROUND_TRIPS = 200
@@ -22,13 +22,13 @@ RATE_ROUND_TRIPS = 60
 """How many round trips a TCP connection gets to find its rate."""
 
 
-def probe(network: Network, programs: Path) -> dict[str, Any]:
+def probe(network: Network) -> dict[str, Any]:
     """rtt_us: every round trip; rate: bytes per second. Raises ExperimentError."""
     rtt = network.link.asked_rtt_ms / 1000
     count = max(10, min(ROUND_TRIPS, round(RTT_SECONDS / (rtt + 0.001))))
     seconds = max(RATE_SECONDS, rtt * RATE_ROUND_TRIPS)
     namespaces = [f"/run/netns/{machine.namespace}" for machine in (network.source, network.destination)]
-    words = [str(programs / "probe"), *namespaces, network.source.address, str(count), str(seconds)]
+    words = [program("probe"), *namespaces, network.source.address, str(count), str(seconds)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60 + 2.5 * count + seconds)
     except subprocess.TimeoutExpired:
@@ -41,9 +41,9 @@ def probe(network: Network, programs: Path) -> dict[str, Any]:
     return found
 
 
-def measure_link(network: Network, programs: Path) -> Link:
+def measure_link(network: Network) -> Link:
     """The network's link with what it really does. Raises ExperimentError."""
-    found = probe(network, programs)
+    found = probe(network)
     rtt = statistics.median(found["rtt_us"])
     return msgspec.structs.replace(
         network.link,

@@ -13,7 +13,6 @@ import os
 import signal
 import statistics
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from live_migration.experiments.machines import (
     start,
     wait_for,
 )
+from live_migration.experiments.programs import program
 
 SETTLE_SECONDS = 0.3
 MOVE_SECONDS = 180.0
@@ -49,30 +49,16 @@ Samples = dict[str, Any]
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Two machines, and a folder for the compiled programs and what they write."""
+    """Two machines, and a folder for what the programs write."""
 
     source: Machine
     destination: Machine
     folder: Path
 
-    def program(self, name: str) -> str:
-        """The path of a compiled program."""
-        return str(self.folder / name)
-
-
-def compile_programs(folder: Path) -> None:
-    """Compile the programs that are moved, and the floor. Raises RuntimeError with what gcc said."""
-    for name in ("floor", "heartbeat", "toucher", "writer"):
-        source = Path(__file__).with_name(f"{name}.c")
-        words = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", str(source), "-o", str(folder / name)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"gcc {source.name}: {done.stderr}")
-
 
 def floor_words(laboratory: Laboratory, mebibytes: int, faults: int) -> list[str]:
     """The command line of the bare C pager, for the destination."""
-    words = [laboratory.program("floor"), "--pages", str(mebibytes * 256), "--faults", str(faults)]
+    words = [program("floor"), "--pages", str(mebibytes * 256), "--faults", str(faults)]
     source = laboratory.source
     return [*words, "--address", source.address, "--source-netns", f"/run/netns/{source.namespace}"]
 
@@ -150,16 +136,16 @@ def moving(
         (folder / old).unlink(missing_ok=True)
     move = None
     try:
-        line = [laboratory.program(name), *words[1:], str(numbers)]
-        program = start(laboratory.source, line, folder, name, start_new_session=True)
+        line = [program(name), *words[1:], str(numbers)]
+        moved = start(laboratory.source, line, folder, name, start_new_session=True)
         wait_for(f"{name}'s memory", lambda: Path(f"{numbers}.ready").exists() or None)
         time.sleep(SETTLE_SECONDS)
         machines = (laboratory.source, laboratory.destination)
         options = ["--pid", "namespace", "--stdio", "null", *restore]
         with warm_memory(memory):
-            move = begin_move(program.process.pid, machines, folder, strategy=strategy, serve=serve, restore=options)
+            move = begin_move(moved.process.pid, machines, folder, strategy=strategy, serve=serve, restore=options)
             move.restore.event(held_until, MOVE_SECONDS)
-        yield Trial(move, program, numbers, move.resumed(MOVE_SECONDS))
+        yield Trial(move, moved, numbers, move.resumed(MOVE_SECONDS))
     except (RuntimeError, TimeoutError) as error:
         raise RuntimeError(f"{error}\n{move.said()}" if move else str(error)) from error
     finally:

@@ -24,7 +24,7 @@ from live_migration.experiments import processors
 from live_migration.experiments.errors import ExperimentError, Status
 from live_migration.experiments.links import queue_bytes
 from live_migration.experiments.machines import Machine
-from live_migration.experiments.programs import compile_into
+from live_migration.experiments.programs import program
 from live_migration.experiments.results import Link
 
 SERVICE = "10.99.9.9"
@@ -69,8 +69,8 @@ def check_root() -> None:
 
 
 @contextlib.contextmanager
-def network(link: Link, folder: Path) -> Iterator[Network]:
-    """Build it; idle processors are kept awake as long as it is there. `folder`: for a compiled relay.
+def network(link: Link) -> Iterator[Network]:
+    """Build it; idle processors are kept awake as long as it is there.
 
     ExperimentError when the kernel does not make it."""
     check_root()
@@ -80,7 +80,7 @@ def network(link: Link, folder: Path) -> Iterator[Network]:
         stack.enter_context(processors.awake())
         try:
             sockets = {name: _namespace(stack, full) for name, full in names.items()}
-            by, relay = _join(stack, link, names, sockets, folder)
+            by, relay = _join(stack, link, names, sockets)
             for number, name in enumerate(("source", "destination"), 1):
                 _up(sockets[name], DEVICE, f"10.99.0.{number}")
                 _join_client(number, name, names, sockets)
@@ -144,12 +144,12 @@ def _join_client(number: int, name: str, names: dict[str, str], sockets: dict[st
 
 
 def _join(
-    stack: contextlib.ExitStack, link: Link, names: dict[str, str], sockets: dict[str, Any], folder: Path
+    stack: contextlib.ExitStack, link: Link, names: dict[str, str], sockets: dict[str, Any]
 ) -> tuple[str, subprocess.Popen[bytes] | None]:
     """Make the link under test; what makes its delay and rate: veth, tbf, netem or relay, and the relay's process."""
     delayed = link.asked_rtt_ms > 0 or link.loss > 0
     if delayed and not has_netem(sockets["source"]):
-        return "relay", _start_relay(stack, link, names, folder)
+        return "relay", _start_relay(stack, link, names)
     peer = {"ifname": DEVICE, "net_ns_fd": names["destination"]}
     sockets["source"].link("add", ifname=DEVICE, kind="veth", peer=peer)
     for name in ("source", "destination"):
@@ -188,7 +188,7 @@ def _add_netem(socket: Any, index: int, link: Link) -> None:
 
 
 def _start_relay(
-    stack: contextlib.ExitStack, link: Link, names: dict[str, str], folder: Path
+    stack: contextlib.ExitStack, link: Link, names: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start our relay, which makes a TUN device in each namespace; it ends with the stack."""
     if not Path("/dev/net/tun").exists():
@@ -196,9 +196,7 @@ def _start_relay(
             f"link {link.name}: it needs netem, which this kernel lacks, or /dev/net/tun for a relay, which is not "
             "there; enable CONFIG_NET_SCH_NETEM or CONFIG_TUN, or choose a link without delay and loss"
         )
-    if not (folder / "relay").exists():
-        compile_into(folder, ["relay"])
-    words = [str(folder / "relay"), f"/run/netns/{names['source']}", f"/run/netns/{names['destination']}", DEVICE]
+    words = [program("relay"), f"/run/netns/{names['source']}", f"/run/netns/{names['destination']}", DEVICE]
     words += [f"rtt={round(link.asked_rtt_ms * 1e6)}", f"rate={link.asked_rate}", f"loss={link.loss}"]
     words += [f"queue={queue_bytes(link)}"]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -33,7 +33,6 @@ from live_migration.experiments.plans import (
     parse_peers,
     parse_rates,
 )
-from live_migration.experiments.programs import compile_into
 from live_migration.experiments.results import NAME, Cell, Floor, Link, Result, append
 from live_migration.experiments.trial import Bench, run_cell
 from live_migration.experiments.workload_toucher import LOCALITIES
@@ -197,23 +196,18 @@ def run_plans(plans: list[Plan], folder: Path, seconds: float, console: Console)
     count = sum(len(cells) for _, _, cells in left)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with (
-        Progress(*columns, console=console, transient=True) as progress,
-        tempfile.TemporaryDirectory(prefix="lm-bench-") as programs,
-    ):
+    with Progress(*columns, console=console, transient=True) as progress:
         sweep = Sweep(folder, progress)
-        task = progress.add_task("compiling", total=count)
-        if count:
-            compile_into(Path(programs), ["memory_toucher", "probe"])
+        task = progress.add_task("beginning", total=count)
         for plan, link, cells in left:
             if not cells:
                 continue
             progress.update(task, description=f"measuring the link {link.name}")
-            with network(link, Path(programs)) as built:
-                built = replace(built, link=measure_link(built, Path(programs)))
+            with network(link) as built:
+                built = replace(built, link=measure_link(built))
                 progress.console.print(link_said(built.link), markup=False)
                 bench = Bench(
-                    built, machine_facts(plan.peers), Path(programs), before=seconds / 2, after=seconds,
+                    built, machine_facts(plan.peers), before=seconds / 2, after=seconds,
                     toucher=plan.toucher,
                     movers={"": move, **{name: criu.mover(path) for name, path in plan.peers.items()}},
                 )  # fmt: skip

@@ -35,11 +35,11 @@ def speed(running: RunningToucher, *, measured: bool) -> float:
     return (running.touched.operations() - before) / (processor_seconds(running.pid) - used)
 
 
-def turns(network: Network, programs: Path, count: int = TURNS) -> list[tuple[float, float]]:
+def turns(network: Network, count: int = TURNS) -> list[tuple[float, float]]:
     """(without, with) measuring, operations per second. Raises ExperimentError."""
     cell = Cell(workload="toucher", strategy="none", link=network.link.name, memory=MEMORY, peer="none")
     with own_folder() as folder, nothing_left(), Costs() as costs:
-        running = start_toucher(cell, Place(network, folder, programs))
+        running = start_toucher(cell, Place(network, folder))
         costs.watch("toucher", running.pid)
         time.sleep(SETTLE_SECONDS)
         return [(speed(running, measured=False), speed(running, measured=True)) for _ in range(count)]

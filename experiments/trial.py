@@ -47,7 +47,6 @@ class Bench:
 
     network: Network
     machine: Machine
-    programs: Path
     before: float = 1.0
     after: float = 2.0
     toucher: Toucher = field(default_factory=Toucher)
@@ -90,7 +89,7 @@ def run_cell(bench: Bench, cell: Cell) -> Result:
     result = Result(cell=cell, link=bench.network.link, machine=bench.machine, started=time.time(), verified=False)
     bench.network.route_service_to(bench.network.source)
     with own_folder() as folder, nothing_left():
-        place = Place(bench.network, folder, bench.programs, bench.toucher, bench.measured)
+        place = Place(bench.network, folder, bench.toucher, bench.measured)
         try:
             with Costs() as costs:
                 observed, moved, calm = _measure(bench, cell, place, costs, result)

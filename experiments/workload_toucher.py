@@ -12,6 +12,7 @@ from pathlib import Path
 from live_migration.experiments.errors import ExperimentError
 from live_migration.experiments.histograms import bucket_of, from_counts
 from live_migration.experiments.machines import Process, start, wait_for
+from live_migration.experiments.programs import program
 from live_migration.experiments.results import Cell
 from live_migration.experiments.speed import Timeline
 from live_migration.experiments.workloads import STEP_SECONDS, Observed, Place
@@ -122,7 +123,7 @@ def start_toucher(cell: Cell, place: Place) -> RunningToucher:
     """See workloads.Starter."""
     chosen, path = place.toucher, place.folder / "touched"
     rate = -1 if cell.dirty_rate is None else cell.dirty_rate
-    words = [str(place.programs / "memory_toucher"), str(path), f"size={cell.memory}", f"dirty-rate={rate}"]
+    words = [program("memory_toucher"), str(path), f"size={cell.memory}", f"dirty-rate={rate}"]
     words += [f"locality={LOCALITIES.index(chosen.locality)}", f"working-set={chosen.working_set}"]
     words += [f"write-share={chosen.write_share}", f"compressible={chosen.compressible}"]
     words += [f"threads={chosen.threads}", f"step={round(STEP_SECONDS * 1e9)}", f"seconds={LONGEST_SECONDS}"]

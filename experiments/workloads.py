@@ -38,13 +38,12 @@ class Toucher:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a workload runs: the network, a folder of its own, and the folder of the compiled programs.
+    """Where a workload runs: the network, and a folder of its own.
 
     `measured`: False to leave out all measuring in the process, to see what that costs."""
 
     network: Network
     folder: Path
-    programs: Path
     toucher: Toucher = field(default_factory=Toucher)
     measured: bool = True
 

@@ -19,7 +19,6 @@ from live_migration.experiments.links import parse_link
 from live_migration.experiments.machines import descendants, wait_for
 from live_migration.experiments.measured_links import measure_link, probe
 from live_migration.experiments.network import network
-from live_migration.experiments.programs import compile_into
 from live_migration.experiments.results import Result, read
 from tests.conftest import skip
 
@@ -119,16 +118,15 @@ def test_the_floor(tmp_path: Path) -> None:
 @pytest.mark.program
 def test_the_relay_is_fast_and_even(tmp_path: Path) -> None:
     """Bounds far from what it reaches, 4 Gbit/s and some 0.01 ms: others may use the machine meanwhile."""
-    compile_into(tmp_path, ["probe"])
-    with network(parse_link("rtt=1ms"), tmp_path) as built:
+    with network(parse_link("rtt=1ms")) as built:
         if built.link.by != "relay":
             skip("this kernel has netem, so no relay is needed")
-        found = probe(built, tmp_path)
+        found = probe(built)
         assert min(found["rtt_us"]) >= 1000
         assert statistics.median(found["rtt_us"]) < 3000
         assert found["rate"] * 8 > 1e9
-    with network(parse_link("rtt=1ms,rate=100mbit,loss=1%"), tmp_path) as built:
-        lossy = measure_link(built, tmp_path)
+    with network(parse_link("rtt=1ms,rate=100mbit,loss=1%")) as built:
+        lossy = measure_link(built)
         assert 0 < lossy.measured_rate < 12_500_000
 
 
