@@ -5,6 +5,7 @@
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
+# make dist      a wheel in dist/ that installs without a compiler (README.md, Install)
 # make sanitize  the unit tests over C built with ASan and UBSan; ten minutes
 # make clean     removes everything that was built, .venv too
 
@@ -15,7 +16,7 @@ PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv py
             redis-server nodejs sqlite3
 KERNEL_PACKAGES := qemu-system-x86
 LAYERS := kernel wire process pager source_server restorer
-NATIVE := build_native.py $(shell find $(LAYERS) -name '*.[chS]')
+NATIVE := build_native.py $(shell find $(LAYERS) experiments -name '*.[chS]')
 # Every C file and header of the repository, wherever it stands.
 C_FILES = $(shell find . \( -path ./.venv -o -path ./build \) -prune -o -name '*.[ch]' -print)
 PROGRAMS := $(patsubst tests/programs/%.c,tests/programs/bin/%,$(wildcard tests/programs/*.c))
@@ -29,7 +30,7 @@ WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
-.PHONY: setup demo test test-kernels check bench experiments sanitize clean packages programs format
+.PHONY: setup demo test test-kernels check bench experiments dist sanitize clean packages programs format
 
 setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
@@ -46,7 +47,7 @@ packages:
 	@touch $@
 
 live_migration/_lm.abi3.so: $(NATIVE) | .venv/installed
-	@echo "setup: the C side (live_migration/_lm.abi3.so, restorer/bin)"
+	@echo "setup: the C side (live_migration/_lm.abi3.so, restorer/bin, experiments/bin)"
 	@$(BIN)/python build_native.py
 	@touch $@
 
@@ -78,6 +79,15 @@ bench: setup
 experiments: setup
 	@$(BIN)/python -m live_migration.experiments.standard
 
+# By way of an sdist, so that nothing but what is in the tree comes in. Shared libraries go into the wheel.
+dist: setup
+	@rm -rf build/dist dist/*.whl && mkdir -p build/dist
+	@$(BIN)/python -W ignore setup.py -q sdist --dist-dir build/dist
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist build/dist/*.tar.gz
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/dist/*.whl 2>build/dist/log || \
+	    { cat build/dist/log >&2; exit 1; }
+	@ls -l dist/*.whl
+
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup
 	@rm -rf build/sanitize && mkdir -p build/sanitize
@@ -92,5 +102,5 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin tests/programs/bin .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin experiments/bin dist tests/programs/bin .mypy_cache .ruff_cache .pytest_cache
 	rm -rf $(foreach layer,cli $(LAYERS) tests demo experiments .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)
