@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from live_migration.experiments.changes import ARRIVED, WRITTEN, changes
+
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SECONDS = 60.0
 PAUSE = 0.005
@@ -156,11 +158,24 @@ T = TypeVar("T")
 
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = SECONDS, pause: float = PAUSE) -> T:
     """Ask until there is an answer. Raises TimeoutError naming what was waited for."""
+    return _wait_for(what, look, seconds, lambda _: time.sleep(pause))
+
+
+def wait_for_change(
+    what: str, look: Callable[[], T | None], path: Path, mask: int = ARRIVED, seconds: float = SECONDS
+) -> T:
+    """As wait_for(), asking when `path` has changed, and otherwise seldom (changes.py)."""
+    with changes(path, mask) as wait:
+        return _wait_for(what, look, seconds, wait)
+
+
+def _wait_for(what: str, look: Callable[[], T | None], seconds: float, wait: Callable[[float], None]) -> T:
     end = time.monotonic() + seconds
     while (found := look()) is None:
-        if time.monotonic() > end:
+        left = end - time.monotonic()
+        if left < 0:
             raise TimeoutError(f"{what} did not come within {seconds:g} s")
-        time.sleep(pause)
+        wait(left)
     return found
 
 
@@ -192,10 +207,8 @@ class Command:
         lines = (self.folder / f"{self.name}.out").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
-    def event(self, name: str, seconds: float = SECONDS, pause: float = PAUSE) -> dict[str, Any]:
-        """Wait for an event, looking every `pause` seconds.
-
-        Raises TimeoutError, or RuntimeError when the command ends without it."""
+    def event(self, name: str, seconds: float = SECONDS) -> dict[str, Any]:
+        """Wait for an event. Raises TimeoutError, or RuntimeError when the command ends without it."""
 
         def look() -> dict[str, Any] | None:
             ended = self.process.poll() is not None
@@ -206,7 +219,7 @@ class Command:
                 raise RuntimeError(f"{self.name} ended with {self.process.returncode} before {name!r}")
             return None
 
-        return wait_for(f"{name!r} of {self.name}", look, seconds, pause)
+        return wait_for_change(f"{name!r} of {self.name}", look, self.folder / f"{self.name}.out", WRITTEN, seconds)
 
     def report(self) -> dict[str, Any]:
         """Its report. Raises OSError where it has written none."""
@@ -232,9 +245,9 @@ class Move:
         """Wait until the process runs at the destination; its id there as the host sees it."""
         return int(self.restore.event("resumed", seconds)["pid"])
 
-    def complete(self, seconds: float = SECONDS, pause: float = PAUSE) -> None:
+    def complete(self, seconds: float = SECONDS) -> None:
         """Wait until both sides have said goodbye. Raises RuntimeError if lm-serve failed."""
-        self.restore.event("complete", seconds, pause)
+        self.restore.event("complete", seconds)
         if self.serve.process.wait(seconds):
             raise RuntimeError(f"lm-serve ended with {self.serve.process.returncode}")
 
@@ -283,7 +296,7 @@ def begin_move(
             raise RuntimeError(f"lm-serve ended before there was a ticket\n{source_command.said()}")
         return ticket.exists() or None
 
-    wait_for("the ticket", look)
+    wait_for_change("the ticket", look, folder)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"--{strategy}", f"@{ticket}", "--json"]
     words += ["--report", str(folder / f"restore{suffix}.json"), *restore]
     return Move(source_command, starting(destination, words, folder, f"restore{suffix}"))

@@ -244,8 +244,7 @@ def measure_bulk(laboratory: Laboratory, mebibytes: int, *, faulting: bool, watc
             trial.told()
         if watch:
             watch.snapshot_at(trial)
-        # Rarely: to look takes what the two processors are wanted for.
-        trial.move.complete(MOVE_SECONDS, 0.1)
+        trial.move.complete(MOVE_SECONDS)
         seconds = trial.moment("complete") - trial.moment("resumed")
         faults = []
         if faulting:

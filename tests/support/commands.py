@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from live_migration.experiments.machines import Command, wait_for
+from live_migration.experiments.machines import Command, wait_for_change
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.ticket import Ticket, parse_ticket
 from tests.support import laws, started
@@ -44,7 +44,7 @@ def waiting_serve(subject: laws.Subject) -> tuple[Command, Ticket]:
     ticket = subject.folder / "ticket"
     words = [sys.executable, "-m", SERVE, str(subject.pid), "--ticket-file", str(ticket)]
     serving = laws.start_command(subject, words, "serve", laws.environment())
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for_change("the ticket", lambda: ticket.exists() or None, subject.folder, seconds=20)
     return serving, parse_ticket(ticket.read_text())
 
 

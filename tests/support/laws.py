@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from live_migration.experiments.machines import Command, Move, descendants, wait_for
+from live_migration.experiments.machines import Command, Move, descendants, wait_for, wait_for_change
 from tests.support import started
 
 SOURCE = Path(__file__).resolve().parent / "laws_program.c"
@@ -186,7 +186,11 @@ def begin(
     words = [sys.executable, "-m", "live_migration.cli.serve", str(subject.pid), "--json", "--ticket-file", str(ticket)]
     more = environment(fault if side == "source" else "")
     serving = start_command(subject, [*words, *serve], "serve", more, starting)
-    wait_for("the ticket", lambda: ticket.exists() or serving.process.poll() is not None or None, 30)
+
+    def offered() -> bool | None:
+        return ticket.exists() or serving.process.poll() is not None or None
+
+    wait_for_change("the ticket", offered, folder, seconds=30)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"@{ticket}", "--json", "--pid", "namespace"]
     words += ["--detach", "--stdio", "null"]
     more = environment(fault if side == "destination" else "")

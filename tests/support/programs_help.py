@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from live_migration.experiments.machines import Machine, Process, start, wait_for
+from live_migration.experiments.machines import Machine, Process, start, wait_for, wait_for_change
 from tests.support.programs_list import FOLDER, Program
 
 
 def build() -> None:
-    """Build the programs that are older than their source (make programs)."""
-    subprocess.run(["make", "-s", "-C", str(FOLDER.parents[1]), "programs"], check=True, stdout=subprocess.DEVNULL)
+    """Build the programs that are older than their source (make programs), one test run after the other."""
+    folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        subprocess.run(["make", "-s", "-C", str(FOLDER.parents[1]), "programs"], check=True, stdout=subprocess.DEVNULL)
+    finally:
+        os.close(folder)
 
 
 @dataclass
@@ -33,7 +39,7 @@ class Running:
                 raise RuntimeError(f"{self.program.name} ended early: {self.verdict(0.1)}")
             return (self.folder / "ready").exists() or None
 
-        wait_for(f"{self.program.name} being ready", ready, 30)
+        wait_for_change(f"{self.program.name} being ready", ready, self.folder, seconds=30)
         if self.program.stopped:
             wait_for("the group-stop", lambda: self.state(self.process.pid) == "T" or None, 10)
 
@@ -47,14 +53,17 @@ class Running:
 
     def verdict(self, seconds: float = 60) -> str:
         """What it found; with its own output if it said nothing."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+
+        def look() -> str | None:
             with contextlib.suppress(FileNotFoundError):
                 return (self.folder / "result").read_text().strip()
-            time.sleep(0.01)
-        return "no verdict; it printed: " + "".join(
-            (self.folder / f"program.{kind}").read_text() for kind in ("out", "err")
-        )
+            return None
+
+        try:
+            return wait_for_change("the verdict", look, self.folder, seconds=seconds)
+        except TimeoutError:
+            printed = [(self.folder / f"program.{kind}").read_text() for kind in ("out", "err")]
+            return "no verdict; it printed: " + "".join(printed)
 
 
 def run(program: Program, folder: Path, machine: Machine | None = None) -> Running:
