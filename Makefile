@@ -1,7 +1,9 @@
 # make setup     packages, a Python environment in .venv, the C side; only what is missing
 # make demo      moves a real server between two network namespaces while a client talks to it
 # make check     ruff, mypy --strict, clang-format; make format puts right what can be put right
-# make test      style, types, unit tests, one program per kernel feature, real programs
+# make test      style, types, unit tests, one program per kernel feature: ten minutes at most on two cores
+# make test-real  redis, node, Python, SQLite and a shell, moved by every strategy
+# make test-experiments  the benchmarks as programs, and all their figures
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
@@ -24,13 +26,16 @@ PROGRAM_FLAGS := -std=gnu11 -O1 -g -Wall -Wextra -Werror -pthread
 # Left out, each start of a command would compile all of its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest
+# Test runs beside each other. Tests that measure times (marker `alone`) come after the others, one by one.
+WORKERS ?= 2
+BESIDE := -n $(WORKERS) --dist worksteal
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test_handover_kills.py tests/moves/test_bad_input.py \
                   tests/experiments/test_bench.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
-.PHONY: setup demo test test-kernels check bench experiments dist sanitize clean packages programs format
+.PHONY: setup demo test test-real test-experiments test-kernels check bench experiments dist sanitize clean packages programs format
 
 setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
@@ -66,7 +71,15 @@ check: setup
 	@echo "$(BIN)/clang-format --dry-run --Werror"; $(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 test: check
-	$(PYTEST) tests
+	$(PYTEST) tests $(BESIDE) -m "not real and not experiment and not alone"
+	$(PYTEST) tests -m "alone and not real and not experiment"
+
+test-real: setup
+	$(PYTEST) tests/real $(BESIDE)
+
+test-experiments: setup
+	$(PYTEST) tests/experiments $(BESIDE) -m "not alone"
+	$(PYTEST) tests/experiments -m "alone"
 
 # Not part of `make test`, which pyproject.toml keeps from looking there.
 test-kernels: setup

@@ -35,6 +35,7 @@ def test_verdicts_are_about_medians() -> None:
 
 
 @pytest.mark.program
+@pytest.mark.experiment
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_when_it_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     if os.geteuid() != 0:

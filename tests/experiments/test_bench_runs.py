@@ -23,6 +23,7 @@ from live_migration.experiments.results import Result, read
 from tests.conftest import skip
 
 SECONDS = 120
+pytestmark = pytest.mark.experiment
 QUICK = ("--memory", "8MiB", "--seconds", "0.6")
 
 
@@ -46,6 +47,7 @@ def results(folder: Path) -> list[Result]:
 
 
 @pytest.mark.program
+@pytest.mark.alone
 def test_strategies_over_a_relay_and_again(tmp_path: Path) -> None:
     words = ["run", *QUICK, "--strategy", "post-copy,stop-and-copy", "--link", "rtt=2ms,rate=500mbit"]
     words += ["--dirty-rate", "1MiB/s", "-o", str(tmp_path)]
@@ -104,6 +106,7 @@ def test_a_peer_that_fails_is_quoted_and_the_sweep_goes_on(tmp_path: Path) -> No
 
 
 @pytest.mark.program
+@pytest.mark.alone
 def test_the_floor(tmp_path: Path) -> None:
     bench("floor", "--link", "rate=1gbit", "-o", str(tmp_path))
     found = json.loads((tmp_path / "floor.jsonl").read_text())
@@ -116,6 +119,7 @@ def test_the_floor(tmp_path: Path) -> None:
 
 
 @pytest.mark.program
+@pytest.mark.alone
 def test_the_relay_is_fast_and_even(tmp_path: Path) -> None:
     """Bounds far from what it reaches, 4 Gbit/s and some 0.01 ms: others may use the machine meanwhile."""
     with network(parse_link("rtt=1ms")) as built:

@@ -86,6 +86,7 @@ def made(folder: Path) -> Page:
     return page
 
 
+@pytest.mark.experiment
 def test_one_run_of_one_size(tmp_path: Path) -> None:
     page = made(put(tmp_path, [result("stop-and-copy", dirty=None)]))
     assert "1 run in 1 setting" in page.text
@@ -99,6 +100,7 @@ def test_a_run_that_tells_nothing(tmp_path: Path) -> None:
     made(put(tmp_path, [bare]))
 
 
+@pytest.mark.experiment
 def test_a_sweep_with_everything(tmp_path: Path) -> None:
     runs = sweep(memories=[64 * MIB, 512 * MIB], dirty=[0, 100 * MIB], runs=2)
     runs += sweep(memories=[64 * MIB], dirty=[10 * MIB], links=["wan"], runs=1)
@@ -119,6 +121,7 @@ def test_a_sweep_with_everything(tmp_path: Path) -> None:
     assert {row["peer"] for row in rows} == {"", "criu", "none"}
 
 
+@pytest.mark.experiment
 def test_failed_runs_are_listed_and_not_drawn_and_files_change_only_with_the_results(tmp_path: Path) -> None:
     page = made(put(tmp_path, [result("post-copy", 64 * MIB, run=run) for run in range(2)], [floor()]))
     assert "Failed runs" not in page.text

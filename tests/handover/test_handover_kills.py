@@ -1,6 +1,6 @@
 """Death at any instant: SIGKILL of lm-serve, lm-restore and its worker, at random and where pages are missing.
 
-The random runs are short, so the commands are forked from this process, which has imported them, not started anew.
+The random runs are short, so the commands are forked from a process which has imported them, not started anew.
 LM_KILLS=N makes N runs (default: 30), LM_KILLS_SEED=N others.
 """
 
@@ -10,22 +10,17 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-import live_migration.cli.restore
-import live_migration.cli.serve
-import live_migration.restorer.frontend
-import live_migration.restorer.migrate
-import live_migration.restorer.run
-import live_migration.source_server.serve  # here, so that a fork has it
-from live_migration.experiments.machines import Move, descendants, wait_for
+from live_migration.experiments.machines import Move, descendants, wait_for, wait_for_change
 from live_migration.wire.exit_codes import ExitCode
-from tests.support import laws
+from tests.support import laws, started
 from tests.support.started import end_everything
 
 RUNS = int(os.environ.get("LM_KILLS", "30"))
@@ -98,16 +93,28 @@ class Shot:
         return "\n".join(parts)
 
 
-def shoot(subject: laws.Subject, target: str, strategy: str) -> Shot:
-    """Start the two commands."""
+def fork(subject: laws.Subject, name: str, module: str, *words: object) -> int:
+    """Fork a command; its process id. What it prints goes to one file."""
+    with open(os.devnull, "rb") as null, (subject.folder / f"{name}.txt").open("ab") as output:
+        line = [sys.executable, "-m", module, *map(str, words)]
+        descriptors = [null.fileno(), output.fileno(), output.fileno()]
+        pid = started.fork(line, descriptors, env=laws.environment(), cwd=laws.ROOT).pid
+    subject.children.add(pid)
+    return pid
+
+
+def shoot(
+    subject: laws.Subject, target: str, strategy: str, restore: Sequence[object] = ("live_migration.cli.restore",)
+) -> Shot:
+    """Start the two commands; `restore` is the module of lm-restore, and what comes before its arguments."""
     ticket = subject.folder / "ticket"
-    arguments = [str(subject.pid), "--ticket-file", str(ticket), "--json", "--max-freeze", "2"]
-    serve = laws.fork_command(live_migration.cli.serve.main, arguments, subject.folder / "serve.txt")
-    wait_for("the ticket", lambda: ticket.exists() or None, 20, 0.001)
-    arguments = [f"@{ticket}", f"--{strategy}", "--pid", "namespace", "--detach", "--stdio", "null", "--json"]
-    restore = laws.fork_command(live_migration.cli.restore.main, arguments, subject.folder / "restore.txt")
-    subject.children |= {serve, restore}
-    return Shot(subject, target, serve, restore, laws.signal_masks(subject.pid))
+    words: list[object] = [subject.pid, "--ticket-file", ticket, "--json", "--max-freeze", "2"]
+    serve = fork(subject, "serve", "live_migration.cli.serve", *words)
+    wait_for_change("the ticket", lambda: ticket.exists() or None, subject.folder, seconds=20)
+    words = [f"@{ticket}", f"--{strategy}", "--pid", "namespace", "--detach", "--stdio", "null", "--json"]
+    module, *first = restore
+    destination = fork(subject, "restore", str(module), *first, *words)
+    return Shot(subject, target, serve, destination, laws.signal_masks(subject.pid))
 
 
 def await_staged(shot: Shot) -> None:
@@ -187,43 +194,23 @@ def test_death_at_any_instant(program: Path, tmp_path: Path, orphans: None) -> N
     assert {became for _, became in seen} == {"untouched", "moved"} or RUNS < 25, seen
 
 
-@dataclass
-class Aim:
-    """Where a timer is set, for how long, and the file that says that it was."""
-
-    failpoint: str = ""
-    seconds: float = 0.0
-    reached: Path = Path()
-
-    def at(self, name: str) -> None:
-        """The failpoint `name` is reached: what stands in the place of wire.failpoints.failpoint."""
-        if name == self.failpoint:
-            self.reached.touch()
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-
-def test_death_of_the_worker_in_the_handover(
-    program: Path, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_death_of_the_worker_in_the_handover(program: Path, tmp_path: Path, orphans: None) -> None:
     """The worker is ended by a timer that it sets at a failpoint: at instants that no other process could hit."""
     chance = random.Random(SEED)
     seen: dict[tuple[str, str], int] = {}
-    aim = Aim()
-    monkeypatch.setattr(live_migration.restorer.migrate, "failpoint", aim.at)
-    monkeypatch.setattr(live_migration.restorer.run, "failpoint", aim.at)
     for number in range(RUNS):
-        aim.failpoint, strategy = chance.choice(list(AIMED)), chance.choice(STRATEGIES)
-        aim.seconds = 1e-6 + chance.random() * AIMED[aim.failpoint]
+        failpoint, strategy = chance.choice(list(AIMED)), chance.choice(STRATEGIES)
+        seconds = 1e-6 + chance.random() * AIMED[failpoint]
         subject = laws.start_subject(program, tmp_path / f"aimed{number}", warm=128, cold=COLD)
-        aim.reached = subject.folder / "reached"
-        shot = shoot(subject, "worker", strategy)
+        reached = subject.folder / "reached"
+        shot = shoot(subject, "worker", strategy, ["tests.handover.aimed", failpoint, seconds, reached])
         try:
             became = check(shot)
-            assert aim.reached.exists()
-            assert became == "moved" or aim.failpoint not in AFTER_READY
-            seen[aim.failpoint, became] = seen.get((aim.failpoint, became), 0) + 1
+            assert reached.exists()
+            assert became == "moved" or failpoint not in AFTER_READY
+            seen[failpoint, became] = seen.get((failpoint, became), 0) + 1
         except BaseException:
-            print(f"run {number}, seed {SEED}, {strategy}, {aim}")
+            print(f"run {number}, seed {SEED}, {strategy}, {failpoint}, {seconds}")
             print(shot.said())
             raise
         finally:

@@ -17,6 +17,8 @@ from live_migration.pager.pager import HotRun
 from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PushRun
 from tests.pager.paging import BASE, PAGE, SESSION, Move, connected_pair, eventually, moving
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -141,7 +141,11 @@ def query_python(connection: socket.socket, request: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_python(strategy: str, machines: Machines, tmp_path: Path) -> None:
-    entries = 200_000 if strategy == "post-copy" else 50_000
+    move_python(strategy, 200_000 if strategy == "post-copy" else 50_000, machines, tmp_path)
+
+
+def move_python(strategy: str, entries: int, machines: Machines, tmp_path: Path) -> None:
+    """Move a server in Python that has so many entries, and check them and that its threads go on."""
     words = [sys.executable, str(REAL / "python_server.py"), str(PORT), str(entries)]
     pid = started(machines[0], words, tmp_path)
     with connect(machines[0]) as old:
