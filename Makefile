@@ -4,6 +4,7 @@
 # make test      style, types, unit tests, one program per kernel feature: ten minutes at most on two cores
 # make test-real  redis, node, Python, SQLite and a shell, moved by every strategy
 # make test-experiments  the benchmarks as programs, and all their figures
+# make test-dist  a wheel, installed into an empty environment
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
@@ -29,13 +30,14 @@ PYTEST := $(BIN)/python -m pytest
 # Test runs beside each other. Tests that measure times (marker `alone`) come after the others, one by one.
 WORKERS ?= 2
 BESIDE := -n $(WORKERS) --dist worksteal
+SHORT := not real and not experiment and not dist
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test_handover_kills.py tests/moves/test_bad_input.py \
                   tests/experiments/test_bench.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
-.PHONY: setup demo test test-real test-experiments test-kernels check bench experiments dist sanitize clean packages programs format
+.PHONY: setup demo test test-real test-experiments test-dist test-kernels check bench experiments dist sanitize clean packages programs format
 
 setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
@@ -71,11 +73,14 @@ check: setup
 	@echo "$(BIN)/clang-format --dry-run --Werror"; $(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 test: check
-	$(PYTEST) tests $(BESIDE) -m "not real and not experiment and not alone"
-	$(PYTEST) tests -m "alone and not real and not experiment"
+	$(PYTEST) tests $(BESIDE) -m "not alone and $(SHORT)"
+	$(PYTEST) tests -m "alone and $(SHORT)"
 
 test-real: setup
 	$(PYTEST) tests/real $(BESIDE)
+
+test-dist: setup
+	$(PYTEST) tests/dist
 
 test-experiments: setup
 	$(PYTEST) tests/experiments $(BESIDE) -m "not alone"
