@@ -24,6 +24,14 @@
 #ifndef UFFD_FEATURE_POISON
 #define UFFD_FEATURE_POISON (1 << 14)
 #endif
+#ifndef UFFDIO_POISON
+struct uffdio_poison {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
 #ifndef UFFD_FEATURE_WP_ASYNC
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
 #endif
@@ -74,6 +82,7 @@ enum {
     LM_PAGE_IS_PFNZERO = 1 << 5,
     LM_PAGE_IS_HUGE = 1 << 6,
     LM_PAGE_IS_SOFT_DIRTY = 1 << 7,
+    LM_PAGE_IS_GUARD = 1 << 8,
     LM_PM_SCAN_WP_MATCHING = 1 << 0,
     LM_PM_SCAN_CHECK_WPASYNC = 1 << 1,
 };

@@ -167,7 +167,9 @@ static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, st
     if (flight->map)
         sane = sane && !last && frame->kind == LM_FRAME_ABSENT && frame->address >= flight->next;
     else
-        sane = sane && frame->kind >= LM_FRAME_RAW && frame->kind <= LM_FRAME_ABSENT &&
+        sane = sane &&
+               ((frame->kind >= LM_FRAME_RAW && frame->kind <= LM_FRAME_ABSENT) ||
+                frame->kind == LM_FRAME_POISON) &&
                frame->address == flight->next && last == (end >= flight->end);
     flight->next = end;
     return sane ? 0 : -EPROTO;

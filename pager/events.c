@@ -40,7 +40,7 @@ static int on_unmap(struct lm_pager *pager, struct lm_space *space, uint64_t sta
 
 static int on_remap(struct lm_pager *pager, struct lm_space *space, uint64_t from, uint64_t to,
                     uint64_t length) {
-    struct lm_space moved = {.userfault = -1, .memory = -1};
+    struct lm_space moved = {.userfault = -1, .memory = -1, .pagemap = -1};
     lm_count(&pager->statistics->remaps, 1);
     int error = lm_space_cut(space, from, from + length, &moved);
     if (!error)

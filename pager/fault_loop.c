@@ -211,7 +211,7 @@ static int next_answer(struct loop *loop) {
     lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
     if (loop->frame.kind == LM_FRAME_FAILED)
         return -(int)loop->frame.length;
-    if (loop->frame.kind >= LM_FRAME_DISCARD)
+    if (loop->frame.kind >= LM_FRAME_DISCARD && loop->frame.kind != LM_FRAME_POISON)
         return -EPROTO;
     loop->placed = 0;
     loop->placing = true;

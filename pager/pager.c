@@ -155,10 +155,13 @@ int lm_pager_add_space(struct lm_pager *pager, uint32_t number, int userfaultfd,
     int memory = open(path, O_RDWR | O_CLOEXEC);
     if (memory < 0)
         return -errno;
-    if (!lm_pager_new_space(pager, number, userfaultfd, pid, memory)) {
+    struct lm_space *space = lm_pager_new_space(pager, number, userfaultfd, pid, memory);
+    if (!space) {
         close(memory);
         return -ENOMEM;
     }
+    snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+    space->pagemap = open(path, O_RDONLY | O_CLOEXEC);
     return 0;
 }
 

@@ -2,6 +2,7 @@
 #include "pager/placing.h"
 
 #include "kernel/memory/memory.h"
+#include "kernel/memory/pagemap.h"
 #include "pager/discarded.h"
 #include "pager/pending.h"
 #include "pager/userfault.h"
@@ -15,6 +16,7 @@
 struct how {
     enum lm_purpose purpose;
     uint64_t *empty; /* counts pages without content */
+    bool poison;     /* nobody may touch them */
 };
 
 static const unsigned char zeros[LM_PAGE_SIZE];
@@ -50,6 +52,23 @@ static int note(struct lm_range *range, uint64_t page, uint64_t pages, enum lm_p
     return lm_page_table_set(range->table, page, pages, ~0u, state);
 }
 
+/* How many of the `pages` pages at `address` may be placed before the first guard; `*guards` follow it. The process may make
+ * missing pages guards (MADV_GUARD_INSTALL), of which no event tells, and UFFDIO_COPY would put the old page in
+ * place of one (mm/userfaultfd.c, pte_none_mostly). */
+static uint64_t before_guards(struct lm_space *space, uint64_t address, uint64_t pages, uint64_t *guards) {
+    struct lm_page_run run;
+    *guards = 0;
+    if (space->pagemap < 0)
+        return pages;
+    if (lm_pagemap_guards(space->pagemap, address, address + pages * LM_PAGE_SIZE, &run)) {
+        close(space->pagemap);
+        space->pagemap = -1;
+        return pages;
+    }
+    *guards = (run.end - run.start) / LM_PAGE_SIZE;
+    return (run.start - address) / LM_PAGE_SIZE;
+}
+
 /* Copy pages that are not there yet. `*done` of them are dealt with, also when an error is returned. */
 static int copy_pages(struct lm_pager *pager, const struct how *how, struct lm_space *space,
                       struct lm_range *range, uint64_t address, const char *data, uint64_t pages,
@@ -57,9 +76,19 @@ static int copy_pages(struct lm_pager *pager, const struct how *how, struct lm_s
     uint64_t first = lm_range_page(range, address), step = pages;
     int error = 0;
     for (*done = 0; !error && *done < pages;) {
-        uint64_t at = address + *done * LM_PAGE_SIZE, count = step < pages - *done ? step : pages - *done;
+        uint64_t at = address + *done * LM_PAGE_SIZE, count = step < pages - *done ? step : pages - *done,
+                 guards;
+        count = before_guards(space, at, count, &guards);
+        if (!count) {
+            error = note(range, first + *done, guards, LM_PAGE_DISCARDED);
+            lm_pending_drop(pager, space, at, at + guards * LM_PAGE_SIZE);
+            *done += guards;
+            continue;
+        }
         struct lm_placed placed =
-            lm_userfault_copy(space->userfault, at, data + *done * LM_PAGE_SIZE, count * LM_PAGE_SIZE);
+            how->poison
+                ? lm_userfault_poison(space->userfault, at, count * LM_PAGE_SIZE)
+                : lm_userfault_copy(space->userfault, at, data + *done * LM_PAGE_SIZE, count * LM_PAGE_SIZE);
         uint64_t whole = placed.bytes / LM_PAGE_SIZE;
         switch (placed.answer) {
         case LM_ANSWER_PLACED:
@@ -169,7 +198,7 @@ static int place_stretch(struct lm_pager *pager, const struct how *how, struct l
         lm_count(&pager->statistics->late_pages, data ? pages : 0);
         return 0;
     }
-    if (!data && state != LM_PAGE_PLACED) {
+    if (!data && !how->poison && state != LM_PAGE_PLACED) {
         int error = note(range, first, pages, LM_PAGE_ZERO);
         lm_count(how->empty, wanted ? pages : 0);
         if (!error)
@@ -284,10 +313,11 @@ int lm_place_some(struct lm_pager *pager, enum lm_purpose purpose, const struct 
     struct lm_pager_statistics *statistics = pager->statistics;
     struct how how = {.purpose = purpose,
                       .empty = frame->kind == LM_FRAME_ABSENT ? &statistics->absent_pages
-                                                              : &statistics->zero_pages};
+                                                              : &statistics->zero_pages,
+                      .poison = frame->kind == LM_FRAME_POISON};
     uint32_t step = frame->pages - *placed;
     uint64_t offset = (uint64_t)*placed * LM_PAGE_SIZE;
-    if (data && step > LM_PLACE_PAGES)
+    if ((data || how.poison) && step > LM_PLACE_PAGES)
         step = LM_PLACE_PAGES;
     if (purpose == LM_FOR_FAULT)
         lm_pager_lock_urgent(pager);

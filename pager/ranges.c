@@ -94,7 +94,7 @@ static int replace_ranges(struct lm_pager *pager, struct lm_space *space,
         space->capacity = fresh.capacity;
         space->sorted = false;
         fresh = before;
-        fresh.userfault = fresh.memory = -1;
+        fresh.userfault = fresh.memory = fresh.pagemap = -1;
     }
     lm_space_deinit(&fresh);
     return error;

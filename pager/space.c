@@ -7,7 +7,8 @@
 #include <unistd.h>
 
 void lm_space_init(struct lm_space *space, uint32_t number, int userfault, int pid, int memory) {
-    *space = (struct lm_space){.number = number, .userfault = userfault, .pid = pid, .memory = memory};
+    *space = (struct lm_space){
+        .number = number, .userfault = userfault, .pid = pid, .memory = memory, .pagemap = -1};
 }
 
 void lm_space_deinit(struct lm_space *space) {
@@ -19,7 +20,9 @@ void lm_space_deinit(struct lm_space *space) {
         close(space->userfault);
     if (space->memory >= 0)
         close(space->memory);
-    *space = (struct lm_space){.userfault = -1, .memory = -1, .gone = true};
+    if (space->pagemap >= 0)
+        close(space->pagemap);
+    *space = (struct lm_space){.userfault = -1, .memory = -1, .pagemap = -1, .gone = true};
 }
 
 size_t lm_space_find(const struct lm_space *space, uint64_t address) {

@@ -30,6 +30,7 @@ struct lm_space {
     int userfault; /* our descriptor; -1 when closed */
     int pid;       /* 0 for a child that was born meanwhile: it is never written to */
     int memory;    /* /proc/PID/mem, or -1 */
+    int pagemap;   /* /proc/PID/pagemap while the kernel tells of guards there, or -1 */
     bool gone;     /* the process's memory is no more */
     struct lm_range *ranges;
     size_t count, capacity;

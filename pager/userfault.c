@@ -64,6 +64,17 @@ struct lm_placed lm_userfault_zero(int fd, uint64_t address, uint64_t length) {
     return placed;
 }
 
+struct lm_placed lm_userfault_poison(int fd, uint64_t address, uint64_t length) {
+    struct lm_placed placed;
+    bool asked = false;
+    do {
+        struct uffdio_poison poison = {.range = {.start = address, .len = length}};
+        int result = ioctl(fd, UFFDIO_POISON, &poison);
+        placed = decide(result, errno, poison.updated, length);
+    } while (query_again(placed, &asked));
+    return placed;
+}
+
 void lm_userfault_wake(int fd, uint64_t address, uint64_t length) {
     struct uffdio_range range = {.start = address, .len = length};
     ioctl(fd, UFFDIO_WAKE, &range);

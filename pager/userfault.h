@@ -27,6 +27,8 @@ struct lm_placed {
 struct lm_placed lm_userfault_copy(int fd, uint64_t address, const void *data, uint64_t length);
 /* Place zero pages. */
 struct lm_placed lm_userfault_zero(int fd, uint64_t address, uint64_t length);
+/* Make pages ones that whoever touches them gets a SIGBUS for (UFFDIO_POISON, since Linux 6.6). */
+struct lm_placed lm_userfault_poison(int fd, uint64_t address, uint64_t length);
 void lm_userfault_wake(int fd, uint64_t address, uint64_t length);
 
 /* Ask for missing pages of [start, end). Returns 0 or -errno. */

@@ -71,6 +71,7 @@ int lm_frame_check(const struct lm_frame *frame) {
     case LM_FRAME_ABSENT:
     case LM_FRAME_DISCARD:
     case LM_FRAME_GONE:
+    case LM_FRAME_POISON:
         return frame->pages && !frame->length ? 0 : -EPROTO;
     case LM_FRAME_END:
         return !frame->pages && !frame->length && frame->id ? 0 : -EPROTO;

@@ -3,7 +3,7 @@
  *
  *     destination                                         source
  *     REQUEST fault {space, address, id}  ----------->    (FAULT channel)
- *                 <-----------------  FRAME raw | zstd | zero | absent {the page; LAST}
+ *                 <-----------------  FRAME raw | zstd | zero | absent | poison {the page; LAST}
  *                 <-----------------  FRAMEs of its neighbours, when more than one page was requested:
  *                                     the page of the fault goes first and alone, the last bears LAST
  *     REQUEST run {space, address, pages} --------->      (BULK channel, several under way)
@@ -13,6 +13,9 @@
  *                 <-----------------  FRAMEs of a push (nobody asked), then END {push id}; in a push also
  *                                     DISCARD (what was pushed there is not true any more: ask again) and
  *                                     GONE (it is zero now), both without payload
+ *
+ * Poison is a page that the source's kernel lets nobody read: a guard (MADV_GUARD_INSTALL), or broken memory. Whoever
+ * touches it gets a signal, there as here; it ends nothing else.
  *
  * A space is a number for something with addresses and pages: a process's memory (0, 1, ...), or an object
  * that is reached by a descriptor (a memfd: from LM_FIRST_OBJECT on; its addresses are offsets). Requests and
@@ -63,6 +66,7 @@
 #define LM_FRAME_FAILED 6
 #define LM_FRAME_DISCARD 7
 #define LM_FRAME_GONE 8
+#define LM_FRAME_POISON 9
 #define LM_FRAME_LAST 1
 
 /* What the destination asks. LM_REQUEST_SHARED: the page tables of the process do not tell which pages exist.

@@ -44,6 +44,25 @@ static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_
     return 0;
 }
 
+int lm_pagemap_guards(int pagemap, uint64_t start, uint64_t end, struct lm_page_run *run) {
+    struct lm_page_region region;
+    struct lm_pagemap_scan request = {
+        .size = sizeof request,
+        .start = start,
+        .end = end,
+        .vec = (uint64_t)(uintptr_t)&region,
+        .vec_len = 1,
+        .category_mask = LM_PAGE_IS_GUARD,
+        .return_mask = LM_PAGE_IS_GUARD,
+    };
+    int found = ioctl(pagemap, LM_PAGEMAP_SCAN, &request);
+
+    if (found < 0)
+        return -errno;
+    *run = found ? (struct lm_page_run){region.start, region.end} : (struct lm_page_run){end, end};
+    return 0;
+}
+
 static bool is_wanted(uint64_t entry, int which) {
     bool there = (entry & (ENTRY_PRESENT | ENTRY_SWAPPED)) != 0;
 

@@ -33,6 +33,10 @@ int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct
 /* The same without PAGEMAP_SCAN. */
 int lm_pagemap_entries(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                        size_t capacity, size_t *count, uint64_t *looked);
+
+/* The first run of guards (MADV_GUARD_INSTALL) in [start, end), empty at `end` where there are none. 0 or -errno:
+ * -EINVAL or -ENOTTY from a kernel that does not tell (before Linux 6.15). */
+int lm_pagemap_guards(int pagemap, uint64_t start, uint64_t end, struct lm_page_run *run);
 /* cffi: end */
 
 #endif

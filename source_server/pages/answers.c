@@ -17,9 +17,12 @@ struct lm_answered lm_answer_fault(const struct lm_page_store *store, struct lm_
         return (struct lm_answered){.error = -EPROTO};
     lm_page_sender_begin(sender, request->space, request->id);
     int error = lm_page_reader_read(reader, request->address, 1, buffer);
-    if (error)
+    if (lm_page_is_poison(error))
+        error = lm_page_sender_empty(sender, LM_FRAME_POISON, request->address, 1);
+    else if (error)
         return (struct lm_answered){.error = error, .unreadable = true};
-    error = lm_page_sender_pages(sender, request->address, 1, buffer);
+    else
+        error = lm_page_sender_pages(sender, request->address, 1, buffer);
     if (!error)
         error = lm_page_sender_flush(sender, request->pages == 1);
     lm_count(&sender->statistics->requests, 1);
@@ -48,18 +51,24 @@ static int answer_absent(const struct lm_page_reader *reader, struct lm_page_sen
                                 (uint32_t)((next - request->address) / LM_PAGE_SIZE));
 }
 
-/* The run as stretches of absent pages and of pages with content. */
+/* The run as stretches of absent pages, of pages with content, and of those that nobody can read. */
 static int answer_stretches(const struct lm_page_reader *reader, struct lm_page_sender *sender,
                             const struct lm_request *request, const bool *present, unsigned char *buffer) {
+    bool poison[LM_RUN_PAGES] = {false};
     int error = lm_page_reader_read_some(reader, request->address, request->pages, present, buffer);
+    if (lm_page_is_poison(error))
+        error = lm_page_reader_read_each(reader, request->address, request->pages, present, buffer, poison);
     for (uint32_t i = 0; !error && i < request->pages;) {
         uint32_t begin = i;
-        while (i < request->pages && present[i] == present[begin])
+        while (i < request->pages && present[i] == present[begin] && poison[i] == poison[begin])
             i++;
         uint64_t at = request->address + (uint64_t)begin * LM_PAGE_SIZE;
-        error = present[begin]
-                    ? lm_page_sender_pages(sender, at, i - begin, buffer + (size_t)begin * LM_PAGE_SIZE)
-                    : lm_page_sender_empty(sender, LM_FRAME_ABSENT, at, i - begin);
+        if (poison[begin])
+            error = lm_page_sender_empty(sender, LM_FRAME_POISON, at, i - begin);
+        else if (present[begin])
+            error = lm_page_sender_pages(sender, at, i - begin, buffer + (size_t)begin * LM_PAGE_SIZE);
+        else
+            error = lm_page_sender_empty(sender, LM_FRAME_ABSENT, at, i - begin);
     }
     return error;
 }

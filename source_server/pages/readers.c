@@ -177,6 +177,25 @@ int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t addre
     return reader->operations->read(reader, local, remote, parts);
 }
 
+int lm_page_reader_read_each(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
+                             const bool *wanted, void *buffer, bool *poison) {
+    for (uint32_t i = 0; i < pages; i++) {
+        size_t offset = (size_t)i * LM_PAGE_SIZE;
+        poison[i] = false;
+        if (!wanted[i])
+            continue;
+        int error = lm_page_reader_read(reader, address + offset, 1, (char *)buffer + offset);
+        if (error && !lm_page_is_poison(error))
+            return error;
+        poison[i] = error != 0;
+    }
+    return 0;
+}
+
+bool lm_page_is_poison(int error) {
+    return error == -EFAULT || error == -EIO;
+}
+
 int lm_page_reader_read_scattered(const struct lm_page_reader *reader, const uint64_t *addresses,
                                   uint32_t pages, void *buffer) {
     struct iovec local[LM_RUN_PAGES], remote[LM_RUN_PAGES];

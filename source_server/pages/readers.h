@@ -40,6 +40,13 @@ void lm_page_reader_deinit(struct lm_page_reader *reader);
 /* Read `pages` pages at `address`. Returns 0 or -errno: -ESRCH when the process is gone. */
 int lm_page_reader_read(const struct lm_page_reader *reader, uint64_t address, uint32_t pages, void *buffer);
 
+/* Whether the answer of a read says that the kernel lets nobody read what is there: a guard, broken memory. */
+bool lm_page_is_poison(int error);
+/* Read those of the `pages` pages at `address` for which `wanted` is set, one by one; `poison` tells which of them nobody
+ * can read. Returns 0 or what ends all reading. */
+int lm_page_reader_read_each(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
+                             const bool *wanted, void *buffer, bool *poison);
+
 /* Read those of the `pages` (at most LM_RUN_PAGES) pages at `address` for which `wanted` is set, each at its
  * own place in the buffer, in one call where the kernel lets us. */
 int lm_page_reader_read_some(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,

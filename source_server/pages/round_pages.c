@@ -7,8 +7,20 @@
 
 enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30, COMPARED_PAGES = 16 };
 
-/* Read what was gathered; what cannot be read is no longer gathered. */
-static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
+/* What was sent of a page is not true any more. */
+static int take_back(struct lm_round_work *work, struct lm_page_sender *sender, uint64_t address) {
+    struct lm_history_chunk *chunk = lm_page_history_chunk(work->history, address, false);
+    uint8_t *page = chunk ? &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES] : NULL;
+    if (!page || !(*page & LM_PAGE_SENT))
+        return 0;
+    *page &= (uint8_t)~LM_PAGE_SENT;
+    work->result->discarded++;
+    return lm_page_sender_empty(sender, LM_FRAME_DISCARD, address, 1);
+}
+
+/* Read what was gathered; what cannot be read is no longer gathered. It was unmapped since it was looked at, which the
+ * layout tells the destination, or it has become a guard: then what was sent of it is not true any more. */
+static int read_gathered(struct lm_round_work *work, struct lm_page_sender *sender, unsigned char *buffer) {
     const struct lm_page_reader *reader = work->reader;
     int error = lm_page_reader_read_scattered(reader, work->addresses, work->gathered, buffer);
     if (!error || error == -ESRCH)
@@ -18,9 +30,12 @@ static int read_gathered(struct lm_round_work *work, unsigned char *buffer) {
         error = lm_page_reader_read(reader, work->addresses[i], 1, buffer + (size_t)kept * LM_PAGE_SIZE);
         if (error == -ESRCH)
             return error;
-        /* Unmapped since it was looked at: the layout tells the destination. */
         if (!error)
             work->addresses[kept++] = work->addresses[i];
+        else
+            error = take_back(work, sender, work->addresses[i]);
+        if (error)
+            return error;
     }
     work->gathered = kept;
     return 0;
@@ -59,7 +74,7 @@ static int send_gathered(struct lm_round_work *work) {
     struct lm_page_client *client = work->client;
     unsigned char *buffer = client->push_buffer;
     struct lm_page_sender *sender = begin(work);
-    int error = work->gathered ? read_gathered(work, buffer) : 0;
+    int error = work->gathered ? read_gathered(work, sender, buffer) : 0;
     for (uint32_t i = 0; !error && i < work->gathered;) {
         uint32_t first = i;
         do {

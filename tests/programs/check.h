@@ -102,10 +102,14 @@ static inline void check_sleep(long milliseconds) {
         ;
 }
 
-static inline bool check_is_moved(void) {
+static inline bool check_exists(const char *name) {
     char path[600];
-    snprintf(path, sizeof(path), "%s/moved", check_directory);
+    snprintf(path, sizeof(path), "%s/%s", check_directory, name);
     return access(path, F_OK) == 0;
+}
+
+static inline bool check_is_moved(void) {
+    return check_exists("moved");
 }
 
 static inline void check_ready(void) {
