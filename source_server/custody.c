@@ -3,6 +3,7 @@
 
 #include "kernel/arch/arch.h"
 #include "kernel/memory/own_memory.h"
+#include "source_server/held.h"
 #include "wire/written.h"
 
 #include <errno.h>
@@ -99,11 +100,20 @@ static void watch(const struct lm_custody *custody, int lifeline) {
     }
 }
 
-/* The threads may wait for the word, and the no may be said in part, or not at all. The threads first: a word
- * that is not said leaves the destination in doubt, but one that is not written leaves no process at all. */
+static void run_held(const struct lm_custody *custody, int table) {
+    if (__atomic_load_n(&custody->held, __ATOMIC_SEQ_CST) != 0)
+        lm_held_run(custody->held_file, table);
+}
+
+/* The threads may wait for the word, and the no may be said in part, or not at all. The threads first, once their
+ * descriptors are as they were: a word that is not said leaves the destination in doubt, but one that is not
+ * written leaves no process at all. */
 static int carry_out_no(const struct lm_custody *custody, int control_socket) {
     uint64_t flag_address = custody->flag_address;
-    int error = flag_address == 0 ? 0 : lm_park_decide(custody->pid, flag_address, LM_PARK_GO_HOME);
+    int error;
+
+    run_held(custody, LM_HELD_UNDO);
+    error = flag_address == 0 ? 0 : lm_park_decide(custody->pid, flag_address, LM_PARK_GO_HOME);
 
     lm_custody_say_no(custody, control_socket);
     drain(control_socket);
@@ -122,11 +132,13 @@ static int take_over(struct lm_custody *custody, int control_socket) {
 
     switch (__atomic_load_n(&custody->state, __ATOMIC_SEQ_CST)) {
     case LM_CUSTODY_DECIDED:
+        run_held(custody, LM_HELD_COMMIT);
         return 0;
     case LM_CUSTODY_PARKED:
         /* A socket that cannot be asked had a connection: what is not known to be unsent counts as sent. */
         if (unknown || written > custody->bytes_before_decision) {
             error = lm_park_decide(custody->pid, custody->flag_address, LM_PARK_STAY);
+            run_held(custody, LM_HELD_COMMIT);
             see_delivered(control_socket);
             return error;
         }
@@ -135,6 +147,7 @@ static int take_over(struct lm_custody *custody, int control_socket) {
         /* Who does not have the whole final description cannot be ready; and into the middle of a message
          * nothing can be said. */
         if (unknown || custody->bytes_before_decision == 0 || written < custody->bytes_before_decision) {
+            run_held(custody, LM_HELD_UNDO);
             drain(control_socket);
             return 0;
         }

@@ -13,6 +13,9 @@
  * are said. lm-serve can die anywhere in between: the custodian writes the word to threads that still wait,
  * and says what is left of the words, which the count tells too.
  *
+ * What kinds of descriptors hold (held.h) goes the same way: lm-serve runs the table of COMMIT, or that of the
+ * no before the threads go home, and where it has died, the custodian runs what is left of it.
+ *
  * It is also the last bound of a freeze: when lm-serve itself hangs, long after the time that the freeze may
  * take, the custodian kills it, and the threads walk home.
  */
@@ -40,6 +43,8 @@ struct lm_custody {
     /* What the kernel has counted when the final description is whole in the control socket: COMMIT or the no
      * follows. 0 until that is begun. */
     uint64_t bytes_before_decision;
+    uint32_t held;                        /* 1: the tables in `held_file` are whole */
+    int32_t held_file;                    /* held.h; open in both */
     unsigned char no[LM_CUSTODY_NO_ROOM]; /* a frame of wire/messages.py */
 };
 

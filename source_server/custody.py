@@ -12,13 +12,16 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel import pidfd
 from live_migration.kernel.errors import check
 from live_migration.kernel.own_name import call_ourselves
+from live_migration.process.descriptors.held import Held
+from live_migration.source_server.held import spare, write_held
 from live_migration.wire import messages
 from live_migration.wire.exit_codes import ExitCode
 
@@ -47,6 +50,7 @@ class Custody:
     lifeline: int
     custodian: int
     control_socket: int
+    held: list[Held] = field(default_factory=list)
 
     def describing(self, length: int) -> None:
         """A message of so many bytes is sent next, and when it is whole the destination can get ready.
@@ -94,6 +98,28 @@ class Custody:
         lib.lm_custody_say_no(self.state, self.control_socket)
         return True
 
+    def hold(self, pid: int, held: list[Held]) -> None:
+        """What is held of the descriptors of process `pid` from here on. Raises OSError."""
+        self.held = held
+        write_held(self.state.held_file, pid, held)
+        self.state.held = 1
+
+    def spare(self, inodes: Collection[int]) -> None:
+        """The destination goes on with these as they are, so nothing is done to them. Raises OSError."""
+        if inodes:
+            spare(self.state.held_file, self.held, inodes)
+
+    def carry_out(self) -> None:
+        """After COMMIT: do to the descriptors what is left to do. What cannot be done is left."""
+        if self.state.held:
+            lib.lm_held_run(self.state.held_file, lib.LM_HELD_COMMIT)
+
+    def undo(self) -> None:
+        """Before the process runs on: its descriptors are as they were. What cannot be done is left."""
+        if self.state.held:
+            lib.lm_held_run(self.state.held_file, lib.LM_HELD_UNDO)
+            self.state.held = 0
+
     def put_words(self, words: bytes) -> None:
         """The words of a no that is not recorded yet."""
         ffi.memmove(self.state.no, words, len(words))
@@ -123,6 +149,7 @@ class Custody:
     def end(self) -> None:
         """Let the custodian go, and reap it if it goes soon: before COMMIT it first waits for the peer to hang up."""
         os.close(self.lifeline)
+        os.close(self.state.held_file)
         custodian = pidfd.open_pidfd(self.custodian)
         if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
             os.waitpid(self.custodian, 0)
@@ -134,6 +161,7 @@ def start_custody(control_socket: int) -> Custody:
     page = mmap.mmap(-1, ffi.sizeof("struct lm_custody"))
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
     watched, lifeline = os.pipe()
+    state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
     custody = Custody(page, state, lifeline, 0, control_socket)
     custody.put_words(NO)
     custodian = os.fork()
@@ -151,7 +179,7 @@ def _be_custodian(state: Any, control_socket: int, watched: int, lifeline: int) 
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    keep = sorted({control_socket, watched})
+    keep = sorted({control_socket, watched, state.held_file})
     # Everything else that lm-serve holds, the ends of its pipes and sockets above all, must close when it dies.
     low = 0
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:

@@ -75,7 +75,8 @@ def frozen(seen: SourceSnapshot, session: Session) -> Iterator[Frozen]:
 
 @contextlib.contextmanager
 def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
-    """Within `frozen`: what ends the handover is recorded as the source's no, before anything is thawed."""
+    """Within `frozen`: what ends the handover is recorded as the source's no, before anything is thawed, and what was
+    held is let go."""
     try:
         yield
     except BaseException as error:
@@ -83,6 +84,7 @@ def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
             words = messages.encode(messages.abort_of(error)) if isinstance(error, MigrationError) else None
             custody.refuse(words)
             state.session.ended_by(error)
+            custody.undo()
         raise
 
 

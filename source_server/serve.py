@@ -17,11 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from live_migration.kernel import cpu_dma_latency, pidfd
 from live_migration.kernel.arch.arch import cpu
-from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.memory.own_memory import make_own
 from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
-from live_migration.process.descriptors.retire import retire_sockets
+from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
 from live_migration.process.member import Runs
 from live_migration.process.memory import vdso
@@ -302,6 +301,8 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         first = [*source.hot, *source.description.member.changed]
         runs = push_runs(run.seen.space, first, source.description.contents)
         pusher.do(lambda: run.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
+        # Beside the wait for READY, which does not come before the push has arrived.
+        holding = pusher.begin(lambda: hold(run, source))
         failpoint("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
@@ -311,13 +312,20 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
         run.session.happened(Event.READY)
         failpoint("source-ready")
-        handed_over = messages.unpack(ready.payload, list[int])
+        holding.wait(left(deadline))
+        run.custody.spare(messages.unpack(ready.payload, list[int]))
         committed = handover.commit(state, run.control, run.custody, began)
     # Nothing may fail any more: what cannot be tidied up is left.
-    with contextlib.suppress(OSError, ProcessGone):
-        retire_sockets(source.description.table, source.descriptors.duplicates, handed_over)
-        source.descriptors.close()
+    with contextlib.suppress(MigrationError):
+        failpoint("source-decided")
+    run.custody.carry_out()
+    source.descriptors.close()
     return committed
+
+
+def hold(run: Run, source: FrozenSource) -> None:
+    """Have ready what is to be done to descriptors, whatever becomes of handover and lm-serve. Raises OSError."""
+    run.custody.hold(run.seen.pid, hold_descriptors(source.description.table))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ SOURCE_FAILPOINTS = (
     "source-ready",
     "source-parked",
     "source-committed",
+    "source-decided",
     "source-finished",
 )
 DESTINATION_FAILPOINTS = (

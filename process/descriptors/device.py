@@ -8,7 +8,7 @@ import stat
 import msgspec
 
 from live_migration.process.descriptors.files import open_path
-from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
@@ -64,7 +64,7 @@ DEVICE = Kind(
     object=Device,
     file_types=(stat.S_IFCHR,),
     snapshot=snapshot_device,
-    held=Held.BY_ANYBODY,
+    holders=Holders.BY_ANYBODY,
     blockers=device_blockers,
     preflight=preflight_device,
     open=open_device,

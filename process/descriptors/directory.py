@@ -8,7 +8,7 @@ import stat
 import msgspec
 
 from live_migration.process.descriptors.files import DELETED, names, open_path
-from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, seek
 from live_migration.wire.blockers import Blocker
 
@@ -61,7 +61,7 @@ DIRECTORY = Kind(
     object=Directory,
     file_types=(stat.S_IFDIR,),
     snapshot=snapshot_directory,
-    held=Held.BY_ANYBODY,
+    holders=Holders.BY_ANYBODY,
     blockers=directory_blockers,
     preflight=preflight_directory,
     open=open_directory,

@@ -16,8 +16,10 @@ from collections.abc import Container
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.held import Held
+from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, give_to
+from live_migration.process.descriptors.socket_ends import end_connection, stop_listening
 from live_migration.process.descriptors.socket_options import Option, is_socket, read_options, set_options
 from live_migration.wire.blockers import Blocker
 
@@ -213,15 +215,23 @@ def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
     return made.detach()
 
 
+def hold_inet(one: OpenFile[InetSocket]) -> Held | None:
+    """The end of a connection, or of a listener."""
+    if one.object.state == TCP_LISTEN:
+        return Held(one.number, one.object.inode, commit=stop_listening(one.flags, one.object.waiting))
+    return Held(one.number, one.object.inode, commit=end_connection()) if one.object.is_established else None
+
+
 INET_SOCKET = Kind(
     object=InetSocket,
     file_types=(stat.S_IFSOCK,),
     recognise=is_supported,
     snapshot=snapshot_inet,
     same=is_same,
-    held=Held.BY_OBJECT,
+    holders=Holders.BY_OBJECT,
     leads_outside=leads_outside,
     blockers=inet_blockers,
+    hold=hold_inet,
     preflight=preflight_inet,
     open=open_inet,
 )

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol
 import msgspec
 
 from live_migration.kernel.injection.program import Program
+from live_migration.process.descriptors.held import Held
 from live_migration.process.descriptors.open_file import Object, OpenContext, OpenFile, Seen, close_all
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import Reach
@@ -74,7 +75,7 @@ class RowsContext:
     handed_over: Container[int]
 
 
-class Held(enum.Enum):
+class Holders(enum.Enum):
     """Which other processes keep an open file from being moved alone."""
 
     BY_OPEN_FILE = enum.auto()
@@ -145,7 +146,7 @@ class Kind(Generic[Object]):
     same        whether two snapshots show one object, or two so alike that what differs is brought up to date
     shared      the struct of what several descriptions have in common, with a tag and an `inode`; it travels once
     snapshot_shared  ... and how it is described, from all that was seen of this kind
-    held        which other processes count as its holders
+    holders     which other processes count as its holders
     may_be_held whether they keep it from being moved all the same
     other_end   the link by which others show that they hold its other end
     leads_outside    whether a process that stays, or a user, has the other end: at 0 to 2 it is replaced
@@ -153,6 +154,7 @@ class Kind(Generic[Object]):
     blockers    what keeps it from being moved, those that pass by themselves included
     passing     what is in the way of a frozen process, but passes when it runs
     is_file     whether the object is a FileObject
+    hold        what is to be done to it when the process has been handed over, and when it has not
 
     On the destination:
 
@@ -177,7 +179,7 @@ class Kind(Generic[Object]):
     same: Callable[[Object, Object], bool] = _always
     shared: type | None = None
     snapshot_shared: Callable[[Sequence[Seen]], Sequence[Any]] = _none_shared
-    held: Held = Held.BY_OPEN_FILE
+    holders: Holders = Holders.BY_OPEN_FILE
     may_be_held: Callable[[OpenFile[Object]], bool] = _never
     other_end: Callable[[Object], str] = _nowhere
     leads_outside: Callable[[OpenFile[Object], Container[str]], bool] = _never
@@ -185,6 +187,7 @@ class Kind(Generic[Object]):
     blockers: Callable[[OpenFile[Object], BlockerContext], list[Blocker]] = _no_blockers
     passing: Callable[[OpenFile[Object]], list[Blocker]] = _no_blockers
     is_file: bool = False
+    hold: Callable[[OpenFile[Object]], Held | None] = _nothing
 
     preflight: Callable[[OpenFile[Object], PreflightContext], list[Blocker]] = _no_blockers
     connects: Callable[[Object], bool] = _never

@@ -10,7 +10,7 @@ import stat
 import msgspec
 
 from live_migration.process.descriptors.files import DELETED, names
-from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
@@ -77,7 +77,7 @@ PATH_ONLY = Kind(
     recognise=is_path_only,
     snapshot=snapshot_path_only,
     same=is_same,
-    held=Held.BY_ANYBODY,
+    holders=Holders.BY_ANYBODY,
     blockers=path_only_blockers,
     preflight=preflight_path_only,
     open=open_path_only,

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from live_migration._lm import lib
-from live_migration.process.descriptors.kind import Held, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.kind import Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import (
     OpenContext,
     OpenFile,
@@ -239,7 +239,7 @@ PIPE = Kind(
     same=is_same,
     shared=PipeBody,
     snapshot_shared=snapshot_pipe_bodies,
-    held=Held.BY_OBJECT,
+    holders=Holders.BY_OBJECT,
     leads_outside=leads_outside,
     preflight=preflight_pipe,
     open=open_pipe,

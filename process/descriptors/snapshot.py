@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from live_migration.kernel.kcmp import order_of_open_files
 from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
 from live_migration.process.descriptors.file_locks import held_locks, snapshot_locks
-from live_migration.process.descriptors.kind import Held, Kind, SnapshotContext
+from live_migration.process.descriptors.kind import Holders, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import (
     SET_AT_OPENING,
     OpenFile,
@@ -262,9 +262,9 @@ def with_outsiders(table: Table, pid: int, scan: HostScan, previous: Snapshot | 
     by_link: dict[str, list[DescriptorAt]] = {}
     for one in table.descriptions:
         kind = kind_of(one.object)
-        if kind.held is Held.BY_OBJECT:
+        if kind.holders is Holders.BY_OBJECT:
             objects.update(links_of_object(one))
-        elif kind.held is Held.BY_OPEN_FILE:
+        elif kind.holders is Holders.BY_OPEN_FILE:
             by_link.setdefault(one.link, []).append((pid, one.number))
     by_object, by_descriptor = scan.holders(objects, by_link)
     known = previous.table.by_identity() if previous and table.frozen else {}

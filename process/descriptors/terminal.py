@@ -8,7 +8,7 @@ import stat
 
 import msgspec
 
-from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, SnapshotContext
+from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
@@ -52,7 +52,7 @@ TERMINAL = Kind(
     file_types=(stat.S_IFCHR,),
     recognise=is_terminal,
     snapshot=snapshot_terminal,
-    held=Held.BY_ANYBODY,
+    holders=Holders.BY_ANYBODY,
     leads_outside=is_outside,
     alike=True,
     blockers=terminal_blockers,

@@ -19,15 +19,17 @@ import msgspec
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import SYS_listen
+from live_migration.process.descriptors.held import Held
 from live_migration.process.descriptors.kind import (
     BlockerContext,
-    Held,
+    Holders,
     Kind,
     PreflightContext,
     RowsContext,
     SnapshotContext,
 )
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, close_all, give_to
+from live_migration.process.descriptors.socket_ends import stop_listening
 from live_migration.process.descriptors.socket_options import Option, is_socket, read_options, set_options
 from live_migration.process.scope import holders_text
 from live_migration.wire.blockers import Blocker
@@ -454,17 +456,25 @@ def listen_rows(program: Program, one: OpenFile[UnixSocket], context: RowsContex
         program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, one.object.backlog)
 
 
+def hold_unix(one: OpenFile[UnixSocket]) -> Held | None:
+    """The end of a listener. A connection inside the process has nobody to be told."""
+    if one.object.state != LISTENING:
+        return None
+    return Held(one.number, one.object.inode, commit=stop_listening(one.flags, one.object.waiting))
+
+
 UNIX_SOCKET = Kind(
     object=UnixSocket,
     file_types=(stat.S_IFSOCK,),
     recognise=is_unix,
     snapshot=snapshot_unix,
     same=is_same,
-    held=Held.BY_OBJECT,
+    holders=Holders.BY_OBJECT,
     other_end=other_end,
     leads_outside=leads_outside,
     blockers=unix_blockers,
     passing=queue_blockers,
+    hold=hold_unix,
     preflight=preflight_unix,
     connects=has_peer,
     open=open_unix,

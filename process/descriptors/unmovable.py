@@ -10,7 +10,7 @@ import stat
 
 import msgspec
 
-from live_migration.process.descriptors.kind import BlockerContext, Held, Kind, SnapshotContext
+from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.process.descriptors.socket_options import has_filter
 from live_migration.wire.blockers import Blocker
@@ -100,7 +100,7 @@ UNMOVABLE = Kind(
     object=Unmovable,
     recognise=names_itself,
     snapshot=snapshot_unmovable,
-    held=Held.BY_ANYBODY,
+    holders=Holders.BY_ANYBODY,
     blockers=unmovable_blockers,
     open=open_unmovable,
 )

@@ -16,6 +16,29 @@ from live_migration.source_server.pages.client import PageClient
 Push = Callable[[], object]
 
 
+class Work:
+    """Something else that the thread does, and how that has ended."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._done = threading.Event()
+        self._error: Exception | None = None
+
+    def __call__(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            self._error = error
+        self._done.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is done. Raises its error, or TimeoutError."""
+        if not self._done.wait(seconds):
+            raise TimeoutError("it was not done in time")
+        if self._error is not None:
+            raise self._error
+
+
 class Pusher:
     """A thread that does one push after the other."""
 
@@ -33,6 +56,12 @@ class Pusher:
     def do(self, push: Push) -> None:
         """Do this after all before it."""
         self._pushes.put(push)
+
+    def begin(self, work: Callable[[], object]) -> Work:
+        """Do this after all before it, for somebody who waits for its end."""
+        begun = Work(work)
+        self.do(begun)
+        return begun
 
     def wait(self, seconds: float) -> bool:
         """Wait for all that it was given; False when they were not done in time."""

@@ -17,6 +17,7 @@ from tests.support import laws
 
 AFTER_COMMIT = [
     "source-committed",
+    "source-decided",
     "source-finished",
     "destination-waiting",
     "destination-committed",

@@ -24,8 +24,6 @@ KNOWN = {
     (f"{PACKAGE}.process.memory.mapped_files", FILES): "a mapped file is described and compared as an open one is",
     (f"{PACKAGE}.restorer.preflight", FILES): "files that were opened since the husk was staged are looked for",
     (f"{PACKAGE}.source_server.precopy", FILES): "devices write past page tables where a file is open with O_DIRECT",
-    (f"{PACKAGE}.process.descriptors.retire", f"{PACKAGE}.process.descriptors.inet_sockets"): "it ends connections",
-    (f"{PACKAGE}.process.descriptors.retire", f"{PACKAGE}.process.descriptors.unix_sockets"): "it ends connections",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -135,6 +136,30 @@ def test_clients_get_a_clean_end_and_come_back(
         with client(destination, port) as new:
             assert new.stdout is not None
             assert new.stdout.readline() == "connected\n"
+
+
+@pytest.mark.parametrize("failpoint", ["source-committed", "source-decided"])
+def test_clients_get_a_clean_end_from_the_custodian(
+    failpoint: str,
+    tmp_path: Path,
+    machines: tuple[Machine, Machine],
+    orphans: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """lm-serve is killed right after COMMIT, before it has ended the connections of the source's copy."""
+    source = machines[0]
+    with program(SERVER, tmp_path, source, "0.0.0.0") as (server, port), client(source, port) as old:
+        assert old.stdout is not None
+        assert old.stdout.readline() == "connected\n"
+        monkeypatch.setenv("LM_FAULT", f"{failpoint}:kill")
+        restore = ["--pid", "namespace", "--tcp", "close"]
+        move = begin_move(server.process.pid, machines, tmp_path, restore=restore)
+        assert move.serve.process.wait(30) == -signal.SIGKILL, move.said()
+        assert old.communicate(timeout=20)[0] == "ended\n"
+        refused = f"import socket; socket.create_connection(('127.0.0.1', {port}), 10)"
+        late = subprocess.run(source.command(sys.executable, "-c", refused), capture_output=True, text=True)
+        assert "ConnectionRefusedError" in late.stderr
+        move.restore.event("resumed")
 
 
 @contextmanager

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from live_migration._lm import lib
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
+from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.inet_sockets import InetSocket
 from live_migration.process.descriptors.opening import OpenedDescriptors, open_descriptors, update_descriptors
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.descriptors.retire import retire_sockets
 from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
 from live_migration.process.descriptors.socket_options import read_options, set_options
 from live_migration.process.descriptors.table import Table
 from live_migration.process.descriptors.unix_sockets import UnixSocket
+from live_migration.source_server.held import write_held
 from live_migration.wire.blockers import Blocker
 from tests.process.descriptor_help import Child, moved, running, travel, without
 
@@ -35,6 +37,14 @@ def blockers(child: Child, options: DescriptorOptions = NULL) -> list[str]:
     """What keeps a child from being moved."""
     table = without(snapshot_descriptors(child.pid).table, child.report)
     return [str(one) for one in descriptor_blockers(table, options)]
+
+
+def retire(look: Snapshot) -> None:
+    """As after COMMIT: do what is held of the descriptors."""
+    file = os.memfd_create("held")
+    write_held(file, look.pid, hold_descriptors(look.table))
+    assert lib.lm_held_run(file, lib.LM_HELD_COMMIT) == 0
+    os.close(file)
 
 
 def test_pairs_keep_what_is_queued() -> None:
@@ -203,9 +213,8 @@ def test_listeners_are_made_anew(short_path: Path) -> None:
         assert any("is taken here" in cause for cause in taken)
         assert f"@lm-test-{child.pid} cannot be bound here: Address already in use" in taken
         look = snapshot_descriptors(child.pid, live, frozen=True)
-        duplicates = look.duplicates
         # As after COMMIT: the source's listeners listen no more and the child ends.
-        retire_sockets(look.table, duplicates, [])
+        retire(look)
         look.close()
         child.process.kill()
         child.process.wait()
@@ -280,7 +289,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
             with socket.create_connection(where) as waiting:
                 waiting.sendall(b"me too")
                 look = snapshot_descriptors(child.pid, live, frozen=True)
-                retire_sockets(look.table, look.duplicates, [])
+                retire(look)
                 for one in (client, waiting):
                     one.settimeout(5)
                     assert one.recv(10) == b""

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import live_migration.cli.serve
 import live_migration.source_server.serve  # here, so that a fork has it
 from live_migration._lm import ffi, lib
 from live_migration.experiments.machines import wait_for
+from live_migration.kernel.injection.syscall_numbers import SYS_sendto
+from live_migration.process.descriptors.held import DESCRIPTOR, Held, Row
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.custody import Custody
@@ -185,6 +188,64 @@ def test_what_the_custodian_says_and_writes(
     assert everything(destination) == said_in_the_end
     destination.close()
     assert struct.unpack_from("I", memory)[0] == written
+
+
+def carried_out(custody: Custody, source: socket.socket, word: tuple[int, int]) -> None:
+    decided(custody, source, word)
+    custody.carry_out()
+
+
+def undone(custody: Custody, source: socket.socket, word: tuple[int, int]) -> None:
+    refused(custody, source, word)
+    custody.undo()
+
+
+@pytest.mark.parametrize(
+    ("deed", "done"),
+    [
+        (before_it_is_described, b"undo"),
+        (in_the_middle_of_describing, b"undo"),
+        (described, b"undo"),
+        (parked, b"undo"),
+        (refused, b"undo"),
+        (undone, b"undo"),
+        (committed, b"commit"),
+        (decided, b"commit"),
+        (carried_out, b"commit"),
+    ],
+)
+def test_what_is_done_to_descriptors(
+    deed: Deed, done: bytes, connection: tuple[socket.socket, socket.socket], word: tuple[int, mmap.mmap, int]
+) -> None:
+    """lm-serve dies after a deed, and has done what is held or not; it is done once, and it is the right one."""
+    source, destination = connection
+    pid, _, address = word
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    rows = [
+        (Row(SYS_sendto, (DESCRIPTOR, words, len(words), socket.MSG_DONTWAIT, 0, 0)),) for words in (b"commit", b"undo")
+    ]
+    held = Held(one.fileno(), os.fstat(one.fileno()).st_ino, *rows)
+    owner = os.getpid()
+    serve = os.fork()
+    if serve == 0:
+        try:
+            destination.close()
+            custody = custodies.start_custody(source.fileno())
+            custody.hold(owner, [held])
+            deed(custody, source, (pid, address))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    source.close()
+    os.waitpid(serve, 0)
+    everything(destination)
+    destination.close()
+    with one, other:
+        other.settimeout(10)
+        assert other.recv(100) == done
+        other.setblocking(False)
+        time.sleep(0.1)
+        with pytest.raises(BlockingIOError):
+            other.recv(100)
 
 
 def test_a_no_that_cannot_be_said_is_left(connection: tuple[socket.socket, socket.socket]) -> None:

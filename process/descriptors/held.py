@@ -1,0 +1,53 @@
+"""What a kind holds of an open file at the freeze: system calls for when the process has been handed over, and others
+for when it has not.
+
+They are data, so that they can be made without any of this, in C, by lm-serve or by its custodian. Nothing waits for
+them and nothing fails by them: what cannot be done is left. A row may be run twice, where whoever ran it has died.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Special(enum.Enum):
+    """Arguments that are known only when a row is run."""
+
+    DESCRIPTOR = enum.auto()
+    """The descriptor that the rows are about."""
+    RESULT = enum.auto()
+    """The descriptor that the row before the block has given."""
+    BUFFER = enum.auto()
+    """Room for BUFFER_BYTES, which nobody reads."""
+
+
+BUFFER_BYTES = 1 << 16
+DESCRIPTOR, RESULT, BUFFER = Special.DESCRIPTOR, Special.RESULT, Special.BUFFER
+# Bytes are handed over by their address.
+Argument = int | bytes | Special
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system call, made at most `most` times, as long as it gives more than 0.
+
+    With `each`, it gives descriptors: these rows are run for each of them, which is closed then.
+    """
+
+    call: int
+    arguments: tuple[Argument, ...]
+    most: int = 1
+    each: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows about the open file that a descriptor of the source stands for; another file that is there by then, with
+    another inode, is left alone.
+    """
+
+    number: int
+    inode: int
+    commit: tuple[Row, ...] = ()
+    undo: tuple[Row, ...] = ()

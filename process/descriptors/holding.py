@@ -1,0 +1,13 @@
+"""What all kinds hold of a frozen process's descriptors, for when it has been handed over, or has not."""
+
+from __future__ import annotations
+
+from live_migration.process.descriptors.held import Held
+from live_migration.process.descriptors.registry import kind_of
+from live_migration.process.descriptors.table import Table
+
+
+def hold_descriptors(table: Table) -> list[Held]:
+    """What is held of the open files that are not replaced by standard descriptors."""
+    found = (kind_of(one.object).hold(one) for one in table.descriptions if one.standard is None)
+    return [held for held in found if held is not None]

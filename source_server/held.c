@@ -1,0 +1,107 @@
+#define _GNU_SOURCE
+#include "source_server/held.h"
+
+#include "kernel/pidfd.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct run {
+    int source; /* a pidfd */
+    const struct lm_held_descriptor *descriptors;
+    const unsigned char *data;
+    unsigned char *room;
+};
+
+/* The descriptor that a row is about, in this process; -errno where there is nothing to be done to it. */
+static int fetch(const struct run *run, uint32_t index) {
+    const struct lm_held_descriptor *wanted = &run->descriptors[index];
+    struct stat status;
+    int number = wanted->spared != 0 ? -ENOENT : lm_pidfd_getfd(run->source, wanted->number);
+
+    if (number < 0)
+        return number;
+    if (fstat(number, &status) == 0 && status.st_ino == wanted->inode)
+        return number;
+    close(number);
+    return -ENOENT;
+}
+
+static long call(const struct run *run, const struct lm_held_row *row, int descriptor, long result) {
+    long arguments[LM_HELD_ARGUMENTS];
+
+    for (int i = 0; i < LM_HELD_ARGUMENTS; i++) {
+        switch (row->kinds[i]) {
+        case LM_HELD_DESCRIPTOR:
+            arguments[i] = descriptor;
+            break;
+        case LM_HELD_RESULT:
+            arguments[i] = result;
+            break;
+        case LM_HELD_DATA:
+            arguments[i] = (long)(run->data + row->arguments[i]);
+            break;
+        case LM_HELD_BUFFER:
+            arguments[i] = (long)run->room;
+            break;
+        default:
+            arguments[i] = (long)row->arguments[i];
+        }
+    }
+    return syscall(row->call, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4],
+                   arguments[5]);
+}
+
+/* Run `count` rows, and count in `done` those that are through. */
+static void run_rows(const struct run *run, const struct lm_held_row *rows, uint32_t count, long result,
+                     uint32_t *done) {
+    for (uint32_t i = *done; i < count; i += 1 + rows[i].block) {
+        const struct lm_held_row *row = &rows[i];
+        int named = row->descriptor != LM_HELD_NO_DESCRIPTOR;
+        int descriptor = named ? fetch(run, row->descriptor) : -1;
+
+        for (uint32_t times = 0; times < row->most && (!named || descriptor >= 0); times++) {
+            long given = call(run, row, descriptor, result);
+            uint32_t inner = 0;
+
+            if (given < 0 || (given == 0 && row->block == 0))
+                break;
+            if (row->block == 0)
+                continue;
+            run_rows(run, row + 1, row->block, given, &inner);
+            close((int)given);
+        }
+        if (descriptor >= 0)
+            close(descriptor);
+        __atomic_store_n(done, i + 1 + row->block, __ATOMIC_SEQ_CST);
+    }
+}
+
+int lm_held_run(int file, int table) {
+    unsigned char room[LM_HELD_ROOM];
+    struct stat status;
+    struct lm_held *held;
+    struct run run = {.room = room};
+    const struct lm_held_row *rows;
+
+    if (fstat(file, &status) != 0)
+        return -errno;
+    held = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (held == MAP_FAILED)
+        return -errno;
+    run.source = held->done[table] < held->rows[table] ? lm_pidfd_open(held->pid, 0) : -ESRCH;
+    if (run.source >= 0) {
+        run.descriptors = (const struct lm_held_descriptor *)(held + 1);
+        rows = (const struct lm_held_row *)(run.descriptors + held->descriptors);
+        run.data = (const unsigned char *)(rows + held->rows[LM_HELD_COMMIT] + held->rows[LM_HELD_UNDO]);
+        if (table == LM_HELD_UNDO)
+            rows += held->rows[LM_HELD_COMMIT];
+        run_rows(&run, rows, held->rows[table], -1, &held->done[table]);
+        close(run.source);
+    }
+    munmap(held, (size_t)status.st_size);
+    return 0;
+}

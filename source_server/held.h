@@ -1,0 +1,61 @@
+/*
+ * What kinds of descriptors hold at the freeze (process/descriptors/held.py), as data: two tables of system
+ * calls on descriptors of the source. One is run when the process has been handed over (commit), the other one
+ * when it has not (undo), by lm-serve or, where that has died, by its custodian.
+ *
+ * They stand in a file in memory that both have open. Every row that was run is counted there, so that the
+ * custodian goes on where lm-serve has died: the row that it was in is run a second time, and no other one.
+ */
+#ifndef LM_SOURCE_SERVER_HELD_H
+#define LM_SOURCE_SERVER_HELD_H
+
+#include <stdint.h>
+
+/* cffi: begin */
+#define LM_HELD_ARGUMENTS 6
+#define LM_HELD_NO_DESCRIPTOR 4294967295u
+#define LM_HELD_ROOM 65536
+
+#define LM_HELD_COMMIT 0
+#define LM_HELD_UNDO 1
+
+/* What an argument is. */
+#define LM_HELD_VALUE 0
+#define LM_HELD_DESCRIPTOR 1 /* the row's own */
+#define LM_HELD_RESULT 2     /* what the row that began the block has given */
+#define LM_HELD_DATA 3       /* the address of what stands at this offset of the data */
+#define LM_HELD_BUFFER 4     /* the address of LM_HELD_ROOM bytes that nobody reads */
+
+/* A descriptor of the source. One with another inode by now is left alone, and so is one that is `spared`. */
+struct lm_held_descriptor {
+    int32_t number;
+    uint32_t spared;
+    uint64_t inode;
+};
+
+/* A system call. It is made at most `most` times, as long as it gives more than 0. With `block`, that many rows
+ * after it are run for each descriptor that it gives, which is closed then. */
+struct lm_held_row {
+    uint32_t call;
+    uint32_t descriptor; /* its index, or LM_HELD_NO_DESCRIPTOR */
+    uint32_t most;
+    uint32_t block;
+    uint64_t arguments[LM_HELD_ARGUMENTS];
+    uint8_t kinds[LM_HELD_ARGUMENTS];
+};
+
+/* The head of the file. The descriptors follow, then the rows of commit, those of undo, then the data. `done`:
+ * so many rows of each table are run. */
+struct lm_held {
+    int32_t pid;
+    uint32_t descriptors;
+    uint32_t rows[2];
+    uint32_t done[2];
+};
+
+/* Run what is left of a table of the file, which is whole. What cannot be done is left. 0, or -errno where
+ * nothing could be begun. */
+int lm_held_run(int file, int table);
+/* cffi: end */
+
+#endif

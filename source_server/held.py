@@ -1,0 +1,72 @@
+"""Puts what is held (process/descriptors/held.py) into the file that lm-serve and its custodian share (held.h)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+
+from live_migration._lm import ffi, lib
+from live_migration.process.descriptors.held import BUFFER_BYTES, Argument, Held, Row, Special
+
+KINDS = {
+    Special.DESCRIPTOR: lib.LM_HELD_DESCRIPTOR,
+    Special.RESULT: lib.LM_HELD_RESULT,
+    Special.BUFFER: lib.LM_HELD_BUFFER,
+}
+assert BUFFER_BYTES == lib.LM_HELD_ROOM
+
+
+def write_held(file: int, pid: int, held: Iterable[Held]) -> None:
+    """Write the tables of process `pid`. Raises OSError."""
+    those = list(held)
+    data = bytearray()
+    tables = [
+        [row for index, one in enumerate(those) for row in flat(one.commit, index, data)],
+        [row for index, one in enumerate(those) for row in flat(one.undo, index, data)],
+    ]
+    head = ffi.new("struct lm_held *", {"pid": pid, "descriptors": len(those), "rows": [len(rows) for rows in tables]})
+    descriptors = ffi.new("struct lm_held_descriptor[]", [(one.number, 0, one.inode) for one in those])
+    parts = [head, descriptors, *(ffi.new("struct lm_held_row[]", rows) for rows in tables)]
+    os.ftruncate(file, 0)
+    os.pwrite(file, b"".join([*(bytes(ffi.buffer(part)) for part in parts), data]), 0)
+
+
+PlainRow = tuple[int, int, int, int, list[int], list[int]]
+
+
+def flat(rows: Iterable[Row], descriptor: int, data: bytearray) -> Iterator[PlainRow]:
+    """The rows of one table, blocks after the rows that begin them; bytes are added to `data`."""
+    for row in rows:
+        block = list(flat(row.each, descriptor, data))
+        pairs = [plain(argument, data) for argument in row.arguments]
+        named = Special.DESCRIPTOR in row.arguments
+        yield (
+            row.call,
+            descriptor if named else lib.LM_HELD_NO_DESCRIPTOR,
+            row.most,
+            len(block),
+            [value for _, value in pairs],
+            [kind for kind, _ in pairs],
+        )
+        yield from block
+
+
+def plain(argument: Argument, data: bytearray) -> tuple[int, int]:
+    """What an argument is, and its value."""
+    if isinstance(argument, Special):
+        return KINDS[argument], 0
+    if isinstance(argument, int):
+        return lib.LM_HELD_VALUE, argument % (1 << 64)
+    # Aligned, as the kernel's structures are.
+    data += bytes(-len(data) % 8)
+    data += argument
+    return lib.LM_HELD_DATA, len(data) - len(argument)
+
+
+def spare(file: int, held: Iterable[Held], inodes: Collection[int]) -> None:
+    """Leave those alone that the destination has taken over as they are. Raises OSError."""
+    first, size = int(ffi.sizeof("struct lm_held")), int(ffi.sizeof("struct lm_held_descriptor"))
+    place = first + int(ffi.offsetof("struct lm_held_descriptor", "spared"))
+    for index, one in enumerate(held):
+        if one.inode in inodes:
+            os.pwrite(file, b"\1", place + index * size)
