@@ -43,7 +43,7 @@ struct lm_custody {
     /* What the kernel has counted when the final description is whole in the control socket: COMMIT or the no
      * follows. 0 until that is begun. */
     uint64_t bytes_before_decision;
-    uint32_t held;                        /* 1: the tables in `held_file` are whole */
+    uint32_t held;                        /* 1: the tables in `held_file` count */
     int32_t held_file;                    /* held.h; open in both */
     unsigned char no[LM_CUSTODY_NO_ROOM]; /* a frame of wire/messages.py */
 };

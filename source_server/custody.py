@@ -98,16 +98,17 @@ class Custody:
         lib.lm_custody_say_no(self.state, self.control_socket)
         return True
 
-    def hold(self, pid: int, held: list[Held]) -> None:
-        """What is held of the descriptors of process `pid` from here on. Raises OSError."""
+    def prepare(self, pid: int, held: list[Held]) -> None:
+        """Write down what is going to be held of the descriptors of process `pid`. Raises OSError."""
         self.held = held
         write_held(self.state.held_file, pid, held)
-        self.state.held = 1
 
-    def spare(self, inodes: Collection[int]) -> None:
-        """The destination goes on with these as they are, so nothing is done to them. Raises OSError."""
-        if inodes:
-            spare(self.state.held_file, self.held, inodes)
+    def hold(self, spared: Collection[int]) -> None:
+        """Hold what is prepared: from here on it is carried out or undone, but for inodes with which the destination
+        goes on as they are. Raises OSError."""
+        if spared:
+            spare(self.state.held_file, self.held, spared)
+        self.state.held = 1
 
     def carry_out(self) -> None:
         """After COMMIT: do to the descriptors what is left to do. What cannot be done is left."""

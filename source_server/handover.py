@@ -84,8 +84,10 @@ def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
             words = messages.encode(messages.abort_of(error)) if isinstance(error, MigrationError) else None
             custody.refuse(words)
             state.session.ended_by(error)
-            custody.undo()
         raise
+    finally:
+        if not state.session.committed:
+            custody.undo()
 
 
 def _cannot_freeze(pid: int, error: Exception) -> LocalError:

@@ -302,7 +302,7 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
         runs = push_runs(run.seen.space, first, source.description.contents)
         pusher.do(lambda: run.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
         # Beside the wait for READY, which does not come before the push has arrived.
-        holding = pusher.begin(lambda: hold(run, source))
+        preparing = pusher.begin(lambda: prepare_held(run, source))
         failpoint("source-final-sent")
         run.events.emit("frozen", run.options.pid)
         try:
@@ -312,8 +312,8 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
             raise (too_long(run) if error.code is ExitCode.TIMEOUT else error) from None
         run.session.happened(Event.READY)
         failpoint("source-ready")
-        holding.wait(left(deadline))
-        run.custody.spare(messages.unpack(ready.payload, list[int]))
+        preparing.wait(left(deadline))
+        run.custody.hold(messages.unpack(ready.payload, list[int]))
         committed = handover.commit(state, run.control, run.custody, began)
     # Nothing may fail any more: what cannot be tidied up is left.
     with contextlib.suppress(MigrationError):
@@ -323,9 +323,9 @@ def freeze_once(run: Run, pusher: Pusher, correction: int, last: bool) -> handov
     return committed
 
 
-def hold(run: Run, source: FrozenSource) -> None:
-    """Have ready what is to be done to descriptors, whatever becomes of handover and lm-serve. Raises OSError."""
-    run.custody.hold(run.seen.pid, hold_descriptors(source.description.table))
+def prepare_held(run: Run, source: FrozenSource) -> None:
+    """Write down what is to be done to descriptors, whatever becomes of handover and lm-serve. Raises OSError."""
+    run.custody.prepare(run.seen.pid, hold_descriptors(source.description.table))
 
 
 @contextlib.contextmanager

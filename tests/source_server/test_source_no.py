@@ -231,7 +231,8 @@ def test_what_is_done_to_descriptors(
         try:
             destination.close()
             custody = custodies.start_custody(source.fileno())
-            custody.hold(owner, [held])
+            custody.prepare(owner, [held])
+            custody.hold([])
             deed(custody, source, (pid, address))
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
