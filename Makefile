@@ -33,7 +33,7 @@ BESIDE := -n $(WORKERS) --dist worksteal
 SHORT := not real and not experiment and not dist
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test_handover_kills.py tests/moves/test_bad_input.py \
-                  tests/experiments/test_bench.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
+                  tests/experiments/test_bench.py tests/cli/test_api.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
@@ -113,7 +113,7 @@ sanitize: setup
 	@cd build/sanitize && LM_SANITIZE=address,undefined ../../$(BIN)/python build_native.py
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
-	    ../../$(PYTEST) tests -m "not program and not real" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
+	    ../../$(PYTEST) tests -m "not program and not real and not dist" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
 
 format: .venv/installed
 	$(BIN)/clang-format -i $(C_FILES)

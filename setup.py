@@ -1,5 +1,6 @@
 """What setuptools cannot be told in pyproject.toml: the C side (build_native.py), and links in an sdist."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class BuildPy(build_py):  # type: ignore[misc]
     """Build the programs before it is looked what files a package has."""
 
     def run(self) -> None:
-        """Build, and go on as usual."""
+        """Build, and go on as usual. What an earlier build collected, files that are gone since among it, stays out."""
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
         build_native.build_programs()
         super().run()
 
