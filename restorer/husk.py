@@ -22,8 +22,9 @@ from live_migration.kernel.injection.syscall_numbers import SYS_mmap, SYS_mprote
 from live_migration.kernel.memory.maps import maps
 from live_migration.process.memory.bridge import Bridge
 from live_migration.process.memory.layout_change import Change
+from live_migration.process.memory.mapped_files import FILE_KINDS
 from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping, mapping_of, shared_more_than_once
-from live_migration.process.memory.rows import MAP_FIXED_NOREPLACE, advise_rows, map_rows, unmap_row
+from live_migration.process.memory.rows import MAP_FIXED_NOREPLACE, Fetched, advise_rows, map_rows, unmap_row
 from live_migration.restorer.kernel_mappings import bridge_rows, move_row
 
 AREA_SIZE = 1 << 20
@@ -91,12 +92,13 @@ def layout_rows(
     husk: Husk,
     change: Change,
     layouts: tuple[AddressSpace, AddressSpace],
-    map_path: Callable[[str], str],
+    file_of: Callable[[Mapping], Fetched],
     descriptor_of: Callable[[int], int],
 ) -> None:
     """Rows that turn one layout into another; from nothing, when `change` makes everything. `layouts` are the two.
 
-    `descriptor_of` gives the number, in the husk, of a descriptor for a file without a path, by its inode."""
+    `file_of` gives the file of a mapping, `descriptor_of` the number, in the husk, of a descriptor for a file without a
+    path, by its inode."""
     for start, end in change.unmap:
         unmap_row(program, start, end)
     layouts = (_kept(layouts, change), layouts[1])
@@ -107,7 +109,7 @@ def layout_rows(
         map_rows(
             program,
             mapping,
-            path=map_path(mapping.path),
+            file=file_of(mapping) if mapping.kind in FILE_KINDS else None,
             descriptor=descriptor_of(mapping.inode) if mapping.kind is Kind.BY_DESCRIPTOR else None,
             other_place=places.get((mapping.device, mapping.inode)),
         )

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from live_migration.kernel import probe
 from live_migration.kernel.arch.arch import cpu
 from live_migration.process import task_restore
-from live_migration.process.attributes import timers
+from live_migration.process.attributes import limits, timers
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
 from live_migration.process.descriptors.files import File, preflight_file
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine
 from live_migration.process.member import Member
 from live_migration.process.memory.bridge import bridge_blockers
-from live_migration.process.memory.mapped_files import preflight_mapped_files
+from live_migration.process.memory.mapped_files import preflight_mapped_files, unnamed_blockers
 from live_migration.process.migration import Migration, whole_table
 from live_migration.process.threads.rseq_fields import rseq_blockers
 from live_migration.restorer.husk_process import taken_ids
@@ -43,6 +43,11 @@ def preflight(
         *_ability_blockers(migration, hosts, options),
         *(one for member in migration.members for one in member_blockers(member, options, described)),
         *preflight_mapped_files(migration.mapped_files, described),
+        *(
+            one
+            for member in migration.members
+            for one in unnamed_blockers(member.memory.mappings, migration.mapped_files, described)
+        ),
         *descriptor_blockers(table, described),
         *preflight_descriptors(table, described),
         *room_blockers(sum(member.resident for member in migration.members), available_bytes()),
@@ -51,26 +56,28 @@ def preflight(
 
 def member_blockers(member: Member, options: RestoreOptions, described: DescriptorOptions) -> list[Blocker]:
     """What stands in the way of restoring this member, beside what it shares. Raises OSError."""
-
-    def map_path(path: bytes) -> bytes:
-        return os.fsencode(described.map_path(os.fsdecode(path)))
-
     return [
         *bridge_blockers(member.memory),
         *rseq_blockers(member.task.memory_plan.auxiliary_vector, member.memory.mappings, described.map_path),
         *_executable_blockers(member, described),
         *task_restore.preflight_task(
-            member.task, task_restore.present_credentials(), map_path, timers.ids_can_be_chosen()
+            member.task, task_restore.present_credentials(), described.map_bytes, timers.ids_can_be_chosen()
         ),
         *_id_blockers(member, options),
     ]
 
 
 def new_file_blockers(final: Migration, staged: Migration, described: DescriptorOptions) -> list[Blocker]:
-    """What is in the way of the files that members have mapped and opened since they were staged. Raises OSError."""
+    """What is in the way of the files that members have mapped and opened since they were staged, and of directories
+    that they have changed to. Raises OSError."""
     known_files = frozenset(staged.mapped_files)
     known = {one.identity for one in staged.open_files}
     found = preflight_mapped_files([one for one in final.mapped_files if one not in known_files], described)
+    for member, before in zip(final.members, staged.members, strict=True):
+        if not member.as_staged:
+            found += unnamed_blockers(member.memory.mappings, final.mapped_files, described)
+        if limits.directories(member.task.limits) != limits.directories(before.task.limits):
+            found += limits.preflight_limits(member.task.limits, described.map_bytes)
     for one in final.open_files:
         if isinstance(one.object, File) and one.identity not in known and one.standard is None:
             # Asked for here alone: a file that is read, while the process is frozen.
@@ -132,7 +139,7 @@ def _host_blockers(hosts: Peer, options: RestoreOptions) -> list[Blocker]:
 
 def _executable_blockers(member: Member, described: DescriptorOptions) -> list[Blocker]:
     path = described.map_path(member.executable)
-    if os.access(path, os.R_OK | os.X_OK):
+    if os.path.isfile(path) and os.access(path, os.R_OK | os.X_OK):
         return []
     return [
         Blocker(

@@ -15,7 +15,7 @@ from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import SYS_madvise, SYS_mprotect, SYS_prctl
 from live_migration.pager.pager import PagedRange, RangeKind
 from live_migration.process.member import Layout
-from live_migration.process.memory.mapped_files import preflight_mapped_files
+from live_migration.process.memory.mapped_files import preflight_mapped_files, unnamed_blockers
 from live_migration.process.memory.mappings import AddressSpace, Kind, eager_mappings, paged_on_demand
 from live_migration.restorer import stage as build
 from live_migration.restorer.husk import run as run_in
@@ -92,7 +92,10 @@ def _follow_layout(run: Run, layout: Layout) -> None:
     assert run.staged is not None
     if layout.space != run.building.staged.space:
         raise messages.broken(f"it lays out the memory of space {layout.space}, which no member has")
-    blockers = preflight_mapped_files(layout.files, run.descriptor_options)
+    blockers = [
+        *preflight_mapped_files(layout.files, run.descriptor_options),
+        *unnamed_blockers(layout.memory.mappings, layout.files, run.descriptor_options),
+    ]
     if blockers:
         raise Refused(blockers, object="a file that the process has mapped meanwhile")
     build.follow_layout(run.building, layout.memory)

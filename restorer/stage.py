@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,11 +25,12 @@ from live_migration.kernel.injection.syscall_numbers import (
     SYS_fcntl,
     SYS_getpid,
     SYS_madvise,
-    SYS_openat,
+    SYS_pidfd_getfd,
     SYS_setsid,
 )
 from live_migration.kernel.injection.userfaultfd import take_userfaultfd
 from live_migration.kernel.memory.maps import maps
+from live_migration.kernel.opening import open_as
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task_restore
 from live_migration.process.attributes import clocks, limits, prctl, timers
@@ -36,6 +38,7 @@ from live_migration.process.attributes.credentials import Credentials
 from live_migration.process.attributes.signals import sent_after_resume
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, number_of_inode
+from live_migration.process.descriptors.open_file import close_all
 from live_migration.process.descriptors.opening import (
     OpenedDescriptors,
     descriptor_changes,
@@ -49,8 +52,9 @@ from live_migration.process.descriptors.table import Table
 from live_migration.process.member import Member
 from live_migration.process.memory.bridge import is_needed, plan_bridge
 from live_migration.process.memory.layout_change import difference
-from live_migration.process.memory.mappings import AddressSpace
-from live_migration.process.memory.rows import AT_FDCWD, lock_rows
+from live_migration.process.memory.mapped_files import open_mapped_file
+from live_migration.process.memory.mappings import AddressSpace, Mapping
+from live_migration.process.memory.rows import Fetched, access_of, lock_rows
 from live_migration.process.rehearsal import rehearse_restoring
 from live_migration.process.threads import interrupted
 from live_migration.process.threads import restore as thread_restore
@@ -134,7 +138,7 @@ def _stage_threads(building: Construction) -> None:
     for thread in task.threads:
         program = Program(f"staging thread {thread.tid}")
         if thread is task.threads[0]:
-            map_path = _bytes_map(building.options)
+            map_path = building.options.map_bytes
             task_restore.restore_process(program, task, map_path, building.restore_ids, final=False)
         thread_restore.restore_thread(program, thread, task.pid, building.present, final=False)
         run(building.husk, program, building.threads[thread.tid])
@@ -192,15 +196,20 @@ def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, 
     if not (change.unmap or change.make or change.protect):
         return
     program = Program("laying out the memory")
-    layout_rows(
-        program,
-        building.husk,
-        change,
-        (before, after),
-        building.options.map_path,
-        lambda inode: number_of_inode(table, inode),
-    )
-    run(building.husk, program)
+    opened: dict[tuple[str, int], int] = {}
+
+    def file_of(mapping: Mapping) -> Fetched:
+        key = building.options.map_path(mapping.path), access_of(mapping)
+        if key not in opened:
+            opened[key] = open_mapped_file(*key)
+        return Fetched(building.husk.pidfd_of_worker, opened[key])
+
+    try:
+        layouts = (before, after)
+        layout_rows(program, building.husk, change, layouts, file_of, lambda inode: number_of_inode(table, inode))
+        run(building.husk, program)
+    finally:
+        close_all(opened.values())
 
 
 def _plan(building: Construction) -> None:
@@ -211,10 +220,14 @@ def _plan(building: Construction) -> None:
     program = Program("placing code and heap")
     path = building.options.map_path(building.staged.executable)
     number = lowest_free(building.husk.numbers)
-    program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), os.O_RDONLY | os.O_CLOEXEC, 0)
-    prctl.restore_memory_plan(program, building.staged.task.memory_plan.without_arguments(), number)
-    program.call("close the executable", SYS_close, number)
-    run(building.husk, program)
+    executable = open_as(stat.S_IFREG, path, os.O_RDONLY)
+    try:
+        program.call(f"fetch {path}", SYS_pidfd_getfd, building.husk.pidfd_of_worker, executable, 0)
+        prctl.restore_memory_plan(program, building.staged.task.memory_plan.without_arguments(), number)
+        program.call("close the executable", SYS_close, number)
+        run(building.husk, program)
+    finally:
+        os.close(executable)
 
 
 def _create_threads(building: Construction, tids: list[int]) -> None:
@@ -328,7 +341,7 @@ def apply_threads(building: Construction, final: Member, table: Table, custody: 
         run(building.husk, program, building.threads[thread.tid])
     program = Program(f"restoring process {task.pid}")
     prctl.restore_memory_plan(program, task.memory_plan, None)
-    map_path = _bytes_map(building.options)
+    map_path = building.options.map_bytes
     task_restore.restore_process(program, task, map_path, building.restore_ids, building.staged.task)
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
     descriptor_rows(program, table)
@@ -350,13 +363,6 @@ def apply_threads(building: Construction, final: Member, table: Table, custody: 
     queues = [(thread.tid, thread.pending) for thread in task.threads]
     waiting = sent_after_resume(task.signals, queues)
     custody.send_first([(0 if tid is None else building.threads[tid], number) for tid, number in waiting])
-
-
-def _bytes_map(options: DescriptorOptions) -> Callable[[bytes], bytes]:
-    def mapped(path: bytes) -> bytes:
-        return os.fsencode(options.map_path(os.fsdecode(path)))
-
-    return mapped
 
 
 def _match_threads(building: Construction, wanted: tuple[Thread, ...]) -> None:

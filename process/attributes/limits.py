@@ -189,6 +189,11 @@ def room_for_descriptor(pid: int) -> bool:
     return any(number not in taken for number in range(min(soft, len(taken) + 1)))
 
 
+def directories(limits: Limits) -> tuple[bytes, bytes]:
+    """The working directory and the root."""
+    return limits.working_directory, limits.root
+
+
 def preflight_limits(limits: Limits, map_path: Callable[[bytes], bytes]) -> list[Blocker]:
     """On the destination: directories that are not there. `map_path` translates a path of the source."""
     blockers = []

@@ -61,10 +61,10 @@ def _description(table: Table, content: Content) -> tuple[int, int]:
 
 
 def number_of_inode(table: Table, inode: int) -> int:
-    """A descriptor of the process that leads to the file with this inode. Raises LookupError."""
+    """A descriptor of the process that leads to the file without a path with this inode. Raises LookupError."""
     for one in table.descriptions:
         file = file_of(one.object)
-        if file is not None and file.inode == inode:
+        if file is not None and file.inode == inode and not file.linked and one.standard is None:
             return one.number
     raise LookupError(f"no descriptor leads to inode {inode}")
 

@@ -7,9 +7,9 @@ import stat
 
 import msgspec
 
-from live_migration.process.descriptors.files import open_path
+from live_migration.kernel.opening import open_as
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
-from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
+from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
 # Devices whose descriptors hold nothing but their flags: null, zero, full, random, urandom
@@ -57,7 +57,8 @@ def preflight_device(one: OpenFile[Device], context: PreflightContext) -> list[B
 
 def open_device(one: OpenFile[Device], context: OpenContext) -> int:
     """Open it by its path."""
-    return open_path(one.object.path, one.flags, context)
+    path, flags = context.map_path(one.object.path), one.flags & REOPEN_FLAGS
+    return open_as(stat.S_IFCHR, path, flags, one.object.device)
 
 
 DEVICE = Kind(

@@ -7,9 +7,10 @@ import stat
 
 import msgspec
 
-from live_migration.process.descriptors.files import DELETED, names, open_path
+from live_migration.kernel.opening import open_as
+from live_migration.process.descriptors.files import DELETED, names
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
-from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, seek
+from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, OpenFile, Seen, seek
 from live_migration.wire.blockers import Blocker
 
 
@@ -49,7 +50,7 @@ def preflight_directory(one: OpenFile[Directory], context: PreflightContext) -> 
 
 def open_directory(one: OpenFile[Directory], context: OpenContext) -> int:
     """Open it by its path."""
-    return open_path(one.object.path, one.flags, context)
+    return open_as(stat.S_IFDIR, context.map_path(one.object.path), one.flags & REOPEN_FLAGS)
 
 
 def update_directory(number: int, one: OpenFile[Directory], _: Directory, __: OpenContext) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from live_migration.kernel.opening import open_as
 from live_migration.process.descriptors.file_locks import held_locks, is_same_file, take_locks
 from live_migration.process.descriptors.kind import BlockerContext, FileObject, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import (
@@ -182,7 +183,7 @@ def open_file(one: OpenFile[File], context: OpenContext) -> int:
     # A file made with O_TMPFILE still says so in its flags, and with it O_DIRECTORY.
     flags &= ~os.O_TMPFILE
     if file.linked:
-        return os.open(context.map_path(file.path), (flags & REOPEN_FLAGS) | os.O_CLOEXEC | os.O_NOCTTY)
+        return open_as(stat.S_IFREG, context.map_path(file.path), flags & REOPEN_FLAGS)
     key = ("file", file.device, file.inode)
     if key not in context.anchors:
         anchor = make_unlinked(file, context)
@@ -228,11 +229,6 @@ def update_bytes(number: int, one: OpenFile[Any], file: FileObject, context: Ope
 def update_file(number: int, one: OpenFile[File], _: File, context: OpenContext) -> None:
     """Its size, locks and offset."""
     update_bytes(number, one, one.object, context)
-
-
-def open_path(path: str, flags: int, context: OpenContext) -> int:
-    """Open by its path, on the destination, what is no regular file."""
-    return os.open(context.map_path(path), (flags & REOPEN_FLAGS) | os.O_CLOEXEC | os.O_NOCTTY)
 
 
 FILE = Kind(

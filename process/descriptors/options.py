@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import msgspec
@@ -27,3 +28,7 @@ class DescriptorOptions(msgspec.Struct, frozen=True, kw_only=True):
             return path
         old, new = max(matching, key=lambda pair: len(pair[0]))
         return new.rstrip("/") + path[len(old.rstrip("/")) :]
+
+    def map_bytes(self, path: bytes) -> bytes:
+        """The same of a path in bytes."""
+        return os.fsencode(self.map_path(os.fsdecode(path)))

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from live_migration._lm import lib
+from live_migration.kernel.opening import open_as
 from live_migration.process.descriptors.kind import Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import (
     OpenContext,
@@ -191,7 +192,7 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
         give_to(read_end, body.uid, body.gid)
     else:
         # Opened for both directions a FIFO waits for nobody (fifo(7)).
-        read_end = os.open(context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        read_end = open_as(stat.S_IFIFO, context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK)
         write_end = os.dup(read_end)
     context.close_later += [read_end, write_end]
     context.anchors[key] = (read_end, write_end)

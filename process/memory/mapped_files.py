@@ -7,12 +7,14 @@ have to be the same, byte for byte, which is judged by size and modification tim
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
+from live_migration.kernel.opening import open_as
 from live_migration.process.descriptors.files import File, names, preflight_file
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping
@@ -152,9 +154,45 @@ def mapped_file_blockers(files: Iterable[MappedFile]) -> list[Blocker]:
     ]
 
 
-def preflight_mapped_files(files: Iterable[MappedFile], options: DescriptorOptions) -> list[Blocker]:
+def unnamed_blockers(
+    mappings: Iterable[Mapping], files: Iterable[MappedFile], options: DescriptorOptions
+) -> list[Blocker]:
+    """On the destination: mappings of files that are not among `files`, which alone are compared. What a process maps
+    privately of /dev/zero is none (zero(4))."""
+    named = {mapped.file.path for mapped in files}
+    found = {}
+    for mapping in mappings:
+        if mapping.kind in FILE_KINDS and mapping.path not in named and not is_zero_device(mapping, options):
+            found[mapping.path] = Blocker(
+                f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}",
+                "its file is not among the mapped files that the source tells of",
+                "install the same version on both hosts",
+            )
+    return list(found.values())
+
+
+def is_zero_device(mapping: Mapping, options: DescriptorOptions) -> bool:
+    """Does the path of a mapping lead to /dev/zero here?"""
+    with contextlib.suppress(OSError, ValueError):
+        found = os.stat(options.map_path(mapping.path))
+        return stat.S_ISCHR(found.st_mode) and found.st_rdev == ZERO_DEVICE
+    return False
+
+
+def open_mapped_file(path: str, flags: int) -> int:
+    """Open, on the destination, the file of a mapping that the preflight has seen. Raises OSError."""
+    try:
+        return open_as(stat.S_IFREG, path, flags)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            with contextlib.suppress(OSError):
+                return open_as(stat.S_IFCHR, path, flags, ZERO_DEVICE)
+        raise
+
+
+def preflight_mapped_files(files: Collection[MappedFile], options: DescriptorOptions) -> list[Blocker]:
     """On the destination: every mapped file is there and, unless it is written to, the same."""
-    return [
+    return mapped_file_blockers(files) + [
         blocker
         for mapped in files
         for blocker in preflight_file(

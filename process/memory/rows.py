@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
-from live_migration.kernel.injection.program import Program, Result
+from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import (
     SYS_close,
     SYS_madvise,
@@ -14,6 +15,7 @@ from live_migration.kernel.injection.syscall_numbers import (
     SYS_mremap,
     SYS_munmap,
     SYS_openat,
+    SYS_pidfd_getfd,
 )
 from live_migration.process.memory.mappings import Kind, Mapping
 
@@ -27,21 +29,28 @@ MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 ADVICE = {"rr": 1, "sr": 2, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
 
 
-def _file_descriptor(program: Program, mapping: Mapping, path: str) -> Result:
-    shared_writable = mapping.shared and "mw" in mapping.flags
-    access = os.O_RDWR if shared_writable else os.O_RDONLY
-    return program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), access | os.O_CLOEXEC, 0)
+@dataclass(frozen=True)
+class Fetched:
+    """A descriptor of another process, which the husk has a pidfd of: the file of a mapping, opened there."""
+
+    pidfd: int
+    number: int
+
+
+def access_of(mapping: Mapping) -> int:
+    """How its file has to be opened (open(2))."""
+    return os.O_RDWR if mapping.shared and "mw" in mapping.flags else os.O_RDONLY
 
 
 def map_rows(
     program: Program,
     mapping: Mapping,
     *,
-    path: str | None = None,
+    file: Fetched | None = None,
     descriptor: int | None = None,
     other_place: int | None = None,
 ) -> None:
-    """Rows that make one mapping. `path`: where its file is here; `descriptor`: the husk's own, of a file without one;
+    """Rows that make one mapping. `file`: its file; `descriptor`: the husk's own, of a file without a path;
     `other_place`: where the same shared anonymous memory, from its first byte on, is mapped already."""
     label = f"map {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
     flags = MAP_FIXED_NOREPLACE
@@ -60,10 +69,14 @@ def map_rows(
         program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, -1, 0)
         return
     flags |= MAP_SHARED if mapping.shared else MAP_PRIVATE
-    # Opened anew through /proc, for what the mapping needs: the descriptor itself may be of another mode, and a seal
-    # against writing forbids mappings that might.
-    file = f"/proc/self/fd/{descriptor}" if descriptor is not None else path or mapping.path
-    opened = _file_descriptor(program, mapping, file)
+    if file is not None:
+        opened = program.call(f"fetch {mapping.path}", SYS_pidfd_getfd, file.pidfd, file.number, 0)
+    else:
+        # Opened anew through /proc, for what the mapping needs: the descriptor itself may be of another mode, and a
+        # seal against writing forbids mappings that might.
+        path = f"/proc/self/fd/{descriptor}"
+        how = access_of(mapping) | os.O_NONBLOCK | os.O_CLOEXEC
+        opened = program.call(f"open {path}", SYS_openat, AT_FDCWD, program.string(path), how, 0)
     program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, opened, mapping.offset)
     program.call(f"close {mapping.path}", SYS_close, opened)
 

@@ -8,10 +8,12 @@ are restartable sequences, which stand in a section of an ELF file by a name of 
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from live_migration.kernel.opening import open_as
 from live_migration.process.memory.mappings import Kind, Mapping
 from live_migration.wire.blockers import Blocker
 
@@ -55,7 +57,7 @@ def rseq_blockers(
 def has_sequences(path: str) -> bool:
     """Whether an ELF file has restartable sequences, by the names of its sections. False for what is none."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_as(stat.S_IFREG, path, os.O_RDONLY), "rb", buffering=0) as file:
             head = os.pread(file.fileno(), ELF_HEADER.size, 0)
             if not head.startswith(ELF_MAGIC):
                 return False

@@ -17,8 +17,8 @@ REGISTRY = f"{PACKAGE}.process.descriptors.registry"
 FILES = f"{PACKAGE}.process.descriptors.files"
 # Who may know a kind beside the registry, and why.
 KNOWN = {
-    (f"{PACKAGE}.process.descriptors.{name}", FILES): "it is opened by a path, as files are"
-    for name in ("device", "directory", "memfd", "path_only")
+    (f"{PACKAGE}.process.descriptors.{name}", FILES): "it has a path, as files have"
+    for name in ("directory", "memfd", "path_only")
 } | {
     (f"{PACKAGE}.process.descriptors.written_files", FILES): "it is about files that are written to, and nothing else",
     (f"{PACKAGE}.process.memory.mapped_files", FILES): "a mapped file is described and compared as an open one is",

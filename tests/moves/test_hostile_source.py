@@ -1,0 +1,123 @@
+"""An lm-serve that describes what no honest one does: lm-restore refuses by name, hangs nowhere and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import live_migration.cli.restore
+import live_migration.cli.serve
+import live_migration.restorer.migrate
+import live_migration.source_server.serve
+from live_migration.experiments.machines import wait_for
+from live_migration.process.memory.mappings import Kind
+from live_migration.process.migration import Migration, migration_of
+from live_migration.wire.exit_codes import ExitCode
+from tests.support import laws
+
+replace = msgspec.structs.replace
+Alter = Callable[[Migration], Migration]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return laws.build(tmp_path_factory.mktemp("laws"))
+
+
+@pytest.fixture
+def subject(program: Path, tmp_path: Path, orphans: None) -> Iterator[laws.Subject]:
+    """A process that runs on, untouched, whatever is told of it."""
+    subject = laws.start_subject(program, tmp_path / "subject")
+    yield subject
+    laws.assert_untouched(subject)
+
+
+def refused(
+    subject: laws.Subject, monkeypatch: pytest.MonkeyPatch, alter: Alter, *words: str
+) -> tuple[list[int], str, str]:
+    """Move it with the live description altered: what lm-restore and lm-serve end with, and what each has said."""
+
+    def altered(*parts: object, **numbers: int) -> Migration:
+        told = migration_of(*parts, **numbers)  # type: ignore[arg-type]
+        return told if told.frozen else alter(told)
+
+    monkeypatch.setattr(live_migration.source_server.serve, "migration_of", altered)
+    folder = subject.folder
+    ticket = folder / "ticket"
+    serve = laws.fork_command(
+        live_migration.cli.serve.main, [str(subject.pid), "--ticket-file", str(ticket)], folder / "serve.txt"
+    )
+    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", *words]
+    restore = laws.fork_command(live_migration.cli.restore.main, arguments, folder / "restore.txt")
+    subject.children |= {serve, restore}
+    codes = [os.waitstatus_to_exitcode(wait(pid)) for pid in (restore, serve)]
+    said = [(folder / f"{name}.txt").read_text() for name in ("restore", "serve")]
+    print(*said)
+    return codes, said[0], said[1]
+
+
+def wait(pid: int) -> int:
+    """The status of a command, which ends soon."""
+
+    def look() -> int | None:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        return status + 1 if found else None
+
+    return wait_for("its end", look, 30) - 1
+
+
+def with_file_mapping(migration: Migration, path: Path) -> Migration:
+    """The last mapping of a file is said to be of this one, which no list of mapped files has."""
+    (member,) = migration.members
+    mappings = list(member.memory.mappings)
+    place = max(index for index, one in enumerate(mappings) if one.kind is Kind.PRIVATE_FILE)
+    mappings[place] = replace(mappings[place], path=str(path))
+    return replace(migration, members=[replace(member, memory=replace(member.memory, mappings=mappings))])
+
+
+def test_a_mapping_of_a_fifo_that_was_not_checked(
+    subject: laws.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    codes, said, _ = refused(subject, monkeypatch, lambda told: with_file_mapping(told, fifo))
+    assert codes == [ExitCode.REFUSED, ExitCode.REFUSED]
+    assert f"{fifo}: its file is not among the mapped files" in said
+
+
+def test_an_executable_that_is_a_fifo(
+    subject: laws.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o755)
+
+    def alter(told: Migration) -> Migration:
+        return replace(told, members=[replace(told.members[0], executable=str(fifo))])
+
+    codes, said, _ = refused(subject, monkeypatch, alter)
+    assert codes == [ExitCode.REFUSED, ExitCode.REFUSED]
+    assert f"executable {fifo}: {fifo} is not here or may not be executed" in said
+
+
+@pytest.mark.parametrize("what", ["mapping", "executable"])
+def test_a_fifo_that_was_a_file_when_it_was_checked(
+    what: str, subject: laws.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the preflight and the husk anybody may exchange what a path leads to."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o755)
+    monkeypatch.setattr(live_migration.restorer.migrate, "preflight", lambda *_: [])
+
+    def alter(told: Migration) -> Migration:
+        if what == "mapping":
+            return with_file_mapping(told, fifo)
+        return replace(told, members=[replace(told.members[0], executable=str(fifo))])
+
+    codes, said, _ = refused(subject, monkeypatch, alter)
+    assert codes[0] == ExitCode.SYSTEM
+    assert "it is not a regular file here" in said
