@@ -17,7 +17,7 @@ from live_migration.process.attributes.session import Session
 from live_migration.process.descriptors.contents import Content
 from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.registry import AnyObject, AnyShared
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.member import Member
 from live_migration.process.memory.mapped_files import MappedFile
 from live_migration.process.memory.mappings import AddressSpace
@@ -59,7 +59,7 @@ class MemberParts:
     """A member as the source reads it, with all that it refers to."""
 
     member: Member
-    table: Table
+    table: DescriptorTable
     contents: list[Content]
     files: list[MappedFile]
     session: Session
@@ -69,7 +69,7 @@ def migration_of(parts: Sequence[MemberParts], *, pushed: int = 0, corrected: in
     """What these members are together."""
     return Migration(
         members=[one.member for one in parts],
-        open_files=_each_once([one.table.descriptions for one in parts], lambda open_file: open_file.identity),
+        open_files=_each_once([one.table.open_files for one in parts], lambda open_file: open_file.identity),
         shared=_each_once([one.table.shared for one in parts], lambda shared: (type(shared), shared.inode)),
         contents=_each_once([one.contents for one in parts], lambda content: content.space),
         mapped_files=_mapped_files([one.files for one in parts]),
@@ -103,29 +103,29 @@ def _file_name(mapped: MappedFile) -> tuple[str, int]:
     return mapped.file.path, mapped.file.inode
 
 
-def table_of(migration: Migration, member: Member) -> Table:
+def table_of(migration: Migration, member: Member) -> DescriptorTable:
     """The descriptors of one member and the open files that they stand for, each called by its lowest number there."""
     open_files = migration.open_files
     if len(migration.members) > 1:
         # In reverse, so that the lowest number comes last.
-        lowest = {one.description: one.number for one in reversed(member.descriptors)}
+        lowest = {one.open_file: one.number for one in reversed(member.descriptors)}
         open_files = [replace(one, number=lowest[one.identity]) for one in open_files if one.identity in lowest]
-    return Table(
+    return DescriptorTable(
         place=member.place,
         descriptors=member.descriptors,
-        descriptions=open_files,
+        open_files=open_files,
         shared=migration.shared,
         frozen=migration.frozen,
     )
 
 
-def whole_table(migration: Migration) -> Table:
+def whole_table(migration: Migration) -> DescriptorTable:
     """The open files of all members in one table: each is judged once, and the other end of a socket pair is not
     outside when another member has it."""
-    return Table(
+    return DescriptorTable(
         place=migration.members[0].place,
         descriptors=[one for member in migration.members for one in member.descriptors],
-        descriptions=migration.open_files,
+        open_files=migration.open_files,
         shared=migration.shared,
         frozen=migration.frozen,
     )
@@ -172,7 +172,7 @@ def check_references(migration: Migration) -> None:
         numbers = {one.number for one in member.descriptors}
         if len(numbers) < len(member.descriptors):
             raise ValueError(f"process {member.task.pid} has a descriptor twice")
-        if not identities.issuperset(one.description for one in member.descriptors):
+        if not identities.issuperset(one.open_file for one in member.descriptors):
             raise ValueError(f"process {member.task.pid} has a descriptor of an open file that is not described")
         if member.session not in sessions:
             raise ValueError(f"process {member.task.pid} is in session {member.session}, which is not described")

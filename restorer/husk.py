@@ -23,7 +23,7 @@ from live_migration.kernel.memory.maps import maps
 from live_migration.process.memory.bridge import Bridge
 from live_migration.process.memory.layout_change import Change
 from live_migration.process.memory.mapped_files import FILE_KINDS
-from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping, mapping_of, shared_more_than_once
+from live_migration.process.memory.mappings import AddressSpace, Mapping, MappingKind, mapping_of, shared_more_than_once
 from live_migration.process.memory.rows import MAP_FIXED_NOREPLACE, Fetched, advise_rows, map_rows, unmap_row
 from live_migration.restorer.kernel_mappings import bridge_rows, move_row
 
@@ -64,7 +64,7 @@ def empty_rows(
     kernel: dict[str, Mapping] = {}
     for entry in maps(pid):
         mapping = mapping_of(entry)
-        if mapping.kind is Kind.KERNEL:
+        if mapping.kind is MappingKind.KERNEL:
             kernel[mapping.path] = mapping
         elif entry.path != "[vsyscall]" and not area.address <= entry.start < area.address + area.size:
             unmap_row(program, entry.start, entry.end)
@@ -104,13 +104,13 @@ def layout_rows(
     layouts = (_kept(layouts, change), layouts[1])
     places = _places_of_shared_memory(program, husk, layouts)
     for mapping in change.make:
-        if mapping.kind is Kind.KERNEL:
+        if mapping.kind is MappingKind.KERNEL:
             continue
         map_rows(
             program,
             mapping,
             file=file_of(mapping) if mapping.kind in FILE_KINDS else None,
-            descriptor=descriptor_of(mapping.inode) if mapping.kind is Kind.BY_DESCRIPTOR else None,
+            descriptor=descriptor_of(mapping.inode) if mapping.kind is MappingKind.BY_DESCRIPTOR else None,
             other_place=places.get((mapping.device, mapping.inode)),
         )
         advise_rows(program, mapping)

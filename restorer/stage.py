@@ -48,7 +48,7 @@ from live_migration.process.descriptors.opening import (
 )
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.rows import descriptor_rows, last_rows
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.member import Member
 from live_migration.process.memory.bridge import is_needed, plan_bridge
 from live_migration.process.memory.layout_change import difference
@@ -88,7 +88,7 @@ class Construction:
     husk: Husk
     options: DescriptorOptions
     staged: Member
-    table: Table
+    table: DescriptorTable
     opened: OpenedDescriptors
     offsets: clocks.Offsets | None
     present: Credentials
@@ -103,7 +103,7 @@ def stage(
     pid: int,
     pidfd_number: int,
     member: Member,
-    table: Table,
+    table: DescriptorTable,
     options: DescriptorOptions,
     offsets: clocks.Offsets | None,
 ) -> Construction:
@@ -156,16 +156,16 @@ def _empty(building: Construction) -> None:
         run(husk, write_bridge(husk.pid, bridge))
 
 
-def _installed(building: Construction, table: Table, numbers: Iterable[int]) -> list[Installed]:
+def _installed(building: Construction, table: DescriptorTable, numbers: Iterable[int]) -> list[Installed]:
     wanted = frozenset(numbers)
     return [
-        Installed(entry.number, building.opened.numbers[entry.description], entry.close_on_exec)
+        Installed(entry.number, building.opened.numbers[entry.open_file], entry.close_on_exec)
         for entry in table.descriptors
         if entry.number in wanted
     ]
 
 
-def _install(building: Construction, staged: Table | None, final: Table) -> None:
+def _install(building: Construction, staged: DescriptorTable | None, final: DescriptorTable) -> None:
     """Bring the husk's descriptors to those of `final`."""
     husk = building.husk
     changes = descriptor_changes(staged, final)
@@ -190,7 +190,7 @@ def _install(building: Construction, staged: Table | None, final: Table) -> None
     run(husk, program)
 
 
-def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, table: Table) -> None:
+def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, table: DescriptorTable) -> None:
     """Bring the husk's layout from what it is to what is described. `table` leads to files without a path."""
     change = difference(before, after)
     if not (change.unmap or change.make or change.protect):
@@ -267,7 +267,7 @@ def content_descriptor(building: Construction, content: Content) -> int:
     return scratch
 
 
-def apply_layout(building: Construction, final: Member, table: Table) -> None:
+def apply_layout(building: Construction, final: Member, table: DescriptorTable) -> None:
     """The first part of the final step: memory and descriptors as they are at the source now.
 
     Raises SyscallFailed, OSError."""
@@ -295,12 +295,12 @@ def rehearse(building: Construction) -> None:
     run(building.husk, program)
 
 
-def first_of(table: Table, count: int) -> Table:
-    """The first open file descriptions of a table, with their descriptors."""
-    descriptions = table.descriptions[:count]
-    identities = {one.identity for one in descriptions}
-    descriptors = [one for one in table.descriptors if one.description in identities]
-    return msgspec.structs.replace(table, descriptions=descriptions, descriptors=descriptors)
+def first_of(table: DescriptorTable, count: int) -> DescriptorTable:
+    """The first open file open_files of a table, with their descriptors."""
+    open_files = table.open_files[:count]
+    identities = {one.identity for one in open_files}
+    descriptors = [one for one in table.descriptors if one.open_file in identities]
+    return msgspec.structs.replace(table, open_files=open_files, descriptors=descriptors)
 
 
 def follow_layout(building: Construction, memory: AddressSpace) -> None:
@@ -320,7 +320,7 @@ def _drop_unchanged(building: Construction, final: Member) -> None:
         run(building.husk, program)
 
 
-def apply_threads(building: Construction, final: Member, table: Table, custody: Custody) -> None:
+def apply_threads(building: Construction, final: Member, table: DescriptorTable, custody: Custody) -> None:
     """The second part, when hot and eager pages are in place: threads, signals, timers, credentials,
     registers.
 

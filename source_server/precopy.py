@@ -20,11 +20,11 @@ from live_migration.kernel.memory.maps import maps_text
 from live_migration.kernel.memory.referenced import clear_referenced, resident_bytes, snapshot_touched
 from live_migration.process.descriptors.contents import inodes_without_path
 from live_migration.process.descriptors.files import File
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.member import Layout, Runs
 from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import mapped_file_blockers, snapshot_mapped_files_live
-from live_migration.process.memory.mappings import AddressSpace, Kind, layout_text, mapping_blockers, reread
+from live_migration.process.memory.mappings import AddressSpace, MappingKind, layout_text, mapping_blockers, reread
 from live_migration.process.threads.sleeps import longest_epoll_wait
 from live_migration.source_server.convergence import Verdict, allowed_downtime_ms, decide, pause_before_next
 from live_migration.source_server.pages.client import PageClient, PushRun
@@ -124,9 +124,9 @@ class LiveCopy:
         return self.touched
 
 
-def writes_past_the_tracker(table: Table) -> bool:
+def writes_past_the_tracker(table: DescriptorTable) -> bool:
     """Whether a file is open with O_DIRECT: devices write to its reader's memory, and no page table tells."""
-    return any(isinstance(one.object, File) and one.flags & os.O_DIRECT for one in table.descriptions)
+    return any(isinstance(one.object, File) and one.flags & os.O_DIRECT for one in table.open_files)
 
 
 def copy_live(
@@ -353,8 +353,11 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     memory = reread(pid, seen.memory, pathless, seen.ours)
     if memory is seen.memory:
         return None
-    known = {(one.start, one.end, one.inode) for one in seen.memory.mappings if one.kind is Kind.BY_DESCRIPTOR}
-    if any(one.kind is Kind.BY_DESCRIPTOR and (one.start, one.end, one.inode) not in known for one in memory.mappings):
+    known = {(one.start, one.end, one.inode) for one in seen.memory.mappings if one.kind is MappingKind.BY_DESCRIPTOR}
+    if any(
+        one.kind is MappingKind.BY_DESCRIPTOR and (one.start, one.end, one.inode) not in known
+        for one in memory.mappings
+    ):
         return None
     memory, files = snapshot_mapped_files_live(pid, memory)
     if blockers := [*mapping_blockers(memory, pathless), *mapped_file_blockers(files)]:

@@ -8,15 +8,15 @@ from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import reach_of
 from live_migration.process.descriptors.registry import AnyObject, kind_of
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.scope import holders_text
 from live_migration.wire.blockers import Blocker
 
 
-def descriptor_blockers(table: Table, options: DescriptorOptions) -> list[Blocker]:
+def descriptor_blockers(table: DescriptorTable, options: DescriptorOptions) -> list[Blocker]:
     """What the source can tell to be in the way, all of it."""
     context = BlockerContext(options, table.own_links(), table.frozen)
-    return [blocker for one in table.descriptions for blocker in blockers_of(one, context)]
+    return [blocker for one in table.open_files for blocker in blockers_of(one, context)]
 
 
 def blockers_of(one: OpenFile[AnyObject], context: BlockerContext) -> list[Blocker]:
@@ -45,10 +45,10 @@ def blockers_of(one: OpenFile[AnyObject], context: BlockerContext) -> list[Block
     return found + lock_blockers(one.locks, one.name)
 
 
-def passing_blockers(table: Table, same_machine: bool) -> list[Blocker]:
+def passing_blockers(table: DescriptorTable, same_machine: bool) -> list[Blocker]:
     """What is in the way of a frozen process but passes by itself once it runs: worth another try."""
     found: list[Blocker] = []
-    for one in table.descriptions:
+    for one in table.open_files:
         if one.standard is not None:
             continue
         if same_machine:
@@ -57,14 +57,14 @@ def passing_blockers(table: Table, same_machine: bool) -> list[Blocker]:
     return found
 
 
-def preflight_descriptors(table: Table, options: DescriptorOptions) -> list[Blocker]:
+def preflight_descriptors(table: DescriptorTable, options: DescriptorOptions) -> list[Blocker]:
     """What the destination can tell to be in the way: files missing or different, no permission, ports
     taken.
     """
     context = PreflightContext(options, reach_of(table.place), table.shared_by_inode())
     return [
         blocker
-        for one in table.descriptions
+        for one in table.open_files
         if one.standard is None
         for blocker in kind_of(one.object).preflight(one, context)
     ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from live_migration.process.descriptors.registry import file_of
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.numbering import Numbering
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -27,10 +27,10 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
-def snapshot_contents(table: Table, numbering: Numbering) -> list[Content]:
+def snapshot_contents(table: DescriptorTable, numbering: Numbering) -> list[Content]:
     """The objects that the descriptors of a process lead to."""
     found: dict[tuple[int, int], Content] = {}
-    for one in table.descriptions:
+    for one in table.open_files:
         file = file_of(one.object)
         if file is None or file.linked or one.standard is not None:
             continue
@@ -42,36 +42,36 @@ def snapshot_contents(table: Table, numbering: Numbering) -> list[Content]:
     return list(found.values())
 
 
-def number_of(table: Table, content: Content) -> int:
+def number_of(table: DescriptorTable, content: Content) -> int:
     """A descriptor of the process that leads to the object. Raises LookupError."""
     return _description(table, content)[0]
 
 
-def identity_of(table: Table, content: Content) -> int:
+def identity_of(table: DescriptorTable, content: Content) -> int:
     """The identity of a description that leads to the object. Raises LookupError."""
     return _description(table, content)[1]
 
 
-def _description(table: Table, content: Content) -> tuple[int, int]:
-    for one in table.descriptions:
+def _description(table: DescriptorTable, content: Content) -> tuple[int, int]:
+    for one in table.open_files:
         file = file_of(one.object)
         if file is not None and (file.device, file.inode) == (content.device, content.inode):
             return one.number, one.identity
     raise LookupError(f"no descriptor leads to inode {content.inode}")
 
 
-def number_of_inode(table: Table, inode: int) -> int:
+def number_of_inode(table: DescriptorTable, inode: int) -> int:
     """A descriptor of the process that leads to the file without a path with this inode. Raises LookupError."""
-    for one in table.descriptions:
+    for one in table.open_files:
         file = file_of(one.object)
         if file is not None and file.inode == inode and not file.linked and one.standard is None:
             return one.number
     raise LookupError(f"no descriptor leads to inode {inode}")
 
 
-def inodes_without_path(table: Table) -> frozenset[int]:
+def inodes_without_path(table: DescriptorTable) -> frozenset[int]:
     """The inodes that only a descriptor leads to."""
-    files = (file_of(one.object) for one in table.descriptions)
+    files = (file_of(one.object) for one in table.open_files)
     return frozenset(file.inode for file in files if file is not None and not file.linked)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from live_migration.process.descriptors.held import Held
 from live_migration.process.descriptors.registry import kind_of
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 
 
-def hold_descriptors(table: Table) -> list[Held]:
+def hold_descriptors(table: DescriptorTable) -> list[Held]:
     """What is held of the open files that are not replaced by standard descriptors."""
-    found = (kind_of(one.object).hold(one) for one in table.descriptions if one.standard is None)
+    found = (kind_of(one.object).hold(one) for one in table.open_files if one.standard is None)
     return [held for held in found if held is not None]

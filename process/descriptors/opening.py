@@ -22,7 +22,7 @@ from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine, is_same_network, source_in_reach
 from live_migration.process.descriptors.registry import AnyObject, kind_of
 from live_migration.process.descriptors.stdio import open_standard
-from live_migration.process.descriptors.table import Descriptor, Table
+from live_migration.process.descriptors.table import Descriptor, DescriptorTable
 
 
 @dataclass
@@ -36,12 +36,12 @@ class OpenedDescriptors:
     numbers: dict[int, int] = field(default_factory=dict)
     known: dict[int, AnyObject] = field(default_factory=dict)
 
-    def part_of(self, table: Table) -> Table:
+    def part_of(self, table: DescriptorTable) -> DescriptorTable:
         """The table without what could not be opened while staging, because it was removed meanwhile."""
         return replace(
             table,
-            descriptors=[each for each in table.descriptors if each.description in self.numbers],
-            descriptions=[each for each in table.descriptions if each.identity in self.numbers],
+            descriptors=[each for each in table.descriptors if each.open_file in self.numbers],
+            open_files=[each for each in table.open_files if each.identity in self.numbers],
         )
 
     @property
@@ -87,13 +87,13 @@ class DescriptorChanges:
     close_on_exec: list[Descriptor]
 
 
-def descriptor_changes(staged: Table | None, final: Table) -> DescriptorChanges:
+def descriptor_changes(staged: DescriptorTable | None, final: DescriptorTable) -> DescriptorChanges:
     """How the numbers of `final` differ from those of `staged`; without a staged table all are to be
     installed.
     """
     before = {d.number: d for d in staged.descriptors} if staged else {}
     after = {d.number: d for d in final.descriptors}
-    install = [d for d in after.values() if d.number not in before or before[d.number].description != d.description]
+    install = [d for d in after.values() if d.number not in before or before[d.number].open_file != d.open_file]
     return DescriptorChanges(
         close=sorted(before.keys() - after.keys()),
         install=install,
@@ -101,14 +101,14 @@ def descriptor_changes(staged: Table | None, final: Table) -> DescriptorChanges:
             d
             for d in after.values()
             if d.number in before
-            and before[d.number].description == d.description
+            and before[d.number].open_file == d.open_file
             and before[d.number].close_on_exec != d.close_on_exec
         ],
     )
 
 
 def open_descriptors(
-    table: Table,
+    table: DescriptorTable,
     options: DescriptorOptions,
     *,
     source_access: bool = True,
@@ -137,19 +137,19 @@ def open_descriptors(
     return opened
 
 
-def open_missing(opened: OpenedDescriptors, table: Table) -> None:
+def open_missing(opened: OpenedDescriptors, table: DescriptorTable) -> None:
     """Open the descriptions of `table` that are not open yet; what connects to others of the process comes
     last.
     """
     opened.context.shared = table.shared_by_inode()
-    for one in sorted(table.descriptions, key=lambda each: kind_of(each.object).connects(each.object)):
+    for one in sorted(table.open_files, key=lambda each: kind_of(each.object).connects(each.object)):
         if one.identity in opened.numbers:
             continue
         try:
             opened.numbers[one.identity] = open_one(one, opened.context)
         except OSError as error:
             if error.errno == errno.ENOENT and kind_of(one.object).may_vanish and not table.frozen:
-                # A temporary file that the process has removed since: the frozen look tells what is there
+                # A temporary file that the process has removed since: the frozen snapshot tells what is there
                 # then.
                 continue
             raise OSError(error.errno, f"{one.name}: {error.strerror}") from error
@@ -163,7 +163,7 @@ def open_one(one: OpenFile[AnyObject], context: OpenContext) -> int:
     return kind_of(one.object).open(one, context)
 
 
-def update_descriptors(opened: OpenedDescriptors, final: Table) -> None:
+def update_descriptors(opened: OpenedDescriptors, final: DescriptorTable) -> None:
     """Bring what is open to the state that the frozen source has: what is new, gone, moved on.
 
     Counters, queues and the content of pipes are written once: call it once, with the final table. Memfds get
@@ -173,7 +173,7 @@ def update_descriptors(opened: OpenedDescriptors, final: Table) -> None:
     for identity in opened.numbers.keys() - by_identity.keys():
         close_all([opened.numbers.pop(identity)])
     open_missing(opened, final)
-    own = [one for one in final.descriptions if one.standard is None]
+    own = [one for one in final.open_files if one.standard is None]
     for kind, all_of_it in by_kind(own).items():
         kind.fill(all_of_it, opened.context)
     for one in own:
@@ -193,15 +193,15 @@ def update_one(opened: OpenedDescriptors, one: OpenFile[AnyObject]) -> None:
     set_flags(number, one.flags)
 
 
-def seal_descriptors(opened: OpenedDescriptors, final: Table) -> None:
+def seal_descriptors(opened: OpenedDescriptors, final: DescriptorTable) -> None:
     """Take the last step, when contents are in place and everything is mapped. Raises OSError."""
-    for kind, all_of_it in by_kind(one for one in final.descriptions if one.standard is None).items():
+    for kind, all_of_it in by_kind(one for one in final.open_files if one.standard is None).items():
         kind.seal(all_of_it, opened.context)
 
 
-def by_kind(descriptions: Iterable[OpenFile[AnyObject]]) -> dict[Kind[Any], list[OpenFile[AnyObject]]]:
-    """The descriptions of each kind."""
+def by_kind(open_files: Iterable[OpenFile[AnyObject]]) -> dict[Kind[Any], list[OpenFile[AnyObject]]]:
+    """The open_files of each kind."""
     found: dict[Kind[Any], list[OpenFile[AnyObject]]] = {}
-    for one in descriptions:
+    for one in open_files:
         found.setdefault(kind_of(one.object), []).append(one)
     return found

@@ -42,7 +42,7 @@ class PipeBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     """What the ends of the pipe with this inode share.
 
     `path` is that of a FIFO, or None; `capacity` and `queued` are in bytes; `content` is filled in by the
-    look at the frozen process only, one element for each packet where the pipe is in packet mode, else at
+    snapshot of the frozen process only, one element for each packet where the pipe is in packet mode, else at
     most one.
     """
 

@@ -18,16 +18,16 @@ from live_migration.process.descriptors.file_locks import lock_rows
 from live_migration.process.descriptors.kind import RowsContext
 from live_migration.process.descriptors.open_file import OpenFile, Owner
 from live_migration.process.descriptors.registry import AnyObject, file_of, kind_of
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
 
 
-def descriptor_rows(program: Program, table: Table) -> None:
+def descriptor_rows(program: Program, table: DescriptorTable) -> None:
     """Append every row that the descriptors of `table` need, but for those of `last_rows`."""
     context = rows_context(table, ())
     locked: set[tuple[int, int]] = set()
-    for one in table.descriptions:
+    for one in table.open_files:
         if one.standard is not None:
             continue
         kind_of(one.object).rows(program, one, context)
@@ -41,19 +41,19 @@ def descriptor_rows(program: Program, table: Table) -> None:
             owner_rows(program, one, one.owner)
 
 
-def last_rows(program: Program, table: Table, handed_over: Container[int]) -> None:
+def last_rows(program: Program, table: DescriptorTable, handed_over: Container[int]) -> None:
     """The rows that are for the process with its own credentials."""
     context = rows_context(table, handed_over)
-    for one in table.descriptions:
+    for one in table.open_files:
         kind_of(one.object).last_rows(program, one, context)
 
 
-def rows_context(table: Table, handed_over: Container[int]) -> RowsContext:
+def rows_context(table: DescriptorTable, handed_over: Container[int]) -> RowsContext:
     """What matters to the rows of all kinds."""
-    replaced = {one.identity for one in table.descriptions if one.standard is not None}
+    replaced = {one.identity for one in table.open_files if one.standard is not None}
     return RowsContext(
         numbers={each.number: each.close_on_exec for each in table.descriptors},
-        unsure={each.number for each in table.descriptors if each.description in replaced},
+        unsure={each.number for each in table.descriptors if each.open_file in replaced},
         handed_over=handed_over,
     )
 

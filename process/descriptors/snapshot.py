@@ -1,4 +1,4 @@
-"""The source's look at the descriptors of a process, live or frozen, from outside.
+"""The source's snapshot of the descriptors of a process, live or frozen, from outside.
 
 Live, every duplicate is closed again at once: a duplicate of a socket or pipe kept for seconds would hide
 from its peer that the process has closed it, and keep entries in epoll instances (epoll(7), question 6).
@@ -33,19 +33,19 @@ from live_migration.process.descriptors.open_file import (
 from live_migration.process.descriptors.reach import Place
 from live_migration.process.descriptors.registry import AnyObject, kind_of, recognise
 from live_migration.process.descriptors.stdio import STANDARD
-from live_migration.process.descriptors.table import Descriptor, Table
+from live_migration.process.descriptors.table import Descriptor, DescriptorTable
 from live_migration.process.numbering import Numbering
 from live_migration.process.scope import DescriptorAt, HostScan, scope_of
 
 
 @dataclass
 class Snapshot:
-    """A look at the descriptors: the table, and for a frozen process a duplicate of each description by
+    """A snapshot of the descriptors: the table, and for a frozen process a duplicate of each description by
     identity.
     """
 
     pid: int
-    table: Table
+    table: DescriptorTable
     numbering: Numbering
     duplicates: dict[int, int] = field(default_factory=dict)
 
@@ -67,24 +67,24 @@ def snapshot_descriptors(
 
     Descriptions that `previous` had already keep their identity; others get one of its `numbering`, or of this one. The
     `scan`, without one a scan of its own, tells who else holds the same objects; it is not asked where the process is
-    frozen and has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be looked at (EPERM,
+    frozen and has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be read (EPERM,
     EACCES).
     """
-    look = see_and_describe(pid, previous, frozen, numbering)
+    taken = see_and_describe(pid, previous, frozen, numbering)
     try:
-        if not frozen or previous is None or is_anything_new(look.table, previous.table):
-            look.table = with_outsiders(look.table, pid, scan or HostScan(scope_of(pid)), previous)
-        look.table = with_standard_apart(look.table, previous.table if previous else None, look.numbering)
+        if not frozen or previous is None or is_anything_new(taken.table, previous.table):
+            taken.table = with_outsiders(taken.table, pid, scan or HostScan(scope_of(pid)), previous)
+        taken.table = with_standard_apart(taken.table, previous.table if previous else None, taken.numbering)
     except BaseException:
-        look.close()
+        taken.close()
         raise
     if not frozen:
-        look.close()
-    return look
+        taken.close()
+    return taken
 
 
 def see_and_describe(pid: int, previous: Snapshot | None, frozen: bool, numbering: Numbering | None = None) -> Snapshot:
-    """The look at this process alone, with its duplicates. Raises OSError."""
+    """The snapshot of this process alone, with its duplicates. Raises OSError."""
     pidfd = open_pidfd(pid)
     seen: list[Seen] = []
     try:
@@ -154,11 +154,11 @@ def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
 
 def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool, numbering: Numbering) -> Snapshot:
     """The table of what was seen, identities carried over from the previous one."""
-    known = {d.number: d.description for d in previous.table.descriptors} if previous else {}
+    known = {d.number: d.open_file for d in previous.table.descriptors} if previous else {}
     before = previous.table.by_identity() if previous else {}
     context = SnapshotContext(pid, objects_by_link(previous.table) if previous else {})
     descriptors: list[Descriptor] = []
-    descriptions: list[OpenFile[AnyObject]] = []
+    open_files: list[OpenFile[AnyObject]] = []
     duplicates: dict[int, int] = {}
     of_kind: dict[Kind[Any], list[Seen]] = {}
     try:
@@ -178,27 +178,27 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
                     break
             identity = old.identity if old else numbering.open_file_of((pid, one.number), one.link)
             duplicates[identity] = one.duplicate
-            descriptions.append(describe_one(one, described, identity, old))
+            open_files.append(describe_one(one, described, identity, old))
             for number in one.numbers:
                 closed = number in one.closed_at_exec
-                descriptors.append(Descriptor(number=number, description=identity, close_on_exec=closed))
+                descriptors.append(Descriptor(number=number, open_file=identity, close_on_exec=closed))
     finally:
         context.close()
-    table = Table(
+    table = DescriptorTable(
         place=snapshot_place(pid) if previous is None else previous.table.place,
         descriptors=sorted(descriptors, key=lambda each: each.number),
-        descriptions=descriptions,
+        open_files=open_files,
         shared=[each for kind, those in of_kind.items() for each in kind.snapshot_shared(those)],
         frozen=frozen,
     )
     return Snapshot(pid, table, numbering, duplicates)
 
 
-def objects_by_link(table: Table) -> dict[str, AnyObject]:
+def objects_by_link(table: DescriptorTable) -> dict[str, AnyObject]:
     """What is known of the objects that their links name."""
     return {
         each.link: each.object
-        for each in table.descriptions
+        for each in table.open_files
         if is_shared_object(each.link) and not each.flags & os.O_PATH
     }
 
@@ -246,8 +246,8 @@ def snapshot_place(pid: int) -> Place:
     )
 
 
-def is_anything_new(table: Table, previous: Table) -> bool:
-    """Has the process descriptions that the previous table did not have?"""
+def is_anything_new(table: DescriptorTable, previous: DescriptorTable) -> bool:
+    """Has the process open_files that the previous table did not have?"""
     return not table.by_identity().keys() <= previous.by_identity().keys()
 
 
@@ -256,11 +256,11 @@ def is_shared_object(link: str) -> bool:
     return link.startswith(("pipe:[", "socket:["))
 
 
-def with_outsiders(table: Table, pid: int, scan: HostScan, previous: Snapshot | None) -> Table:
+def with_outsiders(table: DescriptorTable, pid: int, scan: HostScan, previous: Snapshot | None) -> DescriptorTable:
     """The table with the processes that stay and hold the same objects, and what is to be replaced at 0 to 2."""
     objects: set[str] = set()
     by_link: dict[str, list[DescriptorAt]] = {}
-    for one in table.descriptions:
+    for one in table.open_files:
         kind = kind_of(one.object)
         if kind.holders is Holders.BY_OBJECT:
             objects.update(links_of_object(one))
@@ -268,8 +268,8 @@ def with_outsiders(table: Table, pid: int, scan: HostScan, previous: Snapshot | 
             by_link.setdefault(one.link, []).append((pid, one.number))
     by_object, by_descriptor = scan.holders(objects, by_link)
     known = previous.table.by_identity() if previous and table.frozen else {}
-    descriptions = []
-    for one in table.descriptions:
+    open_files = []
+    for one in table.open_files:
         # A destination on this machine may hold what it was given while staging.
         before = known.get(one.identity)
         if before is not None:
@@ -278,8 +278,8 @@ def with_outsiders(table: Table, pid: int, scan: HostScan, previous: Snapshot | 
             holders = by_object.get(one.link, []) + by_descriptor.get((pid, one.number), [])
             peer_holders = by_object.get(kind_of(one.object).other_end(one.object), [])
             one = replace(one, holders=holders, peer_holders=peer_holders)
-        descriptions.append(one)
-    return replace(table, descriptions=with_standard(table, descriptions))
+        open_files.append(one)
+    return replace(table, open_files=with_standard(table, open_files))
 
 
 def links_of_object(one: OpenFile[AnyObject]) -> list[str]:
@@ -288,14 +288,14 @@ def links_of_object(one: OpenFile[AnyObject]) -> list[str]:
     return [one.link, other_end] if other_end else [one.link]
 
 
-def with_standard(table: Table, descriptions: list[OpenFile[AnyObject]]) -> list[OpenFile[AnyObject]]:
+def with_standard(table: DescriptorTable, open_files: list[OpenFile[AnyObject]]) -> list[OpenFile[AnyObject]]:
     """Mark what leads outside with the standard descriptor of the same object, if there is one."""
     links = table.own_links()
-    outside = {each.identity: each for each in descriptions if kind_of(each.object).leads_outside(each, links)}
+    outside = {each.identity: each for each in open_files if kind_of(each.object).leads_outside(each, links)}
     own: dict[int, int] = {}
     by_object: dict[str, int] = {}
     for descriptor in reversed(table.descriptors):
-        found = outside.get(descriptor.description)
+        found = outside.get(descriptor.open_file)
         if found is not None and descriptor.number in STANDARD:
             own[found.identity] = descriptor.number
             by_object[object_name(found)] = descriptor.number
@@ -303,33 +303,35 @@ def with_standard(table: Table, descriptions: list[OpenFile[AnyObject]]) -> list
         replace(each, standard=own.get(each.identity, by_object.get(object_name(each))))
         if each.identity in outside
         else replace(each, standard=None)
-        for each in descriptions
+        for each in open_files
     ]
 
 
-def with_standard_apart(table: Table, previous: Table | None, numbering: Numbering) -> Table:
+def with_standard_apart(
+    table: DescriptorTable, previous: DescriptorTable | None, numbering: Numbering
+) -> DescriptorTable:
     """Give each of 0 to 2 a description of its own where one that leads outside stands for several of them.
 
     A terminal is usually one description at all three, but each is replaced by lm-restore's of the same
     number, and these may be three different things.
     """
-    known = {each.number: each.description for each in previous.descriptors} if previous else {}
+    known = {each.number: each.open_file for each in previous.descriptors} if previous else {}
     by_identity = table.by_identity()
     descriptors, added = [], list[OpenFile[AnyObject]]()
     for each in table.descriptors:
-        one = by_identity[each.description]
+        one = by_identity[each.open_file]
         if one.standard is None or each.number not in STANDARD or each.number == one.standard:
             descriptors.append(each)
             continue
-        identity = known.get(each.number, each.description)
+        identity = known.get(each.number, each.open_file)
         if identity in by_identity:
             identity = numbering.new_open_file()
         added.append(replace(one, identity=identity, number=each.number, standard=each.number))
-        descriptors.append(replace(each, description=identity))
-    return replace(table, descriptors=descriptors, descriptions=[*table.descriptions, *added]) if added else table
+        descriptors.append(replace(each, open_file=identity))
+    return replace(table, descriptors=descriptors, open_files=[*table.open_files, *added]) if added else table
 
 
 def object_name(description: OpenFile[AnyObject]) -> str:
-    """What tells which descriptions are of the same object, as far as their replacement goes."""
+    """What tells which open_files are of the same object, as far as their replacement goes."""
     kind = kind_of(description.object)
     return kind.object.__name__ if kind.alike else description.link

@@ -16,7 +16,7 @@ from live_migration.process.descriptors.held import BUFFER, BUFFER_BYTES, DESCRI
 
 MOST_DISCARDED = 64 << 20
 LATE_CONNECTIONS = 16
-"""So many may have come to a listener's queue since it was looked at."""
+"""So many may have come to a listener's queue since the snapshot."""
 
 
 def end_connection(connection: Special = DESCRIPTOR) -> tuple[Row, ...]:

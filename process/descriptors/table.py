@@ -16,26 +16,26 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
     """A number of the process and the identity of the description that it stands for."""
 
     number: int
-    description: int
+    open_file: int
     close_on_exec: bool
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True):
+class DescriptorTable(msgspec.Struct, frozen=True, kw_only=True):
     """All descriptors of a process, the descriptions that they stand for, and what those share."""
 
     place: Place
     descriptors: list[Descriptor]
-    descriptions: list[OpenFile[AnyObject]]
+    open_files: list[OpenFile[AnyObject]]
     shared: list[AnyShared] = []
     frozen: bool = False
 
     def own_links(self) -> set[str]:
         """What /proc/PID/fd says of all that the process can use; paths that are no more than named do not count."""
-        return {each.link for each in self.descriptions if not each.flags & os.O_PATH}
+        return {each.link for each in self.open_files if not each.flags & os.O_PATH}
 
     def by_identity(self) -> dict[int, OpenFile[AnyObject]]:
         """The descriptions by their identity."""
-        return {description.identity: description for description in self.descriptions}
+        return {description.identity: description for description in self.open_files}
 
     def shared_by_inode(self) -> dict[tuple[type, int], Any]:
         """What descriptions share, by its type and inode."""

@@ -12,18 +12,18 @@ from live_migration.process.descriptors.files import File, difference, is_writab
 from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.registry import AnyObject
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.wire.blockers import Blocker
 
 
-def written_files(table: Table) -> Iterator[tuple[OpenFile[AnyObject], File]]:
+def written_files(table: DescriptorTable) -> Iterator[tuple[OpenFile[AnyObject], File]]:
     """The descriptions that can write to a file with a path."""
-    for one in table.descriptions:
+    for one in table.open_files:
         if isinstance(one.object, File) and one.object.linked and is_writable(one.flags):
             yield one, one.object
 
 
-def each_once(table: Table) -> list[OpenFile[AnyObject]]:
+def each_once(table: DescriptorTable) -> list[OpenFile[AnyObject]]:
     """One description of each such file."""
     found: dict[tuple[int, int], OpenFile[AnyObject]] = {}
     for one, file in written_files(table):
@@ -31,16 +31,16 @@ def each_once(table: Table) -> list[OpenFile[AnyObject]]:
     return list(found.values())
 
 
-def flush_written_files(table: Table, duplicates: dict[int, int]) -> None:
+def flush_written_files(table: DescriptorTable, duplicates: dict[int, int]) -> None:
     """On the source: write what is still in memory of the files open for writing to their storage, so that
-    the other host sees it. `duplicates` are those of the frozen look. Raises OSError.
+    the other host sees it. `duplicates` are those of the frozen snapshot. Raises OSError.
     """
     for one in each_once(table):
         if one.identity in duplicates:
             os.fsync(duplicates[one.identity])
 
 
-def flush_beforehand(pid: int, table: Table) -> None:
+def flush_beforehand(pid: int, table: DescriptorTable) -> None:
     """The same while process `pid` runs, so that little is left to be written when it is frozen."""
     for one in each_once(table):
         with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def flush_beforehand(pid: int, table: Table) -> None:
                 os.close(number)
 
 
-def compare_written_files(table: Table, options: DescriptorOptions, same_machine: bool) -> list[Blocker]:
+def compare_written_files(table: DescriptorTable, options: DescriptorOptions, same_machine: bool) -> list[Blocker]:
     """How files open for writing differ here from what the frozen source says; the source has flushed them
     before.
     """

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from live_migration.kernel.injection.address_gap import free_range
 from live_migration.kernel.memory.maps import MapEntry, maps
-from live_migration.process.memory.mappings import PAGE, AddressSpace, KernelMapping, Kind, Mapping, mapping_of
+from live_migration.process.memory.mappings import PAGE, AddressSpace, KernelMapping, Mapping, MappingKind, mapping_of
 from live_migration.process.memory.vdso import NAME, entry_points, make_bridge, own_code
 from live_migration.wire.blockers import Blocker
 
@@ -87,7 +87,7 @@ def plan_bridge(entries: Sequence[MapEntry], kept: tuple[int, int], space: Addre
 
 
 def _kernel_mappings(entries: Iterable[MapEntry]) -> list[Mapping]:
-    return [mapping for entry in entries if (mapping := mapping_of(entry)).kind is Kind.KERNEL]
+    return [mapping for entry in entries if (mapping := mapping_of(entry)).kind is MappingKind.KERNEL]
 
 
 def _code(space: AddressSpace, vdso: int) -> bytes:

@@ -12,7 +12,13 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping, same_object, shared_more_than_once
+from live_migration.process.memory.mappings import (
+    AddressSpace,
+    Mapping,
+    MappingKind,
+    same_object,
+    shared_more_than_once,
+)
 
 # What a mapping has from its making, and no later call takes from it: MAP_NORESERVE and MAP_GROWSDOWN (mmap(2)), and
 # that it is counted as memory that may be written to. Pieces that differ in them are never one mapping, which mremap(2)
@@ -49,7 +55,7 @@ def difference(staged: AddressSpace, final: AddressSpace) -> Change:
     broken = {
         new.start
         for start, _ in pieces
-        if (new := after.get(start)) and new.kind is Kind.SHARED_ANONYMOUS and start not in kept
+        if (new := after.get(start)) and new.kind is MappingKind.SHARED_ANONYMOUS and start not in kept
     }
     change = Change(unmap=[], make=[], protect=[])
     for start, end in pieces:
@@ -72,12 +78,12 @@ def _apart(kept: dict[int, int], before: dict[int, Mapping], after: dict[int, Ma
     It joins new memory to a mapping, the one below first, but never two mappings that have had pages (their anon_vma,
     mm/vma.c), and mremap(2) of what should be one would fail. Of several the longest stays. Their pages are asked for
     again, which is why this is about anonymous memory alone."""
-    anonymous = {start for start in kept if after[start].kind is Kind.ANONYMOUS}
+    anonymous = {start for start in kept if after[start].kind is MappingKind.ANONYMOUS}
     origins: dict[int, Counter[int]] = {}
     for start in anonymous:
         origins.setdefault(after[start].start, Counter())[before[start].start] += kept[start]
     longest = {new: lengths.most_common(1)[0] for new, lengths in origins.items()}
-    ends = {mapping.end for mapping in after.values() if mapping.kind is Kind.ANONYMOUS}
+    ends = {mapping.end for mapping in after.values() if mapping.kind is MappingKind.ANONYMOUS}
 
     def stays(start: int) -> bool:
         new = after[start]

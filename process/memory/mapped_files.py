@@ -17,13 +17,13 @@ import msgspec
 from live_migration.kernel.opening import open_as
 from live_migration.process.descriptors.files import File, names, preflight_file
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping
+from live_migration.process.memory.mappings import AddressSpace, Mapping, MappingKind
 from live_migration.wire.blockers import Blocker
 
 # A private mapping of /dev/zero is anonymous memory with a name (zero(4)).
 ZERO_DEVICE = os.makedev(1, 5)
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
-FILE_KINDS = (Kind.PRIVATE_FILE, Kind.SHARED_FILE)
+FILE_KINDS = (MappingKind.PRIVATE_FILE, MappingKind.SHARED_FILE)
 
 
 class MappedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,7 @@ class MappedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 def is_written(mapping: Mapping) -> bool:
     """Whether stores into the mapping reach the file."""
-    return mapping.kind is Kind.SHARED_FILE and "mw" in mapping.flags
+    return mapping.kind is MappingKind.SHARED_FILE and "mw" in mapping.flags
 
 
 def snapshot_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]:

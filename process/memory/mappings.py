@@ -40,7 +40,7 @@ FORBIDDEN = {
 }
 
 
-class Kind(enum.IntEnum):
+class MappingKind(enum.IntEnum):
     """How a mapping's pages travel; see the table at the top."""
 
     ANONYMOUS = 1
@@ -56,7 +56,7 @@ class Mapping(msgspec.Struct, frozen=True, array_like=True):
 
     start: int
     end: int
-    kind: Kind
+    kind: MappingKind
     protection: int
     offset: int
     device: str
@@ -90,7 +90,7 @@ class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
         return [
             KernelMapping(mapping.path, mapping.start, mapping.length)
             for mapping in self.mappings
-            if mapping.kind is Kind.KERNEL
+            if mapping.kind is MappingKind.KERNEL
         ]
 
 
@@ -103,16 +103,16 @@ def _protection(permissions: str) -> int:
     return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in permissions)
 
 
-def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -> Kind:
+def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -> MappingKind:
     if path in KERNEL_NAMES:
-        return Kind.KERNEL
+        return MappingKind.KERNEL
     if path.endswith(DELETED) and (inode in by_descriptor or path.startswith("/memfd:")):
-        return Kind.BY_DESCRIPTOR
+        return MappingKind.BY_DESCRIPTOR
     if shared and path.startswith("/dev/zero"):
-        return Kind.SHARED_ANONYMOUS
+        return MappingKind.SHARED_ANONYMOUS
     if inode == 0:
-        return Kind.ANONYMOUS
-    return Kind.SHARED_FILE if shared else Kind.PRIVATE_FILE
+        return MappingKind.ANONYMOUS
+    return MappingKind.SHARED_FILE if shared else MappingKind.PRIVATE_FILE
 
 
 def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collection[int] = ()) -> Mapping:
@@ -195,7 +195,7 @@ def same_object(one: Mapping, other: Mapping) -> bool:
 
 def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, int]]:
     """The shared anonymous memories, as (device, inode), that are mapped at more than one place."""
-    count = Counter((m.device, m.inode) for m in mappings if m.kind is Kind.SHARED_ANONYMOUS)
+    count = Counter((m.device, m.inode) for m in mappings if m.kind is MappingKind.SHARED_ANONYMOUS)
     return frozenset(identity for identity, times in count.items() if times > 1)
 
 
@@ -205,14 +205,16 @@ def paged_on_demand(space: AddressSpace) -> list[Mapping]:
     return [
         mapping
         for mapping in space.mappings
-        if mapping.kind is Kind.ANONYMOUS
-        or (mapping.kind is Kind.SHARED_ANONYMOUS and (mapping.device, mapping.inode) not in twice)
+        if mapping.kind is MappingKind.ANONYMOUS
+        or (mapping.kind is MappingKind.SHARED_ANONYMOUS and (mapping.device, mapping.inode) not in twice)
     ]
 
 
 def is_private_file(mapping: Mapping) -> bool:
     """Whether the mapping has pages of its own beside those of its file."""
-    return mapping.kind is Kind.PRIVATE_FILE or (mapping.kind is Kind.BY_DESCRIPTOR and not mapping.shared)
+    return mapping.kind is MappingKind.PRIVATE_FILE or (
+        mapping.kind is MappingKind.BY_DESCRIPTOR and not mapping.shared
+    )
 
 
 def eager_mappings(space: AddressSpace) -> list[Mapping]:
@@ -224,7 +226,7 @@ def eager_mappings(space: AddressSpace) -> list[Mapping]:
     shown: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for mapping in sorted(space.mappings, key=lambda one: -one.length):
         identity = (mapping.device, mapping.inode)
-        if mapping.kind is not Kind.SHARED_ANONYMOUS or identity not in twice:
+        if mapping.kind is not MappingKind.SHARED_ANONYMOUS or identity not in twice:
             continue
         start, end = mapping.offset, mapping.offset + mapping.length
         parts = shown.setdefault(identity, [])
@@ -240,7 +242,7 @@ def mapping_blockers(space: AddressSpace, by_descriptor: Collection[int] = ()) -
     for mapping in space.mappings:
         name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
         for flag in sorted(mapping.flags & FORBIDDEN.keys()):
-            if mapping.kind is not Kind.KERNEL:
+            if mapping.kind is not MappingKind.KERNEL:
                 cause, remedy = FORBIDDEN[flag]
                 found.setdefault((mapping.path, flag), Blocker(name, cause, remedy))
         if mapping.path.startswith("/SYSV"):
@@ -258,12 +260,12 @@ def mapping_blockers(space: AddressSpace, by_descriptor: Collection[int] = ()) -
                 (mapping.path, "anon"),
                 Blocker(name, "belongs to a kernel object that does not travel", "close it before the move"),
             )
-        elif mapping.kind is Kind.BY_DESCRIPTOR and mapping.inode not in by_descriptor:
+        elif mapping.kind is MappingKind.BY_DESCRIPTOR and mapping.inode not in by_descriptor:
             found.setdefault(
                 (mapping.path, "memfd"),
                 Blocker(name, "is a memfd without a descriptor", "keep its descriptor open until the move"),
             )
-        elif mapping.kind in (Kind.PRIVATE_FILE, Kind.SHARED_FILE) and mapping.path.endswith(DELETED):
+        elif mapping.kind in (MappingKind.PRIVATE_FILE, MappingKind.SHARED_FILE) and mapping.path.endswith(DELETED):
             found.setdefault(
                 (mapping.path, "deleted"),
                 Blocker(

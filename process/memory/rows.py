@@ -17,7 +17,7 @@ from live_migration.kernel.injection.syscall_numbers import (
     SYS_openat,
     SYS_pidfd_getfd,
 )
-from live_migration.process.memory.mappings import Kind, Mapping
+from live_migration.process.memory.mappings import Mapping, MappingKind
 
 AT_FDCWD = -100
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 0x01, 0x02, 0x20
@@ -54,7 +54,7 @@ def map_rows(
     `other_place`: where the same shared anonymous memory, from its first byte on, is mapped already."""
     label = f"map {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
     flags = MAP_FIXED_NOREPLACE
-    if mapping.kind is Kind.SHARED_ANONYMOUS and other_place is not None:
+    if mapping.kind is MappingKind.SHARED_ANONYMOUS and other_place is not None:
         # An old size of 0 makes another mapping of the same pages (mremap(2)).
         place = other_place + mapping.offset
         program.call(label, SYS_mremap, place, 0, mapping.length, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start)
@@ -64,8 +64,8 @@ def map_rows(
         flags |= MAP_NORESERVE
     if "gd" in mapping.flags:
         flags |= MAP_GROWSDOWN | MAP_STACK
-    if mapping.kind in (Kind.ANONYMOUS, Kind.SHARED_ANONYMOUS):
-        flags |= MAP_ANONYMOUS | (MAP_PRIVATE if mapping.kind is Kind.ANONYMOUS else MAP_SHARED)
+    if mapping.kind in (MappingKind.ANONYMOUS, MappingKind.SHARED_ANONYMOUS):
+        flags |= MAP_ANONYMOUS | (MAP_PRIVATE if mapping.kind is MappingKind.ANONYMOUS else MAP_SHARED)
         program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, -1, 0)
         return
     flags |= MAP_SHARED if mapping.shared else MAP_PRIVATE

@@ -6,16 +6,16 @@ Moved, each of the two would go on with a copy of its own, and neither would see
 from __future__ import annotations
 
 from live_migration.process.descriptors.registry import AnyObject, file_of
-from live_migration.process.descriptors.table import Table
-from live_migration.process.memory.mappings import AddressSpace, Kind
+from live_migration.process.descriptors.table import DescriptorTable
+from live_migration.process.memory.mappings import AddressSpace, MappingKind
 from live_migration.process.scope import FileIdentity, HostScan, device_name, holders_text
 from live_migration.wire.blockers import Blocker
 
 
-def shared_memory_blockers(memory: AddressSpace, table: Table, scan: HostScan) -> list[Blocker]:
+def shared_memory_blockers(memory: AddressSpace, table: DescriptorTable, scan: HostScan) -> list[Blocker]:
     """Memory of a member that processes which stay map or have open."""
     names = shared_files(memory, table)
-    links = {one.link for one in table.descriptions if identity_of(one.object) in names}
+    links = {one.link for one in table.open_files if identity_of(one.object) in names}
     found = scan.sharers(names.keys(), links)
     return [
         Blocker(
@@ -27,14 +27,16 @@ def shared_memory_blockers(memory: AddressSpace, table: Table, scan: HostScan) -
     ]
 
 
-def shared_files(memory: AddressSpace, table: Table) -> dict[FileIdentity, str]:
+def shared_files(memory: AddressSpace, table: DescriptorTable) -> dict[FileIdentity, str]:
     """What could be shared without a path leading to it, each with its name for messages."""
     names: dict[FileIdentity, str] = {}
     for mapping in memory.mappings:
-        if mapping.kind is Kind.SHARED_ANONYMOUS or (mapping.kind is Kind.BY_DESCRIPTOR and mapping.shared):
+        if mapping.kind is MappingKind.SHARED_ANONYMOUS or (
+            mapping.kind is MappingKind.BY_DESCRIPTOR and mapping.shared
+        ):
             name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()
             names.setdefault((mapping.device, mapping.inode), name)
-    for one in table.descriptions:
+    for one in table.open_files:
         identity = identity_of(one.object)
         if identity is not None and one.standard is None:
             names.setdefault(identity, one.name)

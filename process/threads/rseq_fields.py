@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from live_migration.kernel.opening import open_as
-from live_migration.process.memory.mappings import Kind, Mapping
+from live_migration.process.memory.mappings import Mapping, MappingKind
 from live_migration.wire.blockers import Blocker
 
 AT_RSEQ_FEATURE_SIZE = 27
@@ -42,7 +42,7 @@ def rseq_blockers(
     """What a process with this vector may miss on this host. Raises OSError when this process's own cannot be read."""
     if kept_fields(auxiliary_vector) <= kept_fields(Path("/proc/self/auxv").read_bytes()):
         return []
-    programs = {m.path for m in mappings if m.kind is Kind.PRIVATE_FILE and m.protection & 4}
+    programs = {m.path for m in mappings if m.kind is MappingKind.PRIVATE_FILE and m.protection & 4}
     return [
         Blocker(
             f"restartable sequences in {path}",

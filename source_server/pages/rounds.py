@@ -11,7 +11,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check
 from live_migration.kernel.injection.dirty_tracking import Tracker, Tracking
 from live_migration.process.member import Runs
-from live_migration.process.memory.mappings import PAGE, AddressSpace, Kind, paged_on_demand
+from live_migration.process.memory.mappings import PAGE, AddressSpace, MappingKind, paged_on_demand
 from live_migration.source_server.pages.client import PageClient
 
 
@@ -50,7 +50,7 @@ def round_ranges(memory: AddressSpace) -> list[RoundRange]:
         after = bisect(others, mapping.start, key=lambda other: other.start)
         low = others[after - 1].end if after else paged[0].start
         high = others[after].start if after < len(others) else paged[-1].end
-        ranges.append(RoundRange(mapping.start, mapping.end, mapping.kind is Kind.SHARED_ANONYMOUS, low, high))
+        ranges.append(RoundRange(mapping.start, mapping.end, mapping.kind is MappingKind.SHARED_ANONYMOUS, low, high))
     return ranges
 
 

@@ -20,7 +20,7 @@ from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
 from live_migration.process.memory import vdso
 from live_migration.process.memory.bridge import bridge_blockers, changed_blockers, is_needed, plan_bridge
-from live_migration.process.memory.mappings import AddressSpace, Kind, Mapping, snapshot_address_space
+from live_migration.process.memory.mappings import AddressSpace, Mapping, MappingKind, snapshot_address_space
 from live_migration.process.memory.vdso import EntryPoint, entry_points, make_bridge, own_code
 from live_migration.restorer.husk import Husk, empty_rows, make_area, run
 from live_migration.restorer.kernel_mappings import write_bridge
@@ -156,8 +156,8 @@ def test_the_mappings_of_another_kernel_may_be_fewer_and_smaller() -> None:
     """6.1 has no [vvar_vclock]. The bridge has the places of the source's, whatever this kernel's are."""
     own = snapshot_address_space(os.getpid())
     code = altered(own.vdso)
-    data = Mapping(0x7F0000000000, 0x7F0000003000, Kind.KERNEL, 1, 0, "00:00", 0, "[vvar]", False)
-    text = Mapping(0x7F0000003000, 0x7F0000003000 + len(code), Kind.KERNEL, 5, 0, "00:00", 0, "[vdso]", False)
+    data = Mapping(0x7F0000000000, 0x7F0000003000, MappingKind.KERNEL, 1, 0, "00:00", 0, "[vvar]", False)
+    text = Mapping(0x7F0000003000, 0x7F0000003000 + len(code), MappingKind.KERNEL, 5, 0, "00:00", 0, "[vdso]", False)
     space = AddressSpace(mappings=[data, text], vdso=code)
     with stopped_husk() as pid:
         husk = Husk(pid, make_area(pid, [space]), -1)

@@ -14,7 +14,7 @@ import live_migration.cli.serve
 import live_migration.restorer.migrate
 import live_migration.source_server.serve
 from live_migration.experiments.machines import wait_for
-from live_migration.process.memory.mappings import Kind
+from live_migration.process.memory.mappings import MappingKind
 from live_migration.process.migration import Migration, migration_of
 from live_migration.wire.exit_codes import ExitCode
 from tests.support import laws
@@ -75,7 +75,7 @@ def with_file_mapping(migration: Migration, path: Path) -> Migration:
     """The last mapping of a file is said to be of this one, which no list of mapped files has."""
     (member,) = migration.members
     mappings = list(member.memory.mappings)
-    place = max(index for index, one in enumerate(mappings) if one.kind is Kind.PRIVATE_FILE)
+    place = max(index for index, one in enumerate(mappings) if one.kind is MappingKind.PRIVATE_FILE)
     mappings[place] = replace(mappings[place], path=str(path))
     return replace(migration, members=[replace(member, memory=replace(member.memory, mappings=mappings))])
 

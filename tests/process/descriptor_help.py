@@ -19,7 +19,7 @@ import msgspec
 from live_migration.process.descriptors.opening import OpenedDescriptors, open_descriptors, update_descriptors
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 
 FIRST_REPORT = 200
 PREAMBLE = """
@@ -82,18 +82,18 @@ def running(
         child.wait()
 
 
-def travel(table: Table) -> Table:
+def travel(table: DescriptorTable) -> DescriptorTable:
     """The table as the other host gets it."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(table), type=Table)
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(table), type=DescriptorTable)
 
 
-def without(table: Table, *numbers: int) -> Table:
+def without(table: DescriptorTable, *numbers: int) -> DescriptorTable:
     """The table without some descriptors and what they stand for."""
-    gone = {d.description for d in table.descriptors if d.number in numbers}
+    gone = {d.open_file for d in table.descriptors if d.number in numbers}
     return msgspec.structs.replace(
         table,
-        descriptors=[d for d in table.descriptors if d.description not in gone],
-        descriptions=[d for d in table.descriptions if d.identity not in gone],
+        descriptors=[d for d in table.descriptors if d.open_file not in gone],
+        open_files=[d for d in table.open_files if d.identity not in gone],
     )
 
 
@@ -103,7 +103,7 @@ def moved(
     options: DescriptorOptions | None = None,
     between: Callable[[OpenedDescriptors, Snapshot], None] | None = None,
     source_access: bool = False,
-    finish: Callable[[OpenedDescriptors, Table], None] | None = None,
+    finish: Callable[[OpenedDescriptors, DescriptorTable], None] | None = None,
 ) -> Iterator[Callable[[int], int]]:
     """Snapshot live, open, look frozen, update: yields a function from the child's number to the descriptor
     here.
@@ -123,7 +123,7 @@ def moved(
                 finish(opened, final)
         finally:
             frozen.close()
-        identities = {d.number: d.description for d in final.descriptors}
+        identities = {d.number: d.open_file for d in final.descriptors}
         copies = {identity: os.dup(number) for identity, number in opened.numbers.items()}
         opened.close()
         try:

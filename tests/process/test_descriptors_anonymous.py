@@ -177,7 +177,7 @@ def test_epoll_is_registered_inside_the_process() -> None:
         frozen = snapshot_descriptors(child.pid, frozen=True)
         frozen.close()
         table = without(frozen.table, child.report, 3)
-        epoll = next(one.object for one in table.descriptions if isinstance(one.object, Epoll))
+        epoll = next(one.object for one in table.open_files if isinstance(one.object, Epoll))
         assert sorted((entry.target, entry.holder) for entry in epoll.entries) == [
             (20, 20),
             (22, 22),
@@ -198,7 +198,7 @@ def test_epoll_is_registered_inside_the_process() -> None:
                 pidfd_number,
                 used | {pidfd_number},
                 [
-                    Installed(each.number, opened.numbers[each.description], each.close_on_exec)
+                    Installed(each.number, opened.numbers[each.open_file], each.close_on_exec)
                     for each in table.descriptors
                     if each.number > 2
                 ],

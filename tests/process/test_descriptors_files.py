@@ -55,11 +55,11 @@ def test_offset_flags_and_duplicates(tmp_path: Path) -> None:
 
         look = snapshot_descriptors(child.pid)
         numbers = {d.number: d for d in look.table.descriptors}
-        one = next(d.number for d in look.table.descriptors if d.description == numbers[20].description)
+        one = next(d.number for d in look.table.descriptors if d.open_file == numbers[20].open_file)
         assert one != 20
         assert not numbers[20].close_on_exec
         assert numbers[21].close_on_exec
-        assert numbers[20].description != numbers[21].description
+        assert numbers[20].open_file != numbers[21].open_file
         with moved(child, between=between) as here:
             assert here(one) == here(20)
             assert os.lseek(here(20), 0, os.SEEK_CUR) == 41
@@ -122,7 +122,7 @@ def test_file_replaced_by_rename_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with running(code, cwd=tmp_path) as child:
         table = snapshot_descriptors(child.pid).table
-        described = next(d for d in table.descriptions if d.number == 20)
+        described = next(d for d in table.open_files if d.number == 20)
         assert isinstance(described.object, File)
         assert not described.object.linked
         assert described.object.path == str(tmp_path / "file")
@@ -224,7 +224,7 @@ def test_outside_ends_are_named(tmp_path: Path) -> None:
         with running("ready()", stderr=write_end) as child:
             look = snapshot_descriptors(child.pid)
             table = without(look.table, child.report)
-            standard = next(d for d in table.descriptions if d.number == 2)
+            standard = next(d for d in table.open_files if d.number == 2)
             assert standard.standard == 2
             assert {holder.pid for holder in standard.holders} >= {other}
             assert descriptor_blockers(table, OPTIONS) == []

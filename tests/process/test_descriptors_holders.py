@@ -41,7 +41,7 @@ def test_locks_of_descriptions_are_handed_over_on_one_machine(tmp_path: Path) ->
         table = without(snapshot_descriptors(child.pid).table, child.report)
         assert {
             one.number: [(lock.kind, lock.start, lock.length) for lock in one.locks]
-            for one in table.descriptions
+            for one in table.open_files
             if one.locks
         } == {
             20: [("FLOCK", 0, 0)],
@@ -99,7 +99,7 @@ def test_owners() -> None:
     """
     with running(code) as child:
         table = without(snapshot_descriptors(child.pid).table, child.report)
-        owner = next(one.owner for one in table.descriptions if one.number == 20)
+        owner = next(one.owner for one in table.open_files if one.number == 20)
         assert owner is not None
         assert (owner.id, owner.signal, owner.own) == (child.pid, signal.SIGRTMIN, True)
         assert [str(one).split(": ", 1)[1] for one in descriptor_blockers(table, NULL)] == [
@@ -123,7 +123,7 @@ def test_terminals() -> None:
             opened = open_descriptors(
                 table, DescriptorOptions(), source_access=False, standard=(terminal, terminal, terminal)
             )
-            identity = next(d.description for d in table.descriptors if d.number == 20)
+            identity = next(d.open_file for d in table.descriptors if d.number == 20)
             assert os.ttyname(opened.numbers[identity]) == name
             opened.close()
         with running(f"put({terminal}, 20); ready()", pass_fds=[terminal]) as child:
@@ -152,14 +152,14 @@ def test_each_standard_descriptor_is_replaced_by_its_own() -> None:
             frozen.close()
             for look in (live, frozen):
                 by_identity = look.table.by_identity()
-                found = {each.number: by_identity[each.description].standard for each in look.table.descriptors}
+                found = {each.number: by_identity[each.open_file].standard for each in look.table.descriptors}
                 assert {number: found[number] for number in (0, 1, 2, 20)} == {0: 0, 1: 1, 2: 2, 20: 0}
             assert live.table.descriptors == frozen.table.descriptors
             table = without(live.table, child.report)
             read_end, write_end = os.pipe()
             standard = (read_end, terminal, write_end)
             opened = open_descriptors(table, DescriptorOptions(), source_access=False, standard=standard)
-            identities = {each.number: each.description for each in table.descriptors}
+            identities = {each.number: each.open_file for each in table.descriptors}
             here = [os.fstat(opened.numbers[identities[number]]).st_ino for number in (0, 1, 2)]
             assert here == [os.fstat(number).st_ino for number in standard]
             update_descriptors(opened, without(frozen.table, child.report))

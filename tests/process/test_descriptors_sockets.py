@@ -19,7 +19,7 @@ from live_migration.process.descriptors.opening import OpenedDescriptors, open_d
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
 from live_migration.process.descriptors.socket_options import read_options, set_options
-from live_migration.process.descriptors.table import Table
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.unix_sockets import UnixSocket
 from live_migration.source_server.held import write_held
 from live_migration.wire.blockers import Blocker
@@ -188,7 +188,7 @@ def test_listeners_are_handed_over_on_one_machine(short_path: Path) -> None:
 
         def between(opened: OpenedDescriptors, live: Snapshot) -> None:
             inodes.extend(opened.handed_over)
-            tcp = next(one.object for one in live.table.descriptions if one.number == 20)
+            tcp = next(one.object for one in live.table.open_files if one.number == 20)
             assert isinstance(tcp, InetSocket)
             assert tcp.backlog == 17
             waiting.append(socket.create_connection((str(tcp.address[0]), int(tcp.address[1]))))
@@ -223,7 +223,7 @@ def test_listeners_are_made_anew(short_path: Path) -> None:
         opened = open_descriptors(table, NULL, source_access=False)
         try:
             update_descriptors(opened, travel(without(look.table, child.report)))
-            identities = {d.number: d.description for d in table.descriptors}
+            identities = {d.number: d.open_file for d in table.descriptors}
             check_listeners(lambda number: opened.numbers[identities[number]])
             assert (short_path / "path.sock").stat().st_mode & 0o777 == 0o640
             opened.undo()
@@ -232,7 +232,7 @@ def test_listeners_are_made_anew(short_path: Path) -> None:
             opened.close()
 
 
-def preflight_elsewhere(table: Table) -> list[Blocker]:
+def preflight_elsewhere(table: DescriptorTable) -> list[Blocker]:
     """What preflight says on another machine."""
     return preflight_descriptors(replace(table, place=replace(table.place, boot="another")), NULL)
 
@@ -280,7 +280,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
     """
     with running(code) as child:
         live = snapshot_descriptors(child.pid)
-        kind = next(one.object for one in live.table.descriptions if one.number == 20)
+        kind = next(one.object for one in live.table.open_files if one.number == 20)
         assert isinstance(kind, InetSocket)
         where = (str(kind.address[0]), int(kind.address[1]))
         with socket.create_connection(where) as client:
@@ -360,7 +360,7 @@ def test_a_process_in_another_network_namespace() -> None:
     with running(code) as child:
         assert blockers(child) == []
         table = without(snapshot_descriptors(child.pid).table, child.report)
-        pair, peer = (next(one.object for one in table.descriptions if one.number == number) for number in (20, 21))
+        pair, peer = (next(one.object for one in table.open_files if one.number == number) for number in (20, 21))
         assert isinstance(pair, UnixSocket)
         assert isinstance(peer, UnixSocket)
         assert pair.peer == peer.inode

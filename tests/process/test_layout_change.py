@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 
 from live_migration.process.memory.layout_change import Change, difference
-from live_migration.process.memory.mappings import PAGE, AddressSpace, Kind, Mapping
+from live_migration.process.memory.mappings import PAGE, AddressSpace, Mapping, MappingKind
 from live_migration.source_server.pages.rounds import round_ranges
 
 BASE = 0x7F0000000000
@@ -15,12 +15,14 @@ COUNTED = frozenset({"ac"})
 
 def mapping(first: int, last: int, protection: int = WRITE, flags: frozenset[str] = COUNTED) -> Mapping:
     """Anonymous memory from page `first` to before page `last`."""
-    return Mapping(BASE + first * PAGE, BASE + last * PAGE, Kind.ANONYMOUS, protection, 0, "00:00", 0, "", False, flags)
+    return Mapping(
+        BASE + first * PAGE, BASE + last * PAGE, MappingKind.ANONYMOUS, protection, 0, "00:00", 0, "", False, flags
+    )
 
 
 def library(first: int, last: int) -> Mapping:
     start, end = BASE + first * PAGE, BASE + last * PAGE
-    return Mapping(start, end, Kind.PRIVATE_FILE, READ, 0, "08:01", 7, "/lib/x.so", False)
+    return Mapping(start, end, MappingKind.PRIVATE_FILE, READ, 0, "08:01", 7, "/lib/x.so", False)
 
 
 def change(before: list[Mapping], after: list[Mapping]) -> Change:
@@ -64,7 +66,9 @@ def test_memory_that_is_not_writable_any_more_is_not_made_in_parts() -> None:
 def shared(first: int, last: int, inode: int = 9) -> Mapping:
     """Shared anonymous memory, all of it."""
     start, end = BASE + first * PAGE, BASE + last * PAGE
-    return Mapping(start, end, Kind.SHARED_ANONYMOUS, WRITE, 0, "00:01", inode, "/dev/zero (deleted)", True, COUNTED)
+    return Mapping(
+        start, end, MappingKind.SHARED_ANONYMOUS, WRITE, 0, "00:01", inode, "/dev/zero (deleted)", True, COUNTED
+    )
 
 
 def test_shared_memory_that_is_mapped_once_more_is_made_anew() -> None:

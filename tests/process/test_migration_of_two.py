@@ -122,7 +122,7 @@ def travelled(migration: Migration) -> Migration:
 
 def identity_at(member: Member, number: int) -> int:
     """The open file that a member has at a number."""
-    return next(one.description for one in member.descriptors if one.number == number)
+    return next(one.open_file for one in member.descriptors if one.number == number)
 
 
 def texts(found: list[Blocker]) -> list[str]:
@@ -143,8 +143,8 @@ def test_what_members_share_stands_once(pair: Pair) -> None:
     assert identity_at(first.member, 0) == identity_at(second.member, 0)
     identities = [one.identity for one in migration.open_files]
     assert len(identities) == len(set(identities))
-    assert set(identities) == {one.identity for part in pair.parts for one in part.table.descriptions}
-    assert len(identities) < sum(len(part.table.descriptions) for part in pair.parts)
+    assert set(identities) == {one.identity for part in pair.parts for one in part.table.open_files}
+    assert len(identities) < sum(len(part.table.open_files) for part in pair.parts)
     pipes = {pipe.inode for part in pair.parts for pipe in part.table.shared}
     assert {pipe.inode for pipe in first.table.shared} == {pipe.inode for pipe in second.table.shared} == pipes
     assert sorted(pipe.inode for pipe in migration.shared) == sorted(pipes)
@@ -186,15 +186,13 @@ def test_each_member_has_its_own_table(pair: Pair) -> None:
         assert table.place == part.table.place
         assert table.descriptors == part.table.descriptors
         # The parent's numbers are not the child's, in what either calls the same file.
-        assert {one.identity: one.number for one in table.descriptions} == {
-            one.identity: one.number for one in part.table.descriptions
+        assert {one.identity: one.number for one in table.open_files} == {
+            one.identity: one.number for one in part.table.open_files
         }
         assert descriptor_changes(part.table, table) == DescriptorChanges([], [], [])
         program = Program("rows of one member")
         descriptor_rows(program, table)
-    assert [one.identity for one in whole_table(migration).descriptions] == [
-        one.identity for one in migration.open_files
-    ]
+    assert [one.identity for one in whole_table(migration).open_files] == [one.identity for one in migration.open_files]
 
 
 def test_nothing_between_members_is_outside(pair: Pair) -> None:

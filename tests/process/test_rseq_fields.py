@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from live_migration.process.memory.mappings import Kind, Mapping, snapshot_address_space
+from live_migration.process.memory.mappings import Mapping, MappingKind, snapshot_address_space
 from live_migration.process.threads.rseq_fields import (
     AT_RSEQ_FEATURE_SIZE,
     VECTOR_ENTRY,
@@ -22,7 +22,7 @@ MORE_THAN_ANY = VECTOR_ENTRY.pack(AT_RSEQ_FEATURE_SIZE, 1 << 20) + VECTOR_ENTRY.
 
 def program(path: str) -> Mapping:
     """A mapping of a program's text."""
-    return Mapping(0x1000, 0x2000, Kind.PRIVATE_FILE, 5, 0, "08:01", 1, path, False)
+    return Mapping(0x1000, 0x2000, MappingKind.PRIVATE_FILE, 5, 0, "08:01", 1, path, False)
 
 
 def test_what_the_vector_tells() -> None:
