@@ -6,13 +6,17 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from live_migration.experiments.machines import Machine, adopt_orphans, leave_on_signals, two_machines
 from tests.support.started import end_everything, end_warm
 
 # Its assertions are to show what they compared, too.
-pytest.register_assert_rewrite("laws", "commands")
+pytest.register_assert_rewrite("tests.support.laws", "tests.support.commands", "tests.pager.paging")
+# How long an example takes is the machine's, which may be busy.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

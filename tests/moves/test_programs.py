@@ -19,6 +19,7 @@ from tests.support.programs_list import Program, all_programs
 PROGRAMS = all_programs()
 MOVED = [program for program in PROGRAMS if not program.refused]
 REFUSED = [program for program in PROGRAMS if program.refused]
+AS_MARKED = [pytest.param(one, marks=[pytest.mark.alone] if one.alone else [], id=one.name) for one in MOVED]
 STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
 
 
@@ -32,7 +33,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that every user may reach: programs drop their rights."""
     path = tmp_path.resolve()
     for parent in (path, *path.parents):
-        if parent.name.startswith("pytest-"):
+        if parent.name.startswith(("pytest-", "popen-")):
             parent.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -53,7 +54,7 @@ def test_unmoved(program: Program, folder: Path, orphans: None) -> None:
 
 @pytest.mark.program
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("program", MOVED, ids=lambda program: program.name)
+@pytest.mark.parametrize("program", AS_MARKED)
 def test_moved(program: Program, strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None) -> None:
     move_and_check(program, strategy, folder, machines)
 

@@ -7,7 +7,7 @@
  * The comment at the top of each program is read by the tests: `feature:` and `limits:` make docs/limits.md,
  * `serve:` and `restore:` are more arguments for lm-serve and lm-restore, `stopped:` says that the program is
  * moved in a group-stop, `untracked:` that its writes cannot be tracked, `refused:` that it cannot be moved,
- * with a word of the blocker.
+ * with a word of the blocker, `timing:` why nothing may run beside its move.
  */
 #ifndef CHECK_H
 #define CHECK_H

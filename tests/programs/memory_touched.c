@@ -1,6 +1,7 @@
 /*
  * feature: threads that write and check memory at random before, during and after the move, a tag in every
  *          page
+ * timing: writes faster than a busy machine sends are no pre-copy any more
  */
 #include "check.h"
 

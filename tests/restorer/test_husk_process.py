@@ -30,6 +30,7 @@ from live_migration.restorer.husk_process import HuskProcess, end_husk, husk_end
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
 from tests.kernel.husks import wait_until
+from tests.support.started import end_warm
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -223,6 +224,7 @@ def test_its_clock_goes_on_from_the_offsets(husks: Starter, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["keep", "namespace"])
 def test_ending_reaps_all_threads_and_the_namespace(mode: str) -> None:
+    end_warm()
     leader, *others = free_ids(5)
     husk = start_husk(described(leader, *others), mode, None)
     other = subprocess.Popen(["true"])

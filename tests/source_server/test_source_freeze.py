@@ -20,6 +20,7 @@ from live_migration.kernel.memory.maps import MapEntry, maps_text, smaps
 from live_migration.process.member import Runs
 from live_migration.process.memory import mappings
 from live_migration.process.memory.mappings import PAGE
+from live_migration.process.threads.landlock import witnesses
 from live_migration.source_server import handover
 from live_migration.source_server.pages.client import PageClient
 from live_migration.source_server.pages.pusher import Pusher, pushing
@@ -278,9 +279,10 @@ def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceSnapshot) -> Non
 
 
 def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceSnapshot) -> None:
-    seen = look_after_waiting(replaced.pid, ())
-    assert seen.executable != replaced.executable
-    freeze(seen)
+    with witnesses(replaced.pid) as seen_by:
+        seen = look_after_waiting(replaced.pid, seen_by)
+        assert seen.executable != replaced.executable
+        freeze(seen)
 
 
 def test_what_is_advised_before_a_destination_comes_is_known(
@@ -291,7 +293,8 @@ def test_what_is_advised_before_a_destination_comes_is_known(
     seen, _ = look(pid)
     place = say("advise")
     assert maps_text(pid) == seen.layout
-    now = look_after_waiting(pid, ())
+    with witnesses(pid) as seen_by:
+        now = look_after_waiting(pid, seen_by)
     assert "dc" not in next(one.flags for one in seen.memory.mappings if one.start <= place < one.end)
     assert "dc" in next(one.flags for one in now.memory.mappings if one.start <= place < one.end)
 

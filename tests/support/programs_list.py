@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "programs"
-KEYS = ("feature", "limits", "serve", "restore", "stopped", "refused", "untracked")
+KEYS = ("feature", "limits", "serve", "restore", "stopped", "refused", "untracked", "timing")
 
 
 @dataclass
@@ -36,6 +36,11 @@ class Program:
     def becomes(self, strategy: str) -> str:
         """The strategy that it comes to be moved by: hybrid is post-copy for one whose writes cannot be tracked."""
         return "post-copy" if "untracked" in self.fields and strategy == "hybrid" else strategy
+
+    @property
+    def alone(self) -> bool:
+        """What becomes of it depends on how fast the machine is, so that nothing may run beside it."""
+        return "timing" in self.fields
 
     @property
     def stopped(self) -> bool:

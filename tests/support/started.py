@@ -24,7 +24,7 @@ import msgspec
 
 from live_migration.experiments import machines
 from live_migration.experiments.machines import Command, Machine, Move
-from tests.support.warm import ANSWER, Request
+from tests.support.warm import ANSWER, LARGEST, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("live_migration.cli.serve", "live_migration.cli.restore")
@@ -86,9 +86,9 @@ class Warm:
         """Fork a command, as a child of this process. Raises OSError when the warm process is gone."""
         with adopting():
             socket.send_fds(self.channel, [msgspec.json.encode(request)], descriptors)
-            answer = self.channel.recv(ANSWER.size)
-        if not answer:
-            raise ConnectionResetError("the warm process is gone")
+            answer = self.channel.recv(LARGEST)
+        if len(answer) != ANSWER.size:
+            raise ConnectionResetError(f"the warm process is gone: {answer.decode()}")
         return Forked(ANSWER.unpack(answer)[0], [request.module, *request.arguments])
 
 
@@ -115,7 +115,9 @@ def warm() -> Warm:
             cwd=ROOT,
             env={name: value for name, value in os.environ.items() if not name.startswith("LM_")},
             stdin=subprocess.DEVNULL,
+            # Not those of the tests, which are files that would be held here.
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
     return Warm(process, ours)
@@ -140,8 +142,9 @@ def end_everything() -> None:
 
 
 def start(machine: Machine | None, words: Sequence[str], folder: Path, name: str, **more: Any) -> Command:
-    """As machines.start(), which it leaves to start what is no command of ours."""
-    if list(words[:2]) != [sys.executable, "-m"] or words[2] not in COMMANDS:
+    """As machines.start(), which it leaves to start what is no command of ours, or where no machine as such is."""
+    ours = list(words[:2]) == [sys.executable, "-m"] and words[2] in COMMANDS
+    if not ours or not isinstance(machine, Machine | None):
         return machines.start(machine, words, folder, name, **more)
     with contextlib.ExitStack() as stack:
         outputs = [folder / f"{name}.out", folder / f"{name}.err"]

@@ -161,4 +161,9 @@ def main(channel: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    with socket.socket(fileno=int(sys.argv[1])) as tests:
+        try:
+            main(tests)
+        except Exception:
+            tests.send(traceback.format_exc().encode())
+            raise
