@@ -154,7 +154,8 @@ class Kind(Generic[Object]):
     blockers    what keeps it from being moved, those that pass by themselves included
     passing     what is in the way of a frozen process, but passes when it runs
     is_file     whether the object is a FileObject
-    hold        what is to be done to it when the process has been handed over, and when it has not
+    hold        asked of the frozen one: what is done at the source once it has been handed over (commit), and once it
+                has not (undo), as rows of system calls (held.py), which C runs
 
     On the destination:
 
