@@ -14,8 +14,8 @@ from live_migration.pager.pager import HotRun, Pager, PagerState
 from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import PAGE
 from live_migration.restorer.husk_process import husk_ended
+from live_migration.restorer.phases import Connected, Running, reached, write
 from live_migration.restorer.plain_locks import lock_plainly
-from live_migration.restorer.run import Run, reached, write
 from live_migration.wire import messages
 from live_migration.wire.control import Odd
 from live_migration.wire.errors import MigrationError, ProtocolError
@@ -27,47 +27,45 @@ GOODBYE_SECONDS = 30.0
 MOST_HOT = 1 << 16
 
 
-def follow(run: Run) -> int:
+def follow(running: Running) -> int:
     """Fetch everything, say goodbye, and unless --detach was given stay until the process ends.
 
     Nothing in here may fail the process: what goes wrong is said, and everything is kept."""
-    assert run.pager is not None
-    assert run.husk is not None
-    pager = run.pager
-    if run.resume_at_once:
+    pager = running.pager
+    if running.resume_at_once:
         pager.prefetch_start()
     watch = select.poll()
-    watch.register(run.control.fileno(), select.POLLIN)
-    watch.register(run.line.fileno(), select.POLLIN)
-    watch.register(run.husk.pidfd, select.POLLIN)
+    watch.register(running.connected.control.fileno(), select.POLLIN)
+    watch.register(running.connected.line.fileno(), select.POLLIN)
+    watch.register(running.husk.pidfd, select.POLLIN)
     watch.register(pager.event, select.POLLIN)
     shown = 0.0
     gone = False
     while True:
         ready = frozenset(number for number, _ in watch.poll(TICK_MS))
-        if run.line.fileno() in ready and not _orders(run):
-            watch.unregister(run.line.fileno())
-        if run.control.fileno() in ready and not _hear(run):
-            watch.unregister(run.control.fileno())
-        if run.husk.pidfd in ready:
+        if running.connected.line.fileno() in ready and not _orders(running):
+            watch.unregister(running.connected.line.fileno())
+        if running.connected.control.fileno() in ready and not _hear(running):
+            watch.unregister(running.connected.control.fileno())
+        if running.husk.pidfd in ready:
             gone = True
-            watch.unregister(run.husk.pidfd)
+            watch.unregister(running.husk.pidfd)
         if gone:
             # Its children may live on, and need their pages.
             pager.notice_ends()
         state = take_state(pager)
         if state is PagerState.COMPLETE:
             break
-        if state in (PagerState.STALLED, PagerState.FAILED) and run.session.state is not State.STALLED:
-            _stall(run)
+        if state in (PagerState.STALLED, PagerState.FAILED) and running.connected.session.state is not State.STALLED:
+            _stall(running)
         if time.monotonic() - shown > 0.1:
             shown = time.monotonic()
-            show_progress(run)
-    _finish(run)
-    if run.options.detach:
-        run.line.send("exit", status=int(ExitCode.OK))
+            show_progress(running)
+    _finish(running)
+    if running.connected.options.detach:
+        running.connected.line.send("exit", status=int(ExitCode.OK))
         return int(ExitCode.OK)
-    return _stay(run)
+    return _stay(running)
 
 
 def take_state(pager: Pager) -> PagerState:
@@ -77,11 +75,10 @@ def take_state(pager: Pager) -> PagerState:
     return pager.state
 
 
-def show_progress(run: Run) -> None:
+def show_progress(running: Running) -> None:
     """Tell the frontend how far the pages are."""
-    assert run.pager is not None
-    counted = run.pager.counters
-    run.line.send(
+    counted = running.pager.counters
+    running.connected.line.send(
         "progress",
         pages=counted["total_pages"] + counted["zero_pages"],
         total=counted["total_pages"] + counted["zero_pages"] + counted["wanted_pages"],
@@ -89,132 +86,121 @@ def show_progress(run: Run) -> None:
     )
 
 
-def _orders(run: Run) -> bool:
+def _orders(running: Running) -> bool:
     """Pass the frontend's signals on to the process; False when the frontend is gone."""
-    assert run.husk is not None
-    run.line.hear()
-    for order, number in run.line.orders:
+    running.connected.line.hear()
+    for order, number in running.connected.line.orders:
         if order in ("signal", "stop"):
             with contextlib.suppress(OSError):
-                pidfd.send_signal(run.husk.pidfd, number)
-    run.line.orders.clear()
-    return not run.line.frontend_is_gone
+                pidfd.send_signal(running.husk.pidfd, number)
+    running.connected.line.orders.clear()
+    return not running.connected.line.frontend_is_gone
 
 
-def _hear(run: Run, *, finished: bool = False) -> bool:
+def _hear(running: Running, *, finished: bool = False) -> bool:
     """Take one message of the source; False when no more will come: the connection is gone, or that was the last one.
     `finished`: every page is here."""
     more = (messages.Goodbye,) if finished else ()
     try:
-        message = run.control.hear(messages.Hot, messages.Signal, *more)
+        message = running.connected.control.hear(messages.Hot, messages.Signal, *more)
     except ProtocolError as error:
-        _note_odd(run, error.cause)
+        _note_odd(running.connected, error.cause)
         return False
     except MigrationError:
         return False
     if isinstance(message, Odd):
-        _note_odd(run, message.cause)
+        _note_odd(running.connected, message.cause)
     if isinstance(message, messages.Hot) and not finished:
-        _fetch_first(run, message)
+        _fetch_first(running, message)
     if isinstance(message, messages.Signal):
         with contextlib.suppress(OSError):
-            _deliver(run, message.thread, message.number)
+            _deliver(running, message.thread, message.number)
     return not isinstance(message, messages.Goodbye)
 
 
-def _note_odd(run: Run, cause: str) -> None:
-    run.line.send("note", text=f"a message of lm-serve cannot be used and is passed over: {cause}", level=0)
+def _note_odd(connected: Connected, cause: str) -> None:
+    connected.line.send("note", text=f"a message of lm-serve cannot be used and is passed over: {cause}", level=0)
 
 
-def _fetch_first(run: Run, message: messages.Hot) -> None:
+def _fetch_first(running: Running, message: messages.Hot) -> None:
     """The source's word on what will be touched soon; one that cannot be used is passed over."""
-    assert run.pager is not None
-    assert run.final is not None
     try:
         spaces = messages.unpack(message.payload, dict[int, list[Runs]])
-        if spaces.keys() - {member.space for member in run.final.members}:
+        if spaces.keys() - {member.space for member in running.final.members}:
             raise messages.broken("it names pages of a process that is not moved")
         runs = [
             HotRun(one.address, one.address + one.pages * PAGE, space) for space, runs in spaces.items() for one in runs
         ]
-        run.pager.prefetch_first(runs[:MOST_HOT])
+        running.pager.prefetch_first(runs[:MOST_HOT])
     except ProtocolError as error:
-        _note_odd(run, error.cause)
+        _note_odd(running.connected, error.cause)
     except (OSError, OverflowError) as error:
-        _note_odd(run, f"it names pages that cannot be ({error})")
+        _note_odd(running.connected, f"it names pages that cannot be ({error})")
 
 
-def _deliver(run: Run, thread: int, number: int) -> None:
+def _deliver(running: Running, thread: int, number: int) -> None:
     """Send a forwarded signal to the process, or to the thread it was meant for."""
-    assert run.husk is not None
-    host_tid = run.building.threads.get(thread, 0) if run.building is not None else 0
+    host_tid = running.threads.get(thread, 0)
     if host_tid:
-        pidfd.send_to_thread(run.husk.pid, host_tid, number)
+        pidfd.send_to_thread(running.husk.pid, host_tid, number)
     else:
-        pidfd.send_signal(run.husk.pidfd, number)
+        pidfd.send_signal(running.husk.pidfd, number)
 
 
-def _stall(run: Run) -> None:
-    assert run.pager is not None
-    assert run.husk is not None
-    cause = run.pager.cause
-    run.session.happened(Event.LOST)
-    run.line.send("stalled", pid=run.husk.pid, cause=cause)
-    said = f"the memory's connection is lost ({cause}); {run.session.said(run.husk.pid)}"
-    run.line.send("note", text=said, level=0)
+def _stall(running: Running) -> None:
+    cause = running.pager.cause
+    running.connected.session.happened(Event.LOST)
+    running.connected.line.send("stalled", pid=running.husk.pid, cause=cause)
+    said = f"the memory's connection is lost ({cause}); {running.connected.session.said(running.husk.pid)}"
+    running.connected.line.send("note", text=said, level=0)
 
 
-def _finish(run: Run) -> None:
+def _finish(running: Running) -> None:
     """Every page is in, or nobody needs them any more: let go of the memory and tell the source."""
-    assert run.pager is not None
-    assert run.husk is not None
-    run.session.happened(Event.FINISHED)
-    fill(run)
-    run.pager.finish()
-    _lock(run)
-    reached(run, "destination-complete")
+    running.connected.session.happened(Event.FINISHED)
+    fill(running)
+    running.pager.finish()
+    _lock(running)
+    reached(running.connected, "destination-complete")
     with contextlib.suppress(MigrationError):
-        counted = messages.pack([run.report.pages, run.report.bytes, run.report.faults])
-        run.control.send(messages.Finished(payload=counted))
-    write(run)
-    run.line.send("complete", pid=run.husk.pid)
-    run.line.send("result", report=msgspec.to_builtins(run.report))
+        report = running.connected.report
+        counted = messages.pack([report.pages, report.bytes, report.faults])
+        running.connected.control.send(messages.Finished(payload=counted))
+    write(running.connected)
+    running.connected.line.send("complete", pid=running.husk.pid)
+    running.connected.line.send("result", report=msgspec.to_builtins(running.connected.report))
     # Not before: the source's copy leaves first, and to give its memory back takes it a tenth of a second per GiB.
-    _await_goodbye(run)
-    if run.custody is not None:
-        run.custody.end()
-    run.roles.close()
+    _await_goodbye(running)
+    running.custody.end()
+    running.connected.roles.close()
 
 
-def _await_goodbye(run: Run) -> None:
+def _await_goodbye(running: Running) -> None:
     """Wait until the source's copy has left, and deliver the signals that have come to it meanwhile."""
     poll = select.poll()
-    poll.register(run.control.fileno(), select.POLLIN)
+    poll.register(running.connected.control.fileno(), select.POLLIN)
     deadline = time.monotonic() + GOODBYE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
-        if poll.poll(left * 1000) and not _hear(run, finished=True):
+        if poll.poll(left * 1000) and not _hear(running, finished=True):
             return
 
 
-def _lock(run: Run) -> None:
+def _lock(running: Running) -> None:
     """Make the process's locks of memory what they were at the source."""
-    assert run.husk is not None
-    mappings = run.final.members[0].memory.mappings if run.final is not None else []
-    failed = lock_plainly(run.husk.pid, mappings)
+    failed = lock_plainly(running.husk.pid, running.final.members[0].memory.mappings)
     if failed:
-        run.line.send(
+        running.connected.line.send(
             "note",
-            text=f"memory of process {run.husk.pid} stays locked page by page, as each is touched (mlock2 with "
+            text=f"memory of process {running.husk.pid} stays locked page by page, as each is touched (mlock2 with "
             f"MLOCK_ONFAULT) instead of all at once ({failed})",
             level=0,
         )
 
 
-def fill(run: Run) -> None:
+def fill(running: Running) -> None:
     """The pager's counters and latencies, as the report has them."""
-    assert run.pager is not None
-    counted, latencies = run.pager.counters, run.pager.latencies
-    report = run.report
+    counted, latencies = running.pager.counters, running.pager.latencies
+    report = running.connected.report
     report.pages.total = counted["total_pages"] + counted["zero_pages"]
     report.pages.zero = counted["zero_pages"]
     report.pages.faulted = counted["faulted_pages"]
@@ -232,21 +218,20 @@ def fill(run: Run) -> None:
     report.faults.max_us = latencies.max_us
 
 
-def _stay(run: Run) -> int:
+def _stay(running: Running) -> int:
     """Wait until the process has ended; its status as a shell would say it."""
-    assert run.husk is not None
     watch = select.poll()
-    watch.register(run.husk.pidfd, select.POLLIN)
-    watch.register(run.line.fileno(), select.POLLIN)
+    watch.register(running.husk.pidfd, select.POLLIN)
+    watch.register(running.connected.line.fileno(), select.POLLIN)
     while True:
         ready = frozenset(number for number, _ in watch.poll())
-        if run.line.fileno() in ready and not _orders(run):
-            watch.unregister(run.line.fileno())
-        if run.husk.pidfd in ready:
+        if running.connected.line.fileno() in ready and not _orders(running):
+            watch.unregister(running.connected.line.fileno())
+        if running.husk.pidfd in ready:
             break
-    status = husk_ended(run.husk)
-    run.report.exit_status = status
-    write(run)
-    run.line.send("ended", pid=run.husk.pid, status=status)
-    run.line.send("exit", status=status)
+    status = husk_ended(running.husk)
+    running.connected.report.exit_status = status
+    write(running.connected)
+    running.connected.line.send("ended", pid=running.husk.pid, status=status)
+    running.connected.line.send("exit", status=status)
     return status

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import gc
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import msgspec
@@ -25,6 +25,7 @@ from live_migration.pager.pager import Pager, PagerState
 from live_migration.process.attributes import clocks
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, new_contents
+from live_migration.process.descriptors.opening import open_descriptors
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine
 from live_migration.process.descriptors.written_files import compare_written_files
@@ -40,9 +41,9 @@ from live_migration.restorer.frontend_events import FrontendEvents
 from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.husk_process import end_husk, is_killed, start_husk
 from live_migration.restorer.options import RestoreOptions
+from live_migration.restorer.phases import Armed, Connected, Frozen, Running, Staged, Started, reached, tell, write
 from live_migration.restorer.preflight import Peer, new_file_blockers, preflight
 from live_migration.restorer.rounds import correct, drop_discarded, memory_ranges, take_freezing, take_rounds
-from live_migration.restorer.run import Run, reached, tell, write
 from live_migration.restorer.waiting import (
     LAST_WORDS_SECONDS,
     expect,
@@ -62,7 +63,7 @@ from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
-from live_migration.wire.session import Event, State, begin
+from live_migration.wire.session import Event, Session, State, begin
 from live_migration.wire.session import rehearse as rehearse_session
 
 GREETING_SECONDS = 30.0
@@ -79,72 +80,89 @@ IN_DOUBT = (
 
 def migrate(options: RestoreOptions, line: Line) -> int:
     """Take the process over; the exit status of the worker. Raises MigrationError before the handover."""
+    connected = connect(options, line)
+    try:
+        with naming_failures(connected.session):
+            staged = stage(start(connected))
+            frozen = freeze(staged, take_rounds(staged))
+            apply_final(frozen)
+            armed = arm(frozen)
+        commit = await_commit(armed)
+    except MigrationError as error:
+        give_up(connected, error)
+        raise
+    running = resume(armed, commit, time.monotonic_ns())
+    return follow(running)
+
+
+def connect(options: RestoreOptions, line: Line) -> Connected:
+    """Meet the source. Raises MigrationError."""
     strategy = options.parameters.strategy
     report = Report(side="destination", outcome="failed", strategy=strategy, pid=0, started=time.time())
-    events = FrontendEvents(line)
     session = begin(Side.DESTINATION, lambda text: line.send("note", text=text, level=0))
-    roles = meet(options.meeting, "destination", events, watch=[line.fileno()])
+    roles = meet(options.meeting, "destination", FrontendEvents(line), watch=[line.fileno()])
     if roles is None:
         line.hear()
         raise stopped(line, session)
     session.happened(Event.CONNECTED)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert(words, DescriptorOptions)
-    run = Run(options, described, line, roles, ControlChannel(roles.control), session, report)
+    return Connected(options, described, line, roles, ControlChannel(roles.control), session, report)
+
+
+@contextlib.contextmanager
+def naming_failures(session: Session) -> Iterator[None]:
+    """Within, what fails in building the process is a MigrationError that says so."""
     try:
-        ready = hand_over(run)
-        commit = await_commit(run, ready)
-    except MigrationError as error:
-        report.error = str(error)
-        session.ended_by(error)
-        if session.may_destroy():
-            destroy(run)
-        tell(run.control, error)
-        write(run)
-        raise
-    resume(run, commit, time.monotonic_ns())
-    return follow(run)
+        yield
+    except (SyscallFailed, OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
+        raise LocalError(
+            step="restoring the process",
+            object="the husk",
+            cause=str(error),
+            remedy=f"{session.row.said}; look at the cause and try again",
+        ) from error
 
 
-def hand_over(run: Run) -> bytes:
-    """Everything up to READY, which it returns. Raises MigrationError, after which the husk has to be destroyed."""
-    try:
-        stage(run, prepare(run))
-        apply_final(run)
-        return arm(run)
-    except SyscallFailed as error:
-        raise cannot_build(run, str(error)) from error
-    except (OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
-        raise cannot_build(run, str(error)) from error
+def give_up(connected: Connected, error: MigrationError) -> None:
+    """Before COMMIT: nothing of the husk is left, and the source is told why."""
+    connected.report.error = str(error)
+    connected.session.ended_by(error)
+    if connected.session.may_destroy():
+        for take_back in connected.undo:
+            take_back()
+    tell(connected.control, error)
+    write(connected)
 
 
-def prepare(run: Run) -> Member:
-    """Greet, take the description and find every blocker; the process that is moved."""
+def start(connected: Connected) -> Started:
+    """Greet, take the description, find every blocker, and start the husk."""
     failpoint("destination-connected")
-    greeting = expect(run, messages.Greeting, GREETING_SECONDS)
+    greeting = expect(connected, messages.Greeting, GREETING_SECONDS)
     here = snapshot_host(cpu.describe(), vdso.digest(vdso.own_code()))
     # The source reads its clocks when this message has come to it.
     asked = clocks.snapshot_clocks()
-    run.control.send(messages.Greeting(host=here, parameters=msgspec.to_builtins(run.options.parameters)))
-    payload = expect(run, messages.Description, GREETING_SECONDS).payload
-    run.staged = unpack_migration(payload)
-    process = only_member(run.staged)
+    options, control, line = connected.options, connected.control, connected.line
+    control.send(messages.Greeting(host=here, parameters=msgspec.to_builtins(options.parameters)))
+    described = unpack_migration(expect(connected, messages.Description, GREETING_SECONDS).payload)
+    task = only_member(described).task
     failpoint("destination-described")
-    blockers = preflight(run.staged, Peer(greeting.host, here), run.options, run.descriptor_options)
+    blockers = preflight(described, Peer(greeting.host, here), options, connected.descriptor_options)
     if blockers:
-        raise Refused(blockers, object=f"process {process.task.pid}")
-    offsets = clocks.offsets_for(process.task.clocks, asked, clocks.read_offsets())
-    run.husk = start_husk(process.task, run.options.pid, offsets)
-    threads = len(process.task.threads)
-    run.custody = start_custody(run.line.page, run.control.fileno(), run.husk.pid, run.husk.pidfd, threads)
-    run.session.told = run.custody.tell
-    if run.husk.namespace:
-        asked_for = run.options.pid == "namespace"
-        text = f"id {process.task.pid} is the process's own in a PID namespace; this host knows it as {run.husk.pid}"
-        run.line.send("note", text=text, level=1 if asked_for else 0)
+        raise Refused(blockers, object=f"process {task.pid}")
+    offsets = clocks.offsets_for(task.clocks, asked, clocks.read_offsets())
+    husk = start_husk(task, options.pid, offsets)
+    connected.undo.append(functools.partial(end_husk, husk))
+    custody = start_custody(line.page, control.fileno(), husk.pid, husk.pidfd, len(task.threads))
+    connected.undo.append(custody.end)
+    connected.session.told = custody.tell
+    if husk.namespace:
+        asked_for = options.pid == "namespace"
+        text = f"id {task.pid} is the process's own in a PID namespace; this host knows it as {husk.pid}"
+        line.send("note", text=text, level=1 if asked_for else 0)
     failpoint("destination-husk")
-    run.session.happened(Event.HUSK_STARTED)
-    return process
+    connected.session.happened(Event.HUSK_STARTED)
+    return Started(connected, described, husk, custody)
 
 
 def unpack_migration(payload: msgspec.Raw) -> Migration:
@@ -164,65 +182,74 @@ def only_member(migration: Migration) -> Member:
     return migration.members[0]
 
 
-def stage(run: Run, member: Member) -> None:
+def stage(started: Started) -> Staged:
     """Fill the husk while the source runs, and take in what cannot be paged on demand."""
-    assert run.husk is not None
-    assert run.custody is not None
-    assert run.staged is not None
-    husk, table = run.husk, table_of(run.staged, member)
-    run.building = build.stage(husk.pid, husk.pidfd_number, member, table, run.descriptor_options, husk.offsets)
-    run.pager = Pager()
-    run.pager.add_space(member.space, run.building.userfaultfd, husk.pid)
-    run.pager.connect(run.roles.fault, run.roles.bulk, run.roles.session, run.roles.attempt)
-    run.pager.set_ranges(memory_ranges(member.memory), member.space)
-    add_contents(run, run.staged.contents)
-    run.pager.start()
+    connected, described, husk, custody = started.connected, started.described, started.husk, started.custody
+    member = only_member(described)
+    table = table_of(described, member)
+    pager = Pager()
+    connected.undo.append(pager.close)
+    opened = open_descriptors(table, connected.descriptor_options)
+    connected.undo.append(opened.undo)
+    building = build.stage(husk, member, table, connected.descriptor_options, opened)
+    staged = Staged(connected, described, husk, custody, building, pager)
+    roles = connected.roles
+    pager.add_space(member.space, building.userfaultfd, husk.pid)
+    pager.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
+    pager.set_ranges(memory_ranges(member.memory), member.space)
+    add_contents(staged, described.contents)
+    pager.start()
     failpoint("destination-staged")
-    run.control.send(messages.Staged(pid=husk.pid))
-    run.session.happened(Event.STAGED)
-    run.line.send("staged", pid=husk.pid)
-    for sentence in run.building.warnings + run.custody.prepare():
-        run.line.send("note", text=sentence, level=0)
-    run.custody.rehearse(len(run.building.threads))
-    build.rehearse(run.building)
-    with interrupted_by_frontend(run):
-        receive_push(run, STAGING_PUSH)
+    connected.control.send(messages.Staged(pid=husk.pid))
+    connected.session.happened(Event.STAGED)
+    connected.line.send("staged", pid=husk.pid)
+    for sentence in building.warnings + custody.prepare():
+        connected.line.send("note", text=sentence, level=0)
+    custody.rehearse(len(building.threads))
+    build.rehearse(building)
+    with interrupted_by_frontend(connected):
+        receive_push(staged, STAGING_PUSH)
     failpoint("destination-pushed")
-    run.control.send(messages.Pushed(push=STAGING_PUSH))
-    run.session.happened(Event.PUSHED)
+    connected.control.send(messages.Pushed(push=STAGING_PUSH))
+    connected.session.happened(Event.PUSHED)
+    return staged
 
 
-def add_contents(run: Run, contents: Iterable[Content]) -> None:
+def add_contents(staged: Staged, contents: Iterable[Content]) -> None:
     """Tell the pager where the content of files without a path goes."""
-    assert run.building is not None
-    assert run.pager is not None
     for content in contents:
-        run.pager.add_object(content.space, build.content_descriptor(run.building, content), content.size)
+        staged.pager.add_object(content.space, build.content_descriptor(staged.building, content), content.size)
 
 
-def wait_for_final(run: Run) -> Migration:
-    """Wait for the freeze. The frontend may still stop everything."""
-    assert run.building is not None
-    message: messages.Freezing | messages.Final = take_rounds(run)
+def freeze(staged: Staged, announced: messages.Freezing) -> Frozen:
+    """Rehearse, and wait for the frozen process, as often as a freeze is announced. The frontend may still stop
+    everything."""
+    session = staged.connected.session
+    held = contextlib.ExitStack()
+    message: messages.Freezing | messages.Final = announced
     gc.disable()
-    run.while_frozen.enter_context(cpu_dma_latency.awake())
+    held.enter_context(cpu_dma_latency.awake())
     due: Any = messages.Freezing | messages.Final
     while isinstance(message, messages.Freezing):
-        run.session.happened(Event.FREEZE)
-        rehearse_often(functools.partial(rehearse, run.building))
-        take_freezing(run, message)
-        message = expect(run, due, FINAL_SECONDS)
-    run.session.happened(Event.FINAL)
-    return take_final(run, messages.unpack(message.payload, Migration))
+        session.happened(Event.FREEZE)
+        announced = message
+        rehearse_often(functools.partial(rehearse, staged.building))
+        take_freezing(staged, announced)
+        message = expect(staged.connected, due, FINAL_SECONDS)
+    session.happened(Event.FINAL)
+    final = take_final(staged.described, messages.unpack(message.payload, Migration))
+    failpoint("destination-final")
+    frozen = Frozen(staged, final, announced.resume_at_once, time.time(), held)
+    if not frozen.is_short:
+        say_frozen(frozen)
+    return frozen
 
 
-def take_final(run: Run, final: Migration) -> Migration:
+def take_final(staged: Migration, final: Migration) -> Migration:
     """The final description with what the live one has told already."""
-    assert run.staged is not None
-    staged = run.staged.members
-    if [member.space for member in final.members] != [member.space for member in staged]:
+    if [member.space for member in final.members] != [member.space for member in staged.members]:
         raise messages.broken("it describes other processes than before")
-    return with_staged(final, {member.space: member.memory for member in staged}, run.staged.mapped_files)
+    return with_staged(final, {member.space: member.memory for member in staged.members}, staged.mapped_files)
 
 
 def rehearse(building: build.Construction) -> None:
@@ -231,174 +258,148 @@ def rehearse(building: build.Construction) -> None:
     rehearse_session(Side.DESTINATION)
 
 
-def apply_final(run: Run) -> None:
+def say_frozen(frozen: Frozen) -> None:
+    """Tell the frontend that the freeze has begun. Where it is over in milliseconds that comes with its end, for the
+    frontend wants a processor to pass it on."""
+    frozen.staged.connected.line.send("frozen", pid=frozen.staged.husk.pid, time=frozen.since)
+
+
+def apply_final(frozen: Frozen) -> None:
     """Apply what has changed since staging, and for a strategy that resumes when complete, fetch every page."""
-    assert run.building is not None
-    assert run.custody is not None
-    assert run.pager is not None
-    assert run.staged is not None
-    final = wait_for_final(run)
-    run.final = final
+    staged, final = frozen.staged, frozen.final
+    building, pager, described = staged.building, staged.pager, staged.connected.descriptor_options
     member = only_member(final)
     table = table_of(final, member)
-    failpoint("destination-final")
-    run.frozen = time.time()
-    if not (run.resume_at_once and run.custody.guarded):
-        say_frozen(run)
     appeared = [
-        *descriptor_blockers(whole_table(final), run.descriptor_options),
-        *new_file_blockers(final, run.staged, run.descriptor_options),
+        *descriptor_blockers(whole_table(final), described),
+        *new_file_blockers(final, staged.described, described),
     ]
     if appeared:
         raise Refused(appeared, object=f"process {member.task.pid}", step="the frozen process")
-    build.apply_layout(run.building, member, table)
+    build.apply_layout(building, member, table)
     if not member.as_staged:
-        run.pager.set_ranges(memory_ranges(member.memory), member.space)
-    add_contents(run, new_contents(final.contents, run.staged.contents))
-    correct(run, final.corrected, member.memory)
-    receive_push(run, final.pushed)
-    drop_discarded(run, member.memory)
+        pager.set_ranges(memory_ranges(member.memory), member.space)
+    add_contents(staged, new_contents(final.contents, staged.described.contents))
+    correct(staged, final.corrected, member.memory)
+    receive_push(staged, final.pushed)
+    drop_discarded(staged, member.memory)
     failpoint("destination-laid-out")
-    build.apply_threads(run.building, member, table, run.custody)
+    build.apply_threads(building, member, table, staged.custody)
     failpoint("destination-built")
-    blockers = compare_written(run, final, same_machine=False)
+    blockers = compare_written(final, described, same_machine=False)
     # Asked for when there is a difference alone: a file that is read, while the process is frozen.
     if blockers and is_same_machine(member.place):
-        blockers = compare_written(run, final, same_machine=True)
+        blockers = compare_written(final, described, same_machine=True)
     if blockers:
         # A process that runs again at the source writes again: then this is not the reason.
         different = Refused(blockers, step="comparing written files", code=ExitCode.FILES)
-        raise last_words(run, COMPARED_AGAIN_SECONDS) or different
-    run.building.opened.close()
-    if not run.resume_at_once:
-        run.pager.prefetch_start()
-        wait_until_complete(run)
+        raise last_words(staged.connected, COMPARED_AGAIN_SECONDS) or different
+    building.opened.close()
+    if not frozen.resume_at_once:
+        pager.prefetch_start()
+        wait_until_complete(staged)
 
 
-def say_frozen(run: Run) -> None:
-    """Tell the frontend that the freeze has begun. Where it is over in milliseconds that comes with its end, for the
-    frontend     wants a processor to pass it on."""
-    assert run.building is not None
-    run.line.send("frozen", pid=run.building.husk.pid, time=run.frozen)
-
-
-def compare_written(run: Run, final: Migration, *, same_machine: bool) -> list[Blocker]:
+def compare_written(final: Migration, options: DescriptorOptions, *, same_machine: bool) -> list[Blocker]:
     """How what the process writes to, by a descriptor or a mapping, differs here from the source's."""
     return [
-        *compare_written_files(whole_table(final), run.descriptor_options, same_machine),
-        *compare_written_mappings(final.mapped_files, run.descriptor_options, same_machine),
+        *compare_written_files(whole_table(final), options, same_machine),
+        *compare_written_mappings(final.mapped_files, options, same_machine),
     ]
 
 
-def wait_until_complete(run: Run) -> None:
+def wait_until_complete(staged: Staged) -> None:
     """Wait for the last page while the source is frozen."""
-    assert run.pager is not None
-    while (state := run.pager.wait(PagerState.RUNNING, TICK_MS / 1000)) is PagerState.RUNNING:
-        run.line.hear()
-        if run.line.is_to_stop:
-            raise stopped(run.line, run.session)
+    connected, pager = staged.connected, staged.pager
+    while (state := pager.wait(PagerState.RUNNING, TICK_MS / 1000)) is PagerState.RUNNING:
+        connected.line.hear()
+        if connected.line.is_to_stop:
+            raise stopped(connected.line, connected.session)
     if state is not PagerState.COMPLETE:
-        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(run.pager.cause, run.session)
+        raise last_words(connected, LAST_WORDS_SECONDS) or lost_pages(pager.cause, connected.session)
 
 
-def arm(run: Run) -> bytes:
-    """Everything is built: see to it that from now on our death leaves the process be. READY, as it will be sent."""
-    assert run.building is not None
-    assert run.custody is not None
-    handed_over = sorted(run.building.opened.handed_over)
+def arm(frozen: Frozen) -> Armed:
+    """Everything is built: see to it that from now on our death leaves the process be."""
+    staged = frozen.staged
+    handed_over = sorted(staged.building.opened.handed_over)
     ready = messages.encode(messages.Ready(payload=messages.pack(handed_over)))
-    run.custody.arm(ready)
-    run.session.happened(Event.ARMED)
-    return ready
+    staged.custody.arm(ready)
+    staged.connected.session.happened(Event.ARMED)
+    return Armed(frozen, ready)
 
 
-def await_commit(run: Run, ready: bytes) -> messages.Commit:
+def await_commit(armed: Armed) -> messages.Commit:
     """READY, and the source's decision. Raises MigrationError when it decided not to hand over.
 
     Only words tell what the source decided: COMMIT, or that it gives up. Any end of the connection, an orderly one too,
     leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
+    connected = armed.frozen.staged.connected
+    control, session = connected.control, connected.session
     failpoint("destination-ready")
-    run.control.send_bytes(ready)
-    run.session.happened(Event.READY)
-    reached(run, "destination-waiting")
+    control.send_bytes(armed.ready)
+    session.happened(Event.READY)
+    reached(connected, "destination-waiting")
     try:
-        ahead = run.control.look_ahead()
+        ahead = control.look_ahead()
         if isinstance(ahead, messages.Commit):
             # Known to the custodian before it is taken out of the socket, where it could find it.
-            run.session.happened(Event.COMMIT)
-            run.control.skip()
+            session.happened(Event.COMMIT)
+            control.skip()
             return ahead
-        commit = run.control.expect(messages.Commit)
+        commit = control.expect(messages.Commit)
     except MigrationError as error:
-        if run.session.ended_by(error) is State.IN_DOUBT:
-            wait_in_doubt(run, str(error))
+        if session.ended_by(error) is State.IN_DOUBT:
+            wait_in_doubt(armed.frozen, str(error))
         raise
-    run.session.happened(Event.COMMIT)
+    session.happened(Event.COMMIT)
     return commit
 
 
-def wait_in_doubt(run: Run, cause: str) -> NoReturn:
+def wait_in_doubt(frozen: Frozen, cause: str) -> NoReturn:
     """Nobody here can know whether the source has handed over: keep everything, say so, and wait.
 
     Raises LocalError when the process that was kept has been ended by hand."""
-    assert run.husk is not None
-    run.while_frozen.close()
-    write(run)
-    run.line.send("stalled", pid=run.husk.pid, cause=cause)
-    said = run.session.said(run.husk.pid)
-    run.line.send("note", text=IN_DOUBT.format(pid=run.husk.pid, cause=cause, said=said), level=0)
-    while not is_killed(run.husk):
+    connected, husk = frozen.staged.connected, frozen.staged.husk
+    frozen.held.close()
+    write(connected)
+    connected.line.send("stalled", pid=husk.pid, cause=cause)
+    said = connected.session.said(husk.pid)
+    connected.line.send("note", text=IN_DOUBT.format(pid=husk.pid, cause=cause, said=said), level=0)
+    while not is_killed(husk):
         time.sleep(LOOK_SECONDS)
-    run.session.happened(Event.ENDED_BY_HAND)
+    connected.session.happened(Event.ENDED_BY_HAND)
     raise LocalError(
         step="the handover",
-        object=f"process {run.husk.pid}",
+        object=f"process {husk.pid}",
         cause="was ended here while nobody knew whether the source had handed over",
         remedy="it runs on at the source if it had not",
-        code=run.session.row.code,
+        code=connected.session.row.code,
     )
 
 
-def resume(run: Run, commit: messages.Commit, received: int) -> None:
+def resume(armed: Armed, commit: messages.Commit, received: int) -> Running:
     """Let the process run. It is the only copy now: whatever fails here is said, and nothing is taken back."""
-    assert run.husk is not None
-    assert run.custody is not None
-    reached(run, "destination-committed")
-    run.custody.send_signals()
-    run.custody.make_final(0, 1)
-    reached(run, "destination-letting-go")
-    run.custody.make_final(1)
-    run.custody.detach()
-    run.session.happened(Event.RESUMED)
+    frozen, staged = armed.frozen, armed.frozen.staged
+    connected, husk, custody = staged.connected, staged.husk, staged.custody
+    reached(connected, "destination-committed")
+    custody.send_signals()
+    custody.make_final(0, 1)
+    reached(connected, "destination-letting-go")
+    custody.make_final(1)
+    custody.detach()
+    connected.session.happened(Event.RESUMED)
     resume_ns = time.monotonic_ns() - received
-    reached(run, "destination-resumed")
-    run.report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
-    run.report.pid = run.husk.pid
+    reached(connected, "destination-resumed")
+    report = connected.report
+    report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
+    report.pid = husk.pid
     with contextlib.suppress(MigrationError):
-        run.control.send(messages.Resumed(pid=run.husk.pid, resume_ns=resume_ns))
-    run.while_frozen.close()
-    if run.resume_at_once and run.custody.guarded:
-        say_frozen(run)
-    run.line.send("resumed", pid=run.husk.pid, downtime_ms=run.report.downtime_ms)
-
-
-def destroy(run: Run) -> None:
-    """Before COMMIT: nothing of the husk is left."""
-    if run.husk is not None:
-        end_husk(run.husk)
-    if run.custody is not None:
-        run.custody.end()
-    if run.pager is not None:
-        run.pager.close()
-    if run.building is not None:
-        run.building.opened.undo()
-
-
-def cannot_build(run: Run, cause: str) -> LocalError:
-    """A step of restoring failed."""
-    return LocalError(
-        step="restoring the process",
-        object="the husk",
-        cause=cause,
-        remedy=f"{run.session.row.said}; look at the cause and try again",
+        connected.control.send(messages.Resumed(pid=husk.pid, resume_ns=resume_ns))
+    frozen.held.close()
+    if frozen.is_short:
+        say_frozen(frozen)
+    connected.line.send("resumed", pid=husk.pid, downtime_ms=report.downtime_ms)
+    return Running(
+        connected, husk, custody, staged.pager, staged.building.threads, frozen.final, frozen.resume_at_once
     )

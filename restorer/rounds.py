@@ -19,7 +19,7 @@ from live_migration.process.memory.mapped_files import preflight_mapped_files, u
 from live_migration.process.memory.mappings import AddressSpace, MappingKind, eager_mappings, paged_on_demand
 from live_migration.restorer import stage as build
 from live_migration.restorer.husk import run as run_in
-from live_migration.restorer.run import Run
+from live_migration.restorer.phases import Staged
 from live_migration.restorer.waiting import expect, interrupted_by_frontend, receive_push
 from live_migration.wire import messages
 from live_migration.wire.errors import Refused
@@ -41,96 +41,89 @@ def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
     return sorted(ranges, key=lambda one: one.start)
 
 
-def take_rounds(run: Run) -> messages.Freezing:
+def take_rounds(staged: Staged) -> messages.Freezing:
     """Take rounds in until the freeze begins. Raises MigrationError, OSError."""
-    assert run.pager is not None
     due: Any = messages.Round | messages.Freezing
     small = False
     while True:
-        message: messages.Round | messages.Freezing = expect(run, due, WAIT_SECONDS)
+        message: messages.Round | messages.Freezing = expect(staged.connected, due, WAIT_SECONDS)
         if isinstance(message, messages.Freezing):
             return message
-        run.pager.follow()
+        staged.pager.follow()
         if not small:
-            _keep_pages_small(run)
+            _keep_pages_small(staged)
             small = True
         if message.payload != messages.NOTHING:
             for layout in messages.unpack(message.payload, list[Layout]):
-                _follow_layout(run, layout)
-        with interrupted_by_frontend(run):
-            receive_push(run, message.push)
+                _follow_layout(staged, layout)
+        with interrupted_by_frontend(staged.connected):
+            receive_push(staged, message.push)
         failpoint("destination-round")
-        run.control.send(messages.Pushed(push=message.push))
+        staged.connected.control.send(messages.Pushed(push=message.push))
 
 
-def take_freezing(run: Run, message: messages.Freezing) -> None:
+def take_freezing(staged: Staged, message: messages.Freezing) -> None:
     """A freeze comes: learn what the migration came to be, let it begin, and take in meanwhile what is not true any
     more of the pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
-    assert run.building is not None
-    run.resume_at_once = message.resume_at_once
-    run.report.strategy = message.strategy
-    run.report.tracking = message.tracking
+    report = staged.connected.report
+    report.strategy = message.strategy
+    report.tracking = message.tracking
     if message.payload != messages.NOTHING:
-        run.report.rounds = messages.unpack(message.payload, list[Round])
+        report.rounds = messages.unpack(message.payload, list[Round])
     failpoint("destination-prepared")
-    run.control.send(messages.Prepared())
-    correct(run, message.correction, run.building.staged.memory)
+    staged.connected.control.send(messages.Prepared())
+    correct(staged, message.correction, staged.building.staged.memory)
 
 
-def _keep_pages_small(run: Run) -> None:
+def _keep_pages_small(staged: Staged) -> None:
     """Until the process has its own setting back (process/attributes/prctl.py): see `unwatched_drops`."""
-    assert run.building is not None
     program = Program("leaving huge pages for later")
     program.call("PR_SET_THP_DISABLE", SYS_prctl, int(lib.PR_SET_THP_DISABLE), 1, 0, 0, 0)
-    run_in(run.building.husk, program)
+    run_in(staged.building.husk, program)
 
 
-def _follow_layout(run: Run, layout: Layout) -> None:
+def _follow_layout(staged: Staged, layout: Layout) -> None:
     """Lay the husk out as the source is now."""
-    assert run.building is not None
-    assert run.pager is not None
-    assert run.staged is not None
-    if layout.space != run.building.staged.space:
+    if layout.space != staged.building.staged.space:
         raise messages.broken(f"it lays out the memory of space {layout.space}, which no member has")
     blockers = [
-        *preflight_mapped_files(layout.files, run.descriptor_options),
-        *unnamed_blockers(layout.memory.mappings, layout.files, run.descriptor_options),
+        *preflight_mapped_files(layout.files, staged.connected.descriptor_options),
+        *unnamed_blockers(layout.memory.mappings, layout.files, staged.connected.descriptor_options),
     ]
     if blockers:
         raise Refused(blockers, object="a file that the process has mapped meanwhile")
-    build.follow_layout(run.building, layout.memory)
-    run.staged = msgspec.structs.replace(run.staged, members=[run.building.staged], mapped_files=layout.files)
-    run.pager.set_ranges(memory_ranges(layout.memory), layout.space)
+    build.follow_layout(staged.building, layout.memory)
+    members = [staged.building.staged]
+    staged.described = msgspec.structs.replace(staged.described, members=members, mapped_files=layout.files)
+    staged.pager.set_ranges(memory_ranges(layout.memory), layout.space)
 
 
-def correct(run: Run, push: int, memory: AddressSpace) -> None:
+def correct(staged: Staged, push: int, memory: AddressSpace) -> None:
     """Take in what is not true any more of the pages of the rounds, in a husk of this layout; nothing for push 0.
 
     Raises MigrationError, OSError, SyscallFailed."""
     if push:
-        receive_push(run, push)
-        drop_discarded(run, memory)
+        receive_push(staged, push)
+        drop_discarded(staged, memory)
 
 
-def drop_discarded(run: Run, memory: AddressSpace) -> None:
+def drop_discarded(staged: Staged, memory: AddressSpace) -> None:
     """Drop in the husk what is to be discarded, and what could not be written over. Raises OSError, SyscallFailed."""
-    assert run.pager is not None
-    assert run.building is not None
-    if not run.pager.is_to_discard:
+    if not staged.pager.is_to_discard:
         return
-    drops = run.pager.drops()
-    with run.pager.unwatched_drops():
+    drops = staged.pager.drops()
+    with staged.pager.unwatched_drops():
         for first in range(0, len(drops.starts), DROPS_AT_A_TIME):
             program = Program("dropping pages that have changed")
             part = slice(first, first + DROPS_AT_A_TIME)
             program.call_each("drop", SYS_madvise, drops.starts[part], drops.lengths[part], MADV_DONTNEED)
-            run_in(run.building.husk, program)
+            run_in(staged.building.husk, program)
         for first in range(0, len(drops.shared), DROPS_AT_A_TIME):
             program = Program("dropping shared pages that have changed")
             for start, length in drops.shared[first : first + DROPS_AT_A_TIME]:
                 _drop_shared_rows(program, start, length, memory)
-            run_in(run.building.husk, program)
-    run.pager.dropped(in_order=not run.options.parameters.hot_first)
+            run_in(staged.building.husk, program)
+    staged.pager.dropped(in_order=not staged.connected.options.parameters.hot_first)
 
 
 def _drop_shared_rows(program: Program, start: int, length: int, memory: AddressSpace) -> None:

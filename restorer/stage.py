@@ -42,7 +42,6 @@ from live_migration.process.descriptors.open_file import close_all
 from live_migration.process.descriptors.opening import (
     OpenedDescriptors,
     descriptor_changes,
-    open_descriptors,
     seal_descriptors,
     update_descriptors,
 )
@@ -68,6 +67,7 @@ from live_migration.restorer.descriptor_install import (
     remove_rows,
 )
 from live_migration.restorer.husk import Husk, drop_area, empty_rows, layout_rows, make_area, run
+from live_migration.restorer.husk_process import HuskProcess
 from live_migration.restorer.kernel_mappings import write_bridge
 
 DONTNEED = 4
@@ -100,24 +100,21 @@ class Construction:
 
 
 def stage(
-    pid: int,
-    pidfd_number: int,
+    process: HuskProcess,
     member: Member,
     table: DescriptorTable,
     options: DescriptorOptions,
-    offsets: clocks.Offsets | None,
+    opened: OpenedDescriptors,
 ) -> Construction:
-    """Fill the freshly started, stopped husk `pid` with a member and its `table` of descriptors.
+    """Fill the freshly started, stopped husk with a member, whose `table` of descriptors is `opened` here.
 
-    The husk holds a pidfd of this process at `pidfd_number` and no other descriptor. Raises SyscallFailed, OSError,
-    ProcessGone.
+    The husk holds a pidfd of this process and no other descriptor. Raises SyscallFailed, OSError, ProcessGone.
     """
-    area = make_area(pid, [member.memory])
-    husk = Husk(pid, area, pidfd_number)
-    opened = open_descriptors(table, options)
+    pid = process.pid
+    husk = Husk(pid, make_area(pid, [member.memory]), process.pidfd_number)
     present, restore_ids = task_restore.present_credentials(), timers.ids_can_be_chosen()
     may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)
-    building = Construction(husk, options, member, table, opened, offsets, present, may_raise, restore_ids)
+    building = Construction(husk, options, member, table, opened, process.offsets, present, may_raise, restore_ids)
     _empty(building)
     _plan(building)
     _install(building, None, opened.part_of(table))

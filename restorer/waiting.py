@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from live_migration.restorer.frontend_line import Line
-from live_migration.restorer.run import Run
+from live_migration.restorer.phases import Connected, Staged
 from live_migration.wire import messages
 from live_migration.wire.errors import LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
@@ -24,52 +24,52 @@ PART_SECONDS = 0.05
 Expected = TypeVar("Expected")
 
 
-def expect(run: Run, kind: type[Expected], seconds: float) -> Expected:
+def expect(connected: Connected, kind: type[Expected], seconds: float) -> Expected:
     """The next message, which must be of `kind`. Raises MigrationError, as ControlChannel.expect does, and when the
     frontend says to stop or is gone."""
     deadline = time.monotonic() + seconds
     poll = select.poll()
-    poll.register(run.control.fileno(), select.POLLIN)
-    poll.register(run.line.fileno(), select.POLLIN)
+    poll.register(connected.control.fileno(), select.POLLIN)
+    poll.register(connected.line.fileno(), select.POLLIN)
     while True:
         left = deadline - time.monotonic()
         ready = [number for number, _ in poll.poll(max(0.0, left) * 1000)]
-        if run.line.fileno() in ready:
-            run.line.hear()
-            if run.line.is_to_stop:
-                raise stopped(run.line, run.session)
+        if connected.line.fileno() in ready:
+            connected.line.hear()
+            if connected.line.is_to_stop:
+                raise stopped(connected.line, connected.session)
         try:
-            return run.control.expect(kind, min(PART_SECONDS, max(0.0, left)))
+            return connected.control.expect(kind, min(PART_SECONDS, max(0.0, left)))
         except LocalError:
             # Nothing, a ping, or the beginning of a long message.
             if left <= 0:
                 raise
 
 
-def receive_push(run: Run, identifier: int) -> None:
+def receive_push(staged: Staged, identifier: int) -> None:
     """Take pushed pages in. Raises OSError, and MigrationError when the source is gone or the frontend says to stop."""
-    assert run.pager is not None
+    connected = staged.connected
     try:
-        run.pager.receive_push(identifier)
+        staged.pager.receive_push(identifier)
     except ConnectionError as error:
-        if run.line.is_to_stop:
-            raise stopped(run.line, run.session) from None
-        raise last_words(run, LAST_WORDS_SECONDS) or lost_pages(str(error), run.session) from error
+        if connected.line.is_to_stop:
+            raise stopped(connected.line, connected.session) from None
+        raise last_words(connected, LAST_WORDS_SECONDS) or lost_pages(str(error), connected.session) from error
 
 
 @contextlib.contextmanager
-def interrupted_by_frontend(run: Run) -> Iterator[None]:
+def interrupted_by_frontend(connected: Connected) -> Iterator[None]:
     """Within, the bulk connection ends when the frontend says to stop, and with it what waits there."""
     done = os.eventfd(0, os.EFD_CLOEXEC)
 
     def watch() -> None:
-        while not run.line.is_to_stop:
-            ready, _, _ = select.select([done, run.line.fileno()], [], [])
+        while not connected.line.is_to_stop:
+            ready, _, _ = select.select([done, connected.line.fileno()], [], [])
             if done in ready:
                 return
-            run.line.hear()
+            connected.line.hear()
         with contextlib.suppress(OSError):
-            run.roles.bulk.shutdown(socket.SHUT_RDWR)
+            connected.roles.bulk.shutdown(socket.SHUT_RDWR)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -81,11 +81,11 @@ def interrupted_by_frontend(run: Run) -> Iterator[None]:
         os.close(done)
 
 
-def last_words(run: Run, seconds: float) -> MigrationError | None:
+def last_words(connected: Connected, seconds: float) -> MigrationError | None:
     """What the source has said about its giving up, or that it is gone; None when it does neither for so long."""
     try:
         while True:
-            message = run.control.receive(seconds)
+            message = connected.control.receive(seconds)
             if isinstance(message, messages.Abort):
                 return messages.error_of(message)
             if isinstance(message, messages.Blockers):

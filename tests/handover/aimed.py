@@ -9,7 +9,7 @@ from pathlib import Path
 
 import live_migration.cli.restore
 import live_migration.restorer.migrate
-import live_migration.restorer.run
+import live_migration.restorer.phases
 
 
 @dataclass
@@ -32,5 +32,5 @@ def main() -> int:
     failpoint, seconds, reached, *arguments = sys.argv[1:]
     aim = Aim(failpoint, float(seconds), Path(reached))
     live_migration.restorer.migrate.failpoint = aim.at  # type: ignore[attr-defined]
-    live_migration.restorer.run.failpoint = aim.at  # type: ignore[attr-defined]
+    live_migration.restorer.phases.failpoint = aim.at  # type: ignore[attr-defined]
     return live_migration.cli.restore.main(arguments)

@@ -17,7 +17,7 @@ import live_migration.cli.restore
 import live_migration.cli.serve
 import live_migration.restorer.finish
 import live_migration.restorer.migrate
-import live_migration.restorer.run
+import live_migration.restorer.phases
 import live_migration.restorer.waiting
 import live_migration.source_server.release
 import live_migration.source_server.run
@@ -168,10 +168,10 @@ def test_odd_messages_of_the_source(moved: Moved, monkeypatch: pytest.MonkeyPatc
 
 
 def test_odd_messages_of_the_destination(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(run: live_migration.restorer.run.Run) -> int:
+    def say(running: live_migration.restorer.phases.Running) -> int:
         for frame in OF_THE_DESTINATION:
-            run.control.send_bytes(frame)
-        return live_migration.restorer.finish.follow(run)
+            running.connected.control.send_bytes(frame)
+        return live_migration.restorer.finish.follow(running)
 
     monkeypatch.setattr(live_migration.restorer.migrate, "follow", say)
     moved.move()
@@ -232,13 +232,12 @@ def test_pages_of_the_process_that_runs_are_not_to_be_had(
 
     receive_push = live_migration.restorer.waiting.receive_push
 
-    def ask_early(run: live_migration.restorer.run.Run, identifier: int) -> None:
-        assert run.pager is not None
+    def ask_early(staged: live_migration.restorer.phases.Staged, identifier: int) -> None:
         if pushed:
-            receive_push(run, identifier)
-        run.pager.prefetch_start()
-        run.pager.wait(PagerState.RUNNING, 10)
-        counted = run.pager.counters
+            receive_push(staged, identifier)
+        staged.pager.prefetch_start()
+        staged.pager.wait(PagerState.RUNNING, 10)
+        counted = staged.pager.counters
         print(f"asked in vain: {counted['prefetched_pages'] + counted['faulted_pages']} pages came", flush=True)
         raise ConnectionError
 

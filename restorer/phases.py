@@ -1,0 +1,135 @@
+"""The phases of a migration as the destination has it. Each is a type, a step takes one and returns the next:
+
+    Connected -> Started -> Staged -> Frozen -> Armed -> Running
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from live_migration.pager.pager import Pager
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.process.migration import Migration
+from live_migration.restorer import stage as build
+from live_migration.restorer.custody import Custody
+from live_migration.restorer.frontend_line import Line
+from live_migration.restorer.husk_process import HuskProcess
+from live_migration.restorer.options import RestoreOptions
+from live_migration.wire import messages
+from live_migration.wire.connection import Roles
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
+from live_migration.wire.failpoints import failpoint
+from live_migration.wire.report import Report, write_report
+from live_migration.wire.session import Session
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The two sides have come together. All later phases refer to it.
+
+    `undo`: what takes back what was made here, in the order in which that is done: the husk ends first."""
+
+    options: RestoreOptions
+    descriptor_options: DescriptorOptions
+    line: Line
+    roles: Roles
+    control: ControlChannel
+    session: Session
+    report: Report
+    undo: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Started:
+    """No blocker was found in the description, and there is a husk with its custodian, empty yet."""
+
+    connected: Connected
+    described: Migration
+    husk: HuskProcess
+    custody: Custody
+
+
+@dataclass
+class Staged:
+    """The husk is filled, and follows the source: `described` is what it was laid out for last."""
+
+    connected: Connected
+    described: Migration
+    husk: HuskProcess
+    custody: Custody
+    building: build.Construction
+    pager: Pager
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The process stands still at the source, and `final` describes it.
+
+    resume_at_once  before the last page has arrived
+    since           seconds since the epoch
+    held            what is released when the process runs, or when nobody knows whether it will
+    """
+
+    staged: Staged
+    final: Migration
+    resume_at_once: bool
+    since: float
+    held: contextlib.ExitStack
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the freeze is over in milliseconds, unless something goes wrong that a custodian sees to."""
+        return self.resume_at_once and self.staged.custody.guarded
+
+
+@dataclass(frozen=True)
+class Armed:
+    """All is restored, and our death leaves the process be; `ready` is READY, as it will be sent."""
+
+    frozen: Frozen
+    ready: bytes
+
+
+@dataclass(frozen=True)
+class Running:
+    """The process runs here. `threads`: their ids inside the process -> their ids for this host."""
+
+    connected: Connected
+    husk: HuskProcess
+    custody: Custody
+    pager: Pager
+    threads: Mapping[int, int]
+    final: Migration
+    resume_at_once: bool
+
+
+def tell(control: ControlChannel, error: MigrationError) -> None:
+    """Tell the source why it ends here, if it can still hear."""
+    with contextlib.suppress(MigrationError, OSError):
+        if isinstance(error, Refused):
+            control.send(messages.blockers_of(error), 2.0)
+        elif not isinstance(error, ConnectionLost):
+            control.send(messages.abort_of(error), 2.0)
+
+
+def reached(connected: Connected, name: str) -> None:
+    """The failpoint `name` is reached. Where nothing can be taken back any more a failure is said, and nothing else."""
+    try:
+        failpoint(name)
+    except MigrationError as error:
+        if connected.session.may_fail():
+            raise
+        connected.session.note(f"{error}; the process goes on here")
+
+
+def write(connected: Connected) -> None:
+    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    connected.session.fill(connected.report)
+    if connected.options.report:
+        try:
+            write_report(connected.options.report, connected.report)
+        except LocalError as error:
+            connected.line.send("note", text=str(error), level=0)
