@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 
 from live_migration.kernel.errors import ProcessGone
-from live_migration.process.attributes.prctl import snapshot_stat
-from live_migration.process.attributes.status import parse_status, read_status
-from live_migration.process.scope import HostScan, process_name, thread_ids
+from live_migration.kernel.process_snapshot import ProcessSnapshot
+from live_migration.process.scope import HostScan
 from live_migration.wire.blockers import Blocker
 
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD, include/linux/sched.h
@@ -25,13 +24,10 @@ SHADOW_STACK = "shstk"
 ALL_ADDRESS_BITS = (1 << 64) - 1
 
 
-def process_blockers(pid: int, status: dict[str, str], scan: HostScan) -> list[Blocker]:
-    """Whatever makes this member one that cannot be moved at all, or not with what it has now.
-
-    `status` are the lines of its status. Raises ProcessGone.
-    """
+def process_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
+    """Whatever makes this member one that cannot be moved at all, or not with what it has now. Raises ProcessGone."""
+    pid, stat = process.pid, process.stat
     name = f"process {pid}"
-    stat = snapshot_stat(pid)
     if int(stat[8]) & KERNEL_THREAD:
         return [Blocker(object=name, cause="it is a kernel thread", remedy="choose a process of a program")]
     if stat[2] in ("Z", "X"):
@@ -53,13 +49,13 @@ def process_blockers(pid: int, status: dict[str, str], scan: HostScan) -> list[B
     if pid == os.getpid():
         return [Blocker(object=name, cause="it is lm-serve itself", remedy="choose another process")]
     found = [
-        *_tracer(status),
-        *seccomp_blockers(pid),
-        *_architecture(pid, status),
+        *_tracer(process.status),
+        *seccomp_blockers(process),
+        *_architecture(process),
         *child_blockers(pid, scan),
-        *_namespaces(pid),
+        *_namespaces(process),
     ]
-    if stays_in_the_kernel(pid):
+    if stays_in_the_kernel(process):
         # Said, since the freeze would wait for it.
         found.append(
             Blocker(
@@ -71,14 +67,16 @@ def process_blockers(pid: int, status: dict[str, str], scan: HostScan) -> list[B
     return found
 
 
-def stays_in_the_kernel(pid: int) -> bool:
+def stays_in_the_kernel(process: ProcessSnapshot) -> bool:
     """Is its first thread in an uninterruptible wait that does not end soon? A file operation makes many short ones.
     Raises ProcessGone."""
     end = time.monotonic() + UNINTERRUPTIBLE_SECONDS
-    while snapshot_stat(pid)[2] == "D":
+    stat = process.stat
+    while stat[2] == "D":
         if time.monotonic() > end:
             return True
         time.sleep(0.005)
+        stat = ProcessSnapshot(process.pid).stat
     return False
 
 
@@ -89,7 +87,7 @@ def ancestors() -> list[int]:
     while pid > 0:
         line.append(pid)
         try:
-            pid = int(snapshot_stat(pid)[3])
+            pid = int(ProcessSnapshot(pid).stat[3])
         except ProcessGone:
             break
     return line
@@ -102,18 +100,18 @@ def _tracer(status: dict[str, str]) -> list[Blocker]:
     return [
         Blocker(
             object="tracer",
-            cause=f"process {tracer} ({process_name(tracer)}) traces it",
+            cause=f"process {tracer} ({ProcessSnapshot(tracer).name}) traces it",
             remedy="detach the debugger or tracer first",
         )
     ]
 
 
-def seccomp_blockers(pid: int) -> list[Blocker]:
+def seccomp_blockers(process: ProcessSnapshot) -> list[Blocker]:
     """Filters, of any thread. Raises ProcessGone."""
     found = []
-    for tid in thread_ids(pid):
+    for tid in process.thread_ids:
         try:
-            mode = parse_status(read_status(pid, tid)).get("Seccomp", "0")
+            mode = process.thread_status(tid).get("Seccomp", "0")
         except ProcessGone:
             continue
         if mode != "0":
@@ -128,19 +126,19 @@ def seccomp_blockers(pid: int) -> list[Blocker]:
     return found
 
 
-def is_32_bit(pid: int) -> bool:
+def is_32_bit(process: ProcessSnapshot) -> bool:
     """Whether the process's program is one for a 32-bit processor."""
     try:
-        with open(f"/proc/{pid}/exe", "rb") as file:
+        with open(f"/proc/{process.pid}/exe", "rb") as file:
             header = file.read(ELF_CLASS_OFFSET + 1)
     except FileNotFoundError:
         return False
     return header[:4] == ELF_MAGIC and header[ELF_CLASS_OFFSET] != ELF_CLASS_64
 
 
-def _architecture(pid: int, status: dict[str, str]) -> list[Blocker]:
-    found = []
-    if is_32_bit(pid):
+def _architecture(process: ProcessSnapshot) -> list[Blocker]:
+    found, status = [], process.status
+    if is_32_bit(process):
         found.append(
             Blocker(
                 object="program",
@@ -164,7 +162,7 @@ def _architecture(pid: int, status: dict[str, str]) -> list[Blocker]:
                 remedy="start it without (GLIBC_TUNABLES, or the sanitizer that asked for it)",
             )
         )
-    return found + _protection_keys(pid)
+    return found + _protection_keys(process.pid)
 
 
 def _protection_keys(pid: int) -> list[Blocker]:
@@ -183,7 +181,7 @@ def _protection_keys(pid: int) -> list[Blocker]:
     return []
 
 
-def _namespaces(pid: int) -> list[Blocker]:
+def _namespaces(process: ProcessSnapshot) -> list[Blocker]:
     found = []
     for kind, option, meaning in (
         ("mnt", "mount", "its paths lead elsewhere"),
@@ -191,12 +189,12 @@ def _namespaces(pid: int) -> list[Blocker]:
         ("uts", "uts", "its host name is another"),
         ("cgroup", "cgroup", "it sees its control groups from elsewhere"),
     ):
-        if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
+        if not process.in_our_namespace(kind):
             found.append(
                 Blocker(
                     object=f"{kind} namespace",
                     cause=f"the process lives in another one than lm-serve, and {meaning}",
-                    remedy=f"run lm-serve inside it: nsenter --target {pid} --{option}",
+                    remedy=f"run lm-serve inside it: nsenter --target {process.pid} --{option}",
                 )
             )
     return found
@@ -206,19 +204,20 @@ def child_blockers(pid: int, scan: HostScan) -> list[Blocker]:
     """Living and dead children of any of its threads that do not move with it. Raises ProcessGone."""
     found = []
     for child in scan.children(pid):
+        other = ProcessSnapshot(child)
         try:
-            state = snapshot_stat(child)[2]
+            state = other.stat[2]
         except ProcessGone:
             continue
         if state in ("Z", "X"):
             cause, remedy = "a child that has ended is not yet waited for", "let the process wait for it (wait(2))"
         else:
             cause, remedy = "it is a child of the process and would stay behind", "let it end first"
-        found.append(Blocker(object=f"process {child} ({process_name(child)})", cause=cause, remedy=remedy))
+        found.append(Blocker(object=f"process {child} ({other.name})", cause=cause, remedy=remedy))
     return found
 
 
-def sharing_blockers(pid: int, scan: HostScan) -> list[Blocker]:
+def sharing_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
     """Slow: processes that stay and share memory, descriptors, or directories with this member, or that it traces.
     Raises ProcessGone."""
     shared = [
@@ -227,7 +226,7 @@ def sharing_blockers(pid: int, scan: HostScan) -> list[Blocker]:
             cause=f"it shares its {' and '.join(what)} with the process (clone(2))",
             remedy="let it end first",
         )
-        for one, what in scan.sharing(pid)
+        for one, what in scan.sharing(process.pid)
     ]
     traced = [
         Blocker(
@@ -235,6 +234,6 @@ def sharing_blockers(pid: int, scan: HostScan) -> list[Blocker]:
             cause="the process traces it",
             remedy="end the debugging or tracing first",
         )
-        for one in scan.traced_by(thread_ids(pid))
+        for one in scan.traced_by(process.thread_ids)
     ]
     return shared + traced

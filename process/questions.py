@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from live_migration.kernel.injection.program import Data, Outcome, Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process import task
 from live_migration.process.attributes import timers
 from live_migration.process.attributes.timers import PosixTimer
@@ -36,9 +37,9 @@ def compose_questions(posix_timers: Sequence[PosixTimer], seen_by: Sequence[int]
     return Questions(leader, of_process, leader_answers, thread, threads.query_thread(thread, seen_by), tuple(seen_by))
 
 
-def current_questions(questions: Questions, pid: int) -> Questions:
+def current_questions(questions: Questions, process: ProcessSnapshot) -> Questions:
     """The questions for the process now that it is frozen: the same, unless it has made or deleted timers meanwhile."""
-    now = timers.snapshot_timers(pid)
+    now = timers.snapshot_timers(process)
     return questions if now == questions.of_process.posix_timers else compose_questions(now, questions.seen_by)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from live_migration.kernel.arch.arch import REGISTERS_SIZE
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.tracing import tracee
 from live_migration.process import questions, task, task_restore
 from live_migration.process.attributes.credentials import Credentials
@@ -44,7 +45,7 @@ def rehearse_description(live: LiveTask, asked: questions.Questions, scan: HostS
     description = live.description
     pid = description.host_pid
     empty = StoppedThread(pid, bytes(REGISTERS_SIZE), bytes(XSTATE_SIZE), 0, None)
-    stopped = task.snapshot_stopped_task(pid, [tracee.Stop(pid, 0)], live, [empty])
+    stopped = task.snapshot_stopped_task(ProcessSnapshot(pid), [tracee.Stop(pid, 0)], live, [empty])
     slept(live.sleeps.get(pid), pid, description.clocks.monotonic)
     pending = PendingSignals((), {pid: ()}, description.clocks.monotonic)
     told = ProcessAnswers(
@@ -52,7 +53,7 @@ def rehearse_description(live: LiveTask, asked: questions.Questions, scan: HostS
     )
     answers = {pid: bytes(asked.leader_answers.length)}
     with contextlib.suppress(OSError, ValueError):
-        task.frozen_blockers(task.complete_task(stopped, pending, told, answers), answers, scan)
+        task.frozen_blockers(task.complete_task(stopped, pending, told, answers), answers, stopped.process, scan)
     for program in (asked.of_leader, asked.of_thread):
         program.encode(SOMEWHERE, program.size())
 

@@ -18,8 +18,7 @@ import msgspec
 from live_migration.kernel import kcmp
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.proc import read_proc
-from live_migration.process.attributes.prctl import snapshot_stat
-from live_migration.process.attributes.status import parse_status, read_status
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 
 # A file as /proc/PID/maps tells it: device in hexadecimal, and inode.
 FileIdentity = tuple[str, int]
@@ -64,21 +63,26 @@ def scope_of(*pids: int) -> Scope:
 class OtherProcess:
     """A process that stays. Nothing is known of one that has gone or may not be looked at."""
 
-    pid: int
+    process: ProcessSnapshot
 
-    @functools.cached_property
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self.process.pid
+
+    @property
     def parent(self) -> int:
         """The id of its parent, 0 where it is not known."""
         try:
-            return int(snapshot_stat(self.pid)[3])
+            return int(self.process.stat[3])
         except ProcessGone:
             return 0
 
-    @functools.cached_property
+    @property
     def tracer(self) -> int:
         """The id of the thread that traces it, 0 for none."""
         try:
-            return int(parse_status(read_status(self.pid)).get("TracerPid", "0"))
+            return int(self.process.status.get("TracerPid", "0"))
         except (ProcessGone, PermissionError):
             return 0
 
@@ -90,7 +94,7 @@ class OtherProcess:
     @functools.cached_property
     def holder(self) -> Holder:
         """It, as one that holds something."""
-        return Holder(pid=self.pid, name=process_name(self.pid))
+        return Holder(pid=self.pid, name=self.process.name)
 
 
 class HostScan:
@@ -102,14 +106,14 @@ class HostScan:
     @functools.cached_property
     def others(self) -> tuple[OtherProcess, ...]:
         """All that stay, listed at the first question."""
-        return tuple(OtherProcess(pid) for pid in all_processes() if self.scope.is_outside(pid))
+        return tuple(OtherProcess(ProcessSnapshot(pid)) for pid in all_processes() if self.scope.is_outside(pid))
 
     def children(self, pid: int) -> list[int]:
         """The children of all threads of a process that stay, as they are now: /proc/PID/task/TID/children, else by the
         parents of all processes. Raises ProcessGone."""
         found: list[int] = []
         try:
-            for tid in thread_ids(pid):
+            for tid in ProcessSnapshot(pid).thread_ids:
                 found += [int(word) for word in read_proc(f"/proc/{pid}/task/{tid}/children").split()]
         except FileNotFoundError:
             found = [one.pid for one in self.others if one.parent == pid]
@@ -191,22 +195,6 @@ def holders_text(holders: Sequence[Holder]) -> str:
 def all_processes() -> list[int]:
     """The processes that /proc shows."""
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def thread_ids(pid: int) -> list[int]:
-    """The threads of a process now, as the host sees their ids. Raises ProcessGone."""
-    try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
-    except FileNotFoundError:
-        raise ProcessGone(pid) from None
-
-
-def process_name(pid: int) -> str:
-    """A process's name for a message (proc(5), comm)."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return "gone"
 
 
 def links_of(pid: int) -> Iterator[tuple[int, str]]:

@@ -2,8 +2,8 @@
 
 On the source:
 
-    live     snapshot_task(pid)                                    everything /proc tells; the sleeps under way
-    frozen   snapshot_stopped_task(pid, stops, live)               what ptrace and /proc tell of the stopped threads
+    live     snapshot_task(process)                                everything /proc tells; the sleeps under way
+    frozen   snapshot_stopped_task(process, stops, live)           what ptrace and /proc tell of the stopped threads
              query_process, query_thread(program)                  rows run in the leader, and in each thread
              snapshot_pending_signals(stopped)                     after the timers were asked
              complete_task(stopped, pending, answers...)       the description that travels
@@ -23,6 +23,7 @@ from live_migration._lm import ffi
 from live_migration.kernel.arch.arch import Registers, instructions
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.program import Data, Outcome, Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.tracing import tracee
 from live_migration.process import family
 from live_migration.process.attributes import credentials, limits, prctl, semaphores, signals, timers
@@ -32,9 +33,9 @@ from live_migration.process.attributes.limits import Limits
 from live_migration.process.attributes.prctl import Attributes, MemoryPlan
 from live_migration.process.attributes.session import Session, snapshot_session
 from live_migration.process.attributes.signals import Signals
-from live_migration.process.attributes.status import parse_status, proof, read_status
+from live_migration.process.attributes.status import proof
 from live_migration.process.attributes.timers import PosixTimer, Timers
-from live_migration.process.scope import HostScan, thread_ids
+from live_migration.process.scope import HostScan
 from live_migration.process.threads import interrupted, scheduling, threads
 from live_migration.process.threads.injection import injection_blockers
 from live_migration.process.threads.landlock import landlock_blockers
@@ -69,6 +70,7 @@ class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
 class LiveTask:
     """The look at the running process, with what makes the frozen look short."""
 
+    process: ProcessSnapshot
     description: TaskDescription
     outside: dict[int, ThreadOutside]
     proof: bytes
@@ -82,7 +84,7 @@ class StoppedTask:
 
     `blockers` are in the way since the live look, and would harm the process if anything were run in it."""
 
-    pid: int
+    process: ProcessSnapshot
     threads: tuple[StoppedThread, ...]
     stopped: bool
     clocks: Clocks
@@ -122,18 +124,14 @@ class ProcessAnswers:
     posix_timers: tuple[PosixTimer, ...]
 
 
-def snapshot_task(pid: int) -> LiveTask:
+def snapshot_task(process: ProcessSnapshot) -> LiveTask:
     """Read a running process from outside. Raises ProcessGone, PermissionError without the right to trace it."""
-    raw = read_status(pid)
-    status = parse_status(raw)
-    outside = _snapshot_outside(pid)
-    held = credentials.snapshot_credentials(status)
-    # Of one moment with the proof that they are still these.
-    outside[pid] = msgspec.structs.replace(outside[pid], credentials=held)
+    pid = process.pid
+    outside = _snapshot_outside(process)
     description = TaskDescription(
         pid=outside[pid].tid,
         host_pid=pid,
-        clocks=snapshot_clocks(pid),
+        clocks=snapshot_clocks(process),
         threads=tuple(
             Thread(
                 tid=thread.tid,
@@ -146,24 +144,26 @@ def snapshot_task(pid: int) -> LiveTask:
             )
             for thread in outside.values()
         ),
-        credentials=held,
-        limits=limits.snapshot_limits(pid, status),
+        credentials=outside[pid].credentials,
+        limits=limits.snapshot_limits(process),
         attributes=Attributes(),
-        memory_plan=prctl.snapshot_memory_plan(pid),
-        signals=Signals(stopped=status["State"].startswith("T")),
-        timers=Timers(posix_timers=timers.snapshot_timers(pid)),
+        memory_plan=prctl.snapshot_memory_plan(process),
+        signals=Signals(stopped=process.status["State"].startswith("T")),
+        timers=Timers(posix_timers=timers.snapshot_timers(process)),
     )
-    return LiveTask(description, outside, proof(raw), snapshot_sleeps(outside), snapshot_session(pid, status))
+    # The leader's credentials are of one moment with the proof that they are still these.
+    known = proof(process.status_text)
+    return LiveTask(process, description, outside, known, snapshot_sleeps(outside), snapshot_session(process))
 
 
-def _snapshot_outside(pid: int) -> dict[int, ThreadOutside]:
+def _snapshot_outside(process: ProcessSnapshot) -> dict[int, ThreadOutside]:
     """All threads, the leader first. Raises ProcessGone when the leader has ended."""
-    found = {pid: threads.snapshot_thread_outside(pid, pid)}
-    for tid in thread_ids(pid):
-        if tid == pid:
+    found = {process.pid: threads.snapshot_thread_outside(process, process.pid)}
+    for tid in process.thread_ids:
+        if tid == process.pid:
             continue
         try:
-            found[tid] = threads.snapshot_thread_outside(pid, tid)
+            found[tid] = threads.snapshot_thread_outside(process, tid)
         except ProcessGone:
             continue
     return found
@@ -172,52 +172,51 @@ def _snapshot_outside(pid: int) -> dict[int, ThreadOutside]:
 def task_blockers(live: LiveTask, scan: HostScan) -> list[Blocker]:
     """What stands in the way of moving the running process beside `family.process_blockers`. Slow: all processes of the
     host are looked at. Raises ProcessGone, OSError."""
-    description = live.description
-    pid = description.host_pid
+    description, process = live.description, live.process
+    pid = process.pid
     return [
-        *family.sharing_blockers(pid, scan),
+        *family.sharing_blockers(process, scan),
         *own_state_blockers(pid, live.outside, administrators(live.outside), NAMESPACES),
-        *semaphores.undo_blockers(pid),
-        *credentials.namespace_blockers(pid),
+        *semaphores.undo_blockers(process),
+        *credentials.namespace_blockers(process),
         *limits.limits_blockers(description.limits),
         *timers.timer_blockers(description.timers, description.pid, [one.tid for one in description.threads]),
     ]
 
 
 def snapshot_stopped_task(
-    pid: int, stops: Sequence[tracee.Stop], live: LiveTask, looked: Sequence[StoppedThread] = ()
+    process: ProcessSnapshot, stops: Sequence[tracee.Stop], live: LiveTask, looked: Sequence[StoppedThread] = ()
 ) -> StoppedTask:
-    """Read the frozen process, the leader's stop first, before any program runs in it.
+    """Read the frozen process, the leader's stop first, before any program runs in it. `process` is a snapshot of it
+    that was begun when it stood still.
 
     `looked` are the threads where the caller has read them already (`threads.stopped_thread`), in the order of `stops`.
     It is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
     """
-    description, outside, session = live.description, live.outside, live.session
-    clocks = snapshot_clocks(pid)
-    raw = read_status(pid)
+    pid, description, outside, session = process.pid, live.description, live.outside, live.session
+    clocks = snapshot_clocks(process)
     blockers: list[Blocker] = []
-    if proof(raw) != live.proof:
-        blockers += family.seccomp_blockers(pid)
-        status = parse_status(raw)
-        session = snapshot_session(pid, status)
-        leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(status))
+    if proof(process.status_text) != live.proof:
+        blockers += family.seccomp_blockers(process)
+        session = snapshot_session(process)
+        leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(process.status))
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
     blockers += injection_blockers(tids)
     blockers += own_state_blockers(pid, tids, administrators(outside), OFTEN_CHANGED)
     if any(tid not in outside for tid in tids):
-        outside = {**_snapshot_outside(pid), **{tid: outside[tid] for tid in tids if tid in outside}}
+        outside = {**_snapshot_outside(process), **{tid: outside[tid] for tid in tids if tid in outside}}
     states = tuple(looked) or tuple(threads.snapshot_stopped_thread(tid) for tid in tids)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     return StoppedTask(
-        pid=pid,
+        process=process,
         threads=states,
         stopped=any(stop.kind is tracee.StopKind.GROUP for stop in stops),
         clocks=clocks,
         outside=outside,
-        description=msgspec.structs.replace(description, limits=limits.reread(pid, raw, description.limits)),
+        description=msgspec.structs.replace(description, limits=limits.reread(process, description.limits)),
         asleep={
-            tid: slept(live.sleeps.get(tid), tid, now, raw if tid == pid else None)
+            tid: slept(live.sleeps.get(tid), tid, now, process.status_text if tid == pid else None)
             for tid, thread in zip(tids, states, strict=True)
             if interrupted.needs_time(Registers(thread.registers))
         },
@@ -241,7 +240,7 @@ def snapshot_pending_signals(stopped: StoppedTask) -> PendingSignals:
     return PendingSignals(
         shared=signals.snapshot_pending(tids[0], shared=True),
         of_threads={tid: signals.snapshot_pending(tid, shared=False) for tid in tids},
-        monotonic=snapshot_clocks(stopped.pid).monotonic,
+        monotonic=snapshot_clocks(stopped.process).monotonic,
     )
 
 
@@ -307,7 +306,7 @@ def complete_task(
                 registers,
                 own,
                 answers_of_thread,
-                threads.credentials_of(stopped.pid, outside, answers_of_thread),
+                threads.credentials_of(stopped.process, outside, answers_of_thread),
                 call,
                 usual,
             )
@@ -342,7 +341,7 @@ def _decide(
 ) -> tuple[Registers, interrupted.InterruptedCall | None]:
     registers = Registers(thread.registers)
     code = b""
-    reader = interrupted.Reader(stopped.pid)
+    reader = interrupted.Reader(stopped.process.pid)
     if interrupted.needs_time(registers):
         length = instructions.NUMBER_ROOM
         try:
@@ -354,8 +353,10 @@ def _decide(
     return interrupted.decide(registers, takes_signal, code, reader, seen, in_library)
 
 
-def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], scan: HostScan) -> list[Blocker]:
-    """What only the frozen process could tell: keyrings, 32-bit code, new children."""
+def frozen_blockers(
+    task: TaskDescription, thread_answers: Mapping[int, bytes], process: ProcessSnapshot, scan: HostScan
+) -> list[Blocker]:
+    """What only the frozen process could tell: keyrings, 32-bit code, new children. `process` is a snapshot of it."""
     found = []
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
@@ -370,6 +371,6 @@ def frozen_blockers(task: TaskDescription, thread_answers: Mapping[int, bytes], 
                 )
             )
     found += timers.timer_blockers(task.timers, task.pid, [thread.tid for thread in task.threads])
-    found += family.child_blockers(task.host_pid, scan)
-    found += semaphores.undo_blockers(task.host_pid)
+    found += family.child_blockers(process.pid, scan)
+    found += semaphores.undo_blockers(process)
     return found

@@ -18,9 +18,9 @@ import msgspec
 
 from live_migration._lm import lib
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.attributes import credentials, limits, prctl, signals, timers
 from live_migration.process.attributes.credentials import Credentials
-from live_migration.process.attributes.status import parse_status, read_status
 from live_migration.process.task import TaskDescription
 from live_migration.process.threads import scheduling, threads
 from live_migration.wire.blockers import Blocker
@@ -32,7 +32,7 @@ def preflight_task(
     task: TaskDescription, present: Credentials, map_path: Callable[[bytes], bytes], restore_ids: bool
 ) -> list[Blocker]:
     """On the destination: what of a live description this worker cannot give. `present` are its credentials."""
-    own = threads.snapshot_thread_outside(os.getpid(), threading.get_native_id()).scheduling
+    own = threads.snapshot_thread_outside(ProcessSnapshot(os.getpid()), threading.get_native_id()).scheduling
     may_schedule = bool(present.effective >> CAP_SYS_NICE & 1)
     different = dict.fromkeys((task.credentials, *(thread.credentials for thread in task.threads)))
     return [
@@ -111,5 +111,5 @@ def finish_process(program: Program, task: TaskDescription, elapsed: int) -> Non
 
 def present_credentials() -> Credentials:
     """The credentials of this process, securebits included, which a husk starts with."""
-    held = credentials.snapshot_credentials(parse_status(read_status(os.getpid())))
+    held = credentials.snapshot_credentials(ProcessSnapshot(os.getpid()).status)
     return msgspec.structs.replace(held, secure_bits=int(lib.lm_own_secure_bits()))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from live_migration.kernel.errors import ProcessGone
-from live_migration.kernel.memory.maps import maps_text
+from live_migration.kernel.memory.maps import maps, maps_text
 from live_migration.kernel.memory.referenced import clear_referenced, resident_bytes, snapshot_touched
 from live_migration.process.descriptors.contents import inodes_without_path
 from live_migration.process.descriptors.files import File
@@ -350,7 +350,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     if maps_text(pid) == seen.layout:
         return None
     pathless = inodes_without_path(seen.descriptors.table)
-    memory = reread(pid, seen.memory, pathless, seen.ours)
+    memory = reread(pid, maps(pid), seen.memory, pathless, seen.ours)
     if memory is seen.memory:
         return None
     known = {(one.start, one.end, one.inode) for one in seen.memory.mappings if one.kind is MappingKind.BY_DESCRIPTOR}
@@ -363,7 +363,8 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     if blockers := [*mapping_blockers(memory, pathless), *mapped_file_blockers(files)]:
         raise Refused(blockers, object=f"process {pid}", step=STEP)
     copy.client.discard_pushed(seen.space, difference(seen.memory, memory).unmap)
-    copy.seen = dataclasses.replace(seen, memory=memory, layout=layout_text(pid, memory, pathless), files=files)
+    layout = layout_text(maps_text(pid), memory, pathless)
+    copy.seen = dataclasses.replace(seen, memory=memory, layout=layout, files=files)
     return Layout(space=seen.space, memory=memory, files=files)
 
 

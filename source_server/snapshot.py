@@ -29,12 +29,13 @@ from live_migration.kernel.injection.source_threads import (
     thread_state,
 )
 from live_migration.kernel.memory import pagemap
-from live_migration.kernel.memory.maps import MapEntry, maps, maps_text
+from live_migration.kernel.memory.maps import MapEntry, maps_text, parse_maps
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
 from live_migration.process.attributes.limits import memory_limit_blockers
-from live_migration.process.attributes.status import parse_status, read_status, resident_bytes
+from live_migration.process.attributes.status import resident_bytes
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
 from live_migration.process.descriptors.options import DescriptorOptions
@@ -106,15 +107,16 @@ class SourceSnapshot:
 
     def description(self) -> MemberParts:
         """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
+        now = ProcessSnapshot(self.pid)
         member = Member(
             space=self.space,
             place=self.descriptors.table.place,
             executable=self.executable,
             memory=self.memory,
-            task=msgspec.structs.replace(self.task.description, clocks=snapshot_clocks(self.pid)),
+            task=msgspec.structs.replace(self.task.description, clocks=snapshot_clocks(now)),
             session=self.task.session.id,
             descriptors=self.descriptors.table.descriptors,
-            resident=resident_bytes(parse_status(read_status(self.pid))),
+            resident=resident_bytes(now.status),
         )
         return MemberParts(member, self.descriptors.table, self.contents, self.files, self.task.session)
 
@@ -176,15 +178,14 @@ def _not_permitted(pid: int, error: OSError) -> LocalError:
 
 def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocker]]:
     prepare()
-    scan = HostScan(scope_of(pid))
-    status = parse_status(read_status(pid))
-    first = process_blockers(pid, status, scan)
-    memory_is_there = "VmSize" in status
+    process, scan = ProcessSnapshot(pid), HostScan(scope_of(pid))
+    first = process_blockers(process, scan)
+    memory_is_there = "VmSize" in process.status
     if not memory_is_there:
         first = first or [Blocker(f"process {pid}", "it has no memory of its own", "name another process")]
         raise Refused(first, object=f"process {pid}")
     try:
-        seen, found = _snapshot_closely(pid, status, scan, seen_by)
+        seen, found = _snapshot_closely(process, scan, seen_by)
         return seen, first + found
     except PermissionError as error:
         if not first:
@@ -196,17 +197,17 @@ def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocke
 
 
 def _snapshot_closely(
-    pid: int, status: dict[str, str], scan: HostScan, seen_by: Sequence[int]
+    process: ProcessSnapshot, scan: HostScan, seen_by: Sequence[int]
 ) -> tuple[SourceSnapshot, list[Blocker]]:
-    numbering = Numbering()
+    pid, numbering = process.pid, Numbering()
     program = executed_program(pid)
-    live = tasks.snapshot_task(pid)
-    descriptors = snapshot_descriptors(pid, scan=scan, numbering=numbering)
+    live = tasks.snapshot_task(process)
+    descriptors = snapshot_descriptors(process, scan=scan, numbering=numbering)
     pathless = inodes_without_path(descriptors.table)
     memory, files = snapshot_mapped_files_live(pid, snapshot_address_space(pid, pathless))
-    entries = maps(pid)
-    gadgets = find_gadgets(pid, entries)
-    end_signal = choose_end_signal(int(status["SigCgt"], 16))
+    listed = maps_text(pid)
+    gadgets = find_gadgets(pid, parse_maps(listed))
+    end_signal = choose_end_signal(int(process.status["SigCgt"], 16))
     found = [
         *(Blocker(lack.object, lack.cause, lack.remedy) for lack in probe.source_lacks(pid)),
         *tasks.task_blockers(live, scan),
@@ -215,7 +216,7 @@ def _snapshot_closely(
         *shared_memory_blockers(memory, descriptors.table, scan),
     ]
     # What code for another kind of processor has or lacks says nothing.
-    if not is_32_bit(pid):
+    if not is_32_bit(process):
         found += [*changed_blockers(pid, memory.vdso), *_sigreturn_path_blockers(pid, gadgets, end_signal)]
     return (
         SourceSnapshot(
@@ -226,8 +227,8 @@ def _snapshot_closely(
             live,
             descriptors,
             memory,
-            layout_text(pid, memory, pathless),
-            os.readlink(f"/proc/{pid}/exe"),
+            layout_text(listed, memory, pathless),
+            process.executable,
             files,
             gadgets or Gadgets(0, 0),
             end_signal or 0,
@@ -305,15 +306,17 @@ def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) 
 
     Raises ProcessGone, OSError, SyscallFailed, Refused; the caller brings the threads home and takes the mapping
     away."""
-    pid, tids = look.pid, threads.tids
-    stopped = tasks.snapshot_stopped_task(pid, stops, look.task, _looked(threads))
+    process, pid, tids = ProcessSnapshot(look.pid), look.pid, threads.tids
+    stopped = tasks.snapshot_stopped_task(process, stops, look.task, _looked(threads))
     if stopped.blockers:
         raise Refused(stopped.blockers, object=f"process {pid}", step="the frozen process")
-    questions = current_questions(look.questions, pid)
+    questions = current_questions(look.questions, process)
     programs = programs_for(questions, tids)
     layout = maps_text(pid)
     pathless = inodes_without_path(look.descriptors.table)
-    memory = look.memory if layout == look.layout else reread(pid, look.memory, pathless, look.ours)
+    memory = look.memory
+    if layout != look.layout:
+        memory = reread(pid, parse_maps(layout), look.memory, pathless, look.ours)
     frame = frame_of(pid, look, memory.mappings)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
@@ -332,7 +335,7 @@ def room_refused(pid: int, length: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = memory_limit_blockers(pid, length) if error.errno == errno.ENOMEM else []
+        found = memory_limit_blockers(ProcessSnapshot(pid), length) if error.errno == errno.ENOMEM else []
         if not found:
             raise
         raise Refused(found, object=f"process {pid}", step=STEP) from None
@@ -342,10 +345,11 @@ def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
     """Put together what the threads have told and what can be seen of the stopped process from outside.
 
     Raises ProcessGone, OSError."""
-    pid, memory, same = look.pid, asked.memory, asked.memory is look.memory
+    process, pid = asked.stopped.process, look.pid
+    memory, same = asked.memory, asked.memory is look.memory
     task = tasks.complete_task(asked.stopped, asked.pending, asked.told, asked.answers, _paths(memory))
     scan = HostScan(look.scope)
-    descriptors = snapshot_descriptors(pid, look.descriptors, frozen=True, scan=scan)
+    descriptors = snapshot_descriptors(process, look.descriptors, frozen=True, scan=scan)
     changed = changed_file_pages(pid, memory)
     if same:
         files = snapshot_written_again(pid, look.files, memory.mappings)
@@ -364,7 +368,7 @@ def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
     )
     contents = snapshot_contents(descriptors.table, look.numbering)
     description = MemberParts(member, descriptors.table, contents, files, asked.stopped.session)
-    blockers = tasks.frozen_blockers(task, asked.answers, scan)
+    blockers = tasks.frozen_blockers(task, asked.answers, process, scan)
     pathless = inodes_without_path(descriptors.table)
     # A file without a path may have lost its descriptor while its mapping stays.
     if not same or pathless != inodes_without_path(look.descriptors.table):
@@ -379,10 +383,11 @@ def rehearse(look: SourceSnapshot) -> None:
     Changes nothing in the running process, and never fails: the freeze will say what is wrong."""
     with contextlib.suppress(OSError, ProcessGone):
         maps_text(look.pid)
-        programs_for(current_questions(look.questions, look.pid), list(look.task.outside))
+        process = ProcessSnapshot(look.pid)
+        programs_for(current_questions(look.questions, process), list(look.task.outside))
         free_range([(mapping.start, mapping.end) for mapping in look.memory.mappings], PAGE)
         rehearse_description(look.task, look.questions, HostScan(look.scope))
-        see_and_describe(look.pid, look.descriptors, frozen=False).close()
+        see_and_describe(process, look.descriptors, frozen=False).close()
         changed = changed_file_pages(look.pid, look.memory)
         no_longer(look.pushed, changed)
         snapshot_contents(look.descriptors.table, look.numbering)

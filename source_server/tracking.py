@@ -25,6 +25,7 @@ from live_migration.kernel.injection.source_threads import (
     unmap_stub,
 )
 from live_migration.kernel.memory.maps import maps
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.tracing import tracee
 from live_migration.process.attributes import limits
 from live_migration.process.threads import sleeps
@@ -63,7 +64,7 @@ def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None
 
     Raises ProcessGone, OSError, TimeoutError, LocalError, SyscallFailed; the process runs on as before."""
     kind = find_tracking()
-    if kind is None or (kind is not Tracking.SOFT_DIRTY and not limits.room_for_descriptor(seen.pid)):
+    if kind is None or (kind is not Tracking.SOFT_DIRTY and not limits.room_for_descriptor(ProcessSnapshot(seen.pid))):
         return None
     if kind is Tracking.SOFT_DIRTY:
         return soft_dirty_tracker(seen.pid) if soft else None

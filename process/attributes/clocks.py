@@ -11,11 +11,13 @@ one round trip ahead, never behind.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from pathlib import Path
 
 import msgspec
+
+from live_migration.kernel.errors import ProcessGone
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 
 SECOND = 1_000_000_000
 # Half of what ktime_t holds: the kernel refuses offsets that leave less room (KTIME_SEC_MAX / 2).
@@ -63,11 +65,11 @@ def read_offsets(pid: int | str = "self") -> Offsets:
     return Offsets(monotonic=found["monotonic"], boottime=found["boottime"])
 
 
-def own_namespace(pid: int) -> bool:
+def own_namespace(process: ProcessSnapshot) -> bool:
     """Whether the process counts time in another namespace than this one."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/time") != os.readlink("/proc/self/ns/time")
-    except FileNotFoundError:
+        return not process.in_our_namespace("time")
+    except (ProcessGone, FileNotFoundError):
         return False
 
 
@@ -77,10 +79,10 @@ def boot_identifier() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def snapshot_clocks(pid: int | None = None) -> Clocks:
-    """The clocks now, as process `pid` sees them; without one, as this process does."""
-    elsewhere = pid is not None and own_namespace(pid)
-    theirs, ours = (read_offsets(pid or "self"), read_offsets()) if elsewhere else (None, None)
+def snapshot_clocks(process: ProcessSnapshot | None = None) -> Clocks:
+    """The clocks now, as the process sees them; without one, as this process does."""
+    elsewhere = process is not None and own_namespace(process)
+    theirs, ours = (read_offsets(process.pid), read_offsets()) if process and elsewhere else (None, None)
     monotonic = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     if theirs is not None and ours is not None:

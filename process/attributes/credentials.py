@@ -10,8 +10,10 @@ import os
 import msgspec
 
 from live_migration._lm import ffi, lib
+from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.wire.blockers import Blocker
 
 CAPABILITY_VERSION_3 = 0x20080522
@@ -184,12 +186,11 @@ def _capset(program: Program, effective: int, permitted: int, inheritable: int) 
     program.call("capset", numbers.SYS_capset, *places)
 
 
-def namespace_blockers(pid: int) -> list[Blocker]:
-    """A user namespace or a security label that the destination would not give. Needs the right to trace
-    `pid`.
+def namespace_blockers(process: ProcessSnapshot) -> list[Blocker]:
+    """A user namespace or a security label that the destination would not give. Needs the right to trace the process.
     """
     blockers = []
-    if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
+    if not process.in_our_namespace("user"):
         blockers.append(
             Blocker(
                 object="user namespace",
@@ -197,8 +198,8 @@ def namespace_blockers(pid: int) -> list[Blocker]:
                 remedy="run lm-serve inside that namespace (nsenter --user)",
             )
         )
-    label = security_label(pid)
-    if label not in ("", "unconfined", security_label(os.getpid())):
+    label = security_label(process)
+    if label not in ("", "unconfined", security_label(ProcessSnapshot(os.getpid()))):
         blockers.append(
             Blocker(
                 object="security label",
@@ -209,10 +210,9 @@ def namespace_blockers(pid: int) -> list[Blocker]:
     return blockers
 
 
-def security_label(pid: int) -> str:
+def security_label(process: ProcessSnapshot) -> str:
     """The label that a security module gave to the process, "" without one (proc_pid_attr(5))."""
     try:
-        with open(f"/proc/{pid}/attr/current", "rb") as file:
-            return file.read().rstrip(b"\0\n").decode("utf-8", "replace")
-    except OSError:
+        return process.read("attr/current").rstrip(b"\0\n").decode("utf-8", "replace")
+    except (OSError, ProcessGone):
         return ""

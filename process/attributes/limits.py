@@ -20,8 +20,7 @@ from live_migration._lm import ffi
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
-from live_migration.kernel.proc import read_proc
-from live_migration.process.attributes.status import parse_status, read_status
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.wire.blockers import Blocker
 
 _NAMES = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME"
@@ -46,44 +45,30 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     core_filter: int = 0x33
 
 
-def _read(pid: int, name: str) -> str:
-    try:
-        return read_proc(f"/proc/{pid}/{name}").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGone(pid) from None
-
-
-def snapshot_limits(pid: int, status: dict[str, str]) -> Limits:
-    """Everything in this file from outside, with the lines of /proc/PID/status. Raises ProcessGone,
-    PermissionError.
-    """
-    core_filter = _read(pid, "coredump_filter").strip()
-    try:
-        working_directory = os.readlink(os.fsencode(f"/proc/{pid}/cwd"))
-        root = os.readlink(os.fsencode(f"/proc/{pid}/root"))
-    except FileNotFoundError:
-        raise ProcessGone(pid) from None
+def snapshot_limits(process: ProcessSnapshot) -> Limits:
+    """Everything in this file from outside. Raises ProcessGone, PermissionError."""
+    core_filter = process.read("coredump_filter").strip()
     return Limits(
-        limits=parse_limits(_read(pid, "limits")),
-        umask=int(status.get("Umask", "022"), 8),
-        working_directory=working_directory,
-        root=root,
-        personality=int(_read(pid, "personality"), 16),
-        oom_score_adjustment=int(_read(pid, "oom_score_adj")),
+        limits=parse_limits(process.read("limits").decode()),
+        umask=int(process.status.get("Umask", "022"), 8),
+        working_directory=process.link("cwd"),
+        root=process.link("root"),
+        personality=int(process.read("personality"), 16),
+        oom_score_adjustment=int(process.read("oom_score_adj")),
         core_filter=int(core_filter, 16) if core_filter else 0x33,
     )
 
 
-def reread(pid: int, raw_status: bytes, known: Limits) -> Limits:
+def reread(process: ProcessSnapshot, known: Limits) -> Limits:
     """What a frozen process may have changed since `known`, cheaply: directories and umask. Its limits it
     tells itself.
     """
-    mask = UMASK.search(raw_status)
+    mask = UMASK.search(process.status_text)
     return msgspec.structs.replace(
         known,
         umask=int(mask[1], 8) if mask else 0o22,
-        working_directory=os.readlink(os.fsencode(f"/proc/{pid}/cwd")),
-        root=os.readlink(os.fsencode(f"/proc/{pid}/root")),
+        working_directory=process.link("cwd"),
+        root=process.link("root"),
     )
 
 
@@ -159,33 +144,33 @@ def limits_blockers(limits: Limits) -> list[Blocker]:
     ]
 
 
-def memory_limit_blockers(pid: int, length: int) -> list[Blocker]:
+def memory_limit_blockers(process: ProcessSnapshot, length: int) -> list[Blocker]:
     """Which limit it is that lets the process map no `length` bytes more (mmap(2), ENOMEM); none where it is none of
     these. Raises ProcessGone, OSError."""
-    status = parse_status(read_status(pid))
-    soft = {name: ours for name, (ours, _) in zip(LIMITS, parse_limits(_read(pid, "limits")), strict=True)}
+    limits = parse_limits(process.read("limits").decode())
+    soft = {name: ours for name, (ours, _) in zip(LIMITS, limits, strict=True)}
     found = []
     for name, field, what in (("AS", "VmSize", "mapped"), ("DATA", "VmData", "written to")):
-        used = int(status[field].split()[0]) * 1024
+        used = int(process.status[field].split()[0]) * 1024
         if soft[name] != INFINITY and used + length > soft[name]:
             found.append(
                 Blocker(
                     object=f"RLIMIT_{name}",
                     cause=f"of the {soft[name]} bytes that may be {what}, {used} are, and the move needs {length} for "
                     "a moment",
-                    remedy=f"raise it: prlimit --pid {pid} --{name.lower()}=...",
+                    remedy=f"raise it: prlimit --pid {process.pid} --{name.lower()}=...",
                 )
             )
     return found
 
 
-def room_for_descriptor(pid: int) -> bool:
+def room_for_descriptor(process: ProcessSnapshot) -> bool:
     """May the process open another descriptor (RLIMIT_NOFILE)? Raises ProcessGone, PermissionError."""
-    soft, _ = parse_limits(_read(pid, "limits"))[LIMITS.index("NOFILE")]
+    soft, _ = parse_limits(process.read("limits").decode())[LIMITS.index("NOFILE")]
     try:
-        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        taken = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
     except FileNotFoundError:
-        raise ProcessGone(pid) from None
+        raise ProcessGone(process.pid) from None
     return any(number not in taken for number in range(min(soft, len(taken) + 1)))
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import time
-from pathlib import Path
 
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
-from live_migration.kernel.proc import read_proc
+from live_migration.kernel.process_snapshot import ProcessSnapshot, parse_stat, read_file
 from live_migration.process.attributes.membarrier import query_registrations, restore_registrations
 
 DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives 0 or 1 alone
@@ -58,37 +56,20 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     membarrier: int = 0
 
 
-def parse_stat(text: str) -> list[str]:
-    """The fields of /proc/PID/stat; index n-1 is field n of proc_pid_stat(5). The name may hold anything but
-    its last ")".
-    """
-    before, _, after = text.rpartition(")")
-    pid, _, name = before.partition("(")
-    return [pid.strip(), name, *after.split()]
-
-
-def snapshot_stat(pid: int) -> list[str]:
-    """The fields of the process's /proc/PID/stat. Raises ProcessGone."""
-    try:
-        return parse_stat(read_proc(f"/proc/{pid}/stat").decode(errors="surrogateescape"))
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGone(pid) from None
-
-
-def snapshot_memory_plan(pid: int) -> MemoryPlan:
+def snapshot_memory_plan(process: ProcessSnapshot) -> MemoryPlan:
     """The plan from /proc/PID/stat and /proc/PID/auxv; the break as the start of the heap, until the process
     is asked.
 
     Raises PermissionError without the right to trace: /proc/PID/stat then shows 1 and zeros. Raises OSError when
     execve(2) does not come to an end.
     """
-    fields = _laid_out_stat(pid)
+    fields = _laid_out_stat(process)
 
     def field(number: int) -> int:
         return int(fields[number - 1])
 
     if field(26) == 1:
-        raise PermissionError(f"the memory's plan of process {pid} is hidden: no permission to trace it")
+        raise PermissionError(f"the memory's plan of process {process.pid} is hidden: no permission to trace it")
     return MemoryPlan(
         start_code=field(26),
         end_code=field(27),
@@ -101,21 +82,22 @@ def snapshot_memory_plan(pid: int) -> MemoryPlan:
         end_arguments=field(49),
         start_environment=field(50),
         end_environment=field(51),
-        auxiliary_vector=Path(f"/proc/{pid}/auxv").read_bytes(),
+        auxiliary_vector=process.read("auxv"),
     )
 
 
-def _laid_out_stat(pid: int) -> list[str]:
+def _laid_out_stat(process: ProcessSnapshot) -> list[str]:
     """The fields of a program that is laid out: execve(2) gives a process its new memory first, and its plan, of which
     the break is the last, when all is mapped (load_elf_binary, fs/binfmt_elf.c)."""
     until = time.monotonic() + LAYING_OUT_SECONDS
+    fields = process.stat
     while True:
-        fields = snapshot_stat(pid)
         if int(fields[25]) == 1 or (int(fields[25]) and int(fields[46])):
             return fields
         if time.monotonic() > until:
-            raise OSError(errno.EBUSY, f"execve(2) of process {pid} has not come to an end")
+            raise OSError(errno.EBUSY, f"execve(2) of process {process.pid} has not come to an end")
         time.sleep(0.001)
+        fields = parse_stat(read_file(process.pid, "stat"))
 
 
 def _field(place: Data, name: str) -> Data:

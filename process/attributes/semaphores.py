@@ -13,24 +13,24 @@ import time
 
 from live_migration._lm import lib
 from live_migration.kernel.proc import read_proc
-from live_migration.process.attributes.prctl import snapshot_stat
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.wire.blockers import Blocker
 
 CLOCK_SLACK_SECONDS = 2
 SETS = "/proc/sysvipc/sem"
 
 
-def undo_blockers(pid: int) -> list[Blocker]:
+def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
     """The sets that the process may hold something of. Raises ProcessGone, and OSError where kcmp(2) is not allowed."""
     operated_on = operated_sets()
     if not operated_on:
         return []
     # Field 22 of proc_pid_stat(5): clock ticks since the host was booted.
-    start_ticks = int(snapshot_stat(pid)[21])
+    start_ticks = int(process.stat[21])
     started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start_ticks / os.sysconf("SC_CLK_TCK")
     since = [name for name, operated in operated_on if operated >= started - CLOCK_SLACK_SECONDS]
     # This process has no list, so that both compare as equal where the other has none either.
-    if not since or int(lib.lm_kcmp(pid, os.getpid(), lib.KCMP_SYSVSEM, 0, 0)) == 0:
+    if not since or int(lib.lm_kcmp(process.pid, os.getpid(), lib.KCMP_SYSVSEM, 0, 0)) == 0:
         return []
     return [
         Blocker(

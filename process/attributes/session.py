@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from live_migration.process.attributes.prctl import snapshot_stat
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -13,7 +13,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     id: int
 
 
-def snapshot_session(pid: int, status: dict[str, str]) -> Session:
-    """The session of a process from outside, with the lines of its status. Raises ProcessGone."""
-    sessions = status["NSsid"] if "NSsid" in status else snapshot_stat(pid)[5]
+def snapshot_session(process: ProcessSnapshot) -> Session:
+    """The session of a process from outside. Raises ProcessGone."""
+    sessions = process.status.get("NSsid") or process.stat[5]
     return Session(id=int(sessions.split()[-1]))

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import msgspec
 
 from live_migration._lm import ffi, lib
-from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
-from live_migration.kernel.proc import read_proc
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.wire.blockers import Blocker
 
 SECOND = 1_000_000_000
@@ -64,13 +63,9 @@ class Timers(msgspec.Struct, frozen=True, kw_only=True):
     posix_timers: tuple[PosixTimer, ...] = ()
 
 
-def snapshot_timers(pid: int) -> tuple[PosixTimer, ...]:
+def snapshot_timers(process: ProcessSnapshot) -> tuple[PosixTimer, ...]:
     """The POSIX timers in /proc/PID/timers (proc_pid_timers(5)), without their times."""
-    try:
-        text = read_proc(f"/proc/{pid}/timers").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGone(pid) from None
-    return parse_timers(text)
+    return parse_timers(process.read("timers").decode())
 
 
 def parse_timers(text: str) -> tuple[PosixTimer, ...]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.pidfd import open_pidfd
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,10 +52,9 @@ def source_in_reach(place: Place) -> int | None:
     except OSError:
         return None
     try:
-        after_name = Path(f"/proc/{place.pid}/stat").read_text().rpartition(")")[2].split()
-        if int(after_name[19]) == place.start_time:
+        if int(ProcessSnapshot(place.pid).stat[21]) == place.start_time:
             return pidfd
-    except OSError:
+    except (OSError, ProcessGone):
         pass
     os.close(pidfd)
     return None

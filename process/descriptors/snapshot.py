@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from live_migration.kernel.kcmp import order_of_open_files
 from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.file_locks import held_locks, snapshot_locks
 from live_migration.process.descriptors.kind import Holders, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import (
@@ -44,7 +45,6 @@ class Snapshot:
     identity.
     """
 
-    pid: int
     table: DescriptorTable
     numbering: Numbering
     duplicates: dict[int, int] = field(default_factory=dict)
@@ -56,24 +56,24 @@ class Snapshot:
 
 
 def snapshot_descriptors(
-    pid: int,
+    process: ProcessSnapshot,
     previous: Snapshot | None = None,
     *,
     frozen: bool = False,
     scan: HostScan | None = None,
     numbering: Numbering | None = None,
 ) -> Snapshot:
-    """Describe all descriptors of process `pid`.
+    """Describe all descriptors of a process.
 
     Descriptions that `previous` had already keep their identity; others get one of its `numbering`, or of this one. The
     `scan`, without one a scan of its own, tells who else holds the same objects; it is not asked where the process is
     frozen and has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be read (EPERM,
     EACCES).
     """
-    taken = see_and_describe(pid, previous, frozen, numbering)
+    taken = see_and_describe(process, previous, frozen, numbering)
     try:
         if not frozen or previous is None or is_anything_new(taken.table, previous.table):
-            taken.table = with_outsiders(taken.table, pid, scan or HostScan(scope_of(pid)), previous)
+            taken.table = with_outsiders(taken.table, scan or HostScan(scope_of(process.pid)), previous)
         taken.table = with_standard_apart(taken.table, previous.table if previous else None, taken.numbering)
     except BaseException:
         taken.close()
@@ -83,13 +83,17 @@ def snapshot_descriptors(
     return taken
 
 
-def see_and_describe(pid: int, previous: Snapshot | None, frozen: bool, numbering: Numbering | None = None) -> Snapshot:
+def see_and_describe(
+    process: ProcessSnapshot, previous: Snapshot | None, frozen: bool, numbering: Numbering | None = None
+) -> Snapshot:
     """The snapshot of this process alone, with its duplicates. Raises OSError."""
-    pidfd = open_pidfd(pid)
+    numbering = numbering or (previous.numbering if previous else Numbering())
+    pidfd = open_pidfd(process.pid)
     seen: list[Seen] = []
     try:
-        seen = see_open_files(pid, pidfd, frozen)
-        return describe(pid, seen, previous, frozen, numbering or (previous.numbering if previous else Numbering()))
+        seen = see_open_files(process.pid, pidfd, frozen)
+        place = previous.table.place if previous else snapshot_place(process)
+        return describe(place, seen, previous, frozen, numbering)
     except BaseException:
         close_all(each.duplicate for each in seen)
         raise
@@ -152,11 +156,13 @@ def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
     return merged
 
 
-def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool, numbering: Numbering) -> Snapshot:
+def describe(
+    place: Place, seen: list[Seen], previous: Snapshot | None, frozen: bool, numbering: Numbering
+) -> Snapshot:
     """The table of what was seen, identities carried over from the previous one."""
     known = {d.number: d.open_file for d in previous.table.descriptors} if previous else {}
     before = previous.table.by_identity() if previous else {}
-    context = SnapshotContext(pid, objects_by_link(previous.table) if previous else {})
+    context = SnapshotContext(place.pid, objects_by_link(previous.table) if previous else {})
     descriptors: list[Descriptor] = []
     open_files: list[OpenFile[AnyObject]] = []
     duplicates: dict[int, int] = {}
@@ -176,7 +182,7 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
                 ):
                     old = candidate
                     break
-            identity = old.identity if old else numbering.open_file_of((pid, one.number), one.link)
+            identity = old.identity if old else numbering.open_file_of((place.pid, one.number), one.link)
             duplicates[identity] = one.duplicate
             open_files.append(describe_one(one, described, identity, old))
             for number in one.numbers:
@@ -185,13 +191,13 @@ def describe(pid: int, seen: list[Seen], previous: Snapshot | None, frozen: bool
     finally:
         context.close()
     table = DescriptorTable(
-        place=snapshot_place(pid) if previous is None else previous.table.place,
+        place=place,
         descriptors=sorted(descriptors, key=lambda each: each.number),
         open_files=open_files,
         shared=[each for kind, those in of_kind.items() for each in kind.snapshot_shared(those)],
         frozen=frozen,
     )
-    return Snapshot(pid, table, numbering, duplicates)
+    return Snapshot(table, numbering, duplicates)
 
 
 def objects_by_link(table: DescriptorTable) -> dict[str, AnyObject]:
@@ -234,15 +240,14 @@ def describe_one(
     )
 
 
-def snapshot_place(pid: int) -> Place:
-    """Where process `pid` runs."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def snapshot_place(process: ProcessSnapshot) -> Place:
+    """Where a process runs."""
     return Place(
         boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        pid=pid,
-        start_time=int(after_name[19]),
+        pid=process.pid,
+        start_time=int(process.stat[21]),
         pid_namespace=os.stat("/proc/self/ns/pid").st_ino,
-        network_namespace=os.stat(f"/proc/{pid}/ns/net").st_ino,
+        network_namespace=os.stat(f"/proc/{process.pid}/ns/net").st_ino,
     )
 
 
@@ -256,9 +261,9 @@ def is_shared_object(link: str) -> bool:
     return link.startswith(("pipe:[", "socket:["))
 
 
-def with_outsiders(table: DescriptorTable, pid: int, scan: HostScan, previous: Snapshot | None) -> DescriptorTable:
+def with_outsiders(table: DescriptorTable, scan: HostScan, previous: Snapshot | None) -> DescriptorTable:
     """The table with the processes that stay and hold the same objects, and what is to be replaced at 0 to 2."""
-    objects: set[str] = set()
+    pid, objects = table.place.pid, set[str]()
     by_link: dict[str, list[DescriptorAt]] = {}
     for one in table.open_files:
         kind = kind_of(one.object)

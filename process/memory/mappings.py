@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from live_migration.kernel.memory.maps import NO_FLAGS, MapEntry, maps, maps_text, parse_maps, smaps
+from live_migration.kernel.memory.maps import NO_FLAGS, MapEntry, parse_maps, smaps
 from live_migration.process.memory.vdso import NAME, read_code
 from live_migration.wire.blockers import Blocker
 
@@ -147,14 +147,18 @@ def snapshot_address_space(
 
 
 def reread(
-    pid: int, earlier: AddressSpace, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
+    pid: int,
+    listed: Iterable[MapEntry],
+    earlier: AddressSpace,
+    by_descriptor: Collection[int] = (),
+    ours: frozenset[str] = frozenset(),
 ) -> AddressSpace:
-    """The layout as it is now, cheaply: reads maps, and takes the flags from what `earlier` had at the address. It is
+    """The layout that maps has just `listed`, cheaply: with the flags that `earlier` had at the address. It is
     `earlier` itself where nothing has changed.
 
     A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
     being looked at pays for a walk."""
-    entries = [entry for entry in maps(pid) if entry.path not in IGNORED_NAMES]
+    entries = [entry for entry in listed if entry.path not in IGNORED_NAMES]
     known = {(mapping.start, mapping.end): mapping for mapping in earlier.mappings}
     mappings = []
     for entry in entries:
@@ -167,12 +171,11 @@ def reread(
     return earlier if mappings == earlier.mappings else msgspec.structs.replace(earlier, mappings=mappings)
 
 
-def layout_text(pid: int, space: AddressSpace, by_descriptor: Collection[int] = ()) -> bytes:
-    """The text of /proc/PID/maps if it lists exactly the mappings of `space`; else b"", which no process's text is.
+def layout_text(text: bytes, space: AddressSpace, by_descriptor: Collection[int] = ()) -> bytes:
+    """A `text` of /proc/PID/maps if it lists exactly the mappings of `space`; else b"", which no process's text is.
 
     The two are read at different moments, between which a process that runs maps and unmaps: where they differ, an
-    equal text later would not mean that its mappings are those of `space`. Raises ProcessGone."""
-    text = maps_text(pid)
+    equal text later would not mean that its mappings are those of `space`."""
     listed = [mapping_of(entry, (), by_descriptor) for entry in parse_maps(text) if entry.path not in IGNORED_NAMES]
     return text if listed == [_with_flags(mapping, NO_FLAGS) for mapping in space.mappings] else b""
 

@@ -14,9 +14,8 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.witness import witness
-from live_migration.process.attributes.status import parse_status, read_status
-from live_migration.process.scope import thread_ids
 from live_migration.wire.blockers import Blocker
 
 MOST_WITNESSES: int = lib.LM_MOST_WITNESSES
@@ -24,14 +23,14 @@ MOST_WITNESSES: int = lib.LM_MOST_WITNESSES
 ALLOWED, NOT_ASKED = 0, 1
 
 
-def ids_of_threads(pid: int) -> list[tuple[int, int]]:
+def ids_of_threads(process: ProcessSnapshot) -> list[tuple[int, int]]:
     """The different pairs of real user and group id of the threads, the leader's first. Raises ProcessGone."""
     found: dict[tuple[int, int], None] = {}
-    for tid in (pid, *thread_ids(pid)):
+    for tid in (process.pid, *process.thread_ids):
         try:
-            status = parse_status(read_status(pid, tid))
+            status = process.thread_status(tid)
         except ProcessGone:
-            if tid == pid:
+            if tid == process.pid:
                 raise
             continue
         found[int(status["Uid"].split()[0]), int(status["Gid"].split()[0])] = None
@@ -44,7 +43,7 @@ def witnesses(pid: int) -> Iterator[tuple[int, ...]]:
     that is gone, and where lm-serve lacks the right to make one (`witness_blockers`)."""
     with ExitStack() as stack:
         try:
-            ids = ids_of_threads(pid)[:MOST_WITNESSES]
+            ids = ids_of_threads(ProcessSnapshot(pid))[:MOST_WITNESSES]
             found = tuple(stack.enter_context(witness(pid, user, group)) for user, group in ids)
         except (ProcessGone, OSError):
             found = ()

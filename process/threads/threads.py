@@ -13,7 +13,6 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -22,9 +21,9 @@ from live_migration.kernel.arch.arch import RED_ZONE, Registers
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Outcome, Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot, read_file
 from live_migration.kernel.tracing import tracee
 from live_migration.process.attributes import credentials
-from live_migration.process.attributes.status import parse_status, read_status
 from live_migration.process.threads.interrupted import InterruptedCall
 from live_migration.process.threads.landlock import query_witnesses
 from live_migration.process.threads.scheduling import NODES, Scheduling, affinity_bytes, chosen_runtime, usual_slice
@@ -109,7 +108,7 @@ class StoppedThread:
     rseq: Rseq | None
 
 
-def snapshot_thread_outside(pid: int, tid: int) -> ThreadOutside:
+def snapshot_thread_outside(process: ProcessSnapshot, tid: int) -> ThreadOutside:
     """Read a running thread from outside. Raises ProcessGone when it has ended, PermissionError without the
     right.
     """
@@ -119,13 +118,10 @@ def snapshot_thread_outside(pid: int, tid: int) -> ThreadOutside:
         raise ProcessGone(tid)
     if code < 0:
         raise OSError(-code, os.strerror(-code), f"thread {tid}")
-    folder = Path(f"/proc/{pid}/task/{tid}")
+    name = process.read(f"task/{tid}/comm").removesuffix(b"\n")
+    status = process.thread_status(tid)
     try:
-        name = (folder / "comm").read_bytes().removesuffix(b"\n")
-        status = parse_status(read_status(pid, tid))
-        slack = int(Path(f"/proc/{tid}/timerslack_ns").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGone(tid) from None
+        slack = int(read_file(tid, "timerslack_ns"))
     except PermissionError:
         slack = 50_000
     return ThreadOutside(
@@ -245,7 +241,9 @@ def answer_thread(outcome: Outcome, answers: Data) -> bytes:
     return outcome.read(answers)
 
 
-def credentials_of(pid: int, outside: ThreadOutside, answers: bytes) -> credentials.Credentials:
+def credentials_of(
+    process: ProcessSnapshot, outside: ThreadOutside, answers: bytes
+) -> credentials.Credentials:
     """A frozen thread's credentials: as it told them, with the groups, bounding and ambient capabilities of its status,
     which is read again if anything else has changed since. Raises ProcessGone.
     """
@@ -262,7 +260,7 @@ def credentials_of(pid: int, outside: ThreadOutside, answers: bytes) -> credenti
         no_new_privileges=told.no_new_privileges == 1,
     )
     if now != known or told.group_count != len(known.groups):
-        now = credentials.snapshot_credentials(parse_status(read_status(pid, outside.host_tid)))
+        now = credentials.snapshot_credentials(process.thread_status(outside.host_tid))
     return msgspec.structs.replace(now, secure_bits=told.secure_bits)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.opening import OpenedDescriptors, open_descriptors, update_descriptors
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
@@ -109,13 +110,13 @@ def moved(
     here.
     """
     options = options or DescriptorOptions(stdio="null")
-    live = snapshot_descriptors(child.pid)
+    live = snapshot_descriptors(ProcessSnapshot(child.pid))
     staged = without(travel(live.table), child.report)
     opened = open_descriptors(staged, options, source_access=source_access)
     try:
         if between is not None:
             between(opened, live)
-        frozen = snapshot_descriptors(child.pid, live, frozen=True)
+        frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
         try:
             final = without(travel(frozen.table), child.report)
             update_descriptors(opened, final)

@@ -14,6 +14,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program, make_program_area, run_in_husk
 from live_migration.kernel.injection.syscall_numbers import SYS_pidfd_open
 from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.epoll import ENTRY, Epoll
 from live_migration.process.descriptors.opening import (
@@ -174,7 +175,7 @@ ready()
 
 def test_epoll_is_registered_inside_the_process() -> None:
     with running(EPOLL) as child, stopped_husk() as pid:
-        frozen = snapshot_descriptors(child.pid, frozen=True)
+        frozen = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
         frozen.close()
         table = without(frozen.table, child.report, 3)
         epoll = next(one.object for one in table.open_files if isinstance(one.object, Epoll))

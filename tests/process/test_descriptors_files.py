@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
 from live_migration.process.descriptors.files import File
 from live_migration.process.descriptors.opening import (
@@ -53,7 +54,7 @@ def test_offset_flags_and_duplicates(tmp_path: Path) -> None:
         def between(opened: OpenedDescriptors, live: Snapshot) -> None:
             child.go_on()
 
-        look = snapshot_descriptors(child.pid)
+        look = snapshot_descriptors(ProcessSnapshot(child.pid))
         numbers = {d.number: d for d in look.table.descriptors}
         one = next(d.number for d in look.table.descriptors if d.open_file == numbers[20].open_file)
         assert one != 20
@@ -121,7 +122,7 @@ def test_file_replaced_by_rename_is_told_apart(tmp_path: Path) -> None:
     """
     (tmp_path / "file").write_text("old")
     with running(code, cwd=tmp_path) as child:
-        table = snapshot_descriptors(child.pid).table
+        table = snapshot_descriptors(ProcessSnapshot(child.pid)).table
         described = next(d for d in table.open_files if d.number == 20)
         assert isinstance(described.object, File)
         assert not described.object.linked
@@ -138,7 +139,7 @@ def test_preflight_names_every_difference(tmp_path: Path) -> None:
     for name in ("read", "written", "missing"):
         (tmp_path / name).write_text(name)
     with running(code, cwd=tmp_path) as child:
-        table = without(snapshot_descriptors(child.pid).table, child.report)
+        table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
     # The same machine knows that a file has only just gone; this is about another one.
     table = replace(table, place=replace(table.place, boot="another"))
     assert preflight_descriptors(table, OPTIONS) == []
@@ -222,14 +223,15 @@ def test_outside_ends_are_named(tmp_path: Path) -> None:
         signal.pause()
     try:
         with running("ready()", stderr=write_end) as child:
-            look = snapshot_descriptors(child.pid)
+            look = snapshot_descriptors(ProcessSnapshot(child.pid))
             table = without(look.table, child.report)
             standard = next(d for d in table.open_files if d.number == 2)
             assert standard.standard == 2
             assert {holder.pid for holder in standard.holders} >= {other}
             assert descriptor_blockers(table, OPTIONS) == []
         with running(f"os.dup2({write_end}, 20); ready()", pass_fds=[write_end]) as child:
-            found = descriptor_blockers(without(snapshot_descriptors(child.pid).table, child.report), OPTIONS)
+            table = snapshot_descriptors(ProcessSnapshot(child.pid)).table
+            found = descriptor_blockers(without(table, child.report), OPTIONS)
             assert f"(process {other})" in found[0].cause
     finally:
         os.close(write_end)
@@ -249,9 +251,9 @@ def test_changes_of_numbers(tmp_path: Path) -> None:
     ready()
     """
     with running(code, cwd=tmp_path) as child:
-        live = snapshot_descriptors(child.pid)
+        live = snapshot_descriptors(ProcessSnapshot(child.pid))
         child.go_on()
-        frozen = snapshot_descriptors(child.pid, live, frozen=True)
+        frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
         frozen.close()
         changes = descriptor_changes(live.table, travel(frozen.table))
         assert 21 in changes.close
@@ -268,13 +270,13 @@ def test_a_file_removed_while_staging_is_left_out(tmp_path: Path) -> None:
     ready()
     """
     with running(code, cwd=tmp_path) as child:
-        live = snapshot_descriptors(child.pid)
+        live = snapshot_descriptors(ProcessSnapshot(child.pid))
         child.go_on()
         staged = without(travel(live.table), child.report)
         assert preflight_descriptors(staged, OPTIONS) == []
         opened = open_descriptors(staged, OPTIONS, source_access=False)
         assert 20 not in {each.number for each in opened.part_of(staged).descriptors}
-        frozen = snapshot_descriptors(child.pid, live, frozen=True)
+        frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
         frozen.close()
         final = without(travel(frozen.table), child.report)
         update_descriptors(opened, final)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers, passing_blockers, preflight_descriptors
 from live_migration.process.descriptors.contents import inodes_without_path
 from live_migration.process.descriptors.opening import open_descriptors, update_descriptors
@@ -38,7 +39,7 @@ ready()
 
 def test_locks_of_descriptions_are_handed_over_on_one_machine(tmp_path: Path) -> None:
     with running(LOCKS, cwd=tmp_path) as child:
-        table = without(snapshot_descriptors(child.pid).table, child.report)
+        table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
         assert {
             one.number: [(lock.kind, lock.start, lock.length) for lock in one.locks]
             for one in table.open_files
@@ -69,7 +70,7 @@ def test_locks_of_descriptions_are_handed_over_on_one_machine(tmp_path: Path) ->
 
 def test_locks_are_taken_anew_elsewhere(tmp_path: Path) -> None:
     with running(LOCKS, cwd=tmp_path) as child:
-        look = snapshot_descriptors(child.pid, frozen=True)
+        look = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
         look.close()
     table = travel(without(look.table, child.report))
     opened = open_descriptors(table, NULL, source_access=False)
@@ -98,7 +99,7 @@ def test_owners() -> None:
     ready()
     """
     with running(code) as child:
-        table = without(snapshot_descriptors(child.pid).table, child.report)
+        table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
         owner = next(one.owner for one in table.open_files if one.number == 20)
         assert owner is not None
         assert (owner.id, owner.signal, owner.own) == (child.pid, signal.SIGRTMIN, True)
@@ -116,7 +117,7 @@ def test_terminals() -> None:
     name = os.ttyname(terminal)
     try:
         with running(f"put({terminal}, 2); os.dup2(2, 20); ready()", pass_fds=[terminal]) as child:
-            table = without(snapshot_descriptors(child.pid).table, child.report)
+            table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
             assert descriptor_blockers(table, NULL) == []
             with moved(child, NULL) as here:
                 assert os.fstat(here(20)).st_rdev == os.makedev(1, 3)
@@ -127,7 +128,7 @@ def test_terminals() -> None:
             assert os.ttyname(opened.numbers[identity]) == name
             opened.close()
         with running(f"put({terminal}, 20); ready()", pass_fds=[terminal]) as child:
-            table = without(snapshot_descriptors(child.pid).table, child.report)
+            table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
             assert [str(one) for one in descriptor_blockers(table, NULL)] == [
                 f"descriptor 20 ({name}): terminal {name} stays with its user; start it with its terminal at 0 to 2 "
                 "only, where --stdio replaces it, or let it close the descriptor"
@@ -147,8 +148,8 @@ def test_each_standard_descriptor_is_replaced_by_its_own() -> None:
     """
     try:
         with running(code, pass_fds=[terminal]) as child:
-            live = snapshot_descriptors(child.pid)
-            frozen = snapshot_descriptors(child.pid, live, frozen=True)
+            live = snapshot_descriptors(ProcessSnapshot(child.pid))
+            frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
             frozen.close()
             for look in (live, frozen):
                 by_identity = look.table.by_identity()
@@ -178,7 +179,7 @@ def test_shared_memory_is_found_in_other_processes(mapped: bool) -> None:
     code = f"import mmap; m = mmap.mmap({memory}, 4096); ready()"
     with running(code, pass_fds=[memory]) as child, running("ready()", pass_fds=[] if mapped else [memory]) as other:
         os.close(memory)
-        table = snapshot_descriptors(child.pid).table
+        table = snapshot_descriptors(ProcessSnapshot(child.pid)).table
         space = snapshot_address_space(child.pid, inodes_without_path(table))
         found = shared_memory_blockers(space, without(table, child.report), HostScan(scope_of(child.pid)))
         if mapped:
@@ -191,7 +192,7 @@ def test_shared_memory_is_found_in_other_processes(mapped: bool) -> None:
 
 def test_private_shared_memory_is_nobody_elses() -> None:
     with running("import mmap; m = mmap.mmap(-1, 4096); ready()") as child:
-        table = without(snapshot_descriptors(child.pid).table, child.report)
+        table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
         scan = HostScan(scope_of(child.pid))
         assert shared_memory_blockers(snapshot_address_space(child.pid), table, scan) == []
         code = """
@@ -205,7 +206,7 @@ def test_private_shared_memory_is_nobody_elses() -> None:
         ready()
         """
         with running(code) as parent:
-            table = without(snapshot_descriptors(parent.pid).table, parent.report)
+            table = without(snapshot_descriptors(ProcessSnapshot(parent.pid)).table, parent.report)
             scan = HostScan(scope_of(parent.pid))
             found = shared_memory_blockers(snapshot_address_space(parent.pid), table, scan)
             assert [one.object.rpartition(" ")[0].endswith("/dev/zero") for one in found] == [True]

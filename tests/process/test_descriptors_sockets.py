@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from live_migration._lm import lib
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.inet_sockets import InetSocket
@@ -35,7 +36,7 @@ def sock(number: int) -> socket.socket:
 
 def blockers(child: Child, options: DescriptorOptions = NULL) -> list[str]:
     """What keeps a child from being moved."""
-    table = without(snapshot_descriptors(child.pid).table, child.report)
+    table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
     return [str(one) for one in descriptor_blockers(table, options)]
 
 
@@ -111,7 +112,7 @@ def test_descriptors_under_way_are_an_blocker() -> None:
     ready()
     """
     with running(code) as child:
-        look = snapshot_descriptors(child.pid, frozen=True)
+        look = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
         look.close()
         before = len(os.listdir("/proc/self/fd"))
         causes = [one.cause for one in descriptor_blockers(without(look.table, child.report), NULL)]
@@ -181,7 +182,7 @@ def short_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_listeners_are_handed_over_on_one_machine(short_path: Path) -> None:
     with running(LISTENERS, cwd=short_path) as child:
         assert blockers(child) == []
-        table = without(snapshot_descriptors(child.pid).table, child.report)
+        table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
         assert preflight_descriptors(table, NULL) == []
         waiting: list[socket.socket] = []
         inodes: list[int] = []
@@ -206,13 +207,13 @@ def test_listeners_are_handed_over_on_one_machine(short_path: Path) -> None:
 
 def test_listeners_are_made_anew(short_path: Path) -> None:
     with running(LISTENERS, cwd=short_path) as child:
-        live = snapshot_descriptors(child.pid)
+        live = snapshot_descriptors(ProcessSnapshot(child.pid))
         table = travel(without(live.table, child.report))
         taken = [one.cause for one in preflight_elsewhere(table)]
         assert f"{short_path / 'path.sock'} exists here" in taken
         assert any("is taken here" in cause for cause in taken)
         assert f"@lm-test-{child.pid} cannot be bound here: Address already in use" in taken
-        look = snapshot_descriptors(child.pid, live, frozen=True)
+        look = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
         # As after COMMIT: the source's listeners listen no more and the child ends.
         retire(look)
         look.close()
@@ -279,7 +280,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
     ready()
     """
     with running(code) as child:
-        live = snapshot_descriptors(child.pid)
+        live = snapshot_descriptors(ProcessSnapshot(child.pid))
         kind = next(one.object for one in live.table.open_files if one.number == 20)
         assert isinstance(kind, InetSocket)
         where = (str(kind.address[0]), int(kind.address[1]))
@@ -288,7 +289,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
             child.go_on()
             with socket.create_connection(where) as waiting:
                 waiting.sendall(b"me too")
-                look = snapshot_descriptors(child.pid, live, frozen=True)
+                look = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
                 retire(look)
                 for one in (client, waiting):
                     one.settimeout(5)
@@ -359,7 +360,7 @@ def test_a_process_in_another_network_namespace() -> None:
     """
     with running(code) as child:
         assert blockers(child) == []
-        table = without(snapshot_descriptors(child.pid).table, child.report)
+        table = without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report)
         pair, peer = (next(one.object for one in table.open_files if one.number == number) for number in (20, 21))
         assert isinstance(pair, UnixSocket)
         assert isinstance(peer, UnixSocket)

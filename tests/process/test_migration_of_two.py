@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from live_migration._lm import ffi, lib
 from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process import family
 from live_migration.process.descriptors.blockers import descriptor_blockers, passing_blockers
 from live_migration.process.descriptors.contents import inodes_without_path, new_contents, snapshot_contents
@@ -89,8 +90,8 @@ class Pair:
 
 def read(pid: int, report: int, scope: Scope, numbering: Numbering) -> MemberParts:
     """One member from outside, without the pipe by which the test hears of it."""
-    live = snapshot_task(pid)
-    table = without(snapshot_descriptors(pid, scan=HostScan(scope), numbering=numbering).table, report)
+    live = snapshot_task(ProcessSnapshot(pid))
+    table = without(snapshot_descriptors(ProcessSnapshot(pid), scan=HostScan(scope), numbering=numbering).table, report)
     memory = snapshot_address_space(pid, inodes_without_path(table))
     files = snapshot_mapped_files(pid, memory.mappings)
     member = Member(
@@ -211,7 +212,7 @@ def test_whoever_stays_is_outside_of_both(pair: Pair) -> None:
     first, second = (part.member.place.pid for part in pair.parts)
     both = HostScan(scope_of(first, second))
     assert family.child_blockers(first, both) == family.child_blockers(second, both) == []
-    assert family.sharing_blockers(first, both) == family.sharing_blockers(second, both) == []
+    assert [family.sharing_blockers(ProcessSnapshot(pid), both) for pid in (first, second)] == [[], []]
     for part in pair.parts:
         assert shared_memory_blockers(part.member.memory, part.table, both) == []
     alone = HostScan(scope_of(first))

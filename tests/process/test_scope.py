@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process import family, scope
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import inodes_without_path
@@ -42,7 +43,7 @@ def parent() -> Iterator[Child]:
 
 def found_by(scan: HostScan, parent: Child) -> list[str]:
     """The objects of all blockers that the scan finds for the parent."""
-    table = without(snapshot_descriptors(parent.pid, scan=scan).table, parent.report)
+    table = without(snapshot_descriptors(ProcessSnapshot(parent.pid), scan=scan).table, parent.report)
     memory = snapshot_address_space(parent.pid, inodes_without_path(table))
     found = [
         *family.child_blockers(parent.pid, scan),
@@ -90,6 +91,6 @@ def test_all_questions_go_to_one_scan(parent: Child, monkeypatch: pytest.MonkeyP
     scan = HostScan(scope_of(parent.pid))
     assert not listed
     found_by(scan, parent)
-    family.sharing_blockers(parent.pid, scan)
+    family.sharing_blockers(ProcessSnapshot(parent.pid), scan)
     assert len(listed) == 1
     assert len(read) == len(set(read)) == len(scan.others) - 1

@@ -15,8 +15,9 @@ import pytest
 
 from live_migration._lm import ffi
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process import family, task, task_restore
-from live_migration.process.attributes import clocks, credentials, limits, prctl, signals, status, timers
+from live_migration.process.attributes import clocks, credentials, limits, prctl, signals, timers
 from live_migration.process.attributes.clocks import Clocks, Offsets
 from live_migration.process.scope import HostScan, scope_of
 from tests.process import task_helpers as helpers
@@ -25,7 +26,7 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become a
 
 
 def held_by(pid: int) -> credentials.Credentials:
-    return credentials.snapshot_credentials(status.parse_status(status.read_status(pid)))
+    return credentials.snapshot_credentials(ProcessSnapshot(pid).status)
 
 
 @ROOT_ONLY
@@ -92,7 +93,7 @@ def test_timers_get_their_ids(restore_ids: bool) -> None:
         program = Program("timers")
         timers.create_timers(program, wanted, restore_ids)
         helpers.run(pid, area, program)
-        found = timers.snapshot_timers(pid)
+        found = timers.snapshot_timers(ProcessSnapshot(pid))
     assert [(one.identifier, one.clock, one.notify) for one in found] == [(1, 1, 0), (4, 0, 1), (11, -6, 0)]
 
 
@@ -129,7 +130,7 @@ def test_limits_as_far_as_they_go() -> None:
         "RLIMIT_CPU: 100 (hard 150) instead of 100 (hard 200); CAP_SYS_RESOURCE would raise it"
     ]
     assert limits.reachable(wanted, present, may_raise=True) == wanted
-    own = limits.snapshot_limits(os.getpid(), status.parse_status(status.read_status(os.getpid())))
+    own = limits.snapshot_limits(ProcessSnapshot(os.getpid()))
     assert own.limits == limits.present_limits()
 
 
@@ -164,7 +165,7 @@ def test_a_time_namespace_is_seen_through() -> None:
         assert child.stdout is not None
         told = int(child.stdout.readline())
         (inner,) = children(child.pid)
-        seen = clocks.snapshot_clocks(inner)
+        seen = clocks.snapshot_clocks(ProcessSnapshot(inner))
         assert seen.in_namespace
         assert told <= seen.monotonic <= told + 60_000_000_000
         assert seen.monotonic - clocks.snapshot_clocks().monotonic > 4_999_000_000_000
@@ -181,7 +182,7 @@ def test_a_program_is_looked_at_when_it_is_laid_out(tmp_path: Path) -> None:
     script.chmod(0o755)
     process = subprocess.Popen([script])
     try:
-        plans = [prctl.snapshot_memory_plan(process.pid) for _ in range(2000)]
+        plans = [prctl.snapshot_memory_plan(ProcessSnapshot(process.pid)) for _ in range(2000)]
     finally:
         process.kill()
         process.wait()
@@ -193,8 +194,8 @@ def children(pid: int) -> list[int]:
 
 
 def blockers_of(pid: int) -> list[str]:
-    lines = status.parse_status(status.read_status(pid))
-    return [str(blocker) for blocker in family.process_blockers(pid, lines, HostScan(scope_of(pid)))]
+    found = family.process_blockers(ProcessSnapshot(pid), HostScan(scope_of(pid)))
+    return [str(blocker) for blocker in found]
 
 
 def test_who_cannot_be_moved() -> None:
@@ -205,12 +206,12 @@ def test_who_cannot_be_moved() -> None:
     with helpers.python_child("print('ready', flush=True); input()") as child:
         assert blockers_of(child.pid) == []
         scan = HostScan(scope_of(child.pid))
-        assert family.sharing_blockers(child.pid, scan) == []
-        assert task.task_blockers(task.snapshot_task(child.pid), scan) == []
+        assert family.sharing_blockers(ProcessSnapshot(child.pid), scan) == []
+        assert task.task_blockers(task.snapshot_task(ProcessSnapshot(child.pid)), scan) == []
         assert child.stdin is not None
         child.stdin.write("\n")
         child.stdin.flush()
-        while prctl.snapshot_stat(child.pid)[2] != "Z":
+        while ProcessSnapshot(child.pid).stat[2] != "Z":
             time.sleep(0.01)
         (text,) = blockers_of(child.pid)
         assert text.startswith(f"process {child.pid}: it has ended")
@@ -253,7 +254,8 @@ def test_a_shared_table_is_an_blocker() -> None:
     )
     with helpers.python_child(source) as child:
         (other,) = children(child.pid)
-        (text,) = [str(blocker) for blocker in family.sharing_blockers(child.pid, HostScan(scope_of(child.pid)))]
+        found = family.sharing_blockers(ProcessSnapshot(child.pid), HostScan(scope_of(child.pid)))
+        (text,) = [str(blocker) for blocker in found]
         assert f"process {other} (python" in text
         assert "it shares its descriptors with the process" in text
         os.kill(other, signal.SIGKILL)

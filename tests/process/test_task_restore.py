@@ -13,6 +13,7 @@ import pytest
 
 from live_migration.kernel.arch.arch import Registers
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.tracing import tracee
 from live_migration.process import task, task_restore
 from live_migration.process.attributes import limits, signals, timers
@@ -71,10 +72,10 @@ time.sleep(1000)
 
 def describe(held: helpers.Held, live: task.LiveTask) -> tuple[TaskDescription, dict[int, bytes]]:
     """The whole way of a description, as the source goes it."""
-    stopped = task.snapshot_stopped_task(held.pid, held.stops, live)
+    stopped = task.snapshot_stopped_task(ProcessSnapshot(held.pid), held.stops, live)
     with helpers.area_in(held.pid) as area:
         program = Program("ask the process")
-        question = task.query_process(program, timers.snapshot_timers(held.pid))
+        question = task.query_process(program, timers.snapshot_timers(ProcessSnapshot(held.pid)))
         answers = task.answer_process(helpers.run(held.pid, area, program), question)
         asked = {}
         for stop in held.stops:
@@ -111,10 +112,10 @@ def comparable(description: TaskDescription) -> dict[str, Any]:
 @pytest.fixture
 def described() -> tuple[TaskDescription, dict[int, bytes]]:
     with helpers.python_child(RICH_PROGRAM) as child:
-        live = task.snapshot_task(child.pid)
+        live = task.snapshot_task(ProcessSnapshot(child.pid))
         with helpers.frozen(child.pid) as held:
             found = describe(held, live)
-            assert not task.frozen_blockers(*found, HostScan(scope_of(child.pid)))
+            assert not task.frozen_blockers(*found, ProcessSnapshot(child.pid), HostScan(scope_of(child.pid)))
         os.kill(child.pid, 0)
     return found
 
@@ -183,7 +184,7 @@ def test_a_husk_becomes_the_process(described: tuple[TaskDescription, dict[int, 
             assert tracee.get_signal_mask(thread.tid) == thread.signal_mask
             tracee.set_signal_mask(thread.tid, (1 << 64) - 1)
         assert limits.restore_outside(pid, own.limits) == []
-        live = task.snapshot_task(pid)
+        live = task.snapshot_task(ProcessSnapshot(pid))
         stops = [tracee.Stop(pid, 0), tracee.Stop(new_thread, 0)]
         parked = tracee.get_registers(pid).replaced(syscall_number=-1)
         husk_code = int(Path(f"/proc/{pid}/maps").read_text().split("-")[0], 16)

@@ -20,6 +20,7 @@ from live_migration.kernel.injection.syscall_numbers import (
     SYS_getpid,
     SYS_pidfd_getfd,
 )
+from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.spawn import reap
 from live_migration.kernel.tracing import tracee
 from live_migration.process.attributes.clocks import Offsets
@@ -56,7 +57,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def described(*ids: int) -> TaskDescription:
     """A description with these thread ids, the leader's first; the rest as this process has it."""
-    own = snapshot_task(os.getpid()).description
+    own = snapshot_task(ProcessSnapshot(os.getpid())).description
     first = own.threads[0]
     threads: tuple[Thread, ...] = tuple(msgspec.structs.replace(first, tid=number) for number in ids)
     return msgspec.structs.replace(own, pid=ids[0], threads=threads)

@@ -16,7 +16,7 @@ import pytest
 
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.syscall_numbers import SYS_clock_nanosleep
-from live_migration.kernel.memory.maps import MapEntry, maps_text, smaps
+from live_migration.kernel.memory.maps import MapEntry, maps, maps_text, smaps
 from live_migration.process.member import Runs
 from live_migration.process.memory import mappings
 from live_migration.process.memory.mappings import PAGE
@@ -226,7 +226,7 @@ def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> No
 
 def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceSnapshot) -> None:
     assert seen.layout == maps_text(seen.pid)
-    assert mappings.reread(seen.pid, seen.memory) is seen.memory
+    assert mappings.reread(seen.pid, maps(seen.pid), seen.memory) is seen.memory
     with frozen(seen) as state:
         assert handover.query_threads(state).memory is seen.memory
 
