@@ -43,7 +43,7 @@ def blockers(child: Child, options: DescriptorOptions = NULL) -> list[str]:
 def retire(look: Snapshot) -> None:
     """As after COMMIT: do what is held of the descriptors."""
     file = os.memfd_create("held")
-    write_held(file, look.pid, hold_descriptors(look.table))
+    write_held(file, look.table.place.pid, hold_descriptors(look.table))
     assert lib.lm_held_run(file, lib.LM_HELD_COMMIT) == 0
     os.close(file)
 
