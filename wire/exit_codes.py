@@ -3,7 +3,7 @@
 `python -m live_migration.wire.exit_codes` prints docs/exit-codes.md from it.
 
 The numbers from 64 on are those of sysexits.h where it has a fitting one: programs seldom use them, so
-they are rarely mistaken for the status of the moved process, which lm-restore passes on.
+they are rarely mistaken for the status of the moved process, with which lm-restore ends.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ExitCode(enum.IntEnum):
     USAGE = 2, "The command line is wrong: an unknown option, a bad number, options that exclude each other."
     BAD_TICKET = 65, "The ticket cannot be read, or the other side does not have the same one."
     NO_PROCESS = 66, "There is no such process, or it ended before it was moved."
-    REFUSED = 67, "Blockers: the process cannot be moved as it is. Each is named with its remedy."
-    NO_PEER = 68, "The other side cannot be reached: wrong address, nobody listens, no route."
+    REFUSED = 67, "The process cannot be moved as it is. Each blocker is named with its remedy."
+    NO_PEER = 68, "The other side cannot be reached: the address is wrong, nobody listens, or there is no route."
     LOST_BEFORE = 69, "The connection was lost before COMMIT. The source runs on as if nothing had happened."
-    BUG = 70, "An error in lm-serve or lm-restore themselves; a traceback is printed."
+    BUG = 70, "There is an error in lm-serve or lm-restore themselves; a traceback is printed."
     SYSTEM = 71, "The kernel refused a call or lacks an ability; the sentence names it and its remedy."
     FILES = 72, "A file that the process needs is missing on the destination or differs there."
     CANNOT_LISTEN = 73, "The port is taken or the address is not one of this host."
@@ -56,8 +56,8 @@ def as_markdown() -> str:
             "|---|---|---|",
             *rows,
             "",
-            "Without `--detach`, lm-restore ends with the status of the moved process instead of 0, and with",
-            "128 + n when signal n killed it, as a shell says it. The last `--json` event and the report",
+            "Without `--detach`, lm-restore ends with the status of the moved process instead of 0, or with",
+            "128 + n when signal n killed it, as a shell reports it. The last `--json` event and the report",
             "tell the two apart.",
             "",
         ]

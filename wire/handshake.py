@@ -5,7 +5,7 @@
                              <---------------    VERDICT welcome, HELLO, PROOF
     VERDICT welcome, PROOF   --------------->
                              <---------------    VERDICT welcome
-    (the connection now carries its role: control messages, or the page stream)
+    (the connection now carries what its role says: control messages, or the page stream)
 
 A VERDICT other than welcome is a refusal: the sender closes after it. All numbers are little endian.
 
@@ -18,17 +18,17 @@ A VERDICT other than welcome is a refusal: the sender closes after it. All numbe
     16  16  session
     32  32  nonce, fresh for every connection
 
-The first ten bytes of a HELLO and the whole VERDICT stay as they are in every version, so that two
-versions can tell each other that they differ. There is no negotiation: both hosts run the same version.
+The first ten bytes of a HELLO and the whole VERDICT are the same in every version, so that two versions
+can tell each other that they differ. There is no negotiation: both hosts run the same version.
 
 Each side proves that it has the ticket's secret by HMAC-SHA256(secret, label + the connecting side's HELLO
-+ the listening side's HELLO), with a label of its own for each direction. So a proof covers both nonces,
-the session, the role, the attempt, the version and the sides; it cannot be replayed on another
-connection, sent back to its maker, or moved to another role. The secret itself never travels.
++ the listening side's HELLO). Each direction has its own label. So a proof covers both nonces, the session,
+the role, the attempt, the version and the sides: nobody can replay it on another connection, send it back to
+its maker, or move it to another role. The secret itself never travels.
 
 The listening side chooses the session's id, 16 random bytes. A CONTROL connection of the first attempt
-sends 16 zero bytes instead and learns the id from the answer; all others must name it. Only
-connections of this one session are let in, each role once in an attempt.
+sends 16 zero bytes instead, and learns the id from the answer; all others must name it. The listening side
+lets in only connections of this one session, each role once in an attempt.
 """
 
 from __future__ import annotations

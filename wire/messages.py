@@ -8,10 +8,9 @@ Every message is one frame, all numbers little endian:
     9   3   0
     12      the message: MessagePack, a map whose "kind" says which of the structs below it is
 
-Unknown fields are skipped; an unknown kind, or a number out of its range, breaks the protocol. After COMMIT,
-when nothing may fail any more, such a message is passed over. Who sends what, and when, stands in
-docs/protocol.md. The payloads (`msgspec.Raw`) are MessagePack too; their types belong to the floors above,
-which decode them with `unpack`.
+Unknown fields are skipped. An unknown kind, or a number out of its range, breaks the protocol. After COMMIT nothing
+may fail any more, and such a message is passed over. docs/protocol.md tells who sends what, and when. The payloads
+(`msgspec.Raw`) are MessagePack too; their types belong to the folders above, which decode them with `unpack`.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
-    """Source: the migration, its members as they are while they run."""
+    """Source: the migration, with its members as they are while they run."""
 
     payload: msgspec.Raw
 
 
 class Blockers(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="blockers"):
-    """Either side: these stand in the way, all of them. The migration ends here, with this exit code."""
+    """Either side: all the blockers. The migration ends here, with this exit code."""
 
     found: list[Blocker]
     code: int = int(ExitCode.REFUSED)
@@ -80,7 +79,7 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="p
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="round"):
-    """Source: a round of pages follows on BULK as push number `push`; `payload` are the layouts that have changed."""
+    """Source: a round of pages follows on BULK as push number `push`; `payload` has the layouts that have changed."""
 
     number: Count
     push: PushNumber
@@ -88,10 +87,10 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ro
 
 
 class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="freezing"):
-    """Source: a freeze comes as soon as the destination is prepared. Comes again where it is tried again.
+    """Source: a freeze comes as soon as the destination is prepared. The message comes again when the freeze does.
 
     strategy        what it came to be; `resume_at_once`: before the last page has arrived
-    correction      a push on BULK as soon as it is frozen, of what is not true any more of the rounds' pages; 0: none
+    correction      a push on BULK as soon as it is frozen, of the rounds' pages that have changed since; 0: none
     payload         the rounds, as the report has them
     """
 
@@ -103,11 +102,11 @@ class Freezing(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="prepared"):
-    """Destination: it waits for nothing but the frozen process, and the processors are not wanted for anything else."""
+    """Destination: it waits for nothing but the frozen process, and needs its processors for nothing else."""
 
 
 class Final(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="final"):
-    """Source: the migration again, its members frozen."""
+    """Source: the migration again, with its members frozen."""
 
     payload: msgspec.Raw
 
@@ -119,7 +118,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="re
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit"):
-    """Source: from here on the destination's copy is the process. Nothing of the source thaws any more.
+    """Source: from here on the destination's copy is the process. The source's copy never runs again.
 
     frozen_ns       from the freeze until this message was sent, by the source's clock
     round_trip_ns   measured before the freeze; half of it is this message's way
@@ -130,14 +129,14 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="c
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="resumed"):
-    """Destination: the process runs. `resume_ns` from COMMIT received until then."""
+    """Destination: the process runs. `resume_ns`: from receiving COMMIT until then."""
 
     pid: Pid
     resume_ns: Count
 
 
 class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
-    """Source, after COMMIT: by space, runs of pages that were touched last, to be fetched before all else."""
+    """Source, after COMMIT: by space, runs of pages that were touched last. They are fetched before all else."""
 
     payload: msgspec.Raw
 
@@ -152,7 +151,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):
-    """Destination: how far the pages are."""
+    """Destination: how many pages have arrived."""
 
     pages: Count
     pages_total: Count
@@ -160,7 +159,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="finished"):
-    """Destination: every page is here, the source's copy is not needed any more."""
+    """Destination: every page has arrived, and the source's copy is not needed any more."""
 
     payload: msgspec.Raw = NOTHING
 
@@ -218,7 +217,7 @@ Message = (
 
 
 def pack(value: object) -> msgspec.Raw:
-    """A value of the floors above as a payload."""
+    """A value of a folder above, as a payload."""
     return msgspec.Raw(msgspec.msgpack.encode(value))
 
 
@@ -231,7 +230,7 @@ def unpack(payload: msgspec.Raw, kind: type[Payload]) -> Payload:
 
 
 def parameters_of(greeting: Greeting) -> Parameters:
-    """What the destination parameters. ProtocolError for what cannot be wished."""
+    """What the destination wants. ProtocolError for parameters that cannot be."""
     try:
         parameters = msgspec.convert(greeting.parameters, Parameters)
     except msgspec.ValidationError as error:
@@ -240,7 +239,7 @@ def parameters_of(greeting: Greeting) -> Parameters:
     times = [limit for limit in (parameters.max_downtime_ms, parameters.round_timeout) if limit is not None]
     limits = 0 <= parameters.rounds <= MOST_ROUNDS and parameters.bandwidth_limit >= 0
     if not known or not limits or any(limit <= 0 for limit in times):
-        raise broken("it parameters what does not exist")
+        raise broken("its parameters want what does not exist")
     return parameters
 
 
@@ -285,9 +284,7 @@ def _decode_body(body: bytes, unpacked: int, form: int) -> Message:
 
 
 class FrameReader:
-    """Bytes in, messages out. Never asks for more than the message at hand, so nothing is ever left
-    over.
-    """
+    """Bytes in, messages out. It never wants more than the message at hand, so nothing is ever left over."""
 
     def __init__(self) -> None:
         self._held = bytearray()

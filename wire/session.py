@@ -1,10 +1,10 @@
-"""The session of one side: one table, on which both run. For each state it tells whose copy of the process may run,
+"""The session of one side. Both sides run on one table. For each state it tells whose copy of the process may run,
 what the custodian and the user are told, and where an event leads.
 
 `python -m live_migration.wire.session` prints docs/protocol.md: this table, the handshake and the messages.
 
 Only the side itself moves its state; the other side's is known by the messages alone. Whoever thaws the source or
-destroys the husk asks the table first. There is one event COMMIT on each side, and behind it no way back: no row leads
+destroys the husk asks the table first. There is one event COMMIT on each side, and no way back after it: no row leads
 from COMMITTED and later states to ABORTED.
 """
 
@@ -27,29 +27,29 @@ from live_migration.wire.report import Report
 class State(enum.Enum):
     """Where a side is; the value says what that means."""
 
-    # An Enum's own is a function of Python, which takes longer than all else that is done with a state.
+    # An Enum's own is a Python function, which takes longer than everything else that is done with a state.
     __hash__ = object.__hash__
 
-    LOOKING = "the process, or its description, is looked at, and every blocker is found"
-    CONNECTING = "the two sides come together and authenticate"
-    CONNECTED = "they have; the source looks at the process again, for it may have waited for long"
+    LOOKING = "the side reads the process, or its description, and finds every blocker"
+    CONNECTING = "the two sides connect and authenticate"
+    CONNECTED = "the two sides are connected; the source rereads the process, for it may have waited for long"
     STAGING = "the destination compares and prepares everything that can be prepared while the source runs"
     STAGED = "the husk stands; what cannot be paged on demand travels; the source still runs"
     COPYING = "rounds of pages travel; the source still runs"
     FREEZING = "a freeze is announced: both sides rehearse, and then the threads are stopped"
     FROZEN = "the process stands still and is described"
-    DESCRIBED = "the final description is under way or being applied"
-    ARMED = "the husk is parked and outlives the worker; READY is under way"
-    READY = "the destination only has to resume, and the source to decide"
+    DESCRIBED = "the final description travels or is being applied"
+    ARMED = "the husk is parked and outlives the worker; READY travels"
+    READY = "the destination only has to resume, and the source only has to decide"
     PARKED = "the source's threads wait for the word that keeps them or sends them home"
-    REFUSED = "the source hands nothing over: where the destination could be ready that is recorded, then it thaws"
+    REFUSED = "the source hands nothing over: it records that, if the destination could be ready, and then thaws"
     IN_DOUBT = "the connection ended between READY and COMMIT: the husk is kept and does not run"
     COMMITTED = "the destination's copy is the process; the source's is inert"
     RESUMED = "the process runs at the destination, its memory follows"
     STALLED = "the connection is lost: both sides keep everything and wait"
     COMPLETE = "every page is at the destination; the source's copy has left"
     ABORTED = "it ended before COMMIT: the source runs on, the husk is gone"
-    ENDED_BY_HAND = "the husk that was kept in doubt is gone: somebody has ended it who knows that the source runs on"
+    ENDED_BY_HAND = "the husk that was kept in doubt is gone: somebody ended it who knows that the source runs on"
 
 
 class Event(enum.Enum):
@@ -68,14 +68,14 @@ class Event(enum.Enum):
     ARMED = "the worker's death does not kill the husk any more"
     READY = "Ready, the whole of it"
     PARKED = "every thread waits for the word"
-    COMMIT = "Commit: sent with its first byte, received when it can be read in the socket"
+    COMMIT = "Commit: it is sent with its first byte, and received when it can be read in the socket"
     RESUMED = "Resumed"
     FINISHED = "Finished"
     THAWED = "the threads run on as before"
     FAILED = "an error here, a blocker, or a time limit"
     ABORTED = "Abort or Blockers from the other side"
     CANCELLED = "SIGINT, SIGTERM or SIGHUP"
-    LOST = "the connection ended, in order (FIN) or not: that says nothing"
+    LOST = "the connection ended, in order (FIN) or not; that says nothing about the decision"
     ENDED_BY_HAND = "SIGKILL for the process that is kept in doubt"
 
 
@@ -109,8 +109,8 @@ class Row:
     runs     whose copy may run, as far as this side can know; None: that is undecided, and nobody's may
     ways     event -> next state; the first one is the way of a migration that succeeds
     record   what the custodian is told; None: what it was told before holds on
-    said     what the user is told of the process when it stays in this state, or ends here
-    code     the exit status when the other side, or the worker, is lost here
+    said     what the user is told of the process when the migration stays in this state, or ends in it
+    code     the exit status when the other side, or the worker, is lost in this state
     phase    the phase of the report that begins here; empty: the one before lasts on
     outcome  of the report
     """
@@ -140,8 +140,8 @@ def _source_runs(ways: dict[Event, State], *, record: Record | None = None, phas
 
 
 def _source_kept(ways: dict[Event, State], *, record: Record | None = None, phase: str = "", outcome: str) -> Row:
-    """A row of the source behind COMMIT: nothing ends lm-serve there, which has the memory, and nothing lets the
-    process go."""
+    """A row of the source after COMMIT: nothing ends lm-serve there, which has the memory, and nothing lets the
+    process run."""
     said = (
         "process {pid} is kept here, stopped for good, with the memory that the destination does not have yet; "
         "it never runs here again"
@@ -159,9 +159,9 @@ SOURCE: Table = {
     State.FREEZING: _source_runs(
         {Event.STOPPED: State.FROZEN, Event.FREEZE: State.FREEZING, **_ABORTS}, phase="freezing"
     ),
-    # What is in the way and passes by itself is let run on, and frozen again.
+    # A process with a blocker that passes by itself runs on for a moment, and is frozen again.
     State.FROZEN: _source_runs({Event.FINAL: State.DESCRIBED, Event.THAWED: State.FREEZING, **_REFUSES}),
-    # From here on the destination can get ready: before anything thaws, the no is recorded.
+    # From here on the destination can get ready: the no is recorded before anything thaws.
     State.DESCRIBED: Row(None, {Event.READY: State.READY, **_REFUSES}),
     State.READY: Row(None, {Event.PARKED: State.PARKED, **_REFUSES}),
     State.PARKED: Row(None, {Event.COMMIT: State.COMMITTED, **_REFUSES}, SourceRecord.PARKED),
@@ -194,8 +194,8 @@ DESTINATION: Table = {
     State.FREEZING: _husk_waits({Event.FINAL: State.DESCRIBED, Event.FREEZE: State.FREEZING, **_ABORTS}),
     State.DESCRIBED: _husk_waits({Event.ARMED: State.ARMED, **_ABORTS}),
     State.ARMED: _husk_waits({Event.READY: State.READY, **_ABORTS}, record=HuskRecord.ARMED),
-    # Only words decide. A connection that ends says nothing, whether in order or not: the COMMIT may have been sent,
-    # and be lost in a tunnel that ended. So the husk is neither run nor destroyed. A signal is kept for the process.
+    # Only messages decide. The end of a connection says nothing, whether it is in order or not: COMMIT may have been
+    # sent, and lost in a tunnel that ended. So the husk neither runs nor is destroyed. A signal is kept for the process.
     State.READY: Row(
         None,
         {
@@ -235,15 +235,15 @@ FIRST = {Side.SOURCE: State.LOOKING, Side.DESTINATION: State.CONNECTING}
 
 
 class ImpossibleEvent(Exception):
-    """An event for which the state has no row: a bug of this side."""
+    """The state has no row for an event: a bug of this side."""
 
 
 def _unheard(text: str) -> None:
-    """Where nobody is to be told."""
+    """Tell nobody."""
 
 
 def _unrecorded(record: Record) -> None:
-    """Where there is no custodian."""
+    """There is no custodian to tell."""
 
 
 @dataclass
@@ -269,8 +269,8 @@ class Session:
     def happened(self, event: Event) -> State:
         """Follow the row's way for `event`; the new state.
 
-        Raises ImpossibleEvent where there is none; but behind COMMIT, where nothing may fail any more, that is a
-        note, and the state stays."""
+        Raises ImpossibleEvent if there is none. After COMMIT nothing may fail any more: then that is a note, and the
+        state stays."""
         following = self.row.ways.get(event)
         if following is None:
             text = f"{self.side.name.lower()} in {self.state.name}: {event.name} has no row"
@@ -287,7 +287,7 @@ class Session:
         return following
 
     def ended_by(self, error: BaseException) -> State:
-        """The migration ends by this error; where it has ended already that is nothing new."""
+        """The migration ends by this error, unless it has ended already."""
         return self.happened(ending_of(error)) if self.row.ways else self.state
 
     @property
@@ -296,7 +296,7 @@ class Session:
         return self.row.runs is Side.DESTINATION
 
     def may_thaw(self) -> bool:
-        """May the source's copy run on? From the final description on not before the no is recorded; from COMMIT on
+        """May the source's copy run on? From the final description on, only when the no is recorded; from COMMIT on,
         never."""
         return self.side is self.row.runs is Side.SOURCE
 
@@ -309,16 +309,16 @@ class Session:
         return self.row.ways.get(Event.FAILED) in (State.ABORTED, State.REFUSED)
 
     def said(self, pid: int) -> str:
-        """What the user is told of the process, which is `pid` here, when this is the end."""
+        """What the user is told of the process, which is `pid` here, when the migration ends in this state."""
         return self.row.said.format(pid=pid)
 
     def phases_ms(self) -> dict[str, float]:
-        """How long each phase of the report lasted, but the one that lasts on, in milliseconds."""
+        """How long each phase of the report lasted, in milliseconds, except the one that has not ended."""
         pairs = itertools.pairwise(self.moments.items())
         return {name: (after - begun) / 1e6 for (name, begun), (_, after) in pairs}
 
     def fill(self, report: Report) -> None:
-        """What the report has of the session: the outcome, and in the end how long everything took."""
+        """Write into the report what it has of the session: the outcome, and in the end how long everything took."""
         report.outcome = self.row.outcome
         if self.state is State.COMPLETE:
             begun, *_, ended = self.moments.values()
@@ -331,7 +331,7 @@ def begin(side: Side, note: Callable[[str], None] = _unheard) -> Session:
 
 
 def rehearse(side: Side) -> None:
-    """Go the whole way of a migration that succeeds on a session of its own: the same code runs faster then while the
+    """Go the whole way of a successful migration, on a session made for that. The same code then runs faster while the
     process stands still."""
     session = begin(side)
     while session.row.ways:
@@ -340,7 +340,7 @@ def rehearse(side: Side) -> None:
 
 
 def ending_of(error: BaseException) -> Event:
-    """What an error means that nobody has dealt with."""
+    """The event that an error is, when nobody has dealt with it."""
     if isinstance(error, ConnectionLost):
         return Event.LOST
     if isinstance(error, RemoteError) or (isinstance(error, Refused) and error.by_peer):
@@ -401,8 +401,8 @@ def as_markdown() -> str:
         "",
         "## States",
         "",
-        "Both sides run on these tables. Before COMMIT an event without a row is a bug that ends the migration; behind",
-        "it, where nothing may fail any more, such an event is said and passed over.",
+        "Both sides run on these tables. Before COMMIT, an event without a row is a bug that ends the migration. After",
+        "COMMIT nothing may fail any more, and such an event is reported and ignored.",
         "",
         "| state | meaning |",
         "|---|---|",
@@ -417,7 +417,7 @@ def as_markdown() -> str:
         lines += ["", "```", diagram(side), "```"]
     lines += [
         "",
-        "lm-serve and lm-restore stay STALLED, or IN_DOUBT, until they are ended: neither tries a new connection.",
+        "lm-serve and lm-restore stay STALLED, or IN_DOUBT, until somebody ends them: neither connects again.",
     ]
     lines += ["", "## The handshake", "", _outline(handshake), "", "## Control messages", "", _outline(messages)]
     lines += ["", "| kind | who, and what | fields |", "|---|---|---|", *_message_rows(), ""]

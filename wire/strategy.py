@@ -63,52 +63,53 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
 TEXT = """
 ## A round
-1. The layout is looked at; if it is another, the destination lays its husk out anew.
-2. What was written to since it was looked at last is armed again, read and sent, in pieces of 8 MiB at most, so that
-   little is written to between. A page lands at its final place in the husk. A page that was written to in three
-   rounds behind one another waits for the end. In the first round everything that exists counts as written to, and
+1. The source rereads the layout. If it has changed, the destination lays its husk out anew.
+2. The source arms, reads and sends again what has been written to since the last reading, in pieces of 8 MiB at most, so
+   that the process writes little in between. A page lands at its final place in the husk. A page that was written to
+   in three rounds in a row waits for the end. In the first round everything that exists counts as written to, and
    the destination is told what does not exist.
-3. Changed pages of private file mappings, and memory that is reached by a descriptor, are compared with digests of
-   what was sent.
-4. When the destination has all of it, the dirty pages are counted, and the rule is asked
-   (`source_server/convergence.py`): freeze when what is dirty can be sent within `--max-downtime` at the rate of this
-   round (where none is given: within 300 ms, and is no less than a quarter of this round, since a round so short leaves
-   nearly nothing); another round; or, when two rounds behind one another have left no less than before or
-   `--max-rounds` are done, the end of the rounds. Then hybrid freezes, and pre-copy does as `--on-no-convergence` says.
-5. Before the next round the process is left in peace, so that being tracked costs it half of its speed at most: a
+3. The source compares changed pages of private file mappings, and memory that is reached by a descriptor, with digests
+   of what was sent.
+4. When the destination has everything, the source counts the dirty pages and applies the rule
+   (`source_server/convergence.py`). It freezes when the dirty pages can be sent within `--max-downtime` at the rate of
+   this round. (Without the option: when they can be sent within 300 ms, and are no less than a quarter of this round,
+   since a round so short leaves nearly nothing.) Otherwise there is another round. The rounds end when two in a row
+   have left no fewer dirty pages than before, or when `--max-rounds` are done. Then hybrid freezes, and pre-copy does
+   what `--on-no-convergence` says.
+5. Before the next round the process is left in peace, so that tracking costs it half of its speed at most: a
    round takes 12 us for each page that was written to in it.
 
 ## At the freeze
-Every page that was sent and is another now is found by one look at the page tables, while the frozen process is being
-described. Where everything has to be there before the resume it is sent again; else the destination is told to discard
-it, drops it in the husk, and fetches it as any page that is missing, before all others. From the first round to the
-resume the husk has no huge pages: while pages are dropped its memory is not registered, so that it need not wait for
-the pager at each, and a huge page put together then would fill what is missing with zeros. A page that was sent and
-does not exist any more is dropped, too, and zero. A mapping that is another at an old place is wholly dirty: the
-kernel tells that it is not tracked.
+One scan of the page tables finds every page that was sent and has changed since, while the frozen process is being
+described. If everything has to be there before the resume, the page is sent again. Otherwise the destination is told to
+discard it: it drops the page in the husk, and fetches it like any missing page, before all others. From the first round
+to the resume the husk has no huge pages. While pages are dropped its memory is not registered, so that it need not wait
+for the pager at each of them, and a huge page that the kernel put together then would fill missing pages with zeros. A
+page that was sent and does not exist any more is dropped too, and is zero. A new mapping at an old place is wholly
+dirty: the kernel tells that it is not tracked.
 
-Shared anonymous memory may be written to through other page tables than those looked at: by a child that has ended
-since, or through a second mapping. What was sent of it is read again and compared with digests. Where such memory
-was mapped at one place and is mapped at several, or the other way round, the husk makes it anew.
+Shared anonymous memory may be written to through other page tables than those that were scanned: by a child that has
+ended since, or through a second mapping. What was sent of it is read again and compared with digests. If such memory
+was mapped at one place and is now mapped at several, or the other way round, the husk makes it anew.
 
 ## Tracking
 | how | where | what it costs |
 |---|---|---|
 | `userfaultfd` | UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN (Linux 6.7) | a minor fault for a page's first write in a round |
-| `soft-dirty` | /proc/PID/clear_refs and bit 55 of pagemap | the same, and a short stop at the begin of each round |
-| `none` | other kernels; a file open with O_DIRECT, as its reads are not told | see below |
+| `soft-dirty` | /proc/PID/clear_refs and bit 55 of pagemap | the same, and a short stop at the start of each round |
+| `none` | other kernels; a file open with O_DIRECT, whose reads are not tracked | see below |
 
-Without tracking pre-copy is one plain round, and in the freeze all memory is compared with digests of what was sent;
-hybrid and auto become post-copy. It is said.
+Without tracking, pre-copy is one plain round, and in the freeze all memory is compared with digests of what was sent.
+Hybrid and auto become post-copy. lm-serve says so.
 
-Which it is, is found by trying. The userfaultfd is made by the process itself, in a program that closes its
-descriptor by itself even if lm-serve dies in the middle; the tracking ends with lm-serve's own descriptor, on every
-way out. While it lasts the process cannot register the same memory with a userfaultfd of its own (EBUSY). Soft-dirty
+lm-serve finds out by trying which one works. The process itself makes the userfaultfd, in a program that closes its
+descriptor by itself even if lm-serve dies in the middle. The tracking ends with lm-serve's own descriptor, on every
+way out. While it lasts, the process cannot register the same memory with a userfaultfd of its own (EBUSY). Soft-dirty
 bits of shared memory are not reliable: on such a kernel it is not copied in rounds.
 
-`--strategy auto` sends for a quarter of a second, looks for a third how much of that is written to, and chooses:
-stop-and-copy when the rest fits into `--max-downtime`, pre-copy when it writes at most half as fast as the link
-sends, post-copy when it writes faster than that, hybrid in between. It prints the figures and the choice.
+`--strategy auto` sends for a quarter of a second, measures for a third how much of that is written to, and chooses:
+stop-and-copy when the rest fits into `--max-downtime`; pre-copy when the process writes at most half as fast as the
+link sends; post-copy when it writes faster than the link sends; hybrid in between. It prints the figures and the choice.
 """
 
 
@@ -139,8 +140,8 @@ def as_markdown() -> str:
                 "",
                 "Generated by `python -m live_migration.wire.strategy` from the table in `wire/strategy.py`.",
                 "",
-                "One engine, two numbers: how many rounds are copied before the freeze, and whether the destination",
-                "resumes before or after the last page has arrived.",
+                "There is one engine with two numbers: how many rounds are copied before the freeze, and whether the",
+                "process resumes before or after the last page has arrived.",
                 "",
                 "| strategy | rounds before the freeze | resume |",
                 "|---|---|---|",

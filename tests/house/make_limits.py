@@ -30,16 +30,20 @@ Each line is a small program that sets the thing up, is moved by every strategy,
 """
 TAIL = """
 - A process that another one traces, a 32-bit process, a kernel thread, a zombie.
-- An eventfd or open file description that a process which stays holds too. A process that came to be between the last
-  look and the freeze, and is no child any more, is not searched.
+- A namespace for the host name or control groups other than lm-serve's; a namespace that one thread has for itself.
+- An eventfd or open file that a process which stays holds too. A process that was started between the last snapshot
+  and the freeze, and is no child any more, is not searched.
 - To another host: a file on a tmpfs that is mapped to be written.
-- With rounds (pre-copy, hybrid, auto): a file open with O_DIRECT is no blocker, but nothing is copied before the
-  freeze, for page tables do not tell what a device writes; one that is opened and closed between two looks is not
-  seen. While rounds are copied the process cannot register its memory with a userfaultfd of its own (EBUSY).
-- Protection keys in use, sealed (mseal) memory.
+- Protection keys in use, sealed (mseal) memory, guard regions that are there before the move.
 - A destination whose processor lacks an instruction set or vector state of the source's (`--cpu trust` overrides).
 - Files that are not on the destination, or differ there (`--files size|trust`, `--map-path OLD=NEW`).
-- A terminal, pipe or socket at descriptors 0 to 2 that leads outside is no blocker: `--stdio attach|null` replaces it.
+
+No blockers, but limits:
+
+- A terminal, pipe or socket at descriptors 0 to 2 that leads outside is replaced: `--stdio attach|null`.
+- With rounds (pre-copy, hybrid, auto), nothing is copied before the freeze while a file is open with O_DIRECT, since
+  page tables do not tell what a device writes. A file that is opened and closed between two snapshots is not seen.
+- While rounds are copied, the process cannot register its memory with a userfaultfd of its own (EBUSY).
 """
 
 

@@ -1,7 +1,7 @@
 /*
  * feature: poll, ppoll, select and epoll_wait across the move, with and without a timeout, never a spurious
  * EINTR
- * limits: before rounds epoll_wait is begun anew with its whole timeout: late by that at most, never early
+ * limits: before rounds epoll_wait begins anew with its whole timeout: it is late by that at most, never early
  */
 #include "check.h"
 #include <poll.h>

@@ -1,6 +1,6 @@
 /*
  * feature: a process that has as many descriptors open as it may (RLIMIT_NOFILE)
- * limits: what it writes to is not followed, for that takes a descriptor for a moment: rounds copy nothing
+ * limits: its writes are not tracked, for that takes a descriptor for a moment: rounds copy nothing
  * untracked: one descriptor more would be needed
  */
 #include "check.h"

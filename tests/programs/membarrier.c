@@ -1,6 +1,6 @@
 /*
  * feature: what is registered for membarrier(2)
- * limits: before Linux 6.3 a kernel does not tell what is registered, and it is gone after the move
+ * limits: before Linux 6.3 a kernel does not tell what is registered, so the registration is lost in the move
  */
 #include "check.h"
 #include <linux/membarrier.h>

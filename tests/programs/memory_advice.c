@@ -1,6 +1,6 @@
 /*
  * feature: madvise's lasting marks (huge pages, fork, dump, access pattern)
- * limits: advice for the whole of a mapping that is given between the last look and the freeze may be missed
+ * limits: advice for a whole mapping that is given between the last snapshot and the freeze may be missed
  */
 #include "smaps.h"
 

@@ -1,6 +1,6 @@
 /*
  * feature: guard regions (MADV_GUARD_INSTALL) made in memory that is being moved, before the freeze and after the resume
- * limits: one that was made between the last look and the freeze ends a touch with SIGBUS, not SIGSEGV, and is no guard to be
+ * limits: a touch of one that was made between the last snapshot and the freeze ends with SIGBUS, not SIGSEGV, and it cannot be
  * limits: removed (MADV_GUARD_REMOVE); those that are there before the move are refused by name
  */
 #include "check.h"

@@ -1,5 +1,5 @@
 /*
- * feature: threads that are born and die all the time, also while the process is being looked at and frozen
+ * feature: threads that are born and die all the time, also while lm-serve reads and freezes the process
  */
 #include "check.h"
 
