@@ -195,7 +195,7 @@ DESTINATION: Table = {
     State.DESCRIBED: _husk_waits({Event.ARMED: State.ARMED, **_ABORTS}),
     State.ARMED: _husk_waits({Event.READY: State.READY, **_ABORTS}, record=HuskRecord.ARMED),
     # Only messages decide. The end of a connection says nothing, whether it is in order or not: COMMIT may have been
-    # sent, and lost in a tunnel that ended. So the husk neither runs nor is destroyed. A signal is kept for the process.
+    # sent, and lost in a tunnel that ended. So the husk neither runs nor is destroyed. A signal is kept for it.
     State.READY: Row(
         None,
         {

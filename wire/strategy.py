@@ -64,9 +64,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 TEXT = """
 ## A round
 1. The source rereads the layout. If it has changed, the destination lays its husk out anew.
-2. The source arms, reads and sends again what has been written to since the last reading, in pieces of 8 MiB at most, so
-   that the process writes little in between. A page lands at its final place in the husk. A page that was written to
-   in three rounds in a row waits for the end. In the first round everything that exists counts as written to, and
+2. The source arms, reads and sends again what has been written to since the last reading, in pieces of 8 MiB at most,
+   so that the process writes little in between. A page lands at its final place in the husk. A page that was written
+   to in three rounds in a row waits for the end. In the first round everything that exists counts as written to, and
    the destination is told what does not exist.
 3. The source compares changed pages of private file mappings, and memory that is reached by a descriptor, with digests
    of what was sent.
@@ -109,7 +109,7 @@ bits of shared memory are not reliable: on such a kernel it is not copied in rou
 
 `--strategy auto` sends for a quarter of a second, measures for a third how much of that is written to, and chooses:
 stop-and-copy when the rest fits into `--max-downtime`; pre-copy when the process writes at most half as fast as the
-link sends; post-copy when it writes faster than the link sends; hybrid in between. It prints the figures and the choice.
+link sends; post-copy when it writes faster than the link sends; hybrid in between. It prints figures and choice.
 """
 
 
