@@ -40,7 +40,6 @@ class Frozen:
     session: Session
     stops: list[tracee.Stop]
     threads: sources.SourceThreads | None = None
-    source: FrozenSource | None = None
     custody: custodies.Custody | None = None
 
 
@@ -122,16 +121,15 @@ def query_threads(state: Frozen) -> AskedSource:
 
 def describe(state: Frozen, asked: AskedSource) -> FrozenSource:
     """Describe the stopped process whose threads were asked."""
-    state.source = describe_stopped(state.seen, asked)
-    return state.source
+    return describe_stopped(state.seen, asked)
 
 
-def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, began_ns: int) -> Committed:
+def commit(
+    state: Frozen, source: FrozenSource, control: ControlChannel, custody: custodies.Custody, began_ns: int
+) -> Committed:
     """Park the threads and send COMMIT: the one step that cannot be taken back.
 
     COMMIT is sent in the moment in which a byte of it enters the socket. Raises ConnectionLost if none did."""
-    source = state.source
-    assert source is not None
     threads = source.threads
     state.custody = custody
     custody.parked(state.seen.pid, threads.flag_address)
@@ -154,16 +152,14 @@ def commit(state: Frozen, control: ControlChannel, custody: custodies.Custody, b
     with contextlib.suppress(ProcessGone, OSError):
         custodies.decide(state.seen.pid, threads.flag_address, stay=True)
         custody.decided()
-    settle(state)
+    settle(source)
     return Committed(source, frozen_ns)
 
 
-def settle(state: Frozen) -> None:
+def settle(source: FrozenSource) -> None:
     """After COMMIT: no way leads home any more, and no thread leaves a trace in shared memory when it ends.
 
     Nothing may fail the migration from here on: what cannot be done is left."""
-    source = state.source
-    assert source is not None
     with contextlib.suppress(ProcessGone, OSError, SyscallFailed):
         sources.settle(source.threads)
         programs = {}

@@ -19,8 +19,8 @@ import live_migration.restorer.finish
 import live_migration.restorer.migrate
 import live_migration.restorer.phases
 import live_migration.restorer.waiting
+import live_migration.source_server.phases
 import live_migration.source_server.release
-import live_migration.source_server.run
 import live_migration.source_server.serve
 from live_migration.experiments.machines import wait_for
 from live_migration.pager.pager import Pager, PagerState
@@ -156,10 +156,10 @@ def test_odd_messages_of_the_source(moved: Moved, monkeypatch: pytest.MonkeyPatc
         early = next(turns) < 2 * len(OF_THE_SOURCE)
         return PagerState.RUNNING if state is PagerState.COMPLETE and early else state
 
-    def tell(run: live_migration.source_server.run.Run) -> None:
+    def tell(copied: live_migration.source_server.phases.Copied) -> None:
         for frame in OF_THE_SOURCE:
-            run.control.send_bytes(frame)
-        live_migration.source_server.release.tell_hot(run)
+            copied.connected.control.send_bytes(frame)
+        live_migration.source_server.release.tell_hot(copied)
 
     monkeypatch.setattr(live_migration.source_server.serve, "tell_hot", tell)
     monkeypatch.setattr(live_migration.restorer.finish, "take_state", take_state)

@@ -26,7 +26,7 @@ from live_migration.source_server.pages.client import PageClient
 from live_migration.source_server.pages.pusher import Pusher, pushing
 from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.same_program import check_same_program
-from live_migration.source_server.serve import look_after_waiting
+from live_migration.source_server.serve import look_or_refuse
 from live_migration.source_server.snapshot import SourceSnapshot, look
 from live_migration.source_server.tracking import start_tracking
 from live_migration.wire.errors import LocalError, Refused
@@ -280,7 +280,7 @@ def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceSnapshot) -> Non
 
 def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceSnapshot) -> None:
     with witnesses(replaced.pid) as seen_by:
-        seen = look_after_waiting(replaced.pid, seen_by)
+        seen = look_or_refuse(replaced.pid, seen_by)
         assert seen.executable != replaced.executable
         freeze(seen)
 
@@ -294,7 +294,7 @@ def test_what_is_advised_before_a_destination_comes_is_known(
     place = say("advise")
     assert maps_text(pid) == seen.layout
     with witnesses(pid) as seen_by:
-        now = look_after_waiting(pid, seen_by)
+        now = look_or_refuse(pid, seen_by)
     assert "dc" not in next(one.flags for one in seen.memory.mappings if one.start <= place < one.end)
     assert "dc" in next(one.flags for one in now.memory.mappings if one.start <= place < one.end)
 
