@@ -65,7 +65,7 @@ def test_moved_by_commands_that_were_started(
     strategy: str, folder: Path, machines: tuple[Machine, Machine], orphans: None
 ) -> None:
     """As a user starts them: the others are forked from a process that has imported everything."""
-    program = next(program for program in PROGRAMS if program.name == "threads")
+    program = next(program for program in PROGRAMS if program.name == "eventfd")
     move_and_check(program, strategy, folder, machines, start)
 
 
