@@ -269,6 +269,7 @@ def apply_layout(building: Construction, final: Member, table: DescriptorTable) 
 
     Raises SyscallFailed, OSError."""
     before = building.opened.part_of(building.table)
+    building.opened.context.monotonic = clocks.monotonic_since(final.task.clocks, building.offsets)
     update_descriptors(building.opened, table)
     _install(building, before, table)
     _lay_out(building, building.staged.memory, final.memory, table)

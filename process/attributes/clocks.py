@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -71,6 +72,16 @@ def own_namespace(process: ProcessSnapshot) -> bool:
         return not process.in_our_namespace("time")
     except (ProcessGone, FileNotFoundError):
         return False
+
+
+def monotonic_offset(pid: int) -> int:
+    """Nanoseconds by which CLOCK_MONOTONIC of the process is ahead of this one's."""
+    return read_offsets(pid).monotonic - read_offsets().monotonic if own_namespace(pid) else 0
+
+
+def monotonic_since(described: Clocks, offsets: Offsets | None) -> Callable[[], int]:
+    """CLOCK_MONOTONIC as the moved process is going to see it, as a function to be called later (`elapsed_since`)."""
+    return lambda: described.monotonic + elapsed_since(described, offsets)
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <string.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <time.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -49,14 +51,78 @@ int lm_timerfd_set(int number, int flags, long value, long interval) {
     return result_or_errno(timerfd_settime(number, flags, &times, NULL));
 }
 
-int lm_timerfd_get(int number, long *value, long *interval) {
-    struct itimerspec times;
+static long nanoseconds(const struct timespec *time) {
+    return time->tv_sec * NANOSECONDS + time->tv_nsec;
+}
 
-    if (timerfd_gettime(number, &times) < 0)
+/* The expirations and the time left that fdinfo shows (proc_pid_fdinfo(5)), in the order in which it is written. */
+static int read_timer_information(int information, unsigned long *ticks, long *value) {
+    char text[1024];
+    long seconds, rest;
+    ssize_t length = pread(information, text, sizeof(text) - 1, 0);
+
+    if (length < 0)
         return -errno;
-    *value = times.it_value.tv_sec * NANOSECONDS + times.it_value.tv_nsec;
-    *interval = times.it_interval.tv_sec * NANOSECONDS + times.it_interval.tv_nsec;
+    text[length] = 0;
+    const char *ticks_line = strstr(text, "\nticks: "), *value_line = strstr(text, "\nit_value: (");
+    if (!ticks_line || !value_line || sscanf(ticks_line, "\nticks: %lu", ticks) != 1 ||
+        sscanf(value_line, "\nit_value: (%ld, %ld)", &seconds, &rest) != 2)
+        return -ENODATA;
+    *value = seconds * NANOSECONDS + rest;
     return 0;
+}
+
+/*
+ * The kernel does not tell expirations and time left together. What it does: an interval timer that goes off
+ * stands still until it is read or asked (timerfd_gettime(2) counts what was missed, and sets it going again).
+ * So after one such call it goes off once at most, and expirations that were read before a time that is not 0
+ * belong to it.
+ */
+int lm_timerfd_get(int number, lm_timerfd_state *state) {
+    enum { ATTEMPTS = 64, PATIENT = 32 };
+    char path[64];
+    struct itimerspec times;
+    struct timespec now;
+    unsigned long before, after;
+    long value, first;
+    int result = 0;
+
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", number);
+    int information = open(path, O_RDONLY | O_CLOEXEC);
+    if (information < 0)
+        return -errno;
+    for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+        if (timerfd_gettime(number, &times) < 0) {
+            result = -errno;
+            break;
+        }
+        if ((result = read_timer_information(information, &before, &first)) < 0 ||
+            (result = read_timer_information(information, &after, &value)) < 0)
+            break;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        state->monotonic = nanoseconds(&now);
+        clock_gettime(CLOCK_REALTIME, &now);
+        state->wall = nanoseconds(&now);
+        state->interval = nanoseconds(&times.it_interval);
+        state->ticks = before;
+        state->value = value;
+        if (value > 0)
+            break;
+        if (!state->interval) {
+            /* It has gone off, or is about to in these microseconds, or was never armed. */
+            result = read_timer_information(information, &state->ticks, &first);
+            break;
+        }
+        state->ticks = after;
+        state->value = 1;
+        if (attempt >= PATIENT && after == before + 1) {
+            /* So fast that it always goes off meanwhile: it just has, and the next time is one interval away. */
+            state->value = state->interval;
+            break;
+        }
+    }
+    close(information);
+    return result;
 }
 
 int lm_timerfd_set_ticks(int number, unsigned long ticks) {

@@ -20,7 +20,13 @@ int lm_signalfd(unsigned long mask, int flags);
 /* timerfd_create(2). Times are nanoseconds; `flags` those of timerfd_settime. */
 int lm_timerfd_create(int clock, int flags);
 int lm_timerfd_set(int number, int flags, long value, long interval);
-int lm_timerfd_get(int number, long *value, long *interval);
+/* The state at one moment: expirations not read yet, time left (1 for a timer that is due, 0 for one that is not
+ * armed), and what CLOCK_MONOTONIC and CLOCK_REALTIME said then or a little later. */
+typedef struct {
+    unsigned long ticks;
+    long value, interval, monotonic, wall;
+} lm_timerfd_state;
+int lm_timerfd_get(int number, lm_timerfd_state *state);
 /* TFD_IOC_SET_TICKS: expirations that have not been read yet. Needs CONFIG_CHECKPOINT_RESTORE. */
 int lm_timerfd_set_ticks(int number, unsigned long ticks);
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -134,7 +135,7 @@ class OpenContext:
     `same_network` says that it also lives in this network namespace. `shared` is what several descriptions have in
     common, by its type and inode (`DescriptorTable.shared_by_inode`). `anchors` are descriptors by which
     what several descriptions share is found again; `content_wanted` are the files, by device and inode of
-    the source, whose content has to be written before the process runs.
+    the source, whose content has to be written before the process runs. `monotonic` is the process's clock.
     """
 
     map_path: Callable[[str], str]
@@ -149,6 +150,7 @@ class OpenContext:
     close_later: list[int] = field(default_factory=list)
     handed_over: set[int] = field(default_factory=set)
     made_paths: list[str] = field(default_factory=list)
+    monotonic: Callable[[], int] = time.monotonic_ns
 
     def fetch(self, source_number: int) -> int | None:
         """A duplicate of the source's descriptor, where the source can be reached; else None."""

@@ -1,5 +1,5 @@
-"""timerfd_create(2): a timer that is read. Timers go on with the time that remained when the source was
-frozen.
+"""timerfd_create(2): a timer that is read. A timer goes on as if the move had taken no time: what ran out
+meanwhile has run out, as often as it would have.
 
 One that was set to a moment of the wall clock (TFD_TIMER_ABSTIME on CLOCK_REALTIME) goes off at that moment.
 """
@@ -12,14 +12,18 @@ import time
 import msgspec
 
 from live_migration._lm import ffi, lib
+from live_migration.process.attributes.clocks import monotonic_offset
 from live_migration.process.descriptors.kind import Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 
 WALL_CLOCKS = (time.CLOCK_REALTIME, 8)  # CLOCK_REALTIME_ALARM
+# How often a timer is set that goes off again before its expirations are.
+ATTEMPTS = 64
 
 
 class TimerFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="timerfd"):
-    """A timer. Times are nanoseconds: `remaining` 0 when it is not armed, `interval` 0 when it goes off once.
+    """A timer. Times are nanoseconds: `remaining` 0 when it is not armed, `interval` 0 when it goes off once, `read_at`
+    the process's CLOCK_MONOTONIC when that was left.
 
     `ticks` are the expirations not read yet, `settings` the flags of timerfd_settime(2), `wall` the time of
     CLOCK_REALTIME at which it goes off, for a timer that was set to one.
@@ -30,6 +34,7 @@ class TimerFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     ticks: int
     remaining: int
     interval: int
+    read_at: int
     wall: int | None
 
 
@@ -37,21 +42,22 @@ def snapshot_timerfd(seen: Seen, _: SnapshotContext) -> TimerFd:
     """Describe a timer from outside.
 
     timerfd_gettime(2) through the duplicate restarts an interval timer whose expirations nobody read, and
-    counts them, as it does for the process itself; the ticks are read afterwards.
+    counts them, as it does for the process itself.
     """
-    value, interval = ffi.new("long *"), ffi.new("long *")
-    result = lib.lm_timerfd_get(seen.duplicate, value, interval)
+    state = ffi.new("lm_timerfd_state *")
+    result = lib.lm_timerfd_get(seen.duplicate, state)
     if result < 0:
         raise OSError(-result, os.strerror(-result), "timerfd_gettime")
     clock, settings = int(seen.field("clockid")), int(seen.field("settime flags"), 8)
-    absolute = clock in WALL_CLOCKS and settings & lib.TFD_TIMER_ABSTIME and value[0] > 0
+    absolute = clock in WALL_CLOCKS and settings & lib.TFD_TIMER_ABSTIME and state.value > 0
     return TimerFd(
         clock=clock,
         settings=settings,
-        ticks=int(seen.again("ticks")),
-        remaining=value[0],
-        interval=interval[0],
-        wall=time.clock_gettime_ns(time.CLOCK_REALTIME) + value[0] if absolute else None,
+        ticks=state.ticks,
+        remaining=state.value,
+        interval=state.interval,
+        read_at=state.monotonic + monotonic_offset(seen.pid),
+        wall=state.wall + state.value if absolute else None,
     )
 
 
@@ -68,19 +74,32 @@ def open_timerfd(one: OpenFile[TimerFd], _: OpenContext) -> int:
     return number
 
 
-def update_timerfd(number: int, one: OpenFile[TimerFd], _: TimerFd, __: OpenContext) -> None:
-    """Arm it. Expirations that were not read yet are there again."""
+def update_timerfd(number: int, one: OpenFile[TimerFd], _: TimerFd, context: OpenContext) -> None:
+    """Arm it. Expirations that were not read yet are there again, and those of the time since it was read.
+
+    Setting a timer discards its expirations, and setting these discards what it has counted since: so a moment counts
+    at which it cannot have gone off yet.
+    """
     timer = one.object
-    value, flags = timer.remaining, 0
+    ticks, flags, clock = timer.ticks, 0, context.monotonic
+    due = timer.read_at + timer.remaining
     if timer.wall is not None:
-        value = timer.wall
         flags = timer.settings & (lib.TFD_TIMER_ABSTIME | lib.TFD_TIMER_CANCEL_ON_SET)
-    result = lib.lm_timerfd_set(number, flags, value, timer.interval)
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), "timerfd_settime")
-    if timer.ticks and lib.lm_timerfd_set_ticks(number, timer.ticks) < 0 and not value:
-        # A kernel without CONFIG_CHECKPOINT_RESTORE: that it has expired matters more than how often.
-        lib.lm_timerfd_set(number, 0, 1, 0)
+        due, clock = timer.wall, time.time_ns
+    for _attempt in range(ATTEMPTS):
+        now = clock()
+        if timer.remaining and timer.interval and due <= now:
+            missed = 1 + (now - due) // timer.interval
+            ticks, due = ticks + missed, due + missed * timer.interval
+        value = 0 if not timer.remaining else due if timer.wall is not None else max(1, due - now)
+        result = lib.lm_timerfd_set(number, flags, value, timer.interval)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), "timerfd_settime")
+        if ticks and lib.lm_timerfd_set_ticks(number, ticks) < 0 and not value:
+            # A kernel without CONFIG_CHECKPOINT_RESTORE: that it has expired matters more than how often.
+            lib.lm_timerfd_set(number, 0, 1, 0)
+        if not ticks or not value or clock() < due:
+            return
 
 
 TIMERFD = Kind(

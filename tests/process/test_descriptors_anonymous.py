@@ -71,20 +71,20 @@ ready()
 
 
 def test_timerfd_goes_on() -> None:
-    value, interval = ffi.new("long *"), ffi.new("long *")
+    state = ffi.new("lm_timerfd_state *")
     second = 10**9
     with running(TIMERS) as child, moved(child) as here:
-        assert lib.lm_timerfd_get(here(20), value, interval) == 0
-        assert 80 * second < value[0] < 100 * second
-        assert interval[0] == 7 * second
-        lib.lm_timerfd_get(here(21), value, interval)
-        assert 180 * second < value[0] < 200 * second
+        assert lib.lm_timerfd_get(here(20), state) == 0
+        assert 80 * second < state.value < 100 * second
+        assert state.interval == 7 * second
+        lib.lm_timerfd_get(here(21), state)
+        assert 180 * second < state.value < 200 * second
         assert int.from_bytes(os.read(here(22), 8), "little") >= 3
         os.set_blocking(here(22), True)
         assert int.from_bytes(os.read(here(22), 8), "little") >= 1
         assert int.from_bytes(os.read(here(23), 8), "little") == 1
-        lib.lm_timerfd_get(here(24), value, interval)
-        assert (value[0], interval[0]) == (0, 0)
+        lib.lm_timerfd_get(here(24), state)
+        assert (state.value, state.interval) == (0, 0)
 
 
 def test_signalfd_and_inotify(tmp_path: Path) -> None:
