@@ -11,6 +11,7 @@ one round trip ahead, never behind.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,11 @@ def own_namespace(process: ProcessSnapshot) -> bool:
 
 def monotonic_offset(pid: int) -> int:
     """Nanoseconds by which CLOCK_MONOTONIC of the process is ahead of this one's."""
-    return read_offsets(pid).monotonic - read_offsets().monotonic if own_namespace(pid) else 0
+    try:
+        elsewhere = os.stat(f"/proc/{pid}/ns/time").st_ino != os.stat("/proc/self/ns/time").st_ino
+    except FileNotFoundError:
+        return 0
+    return read_offsets(pid).monotonic - read_offsets().monotonic if elsewhere else 0
 
 
 def monotonic_since(described: Clocks, offsets: Offsets | None) -> Callable[[], int]:
