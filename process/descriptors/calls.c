@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define NANOSECONDS 1000000000L
@@ -130,6 +131,15 @@ int lm_timerfd_set_ticks(int number, unsigned long ticks) {
 
     /* TFD_IOC_SET_TICKS of linux/timerfd.h, which clashes with the C library's sys/timerfd.h. */
     return result_or_errno(ioctl(number, _IOW('T', 0, uint64_t), &value));
+}
+
+int lm_is_message_queue(int number) {
+    enum { MQUEUE_MAGIC = 0x19800202 }; /* of the kernel's ipc/mqueue.c */
+    struct statfs found;
+
+    if (fstatfs(number, &found) < 0)
+        return -errno;
+    return found.f_type == MQUEUE_MAGIC;
 }
 
 int lm_inotify_init(int flags) {

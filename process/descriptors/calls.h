@@ -30,6 +30,9 @@ int lm_timerfd_get(int number, lm_timerfd_state *state);
 /* TFD_IOC_SET_TICKS: expirations that have not been read yet. Needs CONFIG_CHECKPOINT_RESTORE. */
 int lm_timerfd_set_ticks(int number, unsigned long ticks);
 
+/* Whether it is a message queue of mq_overview(7), by its file system. */
+int lm_is_message_queue(int number);
+
 /* inotify(7) */
 int lm_inotify_init(int flags);
 int lm_inotify_add(int number, const char *path, unsigned int mask);

@@ -8,7 +8,7 @@ import stat
 import msgspec
 
 from live_migration.kernel.opening import open_as
-from live_migration.process.descriptors.files import DELETED, names
+from live_migration.process.descriptors.files import DELETED, names, process_blockers
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, OpenFile, Seen, seek
 from live_migration.wire.blockers import Blocker
@@ -30,7 +30,7 @@ def snapshot_directory(seen: Seen, _: SnapshotContext) -> Directory:
 def directory_blockers(one: OpenFile[Directory], _: BlockerContext) -> list[Blocker]:
     """What keeps a directory from being moved."""
     if one.object.linked:
-        return []
+        return process_blockers(one.name, one.object.path)
     return [
         Blocker(
             one.name,

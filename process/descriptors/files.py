@@ -105,11 +105,18 @@ def is_inherited(one: OpenFile[File]) -> bool:
     return one.number <= 2 and one.object.linked
 
 
+def process_blockers(name: str, path: str) -> list[Blocker]:
+    """What is opened below /proc/PID stands for that very process (proc(5)): opened anew it would be another's."""
+    if not (path.startswith("/proc/") and path.split("/")[2][:1].isdigit()):
+        return []
+    return [Blocker(name, "it belongs to one process of the source", "let the process close it before the move")]
+
+
 def file_blockers(one: OpenFile[File], _: BlockerContext) -> list[Blocker]:
     """What keeps a regular file from being moved, as far as the source can tell."""
     file, flags, name = one.object, one.flags, one.name
-    if file.path.startswith("/proc/") and file.path.split("/")[2][:1].isdigit():
-        return [Blocker(name, "it belongs to one process of the source", "let the process close it before the move")]
+    if blockers := process_blockers(name, file.path):
+        return blockers
     if not file.linked and file.links > 0 and is_writable(flags):
         return [
             Blocker(

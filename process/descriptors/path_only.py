@@ -9,7 +9,7 @@ import stat
 
 import msgspec
 
-from live_migration.process.descriptors.files import DELETED, names
+from live_migration.process.descriptors.files import DELETED, names, process_blockers
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
@@ -45,9 +45,9 @@ def is_same(old: PathOnly, new: PathOnly) -> bool:
 
 
 def path_only_blockers(one: OpenFile[PathOnly], _: BlockerContext) -> list[Blocker]:
-    """What it names has been removed."""
+    """What it names has been removed, or is a process's."""
     if one.object.linked:
-        return []
+        return process_blockers(one.name, one.object.path)
     return [Blocker(one.name, "what it names has been removed", "let the process close it before the move")]
 
 

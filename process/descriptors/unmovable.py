@@ -10,11 +10,16 @@ import stat
 
 import msgspec
 
+from live_migration._lm import lib
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 from live_migration.process.descriptors.socket_options import has_filter
 from live_migration.wire.blockers import Blocker
 
+MESSAGE_QUEUE = (
+    "a POSIX message queue, which its host keeps with its messages",
+    "let the process receive what waits in it and close it (mq_close(3)) before the move",
+)
 CLOSE_BEFORE = "let the process close it before the move"
 IO_URING = "anon_inode:[io_uring]"
 # What cannot be moved, in words, by what /proc/PID/fd says of it.
@@ -65,6 +70,8 @@ def snapshot_unmovable(seen: Seen, _: SnapshotContext) -> Unmovable:
     named = by_link(seen.link)
     if named is not None:
         return named
+    if is_message_queue(seen):
+        return Unmovable(cause=MESSAGE_QUEUE[0], remedy=MESSAGE_QUEUE[1])
     what = "a block device of this machine" if stat.S_ISBLK(mode) else "an object of a kind that cannot be moved"
     return Unmovable(cause=what, remedy=CLOSE_BEFORE)
 
@@ -91,9 +98,16 @@ def open_unmovable(_: OpenFile[Unmovable], __: OpenContext) -> int:
     raise OSError(errno.EINVAL, "it cannot be moved")
 
 
+def is_message_queue(seen: Seen) -> bool:
+    """Is it a message queue (mq_overview(7))? It looks like a regular file, whose content is another thing."""
+    return stat.S_ISREG(seen.status.st_mode) and bool(lib.lm_is_message_queue(seen.duplicate) == 1)
+
+
 def names_itself(seen: Seen) -> bool:
-    """Does its link say that it cannot be moved?"""
-    return not stat.S_ISSOCK(seen.status.st_mode) and by_link(seen.link) is not None
+    """Does its link, or its file system, say that it cannot be moved?"""
+    if stat.S_ISSOCK(seen.status.st_mode):
+        return False
+    return by_link(seen.link) is not None or is_message_queue(seen)
 
 
 UNMOVABLE = Kind(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 from collections.abc import Collection, Iterable
@@ -15,9 +16,9 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from live_migration.kernel.opening import open_as
-from live_migration.process.descriptors.files import File, names, preflight_file
+from live_migration.process.descriptors.files import DELETED, File, names, preflight_file
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.memory.mappings import AddressSpace, Mapping, MappingKind
+from live_migration.process.memory.mappings import AddressSpace, Mapping, MappingKind, is_unlinked_memory
 from live_migration.wire.blockers import Blocker
 
 # A private mapping of /dev/zero is anonymous memory with a name (zero(4)).
@@ -62,13 +63,16 @@ def snapshot_mapped_files_live(pid: int, space: AddressSpace) -> tuple[AddressSp
 
 def _add_file(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mapping) -> None:
     """Add the file of a mapping to those found, by path and inode, if it has one that is not known yet as it is."""
-    if mapping.kind not in FILE_KINDS:
+    unlinked = mapping.kind is MappingKind.SHARED_ANONYMOUS and is_unlinked_memory(mapping.path)
+    if mapping.kind not in FILE_KINDS and not unlinked:
         return
     known = found.get((mapping.path, mapping.inode))
     if known is not None and (known.written or not is_written(mapping)):
         return
     status = os.stat(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == ZERO_DEVICE:
+        return
+    if unlinked and is_as_anonymous(mapping, status):
         return
     path = mapping.path.removesuffix(" (deleted)")
     found[mapping.path, mapping.inode] = MappedFile(
@@ -86,6 +90,14 @@ def _add_file(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mappi
         ),
         written=is_written(mapping),
     )
+
+
+def is_as_anonymous(mapping: Mapping, status: os.stat_result) -> bool:
+    """Is this shared mapping of a file that was removed like one of no file: has it no other name, is it in memory
+    (tmpfs has no device), and is there some of it behind every page?"""
+    pages = -(-status.st_size // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = mapping.offset + mapping.length <= pages
+    return status.st_nlink == 0 and os.major(status.st_dev) == 0 and whole
 
 
 def snapshot_written_again(pid: int, files: list[MappedFile], mappings: Iterable[Mapping]) -> list[MappedFile]:
@@ -142,9 +154,15 @@ def other_host_blockers(pid: int, files: Iterable[MappedFile]) -> list[Blocker]:
 
 
 def mapped_file_blockers(files: Iterable[MappedFile]) -> list[Blocker]:
-    """Mapped files that no path leads to any more."""
+    """Mapped files that no path leads to any more, or not the path by which they were mapped."""
     return [
         Blocker(
+            f"mapped file {mapped.file.path}",
+            "is memory that others can open by another name",
+            "let the process remove that name before the move (sem_unlink(3), shm_unlink(3))",
+        )
+        if is_unlinked_memory(mapped.file.path + DELETED) and mapped.file.links
+        else Blocker(
             f"mapped file {mapped.file.path}",
             "has been deleted or replaced since it was mapped",
             "restart the program so that it maps the file as it is now",

@@ -36,6 +36,7 @@ FORBIDDEN = {
     "ui": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
     "sl": ("is sealed by mseal, which no later process can undo", "run the program without mseal"),
     "gu": ("has guard regions (MADV_GUARD_INSTALL)", "run the program without guard regions"),
+    "dp": ("may be dropped by the kernel at any time (MAP_DROPPABLE)", "let the process unmap it before the move"),
     "ss": ("is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"),
 }
 
@@ -103,12 +104,19 @@ def _protection(permissions: str) -> int:
     return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in permissions)
 
 
+def is_unlinked_memory(path: str) -> bool:
+    """Does the path of a mapping say that it was made of a file in memory whose name has been removed? Mapped shared,
+    that is what shared anonymous memory is (shmem_zero_setup in the kernel's mm/shmem.c): named semaphores are made so.
+    """
+    return path.startswith("/dev/shm/") and path.endswith(DELETED)
+
+
 def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -> MappingKind:
     if path in KERNEL_NAMES:
         return MappingKind.KERNEL
     if path.endswith(DELETED) and (inode in by_descriptor or path.startswith("/memfd:")):
         return MappingKind.BY_DESCRIPTOR
-    if shared and path.startswith("/dev/zero"):
+    if shared and (path.startswith("/dev/zero") or is_unlinked_memory(path)):
         return MappingKind.SHARED_ANONYMOUS
     if inode == 0:
         return MappingKind.ANONYMOUS
