@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 CLONE_NEWPID = 0x20000000
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38  # prctl(2)
 CAPABILITY_VERSION_3 = 0x20080522  # capset(2)
 NAME_BYTES = 16
+WAITING = "/bin/sleep"
+"""What the witness executes: a program that waits, told to do it for ever."""
 
 
 @contextlib.contextmanager
@@ -60,13 +62,12 @@ def _make_witness(pid: int, user: int, group: int, write_end: int) -> NoReturn:
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
             _drop_capabilities(libc)
-            # A change of ids takes both back (prctl(2)).
+            # A change of ids takes it back (prctl(2)).
             _die_with_parent(libc, os.getppid())
-            libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             os.write(write_end, str(os.getpid()).encode())
-        os.closerange(0, 1 << 16)
-        while True:
-            signal.pause()
+        # Both go on as a small program, in place of a copy of this one's memory.
+        os.closerange(3, 1 << 16)
+        os.execv(WAITING, ["lm-witness", "infinity"])
     finally:
         os._exit(1)
 
@@ -78,7 +79,9 @@ def _die_with_parent(libc: ctypes.CDLL, parent: int) -> None:
 
 
 def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """capset(2) with empty sets. Raises OSError."""
+    """capset(2) with empty sets, to which nothing is added any more. Raises OSError."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     if libc.capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset")
+    # For good: execve(2) gives root its capabilities back otherwise (capabilities(7)).
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
