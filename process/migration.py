@@ -152,6 +152,17 @@ def with_staged(migration: Migration, memories: Mapping[int, AddressSpace], file
     return replace(migration, members=members, mapped_files=known)
 
 
+def claim_of(migration: Migration) -> bytes:
+    """What the source of a migration claims about where its members run, for the proof of it (wire/same_host.py)."""
+    return msgspec.msgpack.encode([member.place for member in migration.members])
+
+
+def out_of_reach(migration: Migration) -> Migration:
+    """The migration of a source that has not proven where its members run: no process is named."""
+    members = [replace(one, place=replace(one.place, pid=0)) for one in migration.members]
+    return replace(migration, members=members)
+
+
 def check_references(migration: Migration) -> None:
     """Every number stands for one thing, and every reference leads to something. Raises ValueError.
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 import msgspec
+from msgspec.structs import replace
 
 from live_migration.kernel import cpu_dma_latency
 from live_migration.kernel.arch.arch import cpu
@@ -32,7 +33,15 @@ from live_migration.process.descriptors.written_files import compare_written_fil
 from live_migration.process.member import Member
 from live_migration.process.memory import vdso
 from live_migration.process.memory.mapped_files import compare_written_mappings
-from live_migration.process.migration import Migration, check_references, table_of, whole_table, with_staged
+from live_migration.process.migration import (
+    Migration,
+    check_references,
+    claim_of,
+    out_of_reach,
+    table_of,
+    whole_table,
+    with_staged,
+)
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.restorer import stage as build
 from live_migration.restorer.custody import start_custody
@@ -63,6 +72,7 @@ from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
+from live_migration.wire.same_host import make_secret
 from live_migration.wire.session import Event, Session, State, begin
 from live_migration.wire.session import rehearse as rehearse_session
 
@@ -143,8 +153,13 @@ def start(connected: Connected) -> Started:
     # The source reads its clocks when this message has come to it.
     asked = clocks.snapshot_clocks()
     options, control, line = connected.options, connected.control, connected.line
-    control.send(messages.Greeting(host=here, parameters=msgspec.to_builtins(options.parameters)))
-    described = unpack_migration(expect(connected, messages.Description, GREETING_SECONDS).payload)
+    with contextlib.closing(make_secret()) as secret:
+        wishes = msgspec.to_builtins(options.parameters)
+        control.send(messages.Greeting(host=here, parameters=wishes, challenge=secret.challenge()))
+        message = expect(connected, messages.Description, GREETING_SECONDS)
+    described = unpack_migration(message.payload)
+    if not secret.is_proven(connected.roles.session, claim_of(described), message.proof):
+        described = out_of_reach(described)
     task = only_member(described).task
     failpoint("destination-described")
     blockers = preflight(described, Peer(greeting.host, here), options, connected.descriptor_options)
@@ -249,7 +264,10 @@ def take_final(staged: Migration, final: Migration) -> Migration:
     """The final description with what the live one has told already."""
     if [member.space for member in final.members] != [member.space for member in staged.members]:
         raise messages.broken("it describes other processes than before")
-    return with_staged(final, {member.space: member.memory for member in staged.members}, staged.mapped_files)
+    final = with_staged(final, {member.space: member.memory for member in staged.members}, staged.mapped_files)
+    # Where they run was proven for the live description, or not.
+    members = [replace(one, place=before.place) for one, before in zip(final.members, staged.members, strict=True)]
+    return replace(final, members=members)
 
 
 def rehearse(building: build.Construction) -> None:

@@ -27,7 +27,7 @@ from live_migration.process.memory import vdso
 from live_migration.process.memory.layout_change import difference
 from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers
 from live_migration.process.memory.mappings import AddressSpace
-from live_migration.process.migration import MemberParts, migration_of, without_staged
+from live_migration.process.migration import MemberParts, claim_of, migration_of, without_staged
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import custody as custodies
@@ -53,7 +53,7 @@ from live_migration.source_server.snapshot import (
 )
 from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
-from live_migration.wire import messages
+from live_migration.wire import messages, same_host
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from live_migration.wire.events import Events
@@ -191,7 +191,10 @@ def stage(connected: Connected, seen: SourceSnapshot) -> Staged:
     same_machine = greeting.host.boot_id == seen.descriptors.table.place.boot
     if not same_machine and (blockers := other_host_blockers(pid, seen.files)):
         raise Refused(blockers, object=f"process {pid}")
-    control.send(messages.Description(payload=messages.pack(migration_of([seen.description()]))))
+    migration = migration_of([seen.description()])
+    asked = greeting.challenge
+    proof = same_host.answer(asked, connected.roles.session, claim_of(migration)) if asked is not None else b""
+    control.send(messages.Description(payload=messages.pack(migration), proof=proof))
     failpoint("source-described")
     control.expect(messages.Staged, STAGING_SECONDS)
     connected.session.happened(Event.STAGED)

@@ -25,6 +25,7 @@ from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import MigrationError, ProtocolError, Refused, RemoteError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.host import HostFacts
+from live_migration.wire.same_host import Challenge
 from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Parameters
 
 LONGEST = 64 << 20
@@ -44,16 +45,22 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="greeting"):
-    """Both sides' first message. `parameters` is what the other side needs to know of the options."""
+    """Both sides' first message. `parameters` is what the other side needs to know of the options; `challenge`, the
+    destination's, asks for a proof that the source is on its host.
+    """
 
     host: HostFacts
     parameters: dict[str, str | int | float | bool | None] = {}
+    challenge: Challenge | None = None
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
-    """Source: the migration, with its members as they are while they run."""
+    """Source: the migration, with its members as they are while they run. `proof` answers the challenge, for the places
+    of the members (wire/same_host.py).
+    """
 
     payload: msgspec.Raw
+    proof: bytes = b""
 
 
 class Blockers(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="blockers"):

@@ -184,7 +184,7 @@ def open_file(one: OpenFile[File], context: OpenContext) -> int:
     """
     file, flags = one.object, one.flags
     if held_locks(one.locks) and is_same_file_here(file, context):
-        handed_over = context.fetch(one.number)
+        handed_over = context.fetch(one.number, file.inode)
         if handed_over is not None:
             return handed_over
     # A file made with O_TMPFILE still says so in its flags, and with it O_DIRECTORY.

@@ -199,7 +199,7 @@ def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
             raise OSError(-number, os.strerror(-number), "making a closed connection")
         return number
     if one.address[1] and context.same_network:
-        handed = context.fetch(open_file.number)
+        handed = context.fetch(open_file.number, one.inode)
         if handed is not None:
             context.handed_over.add(one.inode)
             return handed

@@ -152,14 +152,19 @@ class OpenContext:
     made_paths: list[str] = field(default_factory=list)
     monotonic: Callable[[], int] = time.monotonic_ns
 
-    def fetch(self, source_number: int) -> int | None:
-        """A duplicate of the source's descriptor, where the source can be reached; else None."""
+    def fetch(self, source_number: int, inode: int) -> int | None:
+        """A duplicate of the source's descriptor, where the source can be reached and has what is described there; else
+        None."""
         if self.source_pidfd is None:
             return None
         try:
-            return fetch_descriptor(self.source_pidfd, source_number)
+            fetched = fetch_descriptor(self.source_pidfd, source_number)
         except OSError:
             return None
+        if os.fstat(fetched).st_ino == inode:
+            return fetched
+        os.close(fetched)
+        return None
 
 
 def read_information(pid: int, number: int) -> str:

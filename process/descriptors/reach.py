@@ -16,7 +16,8 @@ from live_migration.kernel.process_snapshot import ProcessSnapshot
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where the process runs, so that the destination can tell whether it is the same machine and network.
 
-    `pid` and `start_time` (clock ticks since boot) name the process in the PID namespace `pid_namespace`.
+    `pid` and `start_time` (clock ticks since boot) name the process in the PID namespace `pid_namespace`; id 0 names
+    none.
     """
 
     boot: str
@@ -44,12 +45,13 @@ def reach_of(place: Place) -> Reach:
 
 
 def source_in_reach(place: Place) -> int | None:
-    """A descriptor for the source process if it lives on this machine, in this PID namespace; else None."""
-    if not is_same_machine(place) or place.pid_namespace != os.stat("/proc/self/ns/pid").st_ino:
+    """A descriptor for the source process if it lives on this machine, in this PID namespace; else None. The place must
+    be proven: through this descriptor the rights of this process reach any other."""
+    if not is_same_machine(place) or place.pid_namespace != os.stat("/proc/self/ns/pid").st_ino or not place.pid:
         return None
     try:
         pidfd = open_pidfd(place.pid)
-    except OSError:
+    except (OSError, OverflowError):
         return None
     try:
         if int(ProcessSnapshot(place.pid).stat[21]) == place.start_time:
@@ -61,7 +63,8 @@ def source_in_reach(place: Place) -> int | None:
 
 
 def is_same_machine(place: Place) -> bool:
-    """Does the source run on this machine? The boot id is made anew at every boot (random(4))."""
+    """Does the source run on this machine, by its own word? The boot id is made anew at every boot (random(4)), and not
+    secret: nothing that the source could not do may follow from it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip() == place.boot
 
 

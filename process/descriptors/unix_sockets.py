@@ -354,7 +354,7 @@ def open_unix(open_file: OpenFile[UnixSocket], context: OpenContext) -> int:
     one = open_file.object
     if one.address and (one.state == LISTENING or not one.has_peer or one.type == socket.SOCK_DGRAM):
         abstract = one.address[0] == 0
-        handed = context.fetch(open_file.number) if context.same_network or not abstract else None
+        handed = context.fetch(open_file.number, one.inode) if context.same_network or not abstract else None
         if handed is not None:
             context.handed_over.add(one.inode)
             return handed

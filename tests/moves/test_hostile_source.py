@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,11 @@ import live_migration.cli.restore
 import live_migration.cli.serve
 import live_migration.restorer.migrate
 import live_migration.source_server.serve
+import live_migration.wire.same_host
 from live_migration.experiments.machines import wait_for
+from live_migration.kernel.process_snapshot import ProcessSnapshot
+from live_migration.process.descriptors.snapshot import snapshot_descriptors
+from live_migration.process.descriptors.table import Descriptor
 from live_migration.process.memory.mappings import MappingKind
 from live_migration.process.migration import Migration, migration_of
 from live_migration.wire.exit_codes import ExitCode
@@ -121,3 +126,29 @@ def test_a_fifo_that_was_a_file_when_it_was_checked(
     codes, said, _ = refused(subject, monkeypatch, alter)
     assert codes[0] == ExitCode.SYSTEM
     assert "it is not a regular file here" in said
+
+
+def test_a_socket_of_a_process_that_is_not_moved(
+    subject: laws.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source on another host that knows this one's boot id, and names a process here: no descriptor of that is
+    taken."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        named = snapshot_descriptors(ProcessSnapshot(os.getpid()))
+        (theirs,) = (one for one in named.table.open_files if one.number == listener.fileno())
+
+        def alter(told: Migration) -> Migration:
+            (member,) = told.members
+            identity = max(one.identity for one in told.open_files) + 1
+            added = Descriptor(number=theirs.number, open_file=identity, close_on_exec=True)
+            member = replace(member, place=named.table.place, descriptors=[*member.descriptors, added])
+            taken = replace(theirs, identity=identity, holders=[], peer_holders=[])
+            return replace(told, members=[member], open_files=[*told.open_files, taken])
+
+        monkeypatch.setattr(live_migration.wire.same_host, "_read", lambda _: b"")
+        codes, said, _ = refused(subject, monkeypatch, alter)
+    assert codes == [ExitCode.REFUSED, ExitCode.REFUSED]
+    assert f"{path} exists here" in said
