@@ -66,7 +66,7 @@ def _make_witness(pid: int, user: int, group: int, write_end: int) -> NoReturn:
             _die_with_parent(libc, os.getppid())
             os.write(write_end, str(os.getpid()).encode())
         # Both go on as a small program, in place of a copy of this one's memory.
-        os.closerange(3, 1 << 16)
+        os.closerange(0, 1 << 16)
         os.execv(WAITING, ["lm-witness", "infinity"])
     finally:
         os._exit(1)

@@ -193,13 +193,17 @@ def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, 
     if not (change.unmap or change.make or change.protect):
         return
     program = Program("laying out the memory")
-    opened: dict[tuple[str, int], int] = {}
+    opened: dict[tuple[str, int, bool], int] = {}
+    second = False
 
     def file_of(mapping: Mapping) -> Fetched:
-        key = building.options.map_path(mapping.path), access_of(mapping)
-        if key not in opened:
-            opened[key] = open_mapped_file(*key)
-        return Fetched(building.husk.pidfd_of_worker, opened[key])
+        """Two in turns: the kernel makes one mapping of two that are side by side and lead to one open file."""
+        nonlocal second
+        second = not second
+        path, access = building.options.map_path(mapping.path), access_of(mapping)
+        if (path, access, second) not in opened:
+            opened[path, access, second] = open_mapped_file(path, access)
+        return Fetched(building.husk.pidfd_of_worker, opened[path, access, second])
 
     try:
         layouts = (before, after)

@@ -1,13 +1,15 @@
 """System V semaphores that the kernel gives back when a process ends (SEM_UNDO of semop(2)).
 
 What is to be given back belongs to the kernel that the process ran on, which would do it at once when the source's copy
-leaves, while the moved process believes that it holds them. The list cannot be read. It exists where kcmp(2) tells that
-a process has one (every process with threads does), and has entries only where a semaphore set has been operated on
-since the process began.
+leaves, while the moved process believes that it holds them. The list cannot be read. kcmp(2) tells that a process has
+one, as every process with threads does, and it has entries only where a set has been operated on since the process
+began. With threads it counts when the process was the last to operate on one of the set's semaphores, as whoever holds
+one that all others wait for was.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 
@@ -17,6 +19,8 @@ from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.wire.blockers import Blocker
 
 CLOCK_SLACK_SECONDS = 2
+GETPID = 11  # sys/sem.h
+MOST_SEMAPHORES = 32_000  # of a set (SEMMSL, semop(2))
 SETS = "/proc/sysvipc/sem"
 
 
@@ -30,7 +34,12 @@ def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
     started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start_ticks / os.sysconf("SC_CLK_TCK")
     since = [name for name, operated in operated_on if operated >= started - CLOCK_SLACK_SECONDS]
     # This process has no list, so that both compare as equal where the other has none either.
-    if not since or int(lib.lm_kcmp(process.pid, os.getpid(), lib.KCMP_SYSVSEM, 0, 0)) == 0:
+    pid = process.pid
+    if not since or int(lib.lm_kcmp(pid, os.getpid(), lib.KCMP_SYSVSEM, 0, 0)) == 0:
+        return []
+    if len(os.listdir(f"/proc/{pid}/task")) > 1:
+        since = [one for one in since if pid in last_operators(one)]
+    if not since:
         return []
     return [
         Blocker(
@@ -39,6 +48,19 @@ def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
             remedy="let it give them back first, and remove sets that nobody needs (ipcrm)",
         )
     ]
+
+
+def last_operators(number: int) -> set[int]:
+    """The processes that were the last to operate on a semaphore of the set (semctl(2), GETPID); none of a set that is
+    gone or not to be read."""
+    semctl = ctypes.CDLL(None).semctl
+    found = set()
+    for index in range(MOST_SEMAPHORES):
+        operator = int(semctl(number, index, GETPID))
+        if operator < 0:
+            break
+        found.add(operator)
+    return found
 
 
 def operated_sets() -> list[tuple[int, int]]:

@@ -36,7 +36,6 @@ FORBIDDEN = {
     "ui": ("is registered with a userfaultfd of the process", "move the process before it pages itself"),
     "sl": ("is sealed by mseal, which no later process can undo", "run the program without mseal"),
     "gu": ("has guard regions (MADV_GUARD_INSTALL)", "run the program without guard regions"),
-    "dp": ("may be dropped by the kernel at any time (MAP_DROPPABLE)", "let the process unmap it before the move"),
     "ss": ("is a shadow stack", "run the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"),
 }
 
