@@ -54,7 +54,7 @@ def check(result: int, pid: int) -> int:
 
 
 def check_errno(result: int) -> int:
-    """Turn a C function's 0-or-more, or -errno, into its value or OSError, also where no process is to blame."""
+    """Turn a C function's 0-or-more, or -errno, into its value or OSError, even where no process is to blame."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))
     return result

@@ -1,5 +1,5 @@
-"""Whether a process still executes the program that it did: an open /proc/PID/mem stays with that program's memory,
-as kept by the kernel in mem_open and mem_rw (fs/proc/base.c), while the pid may come to mean anything."""
+"""Whether a process still executes the same program: an open /proc/PID/mem stays with that program's memory (mem_open
+and mem_rw in fs/proc/base.c), while the pid may come to mean anything."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def _compare(first: int, second: int, kind: int, first_index: int = 0, second_in
 
 
 def order_of_open_files(first: int, first_number: int, second: int, second_number: int) -> int:
-    """-1, 0 or 1: the kernel's order of two open file descriptions, named by process and number.
+    """-1, 0 or 1: the kernel's order of two open files, named by process and descriptor.
 
     0 means that they are one and the same. The order is stable while both live, so it can sort them.
     """
@@ -26,7 +26,7 @@ def order_of_open_files(first: int, first_number: int, second: int, second_numbe
 
 
 def same_open_file(first: int, first_number: int, second: int, second_number: int) -> bool:
-    """Do the two descriptors stand for one open file description?"""
+    """Do the two descriptors stand for one open file (an open file description in the words of open(2))?"""
     return order_of_open_files(first, first_number, second, second_number) == 0
 
 

@@ -1,8 +1,8 @@
 """Opening what a path is said to lead to, and nothing else.
 
-A path can be told by somebody who is not trusted, and what it leads to can be exchanged at any time. So the type is
-read from what was found (O_PATH, which neither waits for a FIFO's other end nor wakes a device: open(2)), and that very
-inode is opened then.
+A path can come from somebody who is not trusted, and what it leads to can be exchanged at any time. So the type is
+read from what was found (O_PATH, which neither waits for a FIFO's other end nor wakes a device: open(2)), and then that
+very inode is opened.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 /*
  * What ps(1), pgrep(1) and top(1) call a process that has been forked from a command of ours. Without a name
- * of its own it is killed by whoever means the command (`pkill -f`), and with some of them the memory of a
+ * of its own, whoever means the command kills it too (`pkill -f`), and with some of them the memory of a
  * moved process would be lost.
  */
 #ifndef LM_KERNEL_OWN_NAME_H

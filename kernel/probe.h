@@ -1,5 +1,5 @@
 /*
- * What this kernel lets us do, found by doing it (never by its version). Each returns 0 when it works, else
+ * What this kernel lets us do, found by trying (never by its version). Each function returns 0 when it works, else
  * -errno. None leaves anything behind.
  */
 #ifndef LM_KERNEL_PROBE_H

@@ -1,4 +1,4 @@
-"""What this host lets us do, found by doing it, and what helps where it does not.
+"""What this host lets us do, found by trying, and what helps where it does not.
 
 A Lack has the three parts of a blocker: object, cause and remedy. What a newer kernel merely does faster is
 no lack.
@@ -18,7 +18,7 @@ from live_migration.kernel.errors import ProcessGone
 _UNPRIVILEGED_USERFAULTFD = Path("/proc/sys/vm/unprivileged_userfaultfd")
 _CAP_SYS_PTRACE = 19
 _PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-# What the kernel answers to those who may not, and to what it was not built with.
+# The errors for those who have no permission, and for what the kernel was built without.
 _NOT_ALLOWED = (errno.EPERM, errno.EACCES)
 _NOT_THERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOENT)
 
@@ -130,7 +130,7 @@ def destination_lacks(*, keep_ids: bool = False, namespace: bool = False, clocks
 
 
 def source_lacks(pid: int) -> list[Lack]:
-    """All that stands in the way of looking at a process and stopping it. Raises ProcessGone."""
+    """All that stands in the way of reading and stopping a process. Raises ProcessGone."""
     found = [tracing(pid), fetching_descriptors(), comparing()]
     return [lack for lack in found if lack is not None]
 

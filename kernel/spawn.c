@@ -26,7 +26,7 @@ enum {
 int setns(int descriptor, int type);
 int unshare(int flags);
 
-/* What the starter tells: the child's id, or where it failed. */
+/* What the starter reports: the child's id, or where it failed. */
 struct birth {
     int32_t pid;
     struct lm_spawn_failure failure;
@@ -60,7 +60,7 @@ static int pipes_init(struct pipes *pipes) {
 }
 
 static void tell(int descriptor, const void *what, size_t size) {
-    /* Nobody is left to hear of a failure to tell: the reader takes the end of file for one. */
+    /* A failure to report a failure needs no report: the reader takes the end of file for one. */
     if (write(descriptor, what, size) < 0)
         _exit(EXIT_FAILURE);
 }

@@ -2,10 +2,10 @@
  * Starting a small static program as a child of this process: with an id of our choice, in namespaces of our
  * choice, holding no descriptor but one, and not before its tracer is ready.
  *
- * Everything that changes the one who calls clone3 (a time namespace, another PID namespace for its children)
- * is done by a starter, a process of its own that lives for a moment and makes the child with CLONE_PARENT.
- * So nothing of it has to be undone here, and this process may have threads, with which setns(2) into a time
- * namespace fails. No Python, no malloc and no lock of the C library is used in the starter or the child.
+ * Some steps change the process that calls clone3 (a time namespace, another PID namespace for its children). A
+ * starter takes them, a process of its own that lives for a moment and makes the child with CLONE_PARENT. So
+ * nothing has to be undone here, and this process may have threads, with which setns(2) into a time namespace
+ * fails. The starter and the child use no Python, no malloc and no lock of the C library.
  */
 #ifndef LM_KERNEL_SPAWN_H
 #define LM_KERNEL_SPAWN_H

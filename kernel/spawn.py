@@ -38,7 +38,7 @@ STEPS = {
 
 
 class SpawnFailed(OSError):
-    """A program could not be started: `step` is one of LM_SPAWN_..., `errno` the kernel's answer."""
+    """A program could not be started: `step` is one of LM_SPAWN_..., `errno` the kernel's error."""
 
     def __init__(self, step: int, error: int, program: Path) -> None:
         super().__init__(error, f"{STEPS.get(step, 'starting')}: {os.strerror(error)}", str(program))

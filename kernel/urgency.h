@@ -6,7 +6,7 @@
  */
 void lm_urgency_first(void);
 
-/* The calling thread has much to do and nobody waits for any of it: whoever wakes goes first. */
+/* The calling thread has much to do and nobody waits for any of it: any thread that wakes goes first. */
 void lm_urgency_last(void);
 
 #endif

@@ -1,8 +1,8 @@
-"""A process of ours that has a thread's ids and no capabilities: whoever has these ids may look at it with ptrace(2)
-and kcmp(2), unless a security module keeps the two apart (Landlock domains: security/landlock/task.c,
+"""A process of ours that has a thread's ids and no capabilities: any process with these ids may examine it with
+ptrace(2) and kcmp(2), unless a security module keeps the two apart (Landlock domains: security/landlock/task.c,
 ptrace_access_check).
 
-Nothing outside tells of a Landlock domain; that a stopped thread may not look at its witness does.
+Nothing shows a Landlock domain from outside. But a stopped thread in one may not examine its witness.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def witness(pid: int, user: int, group: int) -> Iterator[int]:
 
 
 def _make_witness(pid: int, user: int, group: int, write_end: int) -> NoReturn:
-    """In a child of ours: make the witness, which cannot be this process itself (setns(2) into a PID namespace is for
-    children), and stay for as long as it shall."""
+    """Make the witness in a child of ours, for it cannot be this process itself (setns(2) into a PID namespace is for
+    children), and stay for as long as it is needed."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         _die_with_parent(libc, os.getppid())

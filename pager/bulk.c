@@ -13,7 +13,7 @@
 
 enum { RUN_LEAST = 16, ASK_LEAST = LM_FLIGHTS / 4 };
 
-/* The next frame, waited for. */
+/* Wait for the next frame. */
 static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void **data) {
     for (;;) {
         int error = lm_page_source_next(pager->bulk, frame, data);
@@ -81,7 +81,7 @@ static int free_flights(const struct lm_pager *pager) {
     return count;
 }
 
-/* Hold back as the limit wants it, in short sleeps so that an end is not slept through. */
+/* Hold back as the limit wants it, in short sleeps, so that it does not sleep through an end. */
 static void wait_for_bucket(struct lm_pager *pager, uint64_t bytes) {
     uint64_t wait = lm_bucket_take(&pager->bucket, bytes);
     while (wait && !atomic_load(&pager->stop)) {
@@ -122,8 +122,8 @@ static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool m
     return map ? 0 : bytes;
 }
 
-/* Fill the free flights, several at once: a write wakes the source. Under a limit one request at a time, so
- * that what was requested and is still to come stays small. */
+/* Fill the free flights, several at once: a write wakes the source. Under a limit, send one request at a time, so
+ * that little has been requested and not come yet. */
 static int request_runs(struct lm_pager *pager) {
     if (free_flights(pager) < ASK_LEAST)
         return 0;
@@ -137,7 +137,7 @@ static int request_runs(struct lm_pager *pager) {
         pager->prefetch.run_pages =
             lm_bucket_portion(&pager->bucket, RUN_LEAST * LM_PAGE_SIZE, LM_RUN_PAGES * LM_PAGE_SIZE) /
             LM_PAGE_SIZE;
-    /* Which pages exist is requested one piece at a time, before and beside the pages. */
+    /* Request which pages exist, one piece at a time, before and beside the pages. */
     if (!mapping_in_flight(pager) && free_flight(pager) && lm_prefetch_map(pager, &run))
         compose(pager, &run, true, &requests[count++]);
     while (free_flight(pager) && !(limited && bytes) && lm_prefetch_next(pager, &run))
@@ -149,7 +149,7 @@ static int request_runs(struct lm_pager *pager) {
     return lm_page_source_request(pager->bulk, requests, (size_t)count);
 }
 
-/* The frame has to go on where the answer to its request has got to; a map may leave out what exists. */
+/* The frame has to go on where the answer to its request has arrived; a map may leave out what exists. */
 static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, struct lm_flight **found) {
     *found = NULL;
     for (int i = 0; i < LM_FLIGHTS; i++)
@@ -175,8 +175,8 @@ static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, st
     return sane ? 0 : -EPROTO;
 }
 
-/* An answer took so long. Requests grow as long as the link's queue stays short, and shrink when it does not,
- * so that what the next fault makes urgent is never stuck behind more than some tens of milliseconds. */
+/* An answer took so long. Requests grow while the link's queue stays short, and shrink when it does not,
+ * so that a page that the next fault makes urgent never waits behind more than some tens of milliseconds. */
 static void adapt(struct lm_pager *pager, uint64_t took_ns) {
     const uint64_t short_ns = 20000000, long_ns = 40000000;
     uint64_t base = pager->base_ns && pager->base_ns < took_ns ? pager->base_ns : took_ns;
@@ -186,7 +186,7 @@ static void adapt(struct lm_pager *pager, uint64_t took_ns) {
     else if (took_ns < base + short_ns && pages < LM_RUN_PAGES)
         pages = pages + RUN_LEAST < LM_RUN_PAGES ? pages + RUN_LEAST : LM_RUN_PAGES;
     pager->prefetch.run_pages = pages;
-    pager->base_ns = base + base / 1024; /* discarded slowly: the way may have become longer */
+    pager->base_ns = base + base / 1024; /* forgotten slowly: the path may have become longer */
 }
 
 static int take_answer(struct lm_pager *pager) {

@@ -1,5 +1,5 @@
 /*
- * Pages that were pushed while the source ran and are not what they were: they are dropped in the process,
+ * Pages that were pushed while the source ran and have changed since: they are dropped in the process,
  * which has not begun to run, and then requested again, or zero.
  */
 #ifndef LM_PAGER_DISCARDED_H
@@ -21,16 +21,16 @@ struct lm_drop {
     uint64_t shared;
 };
 
-/* Whether pushes since the last lm_pager_dropped have told to discard anything. */
+/* Whether pushes since the last lm_pager_dropped have taken anything back. */
 bool lm_pager_is_to_discard(struct lm_pager *pager);
-/* What they have told to discard and the process has: at most `capacity`
- * stretches, to be dropped in the process before anything else. Returns how many there are. */
+/* What they have taken back and the process has: at most `capacity` stretches, to be dropped in the process
+ * before anything else. Returns how many there are. */
 size_t lm_pager_drops(struct lm_pager *pager, struct lm_drop *drops, size_t capacity);
-/* Before the drops (false) and after them (true): the ranges that they are in are not watched meanwhile, so
- * that the process need not wait at each until it has been heard of. Nothing may run in it, nor huge pages be
- * put together, which would fill what is missing. 0 or -errno. */
+/* Call it before the drops (false) and after them (true): the ranges that they are in are not watched meanwhile, so
+ * that the process need not wait until the pager has read each of them. Nothing may run in the process, and no huge
+ * pages may be put together, which would fill what is missing. 0 or -errno. */
 int lm_pager_watch_drops(struct lm_pager *pager, bool watch);
-/* They are dropped: from now on they are missing, or zero; what is missing is fetched before all else, unless
+/* They are dropped: from now on they are missing, or zero. The missing ones are fetched before all else, unless
  * everything is to be fetched `in_order`. */
 int lm_pager_dropped(struct lm_pager *pager, bool in_order);
 /* cffi: end */

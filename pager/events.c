@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 /* The pages of [start, end) that never came are zeros from now on. Shared memory is left alone unless it is
- * unmapped: MADV_DONTNEED, the usual cause, does not change what is in it. */
+ * unmapped: MADV_DONTNEED, the usual cause, does not change its content. */
 static int discard(struct lm_pager *pager, struct lm_space *space, uint64_t start, uint64_t end,
                    bool unmapped) {
     for (size_t i = lm_space_find(space, start); i < space->count && space->ranges[i].start < end; i++) {
@@ -58,7 +58,7 @@ static int on_remap(struct lm_pager *pager, struct lm_space *space, uint64_t fro
     return error;
 }
 
-/* The child has its own descriptor, and everything that its parent misses. */
+/* The child has a descriptor of its own, and misses everything that its parent misses. */
 static int on_fork(struct lm_pager *pager, struct lm_space *parent, int userfault) {
     lm_count(&pager->statistics->forks, 1);
     struct lm_space *child = lm_pager_new_space(pager, LM_CHILD_SPACE + pager->children++, userfault, 0, -1);

@@ -1,4 +1,4 @@
-/* What a userfaultfd tells: faults are handed on, the changes of the address space are followed. */
+/* The messages of a userfaultfd: faults are handed on, and changes of the address space are followed. */
 #ifndef LM_PAGER_EVENTS_H
 #define LM_PAGER_EVENTS_H
 
@@ -6,7 +6,7 @@
 
 enum { LM_MESSAGES = 16 };
 
-/* Read what there is; lock held. `faults` has room for LM_MESSAGES addresses of pages. Returns 0 or -errno. */
+/* Read all messages; lock held. `faults` has room for LM_MESSAGES addresses of pages. Returns 0 or -errno. */
 int lm_events_read(struct lm_pager *pager, struct lm_space *space, uint64_t *faults, int *count);
 
 #endif

@@ -6,23 +6,22 @@
  *
  * 1. Messages are read only with the pager's lock held, and pages are placed only with it held.
  * madvise(MADV_DONTNEED), munmap, mremap and fork go on as soon as their event has been read; a copy that
- * began before, and ends after, would put an old page where the process has been promised a new one. The
- * state of a page is therefore looked at after the lock is taken, and placing in bulk gives the lock up every
- * few pages.
+ * began before, and ends after, would put an old page where the process has been promised a new one. So the
+ * state of a page is read after the lock is taken, and placing in bulk gives the lock up every few pages.
  * 2. While an event is unread UFFDIO_COPY and UFFDIO_ZEROPAGE answer EAGAIN, and for a moment afterwards.
  * Whoever places then gives the lock up, lets the event be read here, and begins again with the state of the
  * page.
  * 3. A fault message can be older than the placing of its page. So a fault on a page that is there is
  * answered by UFFDIO_ZEROPAGE: EEXIST means wake, anything else means that the process has given the page
  * back (MADV_FREE has no event).
- * 4. A page under way in bulk is requested again, of the fault source: the first copy to arrive is
- * placed, the other dropped. One that comes as a neighbour of a fault's is waited for: no answer overtakes
- * it.
+ * 4. A page on its way in bulk is requested again, from the fault source: the first copy to arrive is
+ * placed, the other dropped. A page that comes as a neighbour of a fault's page is waited for: no answer
+ * overtakes it.
  * 5. A child's pages are the parent's at the moment of the event: its table is copied before the next page is
  * placed.
- * 6. Waiters sleep by address. When a range moves or goes, they are woken, and fault again where it is right.
- * 7. A fault that was read is not reported again. It is remembered until its page is placed, also over the
- * loss of a source.
+ * 6. Waiters sleep by address. When a range moves or goes, they are woken, and fault again at the right place.
+ * 7. A fault that was read is not reported again. It is remembered until its page is placed, even if a source
+ * is lost meanwhile.
  */
 #define _GNU_SOURCE
 #include "pager/fault_loop.h"
@@ -53,13 +52,13 @@ struct loop {
     const void *data;
     uint32_t placed;
     bool placing;
-    bool begun;   /* the first frame of an answer has been placed, and not its last */
+    bool begun;   /* the first frame of an answer has been placed, but not its last */
     bool more;    /* there is more to place of what has been read */
     bool lost;    /* there is no source to take from */
     bool hurried; /* something waits for a moment to pass */
 };
 
-/* Request the page of a fault, and with it those of its neighbours that nobody has requested. Lock held.
+/* Request the page of a fault, and with it those neighbours that nobody has requested yet. Lock held.
  */
 static void request_page(struct loop *loop, struct lm_pending *pending, const struct lm_range *range) {
     struct lm_pager *pager = loop->pager;
@@ -114,7 +113,7 @@ static void on_fault(struct loop *loop, struct lm_space *space, uint64_t address
         request_page(loop, pending, range);
 }
 
-/* What could not be done at once: zero pages that the kernel would not take, faults without a source.
+/* Do what could not be done at once: zero pages that the kernel would not take, faults without a source.
  * Lock held. */
 static void retry(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
@@ -169,7 +168,7 @@ static void serve_spaces(struct loop *loop, size_t spaces) {
     lm_pager_note_progress(pager);
 }
 
-/* Nothing more comes of what was requested. Lock held. */
+/* What was requested will not come any more. Lock held. */
 static void discard_requested(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     for (size_t i = 0; i < pager->pending_count; i++)
@@ -184,7 +183,7 @@ static void lose(struct loop *loop, int error) {
     lm_pager_lock_urgent(pager);
     pager->connected = false;
     discard_requested(loop);
-    /* When the next source is there already, this one's end means nothing. */
+    /* If the next source is there already, this one's end means nothing. */
     if (!pager->next_fault)
         lm_pager_lost(pager, "fault", error);
     lm_pager_unlock(pager);
@@ -202,7 +201,7 @@ static void send_requests(struct loop *loop) {
     loop->hurried |= more;
 }
 
-/* The next frame that has come. Returns 1, 0 when none has come as a whole, or what ends the source. */
+/* The next frame that has come. Returns 1, 0 when no whole frame has come, or what ends the source. */
 static int next_answer(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     int error = lm_page_source_next(pager->fault, &loop->frame, &loop->data);
@@ -218,7 +217,7 @@ static int next_answer(struct loop *loop) {
     return 1;
 }
 
-/* Place a few pages of the frame at hand or of the next one, so that the next fault, which may be there
+/* Place a few pages of the frame at hand or of the next one, so that the page of the next fault, which may be there
  * already, is requested before the rest is placed. Returns 0 or what ends the source. */
 static int place_some(struct loop *loop) {
     const struct lm_frame *frame = &loop->frame;
@@ -268,7 +267,7 @@ static void serve_answers(struct loop *loop, bool readable) {
         lose(loop, error);
 }
 
-/* Go over to a new source, if there is one. */
+/* Change to a new source, if there is one. */
 static void adopt(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     uint64_t woken;
@@ -282,7 +281,7 @@ static void adopt(struct loop *loop) {
         pager->fault = next;
         pager->connected = true;
         loop->lost = false;
-        /* The end of the old source may not have been seen. */
+        /* Nobody may have noticed the end of the old source. */
         discard_requested(loop);
         retry(loop);
     }
@@ -291,8 +290,7 @@ static void adopt(struct loop *loop) {
     send_requests(loop);
 }
 
-/* Everything to wait for, as far as it has something to say. Returns the number of spaces among it, or
- * -ENOMEM. */
+/* Gather everything to wait for. Returns the number of spaces among it, or -ENOMEM. */
 static ssize_t prepare(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
     /* Only this thread adds spaces once it runs, and only before that others do. */
@@ -316,7 +314,7 @@ static ssize_t prepare(struct loop *loop) {
     return (ssize_t)spaces;
 }
 
-/* Wait, at most 50 us when something is to be tried again; only look when there is something to do. */
+/* Wait, for at most 50 us when something is to be tried again; do not wait when there is something to do. */
 static int wait_for_work(struct loop *loop, size_t polls) {
     static const struct timespec soon = {0, 50000}, now = {0, 0};
     return ppoll(loop->polls, polls, loop->more ? &now : loop->hurried ? &soon : NULL, NULL);

@@ -36,7 +36,7 @@ struct entry {
 };
 
 /* The keeper is a copy of a process with threads: it may call nothing that could wait for a lock of theirs,
- * so no opendir. Looks at every descriptor: closes those that are no userfaultfd if `close_others`, and
+ * so no opendir. It goes over all descriptors, closes those that are no userfaultfd if `close_others`, and
  * returns how many userfaultfds still have a process; -1 when /proc cannot be read. */
 static int count_alive(bool close_others) {
     int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), alive = 0;
@@ -77,8 +77,8 @@ static void hold_on(void) {
     }
 }
 
-/* The pager's memory is no business of the keeper's: as long as it were shared, the pager would pay for every
- * write. Then say that all is ready. */
+/* The keeper gives up the pager's memory: while the two share it, the pager pays for every first write. Then it says
+ * that all is ready. */
 static void let_go_of_memory(int ready) {
     char here, byte = 0;
     const void *const kept[] = {&here, __builtin_thread_pointer()};
@@ -110,7 +110,7 @@ static int start_process(struct lm_keeper *keeper, int ready) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    /* No exit signal: whoever waits for children of its own does not meet this one. */
+    /* No exit signal: a thread that waits for its own children does not get this one. */
     long pid = syscall(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
     int error = pid < 0 ? -errno : 0;
     if (pid == 0)

@@ -2,8 +2,8 @@
  * The keeper: a process whose only work is to hold the descriptors.
  *
  * When the last descriptor of a userfaultfd closes, every thread that waits for a page wakes and reads zeros.
- * So a second process shares the pager's descriptor table (clone(2) with CLONE_FILES and without CLONE_VM),
- * in which descriptors born of fork events appear without anybody passing them on. When the pager dies it
+ * So a second process shares the pager's descriptor table (clone(2) with CLONE_FILES and without CLONE_VM).
+ * The descriptors of fork events appear in it without anybody passing them on. When the pager dies, the keeper
  * closes everything else, so that the source learns of it, and holds the userfaultfds until no process needs
  * them any more.
  */
@@ -22,7 +22,7 @@ struct lm_keeper {
 int lm_keeper_start(struct lm_keeper *keeper);
 /* Let it go and wait until it has gone. */
 void lm_keeper_finish(struct lm_keeper *keeper);
-/* Discard it: it stays. */
+/* Free what is kept of it here; the keeper itself stays. */
 void lm_keeper_leave(struct lm_keeper *keeper);
 
 /* Whether the address space behind the userfaultfd still exists. */

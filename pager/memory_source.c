@@ -63,7 +63,7 @@ static int receive(struct lm_page_source *source, bool first, bool wait) {
     }
 }
 
-/* What the page at the address is: LM_FRAME_RAW, LM_FRAME_ZERO or LM_FRAME_ABSENT. */
+/* The kind of the page at the address: LM_FRAME_RAW, LM_FRAME_ZERO or LM_FRAME_ABSENT. */
 static uint8_t kind_at(const struct memory_source *self, uint32_t space, uint64_t address) {
     static const char zeros[LM_PAGE_SIZE];
     if (space != self->space || address < self->start || address >= self->end)

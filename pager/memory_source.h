@@ -1,6 +1,6 @@
 /*
- * Pages from memory of this process: the same answers as over a socket, without one. With it a test drives the pager,
- * and nothing but the pager.
+ * Pages from memory of this process: the same answers as over a socket, without one. With it a test drives the pager
+ * alone.
  */
 #ifndef LM_PAGER_MEMORY_SOURCE_H
 #define LM_PAGER_MEMORY_SOURCE_H

@@ -26,7 +26,7 @@ uint32_t lm_neighbours_answer(const struct lm_pager *pager, uint32_t source_spac
     return 0;
 }
 
-/* They are MISSING again, unless they have come otherwise. Lock held. */
+/* They are MISSING again, unless they have come another way. Lock held. */
 static int give_back(struct lm_pager *pager, const struct lm_neighbours *neighbours) {
     uint64_t end = neighbours->address + (uint64_t)neighbours->pages * LM_PAGE_SIZE;
     for (size_t i = 0; i < pager->space_count; i++) {

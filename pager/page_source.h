@@ -1,7 +1,7 @@
 /*
- * A page source: who takes the pager's requests and gives the frames that answer them, in the terms of the page
- * stream (wire/page_stream.h). A pager has two at a time, one for faults and one for bulk, and knows nothing of what
- * stands behind: sockets (socket_source.h), memory (memory_source.h).
+ * A page source takes the pager's requests and gives the frames that answer them, in the terms of the page
+ * stream (wire/page_stream.h). A pager has two at a time, one for faults and one for bulk, and does not know what
+ * stands behind them: sockets (socket_source.h) or memory (memory_source.h).
  *
  * One thread uses a source at a time, but `shutdown` may come from any.
  */
@@ -15,22 +15,22 @@
 
 struct lm_page_source;
 
-/* All return 0 or -errno: -EPIPE when the source has ended, -EPROTO when it breaks the rules. After any but -EAGAIN it is
- * of no use. */
+/* All return 0 or -errno: -EPIPE when the source has ended, -EPROTO when it breaks the rules. After any error but
+ * -EAGAIN the source is of no use. */
 struct lm_page_source_operations {
     /* Send sealed requests. */
     int (*request)(struct lm_page_source *source, const struct lm_request *requests, size_t count);
-    /* Take in what has come since, once; -EAGAIN when that is nothing. `wait` for it; `first`: no more of it than one page,
-     * which somebody waits for. What `next` gave is not valid any more. */
+    /* Take in what has come since, once; -EAGAIN if that is nothing. `wait`: wait for it. `first`: take no more than one
+     * page, for which somebody waits. What `next` gave is not valid any more. */
     int (*receive)(struct lm_page_source *source, bool first, bool wait);
-    /* The next frame that was taken in as a whole, or -EAGAIN; `*data` is its content as it is to be in memory, NULL where it has
-     * none, and valid until the next call. */
+    /* The next frame that was taken in as a whole, or -EAGAIN. `*data` is its content as it is to be in memory, or NULL if
+     * it has none; it is valid until the next call. */
     int (*next)(struct lm_page_source *source, struct lm_frame *frame, const void **data);
     /* Whether something was taken in that `next` has not given yet. */
     bool (*holds)(const struct lm_page_source *source);
     /* Whether there is something to take in that poll(2) does not show at the descriptor. */
     bool (*pending)(const struct lm_page_source *source);
-    /* Whoever waits in a call, in any thread, gets an error. */
+    /* Give an error to whoever waits in a call, in any thread. */
     void (*shutdown)(struct lm_page_source *source);
     void (*close)(struct lm_page_source *source);
 };
@@ -63,7 +63,7 @@ static inline bool lm_page_source_pending(const struct lm_page_source *source) {
     return source->operations->pending(source);
 }
 
-/* NULL is no source; so it is for `close`. */
+/* NULL is no source, and nothing is done; the same holds for `close`. */
 void lm_page_source_shutdown(struct lm_page_source *source);
 
 /* cffi: begin */

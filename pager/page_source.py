@@ -21,7 +21,7 @@ class PageSource:
         return handle
 
     def close(self) -> None:
-        """Let go of it, if nobody has taken it."""
+        """Close it, if nobody has taken it."""
         if self._handle:
             lib.lm_page_source_close(self.take())
 

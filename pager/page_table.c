@@ -17,7 +17,7 @@ struct lm_page_table *lm_page_table_create(uint64_t pages, uint64_t *total_wante
     struct lm_page_table *table = calloc(1, sizeof *table);
     if (!table)
         return NULL;
-    /* Large tables come as fresh zero pages, MISSING everywhere, of which only the touched ones take memory.
+    /* Large tables are fresh zero pages, MISSING everywhere; only those that are touched take memory.
      */
     table->chunks = calloc(chunk_count(pages), sizeof *table->chunks);
     if (!table->chunks) {
@@ -111,7 +111,7 @@ int lm_page_table_set(struct lm_page_table *table, uint64_t first, uint64_t coun
     return 0;
 }
 
-/* How many pages from `first` are alike in being in `set` (or not), at most up to `end`. */
+/* How many pages from `first` on are all in `set`, or all not in it, at most up to `end`. */
 static uint64_t stretch(const struct lm_page_table *table, uint64_t first, uint64_t end, uint32_t set,
                         bool inside) {
     uint64_t at = first;

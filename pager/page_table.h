@@ -1,6 +1,6 @@
 /*
- * What is known of every page: a state each, kept in chunks so that an address range of terabytes that nobody
- * ever touched costs next to nothing.
+ * The state of every page, kept in chunks, so that an address range of terabytes that nobody ever touched costs next
+ * to nothing.
  *
  * A table belongs to a stretch of the source's addresses and never moves; mappings of the destination refer
  * to parts of it. So a mapping can be split or moved without copying anything.
@@ -17,7 +17,7 @@ enum lm_page_state {
     LM_PAGE_MISSING = 0,   /* only the source has it */
     LM_PAGE_REQUESTED = 1, /* under way on the bulk channel */
     LM_PAGE_PLACED =
-        2, /* the process has it: never fetched again; a fault here is a page that the process gave back */
+        2, /* the process has it: it is never fetched again; a fault here means that the process gave the page back */
     LM_PAGE_ZERO = 3,      /* the source has none, or zeros: answered locally */
     LM_PAGE_DISCARDED = 4, /* thrown away by the process before it came: zeros from now on */
     LM_PAGE_STATES

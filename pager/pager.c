@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What has failed stays failed, what is complete does not stall, and the first cause is the cause. */
+/* What has failed stays failed, what is complete does not stall, and the first cause counts. */
 enum {
     STAGED = 1 << LM_PAGER_STAGED,
     RUNNING = 1 << LM_PAGER_RUNNING,
@@ -55,7 +55,7 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     return pager;
 }
 
-/* End what runs; the descriptors of userfaultfds are untouched. */
+/* End the threads; leave the descriptors of userfaultfds as they are. */
 static void stop_threads(struct lm_pager *pager) {
     uint64_t one = 1;
     pthread_mutex_lock(&pager->lock);
@@ -226,7 +226,7 @@ int lm_pager_connect(struct lm_pager *pager, struct lm_page_source *fault, struc
     if (again)
         pthread_join(pager->bulk_thread, NULL);
     pager->bulk_running = false;
-    /* From here on the end of the old fault source is nobody's loss. */
+    /* From here on it does not matter when the old fault source ends. */
     lm_pager_lock_patient(pager);
     struct lm_page_source *old_bulk = pager->bulk, *old_fault = pager->next_fault;
     pager->bulk = bulk;

@@ -1,7 +1,7 @@
 /*
  * The pager: fills the memory of a process that already runs, or is about to.
  *
- * The order of calls, all of which may come from any thread and none of which needs the interpreter's lock:
+ * This is the order of calls. All of them may come from any thread, and none needs the interpreter's lock:
  *
  *     create -> add_space, add_object -> connect -> set_ranges -> start       faults and events are answered
  * from here on
@@ -29,15 +29,15 @@ struct lm_pager;
 /* `statistics` may be NULL, else it must outlive the pager. Returns NULL when there is no memory. */
 struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics);
 
-/* An address space, known by the number under which the source serves it. `userfaultfd` was made in the
+/* Add an address space, known by the number under which the source serves it. `userfaultfd` was made in the
  * process and its handshake is done (UFFD_FEATURE_EVENT_FORK, REMAP, REMOVE, UNMAP); the pager takes it over
  * and closes it. Returns 0 or -errno. */
 int lm_pager_add_space(struct lm_pager *pager, uint32_t number, int userfaultfd, int pid);
-/* An object that pushes write to through a duplicate of `fd`: `size` bytes. */
+/* Add an object that pushes write to through a duplicate of `fd`: `size` bytes. */
 int lm_pager_add_object(struct lm_pager *pager, uint32_t number, int fd, uint64_t size);
 
-/* Where pages come from: for faults, and for bulk and pushes. The pager takes both, whatever becomes of it. Also after a
- * loss, when it goes on with them. Returns 0 or -errno. */
+/* Set where pages come from: for faults, and for bulk and pushes. The pager takes both, even if the call fails. After a
+ * loss it goes on with the new ones. Returns 0 or -errno. */
 int lm_pager_connect(struct lm_pager *pager, struct lm_page_source *fault, struct lm_page_source *bulk);
 
 /* Begin to answer faults and events, and start the keeper. */
@@ -47,12 +47,12 @@ int lm_pager_start(struct lm_pager *pager);
 int lm_pager_prefetch_start(struct lm_pager *pager);
 /* Bytes per second to request in bulk, 0 for no limit. */
 void lm_pager_limit(struct lm_pager *pager, uint64_t bytes_per_second);
-/* How many pages a fault requests at most, 1 to LM_FAULT_PAGES: the one and, when faults come one behind the
- * other, those after it. 16 at first. */
+/* How many pages a fault requests at most, 1 to LM_FAULT_PAGES: its own and, when faults follow one another in order,
+ * those after it. At first it is 16. */
 void lm_pager_fault_pages(struct lm_pager *pager, uint32_t pages);
 
-/* See which processes have ended, whose pages nobody needs any more: bulk would find out at the next page it
- * places, which it may be a while from, or have no connection for. */
+/* Find out which processes have ended, since nobody needs their pages any more. Bulk would find out at the next page
+ * that it places, which may take a while, or never happen without a connection. */
 void lm_pager_notice_ends(struct lm_pager *pager);
 
 /* LM_PAGER_..., and why it is stalled or failed. */
@@ -60,11 +60,11 @@ struct lm_status *lm_pager_status(struct lm_pager *pager);
 /* The keeper's process id, 0 before start. */
 int lm_pager_keeper(struct lm_pager *pager);
 
-/* Every page is in: end the threads, close every userfaultfd and every connection, end the keeper. -EBUSY
+/* Every page has come: end the threads, close every userfaultfd and every connection, end the keeper. -EBUSY
  * when pages are missing. */
 int lm_pager_finish(struct lm_pager *pager);
-/* End the threads and free the memory. As long as pages are missing in a living process its userfaultfd stays
- * open and the keeper stays, so that it waits instead of reading zeros. */
+/* End the threads and free the memory. While pages are missing in a living process, its userfaultfd stays open and the
+ * keeper stays, so that the process waits instead of reading zeros. */
 void lm_pager_destroy(struct lm_pager *pager);
 /* cffi: end */
 

@@ -27,8 +27,8 @@ STATISTICS_SIZE: int = ffi.sizeof("struct lm_pager_statistics")
 
 
 class PagerState(enum.IntEnum):
-    """STALLED: a connection is lost, faults wait; FAILED: beyond repair, faults wait for ever; COMPLETE: every page is
-    here, finish may be called; FINISHED: nothing of the pager is left in the process."""
+    """STALLED: a connection is lost, faults wait; FAILED: beyond repair, faults wait for ever; COMPLETE: every page has
+    come, finish may be called; FINISHED: nothing of the pager is left in the process."""
 
     STAGED = lib.LM_PAGER_STAGED
     RUNNING = lib.LM_PAGER_RUNNING
@@ -60,9 +60,7 @@ class PagedRange:
 
 @dataclass(frozen=True)
 class HotRun:
-    """What to fetch before all else, by source address."""
-
-    start: int
+    """Pages to fetch before all else, by source address."""    start: int
     end: int
     source_space: int = 0
 
@@ -79,7 +77,7 @@ class Drops:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of faults, from the message being read to the page being placed, in microseconds."""
+    """Latencies of faults, from reading the message to placing the page, in microseconds."""
 
     count: int
     p50_us: float
@@ -130,32 +128,34 @@ class Pager:
         self.close()
 
     def close(self) -> None:
-        """End the threads. As long as pages are missing in a living process the keeper stays, and it waits."""
+        """End the threads. While pages are missing in a living process, the keeper stays and the process waits."""
         if self._pager:
             lib.lm_pager_destroy(self._pager)
             self._pager = None
 
     def add_space(self, number: int, userfaultfd: int, pid: int) -> None:
-        """A process, by the number under which the source serves it. Takes the userfaultfd over. Raises OSError."""
+        """Add a process, by the number under which the source serves it. Takes the userfaultfd over. Raises OSError."""
         check_errno(lib.lm_pager_add_space(self._pager, number, userfaultfd, pid))
 
     def add_object(self, number: int, descriptor: int, size: int) -> None:
-        """An object of `size` bytes that pushes write to through a duplicate of the descriptor. Raises OSError."""
+        """Add an object of `size` bytes that pushes write to through a duplicate of the descriptor. Raises OSError."""
         check_errno(lib.lm_pager_add_object(self._pager, number, descriptor, size))
 
     def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
-        """Two connected sockets, which are duplicated and made blocking; also after a loss. Raises OSError."""
+        """Take pages from two connected sockets, which are duplicated and made blocking; also after a loss. Raises
+        OSError."""
         with contextlib.closing(socket_source(fault, lib.LM_ROLE_FAULT, session, attempt)) as faults:
             self.connect_sources(faults, socket_source(bulk, lib.LM_ROLE_BULK, session, attempt))
 
     def connect_sources(self, fault: PageSource, bulk: PageSource) -> None:
-        """Where pages come from: for faults, and for bulk and pushes. Takes both; also after a loss. Raises OSError."""
+        """Take pages from these sources: for faults, and for bulk and pushes; also after a loss. They belong to the pager
+        from now on. Raises OSError."""
         check_errno(lib.lm_pager_connect(self._pager, fault.take(), bulk.take()))
 
     def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:
-        """The whole list of a space's ranges, instead of the one before; those paged on demand are registered.
+        """Set the whole list of a space's ranges, instead of the one before; those paged on demand are registered.
 
-        What was placed stays placed where the addresses are as they were. Raises RangeRefused."""
+        Placed pages stay placed where the addresses have not changed. Raises RangeRefused."""
         ordered = sorted(ranges, key=lambda one: one.start)
         listed = [
             (one.start, one.end, one.start if one.source is None else one.source, one.source_space, one.kind)
@@ -181,20 +181,20 @@ class Pager:
         check_errno(lib.lm_pager_place(self._pager, source_space, address, view, len(data)))
 
     def discard(self, start: int, end: int, source_space: int = 0) -> None:
-        """Pages that were placed, and dropped in the process since, are to be fetched again. Raises OSError."""
+        """Fetch pages again that were placed, and have been dropped in the process since. Raises OSError."""
         check_errno(lib.lm_pager_discard(self._pager, source_space, start, end))
 
     def follow(self) -> None:
-        """Pages are pushed while the source runs and follows what changes there: what is empty stays known."""
+        """Keep in mind what is empty: pages are pushed while the source runs and follows what changes there."""
         lib.lm_pager_follow(self._pager)
 
     @property
     def is_to_discard(self) -> bool:
-        """Whether pushes have told to discard anything that `dropped` was not called for."""
+        """Whether pushes have taken anything back for which `dropped` was not called."""
         return bool(lib.lm_pager_is_to_discard(self._pager))
 
     def drops(self) -> Drops:
-        """What pushes have told to discard and the process has: to be dropped in it before anything else."""
+        """What pushes have taken back and the process has: it is to be dropped there before anything else."""
         count = lib.lm_pager_drops(self._pager, ffi.NULL, 0)
         found = ffi.new("struct lm_drop[]", count)
         lib.lm_pager_drops(self._pager, found, count)
@@ -217,8 +217,7 @@ class Pager:
         check_errno(lib.lm_pager_watch_drops(self._pager, True))
 
     def dropped(self, *, in_order: bool = False) -> None:
-        """They are dropped: from now on they are missing, and fetched first unless `in_order`, or zero.
-
+        """The drops are done: from now on these pages are missing, and fetched first unless `in_order`, or zero.
         Raises OSError."""
         check_errno(lib.lm_pager_dropped(self._pager, in_order))
 
@@ -233,15 +232,15 @@ class Pager:
         check_errno(lib.lm_pager_prefetch_first(self._pager, array, len(listed)))
 
     def limit(self, bytes_per_second: int) -> None:
-        """Ask for no more in bulk; 0: no limit."""
+        """Request no more in bulk than so many bytes per second; 0: no limit."""
         lib.lm_pager_limit(self._pager, bytes_per_second)
 
     def fault_pages(self, pages: int) -> None:
-        """How many pages a fault requests at most, when faults come one behind the other."""
+        """Set how many pages a fault requests at most, when faults follow one another in order."""
         lib.lm_pager_fault_pages(self._pager, pages)
 
     def notice_ends(self) -> None:
-        """See which processes have ended: their pages are not needed any more."""
+        """Find out which processes have ended: their pages are not needed any more."""
         lib.lm_pager_notice_ends(self._pager)
 
     @property
@@ -254,12 +253,12 @@ class Pager:
         return PagerState(lib.lm_status_state(self._status))
 
     def wait(self, state: PagerState, timeout: float | None = None) -> PagerState:
-        """Wait until the state is another than `state`, at most `timeout` seconds; the state then."""
+        """Wait until the state is no longer `state`, at most `timeout` seconds; return the state then."""
         return PagerState(status.wait(self._status, state, timeout))
 
     @property
     def event(self) -> int:
-        """An eventfd, the pager's own, that is readable after a change of state until it is read."""
+        """An eventfd of the pager, readable from a change of state until it is read."""
         return int(lib.lm_status_event(self._status))
 
     @property
@@ -274,14 +273,14 @@ class Pager:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was placed, by the names of struct lm_pager_statistics."""
+        """The counters, by the names of struct lm_pager_statistics."""
         return status.counters("lm_pager_statistics", self.memory)
 
     @property
     def latencies(self) -> Latencies:
-        """Of the faults so far."""
+        """The latencies of the faults so far."""
         return latencies(self.memory)
 
     def finish(self) -> None:
-        """Every page is in: end the threads, close every userfaultfd, end the keeper. Raises OSError (EBUSY)."""
+        """Every page has come: end the threads, close every userfaultfd, end the keeper. Raises OSError (EBUSY)."""
         check_errno(lib.lm_pager_finish(self._pager))

@@ -10,9 +10,8 @@ static void note_holder(struct lm_pager *pager) {
     atomic_store_explicit(&pager->holder_processor, sched_getcpu(), memory_order_relaxed);
 }
 
-/* Nobody ever holds the lock for longer than a few pages take, so it is worth a short spin, some tens of
- * microseconds: falling asleep and being woken costs more. But not when its holder has lost its processor to
- * us. */
+/* Nobody holds the lock for longer than a few pages take, so a short spin of some tens of microseconds is worth it:
+ * falling asleep and being woken costs more. But it is not when the holder has lost its processor to us. */
 void lm_pager_lock_urgent(struct lm_pager *pager) {
     atomic_fetch_add(&pager->urgent, 1);
     int error = EBUSY;
@@ -29,7 +28,7 @@ void lm_pager_lock_urgent(struct lm_pager *pager) {
     atomic_fetch_sub(&pager->urgent, 1);
 }
 
-/* A mutex is not fair: who unlocks and locks again at once would keep a waiter out. */
+/* A mutex is not fair: a thread that unlocks it and locks it again at once would keep a waiter out. */
 void lm_pager_lock_patient(struct lm_pager *pager) {
     for (int i = 0; i < 100 && atomic_load_explicit(&pager->urgent, memory_order_relaxed); i++)
         sched_yield();
@@ -43,7 +42,7 @@ void lm_pager_unlock(struct lm_pager *pager) {
 }
 
 void lm_pager_note_progress(struct lm_pager *pager) {
-    /* Looked at after each piece of work, and nearly always there is more: not worth the lock. Whoever takes
+    /* This is read after each piece of work, and nearly always there is more: it is not worth the lock. Whoever takes
      * the last page away comes here after that. */
     if (__atomic_load_n(&pager->statistics->wanted_pages, __ATOMIC_RELAXED))
         return;

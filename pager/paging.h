@@ -1,4 +1,4 @@
-/* What the parts of the pager share: its memory, its lock, its spaces. Nobody else includes it. */
+/* What the parts of the pager share: its memory, its lock, its spaces. Only they include it. */
 #ifndef LM_PAGER_PAGING_H
 #define LM_PAGER_PAGING_H
 
@@ -68,7 +68,7 @@ struct lm_flight {
 struct lm_recent {
     struct lm_space *space;
     uint64_t low, high;  /* what has been requested around the fault */
-    uint64_t start, end; /* its mapping, of which alone the fault says something */
+    uint64_t start, end; /* its mapping: the fault says nothing about others */
     uint32_t pages;      /* how many to request next */
 };
 
@@ -92,11 +92,11 @@ struct lm_prefetch {
     uint64_t address;
     bool restarted; /* the current pass over all spaces began at the beginning */
     uint32_t run_pages;
-    size_t map_space; /* how far it has been requested which pages exist */
+    size_t map_space; /* so far it has been requested which pages exist */
     uint64_t map_address;
 };
 
-/* Pages, by source address, that a push says are not what was pushed before. */
+/* Pages, by source address, that have changed since they were pushed, as a later push says. */
 struct lm_discarded_run {
     uint64_t start, end;
     uint32_t source_space;
@@ -129,10 +129,10 @@ struct lm_pager {
     size_t pending_count, pending_capacity;
     struct lm_prefetch prefetch;
     pthread_cond_t work;               /* the bulk thread may have something to request */
-    struct lm_page_source *next_fault; /* the fault loop is to go over to this one */
+    struct lm_page_source *next_fault; /* the fault loop is to change to this one */
     bool connected;                    /* faults can be requested */
     bool prefetching;
-    bool followed; /* the source tells what changes, so that what was said to be empty stays known */
+    bool followed; /* the source tells what changes, so that what it said to be empty stays known */
 
     /* Set up before the threads that use them. */
     struct lm_object *objects;
@@ -145,13 +145,13 @@ struct lm_pager {
     struct lm_status status; /* LM_PAGER_... */
 
     /* The fault loop's own. */
-    struct lm_page_source *fault; /* NULL as long as there never was one; replaced with the lock held */
+    struct lm_page_source *fault; /* NULL before there is one; replaced with the lock held */
     pthread_t fault_thread;
     bool fault_running;
     uint32_t next_id;
     struct lm_neighbours neighbours[LM_ANSWERS];
 
-    /* The bulk thread's own, and before it runs that of receive_push. */
+    /* The bulk thread's own; before it runs, receive_push's. */
     struct lm_page_source *bulk;
     pthread_t bulk_thread;
     bool bulk_running;
@@ -162,13 +162,13 @@ struct lm_pager {
     struct lm_bucket bucket;
 };
 
-/* By the fault loop, whom others let go first; by everybody else. */
+/* For the fault loop, which others let go first; for everybody else. */
 void lm_pager_lock_urgent(struct lm_pager *pager);
 void lm_pager_lock_patient(struct lm_pager *pager);
 void lm_pager_unlock(struct lm_pager *pager);
 /* COMPLETE when nothing is wanted any more. */
 void lm_pager_note_progress(struct lm_pager *pager);
-/* A source is of no use any more: end both and stall. Lock held. */
+/* A source is of no use any more: end both sources and stall. Lock held. */
 void lm_pager_lost(struct lm_pager *pager, const char *which, int error);
 
 /* NULL when there is none. Lock held. */
@@ -176,7 +176,7 @@ struct lm_space *lm_pager_find_space(const struct lm_pager *pager, uint32_t numb
 /* A space of our own making; takes the descriptors. Lock held. NULL when there is no memory. */
 struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int userfault, int pid,
                                     int memory);
-/* The process's memory is no more: discard what was wanted there. Lock held. */
+/* The process's memory is gone: nothing is wanted there any more. Lock held. */
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space);
 
 #endif

@@ -1,4 +1,4 @@
-/* Who waits for which page. With the pager's lock held. */
+/* Who waits for which page. All of it needs the pager's lock. */
 #ifndef LM_PAGER_PENDING_H
 #define LM_PAGER_PENDING_H
 
@@ -10,11 +10,11 @@ struct lm_pending *lm_pending_add(struct lm_pager *pager, struct lm_space *space
 /* Whether one waits within [start, end) of a space. */
 bool lm_pending_within(const struct lm_pending *pending, const struct lm_space *space, uint64_t start,
                        uint64_t end);
-/* The one at this place waits no more; the last one takes the place. */
+/* The one at this place does not wait any more; the last one takes its place. */
 void lm_pending_remove(struct lm_pager *pager, size_t at);
 /* The pages of [start, end) are placed: nobody waits there any more. */
 void lm_pending_settle(struct lm_pager *pager, const struct lm_space *space, uint64_t start, uint64_t end);
-/* They have moved or gone: wake who waits, who will fault again where it is right. */
+/* They have moved or gone: wake whoever waits; it will fault again at the right place. */
 void lm_pending_drop(struct lm_pager *pager, const struct lm_space *space, uint64_t start, uint64_t end);
 
 #endif

@@ -31,8 +31,8 @@ static uint64_t counted(struct lm_pager *pager, enum lm_purpose purpose, uint64_
     return pages;
 }
 
-/* By the kernel's copy into a process's memory, without a fault: an ordinary write first would wait for a
- * page that is missing, maybe for ourselves. Where the process's protections forbid it, and for mappings that
+/* Copy by the kernel into a process's memory, without a fault: an ordinary write would first wait for a
+ * page that is missing, perhaps for ourselves. Where the process's protections forbid it, and for mappings that
  * are not registered, the other way helps. */
 static int write_pages(const struct lm_space *space, bool registered, uint64_t address, const void *data,
                        uint64_t pages) {
@@ -127,7 +127,7 @@ static int copy_pages(struct lm_pager *pager, const struct how *how, struct lm_s
     return error;
 }
 
-/* How many zero pages to place at once: a program that touches fresh memory goes on to touch what comes next.
+/* How many zero pages to place at once: a program that touches fresh memory goes on with what comes next.
  * In private memory they cost nothing, in shared memory each is a page of its own. */
 static uint64_t zero_pages_from(const struct lm_range *range, uint64_t address) {
     if (!range || !range->table || range->kind != LM_RANGE_ANONYMOUS)
@@ -154,7 +154,7 @@ int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t addre
         return 0;
     case LM_ANSWER_PRESENT:
     case LM_ANSWER_NOWHERE:
-        /* It was placed between the fault and its message, or its mapping has gone: the thread shall see for
+        /* It was placed between the fault and its message, or its mapping has gone: the thread tries again by
          * itself. */
         lm_userfault_wake(space->userfault, address, LM_PAGE_SIZE);
         return 0;
@@ -171,7 +171,7 @@ int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t addre
     return -EAGAIN;
 }
 
-/* The pages of [start, end) are zero: answer who waits there. */
+/* The pages of [start, end) are zero: answer whoever waits there. */
 static void answer_with_zeros(struct lm_pager *pager, struct lm_space *space, uint64_t start, uint64_t end) {
     for (size_t i = pager->pending_count; i-- > 0;) {
         if (!lm_pending_within(&pager->pending[i], space, start, end))
@@ -211,12 +211,12 @@ static int place_stretch(struct lm_pager *pager, const struct how *how, struct l
             lm_count(&pager->statistics->rewritten_pages, error ? 0 : pages);
             return error;
         }
-        /* Shared memory that the process itself may not write to cannot be written over from outside, either
+        /* Shared memory that the process itself may not write to cannot be written over from outside either
          * (ptrace's access is for private copies): it is dropped in the end and requested again. */
         if (range->kind == LM_RANGE_SHARED && data)
             return lm_discarded_add(pager, range->source + (address - range->start), pages,
                                     range->source_space);
-        /* Given back by the process since: it is missing in the kernel's eyes. */
+        /* The process has given it back since: for the kernel it is missing. */
         error = note(range, first, pages, data ? LM_PAGE_MISSING : LM_PAGE_ZERO);
         if (error || !data)
             return error;

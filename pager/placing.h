@@ -1,6 +1,6 @@
 /*
- * Placing pages. Every address that came from the peer is looked up in the ranges first, so that a page can
- * only land where it was described and only where it is still wanted.
+ * Placing pages. Every address that comes from the peer is looked up in the ranges first, so that a page can land only
+ * where it was described, and only where it is still wanted.
  */
 #ifndef LM_PAGER_PLACING_H
 #define LM_PAGER_PLACING_H
@@ -15,8 +15,8 @@ enum lm_purpose { LM_FOR_FAULT, LM_FOR_BULK, LM_FOR_PUSH };
  * was described. */
 int lm_place_some(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                   const void *data, uint32_t *placed);
-/* The whole frame, out of the fault loop's way for a moment whenever an event has to be read first. Returns
- * -ECANCELED when the pager stops meanwhile. */
+/* Place the whole frame; whenever an event has to be read first, let the fault loop do it. Returns -ECANCELED when the
+ * pager stops meanwhile. */
 int lm_place_frame(struct lm_pager *pager, enum lm_purpose purpose, const struct lm_frame *frame,
                    const void *data);
 /* Answer with a zero page at a destination address. Lock held. Returns 0 or -EAGAIN. */

@@ -35,8 +35,8 @@ void lm_prefetch_note(struct lm_pager *pager, struct lm_space *space, uint64_t l
                                                             .pages = AROUND_FIRST};
 }
 
-/* As many pages as the link takes in so short a time that no other fault minds, by what bulk brings at
- * present. Where it brings much, and so as much as the processors allow, they are worth more in a fault's
+/* As many pages as the link takes in a time so short that no other fault suffers, by the rate of bulk at
+ * present. Where that is high, and so as high as the processors allow, the pages are worth more in a fault's
  * answer than in bulk's: the fault costs as much without them. */
 static uint32_t company(const struct lm_pager *pager, uint32_t most) {
     uint64_t rate = __atomic_load_n(&pager->statistics->bulk_rate, __ATOMIC_RELAXED);
@@ -145,7 +145,7 @@ static bool in_order(struct lm_pager *pager, struct lm_run *run) {
                 prefetch->restarted = false;
                 return true;
             }
-        /* Ranges that moved or were born behind the cursor are found by another pass, if there can be any. */
+        /* Another pass finds ranges that moved or appeared behind the cursor, if there can be any. */
         if (prefetch->restarted || !pager->wanted)
             return false;
         prefetch->restarted = true;
@@ -174,8 +174,8 @@ bool lm_prefetch_next(struct lm_pager *pager, struct lm_run *run) {
     return found;
 }
 
-/* Large private ranges only: shared ones cannot be told from page tables, and small ones are fetched as soon
- * as requested. */
+/* Only large private ranges: page tables do not tell what exists of shared ones, and small ones are fetched as quickly
+ * as that is requested. */
 bool lm_prefetch_map(struct lm_pager *pager, struct lm_run *run) {
     struct lm_prefetch *prefetch = &pager->prefetch;
     for (; prefetch->map_space < pager->space_count; prefetch->map_space++, prefetch->map_address = 0) {

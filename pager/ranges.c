@@ -14,13 +14,13 @@ static struct lm_range *unchanged(const struct lm_space *old, const struct lm_ra
     return same ? before : NULL;
 }
 
-/* What stays known of a page when the ranges are told anew: what was empty then may be so no more, unless the
- * source follows what changes. */
+/* What stays known of a page when the ranges are set anew: a page that was empty then may not be empty any more,
+ * unless the source follows what changes. */
 static uint32_t kept_states(const struct lm_pager *pager) {
     return LM_STATES(LM_PAGE_PLACED) | (pager->followed ? LM_STATES(LM_PAGE_ZERO) : 0);
 }
 
-/* Go on with the table of a range that is as it was. */
+/* Go on with the table of a range that has not changed. */
 static int keep_range(const struct lm_pager *pager, const struct lm_range *before, struct lm_range *range) {
     *range = *before;
     lm_page_table_hold(range->table);
@@ -28,7 +28,7 @@ static int keep_range(const struct lm_pager *pager, const struct lm_range *befor
                              ~kept_states(pager), LM_PAGE_MISSING);
 }
 
-/* A range as described, with what is known of its pages from the ranges before. */
+/* Make a range as described, with what is known of its pages from the ranges before. */
 static int make_range(struct lm_pager *pager, const struct lm_space *old,
                       const struct lm_range_description *what, struct lm_range *range) {
     uint64_t pages = (what->end - what->start) / LM_PAGE_SIZE;

@@ -1,8 +1,8 @@
 /*
  * An address space of the destination: which of its addresses hold which of the source's pages.
  *
- * Ranges do not overlap and are sorted by address. One whose pages are paged on demand has a page table; one
- * without is only ever written to by pushes.
+ * Ranges do not overlap and are sorted by address. A range whose pages are paged on demand has a page table; only
+ * pushes write to a range without one.
  */
 #ifndef LM_PAGER_SPACE_H
 #define LM_PAGER_SPACE_H
@@ -55,8 +55,8 @@ struct lm_range *lm_space_by_source(struct lm_space *space, uint32_t source_spac
  */
 int lm_space_insert(struct lm_space *space, const struct lm_range *range);
 
-/* Take [start, end) out. With `taken` the pieces are kept there, appended to its ranges and with their
- * references, else they are released. Returns 0 or -ENOMEM, after which nothing has changed. */
+/* Take [start, end) out. With `taken`, the pieces are appended to its ranges, with their references; otherwise they are
+ * released. Returns 0, or -ENOMEM with nothing changed. */
 int lm_space_cut(struct lm_space *space, uint64_t start, uint64_t end, struct lm_space *taken);
 
 /* The child of a fork: the same ranges with tables of its own. Returns 0 or -ENOMEM. */

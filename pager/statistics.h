@@ -24,8 +24,7 @@ struct lm_histogram {
 };
 
 void lm_histogram_add(struct lm_histogram *histogram, uint64_t value);
-/* The smallest value that `share` (0 to 1) of all values do not exceed, to a sixteenth; 0 when there are
- * none. */
+/* The smallest value that `share` (0 to 1) of all values do not exceed, to a sixteenth; 0 if there are none. */
 uint64_t lm_histogram_quantile(const struct lm_histogram *histogram, double share);
 
 /* Written by the pager's threads, read by anybody. Pages are counted when they are placed. */
@@ -42,7 +41,7 @@ struct lm_pager_statistics {
     uint64_t late_pages;       /* arrived when they were no longer wanted */
     uint64_t wanted_pages;     /* still to come */
     uint64_t faults;           /* messages of faults */
-    uint64_t remote_faults;    /* asked of the source */
+    uint64_t remote_faults;    /* requested from the source */
     uint64_t local_faults;     /* answered with a zero page */
     uint64_t forks, remaps, removes, unmaps;
     uint64_t spaces;      /* address spaces that are served, children among them */

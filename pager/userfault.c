@@ -9,7 +9,7 @@
 static struct lm_placed decide(int result, int error, int64_t done, uint64_t length) {
     if (result == 0)
         return (struct lm_placed){.answer = LM_ANSWER_PLACED, .bytes = length};
-    /* A short copy is EAGAIN with the number of bytes; an unread event is EAGAIN with -EAGAIN in its place.
+    /* A short copy is EAGAIN with the number of bytes; an unread event is EAGAIN with -EAGAIN instead of that number.
      */
     if (done > 0)
         return (struct lm_placed){.answer = LM_ANSWER_SHORT, .bytes = (uint64_t)done};
@@ -34,8 +34,8 @@ static struct lm_placed decide(int result, int error, int64_t done, uint64_t len
 }
 
 /* Since Linux 6.9 the mapping is looked up before the kernel checks whether mappings are changing, so that a
- * copy that meets an mremap or munmap half way finds no mapping (mm/userfaultfd.c, uffd_mfill_lock). Asked
- * again it says EAGAIN until the event has been read; only when it does not is there really none. */
+ * copy that meets an mremap or munmap half way finds no mapping (mm/userfaultfd.c, uffd_mfill_lock). A second call
+ * gets EAGAIN until the event has been read; otherwise there is really no mapping. */
 static bool query_again(struct lm_placed placed, bool *asked) {
     bool again = placed.answer == LM_ANSWER_NOWHERE && !*asked;
     *asked = true;

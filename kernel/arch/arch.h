@@ -61,7 +61,7 @@
 #include <stdint.h>
 #include <sys/user.h>
 
-/* The set of registers (PTRACE_GETREGSET) that holds the whole vector state. */
+/* The register set (PTRACE_GETREGSET) that holds the whole vector state. */
 #define LM_XSTATE_SET NT_X86_XSTATE
 
 /* cffi: begin */
@@ -75,8 +75,8 @@ const char *lm_stub_code(void);
 size_t lm_arch_xstate_room(void);
 /* cffi: end */
 
-/* Below, `registers` are those of a stopped thread, to be set with PTRACE_SETREGS. Those that are not spoken of
- * stay. A thread that is given another instruction pointer is in no system call any more, which the kernel
+/* Below, `registers` are those of a stopped thread, to be set with PTRACE_SETREGS. Registers that are not mentioned
+ * stay as they are. A thread that is given another instruction pointer is no longer in a system call that the kernel
  * would restart. */
 
 /* Run the table at `table` with the stub at `stub`; the rows at `ending` follow a checked call that failed.

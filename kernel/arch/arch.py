@@ -1,5 +1,5 @@
-"""What Python uses of this machine's architecture; arch.h tells what else there is of one. Whoever is outside of this
-folder imports from here alone."""
+"""What Python uses of this machine's architecture; arch.h tells what else an architecture has. Modules outside this
+folder import only from here."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@
  * with that of any thread that has not asked the kernel for more (AMX) if xstate_size is 0. */
 size_t lm_sigreturn_frame_room(const void *xstate, size_t xstate_size);
 
-/* Ask the processor what has to be known of its vector state: before a freeze, since it can take a
- * millisecond. */
+/* Find out from the processor what has to be known of its vector state. Call it before a freeze, since it can take
+ * a millisecond. */
 void lm_sigreturn_frame_prepare(void);
 /* cffi: end */
 

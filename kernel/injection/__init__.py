@@ -1,1 +1,1 @@
-"""System calls that another process makes for us, and the way on which it comes home afterwards."""
+"""System calls that another process makes for us, and the way by which it gets home afterwards."""

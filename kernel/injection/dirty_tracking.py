@@ -50,14 +50,14 @@ class Tracker:
 
 
 def find_tracking() -> Tracking | None:
-    """What this kernel can do, found by doing it; None if it tracks nothing."""
+    """What this kernel can do, found by trying; None if it tracks nothing."""
     if lib.lm_probe_write_tracking() == 0 and lib.lm_probe_pagemap_scan() == 0:
         return Tracking.USERFAULTFD
     return Tracking.SOFT_DIRTY if lib.lm_probe_soft_dirty() == 0 else None
 
 
 def make_userfaultfd_program(end_signal: int) -> tuple[Program, Result]:
-    """The program for `fetch_userfaultfd`, which makes one, says so in the middle, and closes it; and its number."""
+    """The program for `fetch_userfaultfd`, which makes one, reports it in the middle, and closes it; and its number."""
     program = Program("tracking writes")
     made = program.call("userfaultfd", SYS_userfaultfd, FLAGS, check=False)
     process, thread = program.call("getpid", SYS_getpid), program.call("gettid", SYS_gettid)

@@ -17,7 +17,7 @@ enum {
     STOPS_BOUND = 1000,
 };
 
-/* A signal of END_SIGNAL's number that was the process's own, met while a program ran. */
+/* A signal of END_SIGNAL's number that was the process's own, and came while a program ran. */
 struct held {
     siginfo_t info;
     int count;
@@ -43,7 +43,7 @@ int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, ui
     return error;
 }
 
-/* Put a signal that was taken out of the queue by mistake back into it, with all that is known of it: one
+/* Put a signal that was taken out of the queue by mistake back into it, with all that is known of it: a signal
  * that is injected while it is blocked is queued again (kernel/signal.c, ptrace_signal). */
 static int put_back(int tid, struct held *held) {
     int status = 0;
@@ -60,7 +60,7 @@ static int put_back(int tid, struct held *held) {
     return error == 0 && !WIFSTOPPED(status) ? -ESRCH : error;
 }
 
-/* Whether the thread is at the call by which its program tells that it is done. */
+/* Whether the thread is at the call by which its program reports that it is done. */
 static int has_told(int tid, uint64_t ending, int *told) {
     struct user_regs_struct registers;
     int error = lm_trace_get_registers(tid, &registers);

@@ -28,7 +28,7 @@ _ARGUMENTS = 6
 _MASK = (1 << 64) - 1
 _ERRORS_FROM = -4095
 
-# The signal with which a program says that it has come to its end: ignored by default, and unlike a trap it
+# The signal with which a program reports that it has come to its end: it is ignored by default, and unlike a trap it
 # changes nothing in the process (a forced SIGTRAP resets its own handler when it is ignored or blocked).
 END_SIGNAL = signal.SIGURG
 
@@ -56,7 +56,7 @@ Value = int | Result | Data
 
 
 class Ending(Enum):
-    """What a program does after it has said that it is done, when nobody holds it there."""
+    """What a program does after it has reported that it is done, when nobody holds it there."""
 
     TRAP = "trap"  # a process of ours: it must not run on
     GO_HOME = "go home"  # rt_sigreturn with a frame: the process of others
@@ -66,7 +66,7 @@ class Ending(Enum):
 class ProgramArea:
     """Memory for programs in a process, readable, writable and executable, with the stub's code at its start.
 
-    Threads that run programs at the same time each need an area of their own, cut off with `part`: it shares
+    Threads that run programs at the same time each need an area of their own, which `part` cuts off: the areas share
     the stub.
     """
 
@@ -147,7 +147,7 @@ class Program:
 
     def call_each(self, label: str, number: int, *columns: array[int] | int) -> None:
         """Append a checked system call for each place in the columns, which are its arguments; a number is the same in
-        all. For thousands: nothing here takes a step of the interpreter for each."""
+        all. This is for thousands of calls: nothing here takes a step of the interpreter for each."""
         count = max(len(column) for column in columns if isinstance(column, array))
         words = array("Q", bytes(count * _ROW_SIZE))
         words[0::_WORDS] = array("Q", [number | lib.LM_ROW_CHECKED << 32]) * count
@@ -196,7 +196,7 @@ class Program:
         return self.data(content + b"\0", align=1)
 
     def size(self) -> int:
-        """Bytes of an area's room that are surely enough."""
+        """So many bytes of an area's room are surely enough."""
         return (len(self._labels) + _ENDING_ROWS) * _ROW_SIZE + self._align + len(self._data)
 
     def encode(
@@ -280,7 +280,7 @@ def _ending(address: int, ending: Ending, end_signal: int) -> list[int]:
     """The rows, at `address`, by which a program tells its tracer that it is done: tgkill(getpid(), gettid(),
     end_signal).
 
-    The ids are asked for there, since they are those of the process's own PID namespace.
+    The program itself gets the ids, since they are those of the process's own PID namespace.
     """
 
     def copy_result(row: int, argument: int) -> list[int]:
@@ -313,7 +313,7 @@ _MAP_FIXED_NOREPLACE = 0x100000
 def make_program_area(tid: int, size: int, address: int = 0) -> ProgramArea:
     """Map an area for programs into the stopped tracee `tid`, a process of ours, with one injected mmap.
 
-    A syscall instruction is looked for around the instruction pointer. `address` 0 lets the kernel choose;
+    It searches a syscall instruction around the instruction pointer. `address` 0 lets the kernel choose;
     another one must be free (MAP_FIXED_NOREPLACE, mmap(2)). `size` is rounded up to whole pages.
 
     Raises ProcessGone; OSError of ptrace or of the mmap.

@@ -1,8 +1,8 @@
-"""A stopped thread is run to the end of the function that it is in, and stopped there.
+"""Running a stopped thread to the end of the function that it is in, and stopping it there.
 
-No breakpoint and no single step may do that: without a tracer their SIGTRAP kills. The thread's return address is
-changed instead, to a detour of ours (`instructions.detour`). It makes a system call, at whose entry the tracer stops
-the thread and puts it where it wanted to return to; when the tracer is dead it leads there by itself.
+No breakpoint and no single step may do that: without a tracer their SIGTRAP kills. Instead, the thread's return address
+is changed to a detour of ours (`instructions.detour`). It makes a system call, at whose entry the tracer stops the
+thread and puts it where it wanted to return to. When the tracer is dead, the detour leads there by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Detour:
 def return_place(image: bytes, offset: int, registers: Registers) -> int:
     """Where the return address of a thread stands that is at `offset` of a loaded ELF image.
 
-    Raises ValueError where the image does not tell."""
+    Raises ValueError if the image does not tell."""
     frame = find_frame(image, offset)
     return registers.dwarf_register(frame.register) + frame.offset - WORD
 
@@ -40,17 +40,17 @@ def return_place(image: bytes, offset: int, registers: Registers) -> int:
 def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> tracee.Stop:
     """Run a stopped thread until it returns to the address that stands at `place`; its stop afterwards.
 
-    `room`: DETOUR_ROOM bytes of executable memory in the process. They are needed no more when it returns, but may be
-    when it raises. The thread is stopped before that at the first instruction of a handler when a signal comes, behind
-    a system call that the function makes, and at the `deadline` (time.monotonic) wherever it is. Its stack is as if it
-    had not been changed. Raises ProcessGone, OSError, TimeoutError."""
+    `room`: DETOUR_ROOM bytes of executable memory in the process. They are needed no more when this function returns,
+    but may be when it raises. The thread may stop earlier: at the first instruction of a handler when a signal comes,
+    after a system call that the function makes, and at the `deadline` (time.monotonic) wherever it is. Its stack is as
+    if it had not been changed. Raises ProcessGone, OSError, TimeoutError."""
     tid = last.tid
     detour = Detour(room, place, int.from_bytes(tracee.read_memory(tid, place, WORD), "little"))
     tracee.write_memory(tid, room, instructions.detour(detour.back))
     tracee.write_memory(tid, place, detour.address.to_bytes(WORD, "little"))
     try:
         stop = _run(tid, deadline)
-        # First the registers: the frame of a handler that is about to run would keep an address within the detour.
+        # The registers come first: the frame of a handler that is about to run would keep an address within the detour.
         _leave(tid, detour)
         return tracee.stop(tid, stop)
     finally:
@@ -60,7 +60,7 @@ def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> 
 
 
 def _run(tid: int, deadline: float) -> tracee.Stop:
-    """Let the thread run to a stop of its own, or at the deadline to one that is asked for."""
+    """Let the thread run to a stop of its own, or stop it at the deadline."""
     while True:
         tracee.resume_to_syscall(tid)
         while (stop := tracee.wait_no_hang(tid)) is None:
@@ -68,7 +68,7 @@ def _run(tid: int, deadline: float) -> tracee.Stop:
                 tracee.interrupt(tid)
                 return tracee.wait(tid)
             time.sleep(POLL_SECONDS)
-        # It may have been asked twice to stop before, or be stopped with its whole process.
+        # It may have been interrupted twice before, or be stopped with its whole process.
         if stop.event != tracee.EVENT_STOP or time.monotonic() > deadline:
             return stop
 

@@ -91,7 +91,7 @@ static int call(int tid, const struct lm_sigreturn_path *way, const struct home 
 
     lm_arch_call_and_return(&registers, way->syscall_return, lm_sigreturn_frame_return_pointer(way->frame),
                             number, arguments);
-    /* Away from home before the mask is set: a dead tracer means a walk home, which brings the mask back too.
+    /* The registers lead away before the mask is set: when the tracer dies, the thread goes home, which restores the mask.
      */
     if (error == 0 && way->leave_return != 0)
         error = lm_trace_set_mask(tid, ALL_SIGNALS);
@@ -136,7 +136,7 @@ int lm_remote_syscall(int tid, const struct lm_sigreturn_path *way, uint64_t num
     if (error != 0)
         return error;
     error = call(tid, way, &home, number, arguments, result, &held);
-    /* The mask before the registers: with the registers home and the mask not, a dead tracer would leave
+    /* The mask goes home before the registers: with the registers home and the mask not, a dead tracer would leave
      * signals blocked. */
     back = step_aside(tid, way, &home);
     if (back == 0)

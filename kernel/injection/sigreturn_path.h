@@ -8,9 +8,9 @@
  * (with PTRACE_O_TRACESYSGOOD the death of the tracer in a syscall-stop is harmless: 0x85 is no signal
  * number), asks for an interrupt and lets go: the next stop is after the call and before the `ret`.
  *
- * Registers and mask cannot be set in one step. In between, a dead tracer lets signals in, and their handlers
- * need a stack. Under a frame on the stack there is one. From a frame elsewhere, the thread goes by way of
- * `leave; ret` from its own code, on its own stack with the base pointer on the frame: a handler runs on the
+ * Registers and mask cannot be set in one step. If the tracer dies in between, signals come in, and their handlers
+ * need a stack. Under a frame on the stack there is one. From a frame elsewhere, the thread goes through a
+ * `leave; ret` of its own code, on its own stack with the base pointer on the frame: a handler runs on the
  * stack that it would have had anyway, and returns to code that goes on to the frame.
  */
 #ifndef LM_KERNEL_SIGRETURN_PATH_H
@@ -31,8 +31,8 @@ struct lm_sigreturn_path {
     int memory;
 };
 
-/* Make one system call in the stopped tracee `tid` (seized with PTRACE_O_TRACESYSGOOD) and bring it home; it
- * is stopped as before afterwards. Returns 0 and the call's own result, or -errno: -ESRCH when the thread is
+/* Make one system call in the stopped tracee `tid` (seized with PTRACE_O_TRACESYSGOOD) and bring the thread home;
+ * afterwards it is stopped as before. Returns 0 and the call's own result, or -errno: -ESRCH when the thread is
  * gone. */
 int lm_remote_syscall(int tid, const struct lm_sigreturn_path *way, uint64_t number,
                       const uint64_t *arguments, int64_t *result);

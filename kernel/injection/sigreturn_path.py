@@ -44,7 +44,7 @@ def frame_room(xstate: bytes = b"") -> int:
 
 
 def find_gadgets(pid: int, mappings: Iterable[MapEntry]) -> Gadgets | None:
-    """Search the process's own program text, the C library first; None where one that every remote syscall needs is
+    """Search the process's own program text, the C library first; None if something that every remote syscall needs is
     missing. Reads memory. Raises OSError."""
     entries = list(mappings)
     executable = [m for m in entries if "x" in m.permissions and m.path != "[vsyscall]"]
@@ -64,7 +64,7 @@ def find_gadgets(pid: int, mappings: Iterable[MapEntry]) -> Gadgets | None:
                 break
     if syscall_return is None or signal_return is None:
         return None
-    # In the padding no handler of a signal could run: only with a way round it.
+    # No handler of a signal could run in the padding: it needs a way round it.
     return Gadgets(syscall_return, signal_return, leave_return or 0, padding if leave_return else 0)
 
 
@@ -80,11 +80,11 @@ def _pieces(memory: int, mappings: Iterable[MapEntry]) -> Iterator[tuple[int, by
 
 
 def find_padding(memory: int, mappings: Iterable[MapEntry]) -> int:
-    """The address of a frame's room that no program has a use for: between the end of an executable segment of an
+    """The address of room for a frame that no program has a use for: between the end of an executable segment of an
     ELF file and the end of its last page, where the file has zeros. 0 if there is none.
 
-    `memory` is an open /proc/PID/mem. The end is the one that the file's own header tells (elf(5)), not the last byte
-    that is not zero: a table at the end of the text may end in zeros on purpose."""
+    `memory` is an open /proc/PID/mem. The file's own header tells the end (elf(5)), not the last byte that is not zero:
+    a table at the end of the text may end in zeros on purpose."""
     room = frame_room()
     heads: dict[tuple[str, int], int] = {}
     for mapping in mappings:
@@ -127,7 +127,7 @@ def _is_zero(memory: int, start: int, end: int) -> bool:
 
 def place_frame(pid: int, gadgets: Gadgets, stack: tuple[int, int] | None) -> int | None:
     """Where the frame of a stopped leader's remote syscalls may be, given the stack [start, end) that the kernel gave
-    the process: see choose_place. None where nothing of it can be had. Raises ProcessGone, OSError."""
+    the process: see choose_place. None if there is no place. Raises ProcessGone, OSError."""
     room = frame_room(tracee.get_xstate(pid))
     return choose_place(pid, gadgets, stack, tracee.get_registers(pid).stack_pointer, room)
 
@@ -137,7 +137,7 @@ def choose_place(
 ) -> int | None:
     """A place for `room` bytes, for a thread with this stack pointer: under the red zone, else at the stack's lower
     end if no page there was ever touched, else under the stack, which grows, else in the padding of program text.
-    None where nothing of it can be had. Raises ProcessGone, OSError."""
+    None if there is no place. Raises ProcessGone, OSError."""
     if stack is not None:
         start, end = stack
         below = (stack_pointer - RED_ZONE - room) & -FRAME_ALIGNMENT
@@ -152,9 +152,9 @@ def choose_place(
 
 
 def _grow(pid: int, place: int) -> bool:
-    """Make the stack reach down to `place`, as a touch of the process itself would: of all ways to write from
-    outside, the kernel grows a stack for /proc/PID/mem alone. False where it does not: by the limit of the writer,
-    not of the process, or because another mapping is near."""
+    """Make the stack reach down to `place`, as a touch by the process itself would. Of all ways to write from outside,
+    the kernel grows a stack only for /proc/PID/mem. False if it does not: because of the writer's limit, which counts
+    instead of the process's, or because another mapping is near."""
     try:
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
             # What is there already, when it has grown so far before, stays.
@@ -191,7 +191,8 @@ def remote_syscall(pid: int, gadgets: Gadgets, frame: int, number: int, *argumen
 
 
 def _check_gadgets(memory: int, gadgets: Gadgets) -> None:
-    """A library may have been unmapped since they were found, and a thread set there would end its process."""
+    """Check that the code is still there: a library may have been unmapped, and a thread that is set there would end
+    its process."""
     ways = [
         (gadgets.syscall_return, (instructions.SYSCALL_RETURN,)),
         (gadgets.signal_return, instructions.SIGNAL_RETURN),

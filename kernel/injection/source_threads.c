@@ -115,7 +115,7 @@ const void *lm_source_xstate(const struct lm_source_threads *threads, size_t ind
     return threads->threads[index].xstate;
 }
 
-/* Registers first: should the tracer die before the mask is set, the thread walks home with the mask it had.
+/* The registers first: if the tracer dies before the mask is set, the thread goes home with the mask that it had.
  */
 static int leave_home(struct thread *thread, struct user_regs_struct *registers, uint64_t mask) {
     int error = lm_trace_set_registers(thread->tid, registers);
@@ -123,7 +123,7 @@ static int leave_home(struct thread *thread, struct user_regs_struct *registers,
     return error != 0 ? error : lm_trace_set_mask(thread->tid, mask);
 }
 
-/* The mask first: until the registers are home, the thread is on a way there that brings the mask along. */
+/* The mask first: until the registers are home, the thread is on a path home that restores the mask too. */
 static int go_home(struct thread *thread) {
     int error = lm_trace_set_mask(thread->tid, thread->mask);
 

@@ -15,7 +15,7 @@
 /* cffi: begin */
 struct lm_source_threads;
 
-/* Where one thread's program is: see struct Encoded in program.py. table 0: this thread runs nothing. */
+/* Where one thread's program is: see Encoded in program.py. table 0: this thread runs nothing. */
 struct lm_source_program {
     uint64_t table;
     uint64_t ending;
@@ -36,9 +36,9 @@ const void *lm_source_registers(const struct lm_source_threads *threads, size_t 
 uint64_t lm_source_mask(const struct lm_source_threads *threads, size_t index);
 const void *lm_source_xstate(const struct lm_source_threads *threads, size_t index, size_t *length);
 
-/* Run a program in every thread at once. All frames and tables are in place. A program says that it is done
- * by `end_signal` to itself, which is swallowed; then the thread is stopped at home. 0, or -errno with the
- * threads at home as far as they exist. */
+/* Run a program in every thread at once. All frames and tables are in place. A program reports that it is done
+ * by `end_signal` to itself, which is swallowed; then the thread is stopped at home. 0, or -errno with those
+ * threads at home that still exist. */
 int lm_source_run(struct lm_source_threads *threads, const struct lm_source_program *programs, uint64_t stub,
                   int end_signal);
 

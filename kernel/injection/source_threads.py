@@ -1,8 +1,7 @@
 """The stopped threads of a source: what they were, programs in all of them at once, parking (source_threads.h).
 
 One mapping, made in the source by a remote syscall, holds everything: the stub, the word that parked threads wait for,
-a
-frame for each thread's way home, and the programs' tables.
+a frame for each thread's way home, and the programs' tables.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uin
         .flags = LM_PM_SCAN_CHECK_WPASYNC | (arm ? LM_PM_SCAN_WP_MATCHING : 0),
         .start = start,
         .end = end,
-        /* What is armed is read soon after, so that it is seldom written to in between. */
+        /* Armed pages are read soon after, so that they are seldom written to in between. */
         .max_pages = arm ? ARM_PAGES : 0,
         .category_mask = LM_PAGE_IS_WRITTEN,
         .category_anyof_mask = shared ? 0 : LM_PAGE_IS_PRESENT | LM_PAGE_IS_SWAPPED,

@@ -30,13 +30,13 @@ struct lm_dirty_tracker {
 /* The handshake of a userfaultfd for tracking writes. 0 or -errno: -EINVAL when the kernel cannot. */
 int lm_dirty_handshake(int userfaultfd);
 
-/* Begin to follow [start, end); harmless when it is followed already. What is new there counts as written. 0
+/* Begin to follow [start, end); harmless if it is followed already. What is new there counts as written. 0
  * or -errno: not all of it is mapped, or something else pages it. */
 int lm_dirty_watch(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end);
 
 /* Runs of pages of [start, end) that are there, or in swap, and were written to since they were armed last;
  * in `shared` memory those that are not there too. `arm` them again in the same step (not SOFT). At most
- * `capacity` runs, `*count` of them; everything below `*looked` has been looked at. 0 or -errno: -EPERM when
+ * `capacity` runs, `*count` of them; everything below `*looked` has been scanned. 0 or -errno: -EPERM when
  * a part is not followed: then what was armed on the way is not told, and all of [start, end) counts as
  * written. */
 int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end, bool shared,
@@ -46,8 +46,8 @@ int lm_dirty_written(const struct lm_dirty_tracker *tracker, uint64_t start, uin
 int lm_dirty_absent(const struct lm_dirty_tracker *tracker, uint64_t start, uint64_t end,
                     struct lm_page_run *runs, size_t capacity, size_t *count, uint64_t *looked);
 
-/* Both of them in one look (not SOFT): no page is told twice. Of shared memory, absent is what the process
- * has not mapped at present. */
+/* Both of them in one scan (not SOFT): no page comes twice. In shared memory, the pages that the process does not
+ * have mapped at present count as absent. */
 struct lm_page_change {
     uint64_t start;
     uint64_t end;

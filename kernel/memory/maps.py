@@ -60,8 +60,8 @@ def smaps(pid: int) -> list[MapEntry]:
 def _disjoint(pid: int, name: str) -> list[MapEntry]:
     """A text read in several pieces from a process that runs can list a mapping twice, as it was and as it has become.
 
-    (Documentation/filesystems/proc.rst: only what one read(2) returns is consistent.) Read again, and where that does
-    not help the later word counts: what is still in motion is looked at again when the process stands still."""
+    (Documentation/filesystems/proc.rst: only what one read(2) returns is consistent.) It is read again; if that does
+    not help, the later line counts: what still changes is reread when the process stands still."""
     for _ in range(READ_AGAIN):
         entries = parse_maps(_read(pid, name))
         if all(one.end <= other.start for one, other in pairwise(entries)):

@@ -6,8 +6,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Which of the two ways moved nothing because the end of the mapped range was reached: both say 0 or a short
- * count. */
+/* The end of the mapped range was reached: both ways then return 0 or a short count. */
 static int advance(ssize_t moved, size_t *done) {
     if (moved < 0)
         return errno == EINTR ? 0 : -errno;

@@ -121,14 +121,14 @@ int lm_own_memory_populate(void) {
         return error;
     int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     error = pagemap < 0 ? -errno : 0;
-    /* What was only reserved, gigabytes perhaps, would take long to look through. */
+    /* Memory that was only reserved, gigabytes perhaps, would take long to go through. */
     const uint64_t most = 1ull << 30;
     while (!error && next_mapping(&maps, &mapping)) {
         bool writable = mapping.permissions[1] == 'w' && mapping.permissions[3] == 'p';
         if (!writable || mapping.end - mapping.start > most)
             continue;
         error = populate(pagemap, &mapping);
-        /* A mapping that another thread has just taken away is nobody's loss. */
+        /* It does not matter if another thread has just taken a mapping away. */
         if (error == -ENOMEM || error == -EFAULT)
             error = 0;
     }
@@ -140,7 +140,7 @@ int lm_own_memory_populate(void) {
 
 int lm_own_memory_drop(const void *const *kept, int count) {
 #ifdef __SANITIZE_ADDRESS__
-    /* What the sanitizer keeps for itself looks like memory that nobody needs. */
+    /* The sanitizer's own memory looks like memory that nobody needs. */
     (void)kept, (void)count;
     return 0;
 #else
@@ -149,7 +149,7 @@ int lm_own_memory_drop(const void *const *kept, int count) {
     int error = open_maps(&maps);
     if (error)
         return error;
-    /* What directly follows a file's mapping is the zeroed data of a library, which its code may look at. */
+    /* The zeroed data of a library directly follows a file's mapping, and its code may read it. */
     uint64_t data_end = 0;
     while (next_mapping(&maps, &mapping)) {
         bool needed = !mapping.anonymous || mapping.special || mapping.permissions[3] != 'p' ||

@@ -1,7 +1,7 @@
 /*
- * Our own memory after a fork. Parent and child share every page until one of them writes to it, and then the
- * writer pays for a fault and a copy: some microseconds a page, which a process that has something urgent to
- * do meets again and again. It is better paid at once, and before.
+ * Our own memory after a fork. Parent and child share every page until one of them writes to it. Then the
+ * writer pays for a fault and a copy, some microseconds a page, again and again. A process that has something
+ * urgent to do had better pay at once, and before.
  */
 #ifndef LM_KERNEL_OWN_MEMORY_H
 #define LM_KERNEL_OWN_MEMORY_H

@@ -13,7 +13,7 @@
 #define LM_PAGES_PRESENT 1
 /* Of these only the anonymous ones: in a private file mapping, pages that differ from the file. */
 #define LM_PAGES_CHANGED 2
-/* Known to lm_pagemap_entries alone: those that were written to since their soft-dirty bits were cleared
+/* Only lm_pagemap_entries knows these: pages that were written to since their soft-dirty bits were cleared
  * (Documentation/admin-guide/mm/soft-dirty.rst), and those that are neither in memory nor in swap. */
 #define LM_PAGES_SOFT_DIRTY 3
 #define LM_PAGES_ABSENT 4
@@ -24,9 +24,8 @@ struct lm_page_run {
     uint64_t end;
 };
 
-/* The runs of such pages in [start, end), at most `capacity` of them, with the address up to which the range
- * was looked through in `*looked`: go on from there until it is `end`. `pagemap` is an open
- * /proc/PID/pagemap. 0 or -errno. */
+/* The runs of such pages in [start, end), at most `capacity` of them. `*looked` is the address up to which the range
+ * was scanned: go on from there until it is `end`. `pagemap` is an open /proc/PID/pagemap. 0 or -errno. */
 int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                     size_t capacity, size_t *count, uint64_t *looked);
 
@@ -34,7 +33,7 @@ int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct
 int lm_pagemap_entries(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                        size_t capacity, size_t *count, uint64_t *looked);
 
-/* The first run of guards (MADV_GUARD_INSTALL) in [start, end), empty at `end` where there are none. 0 or -errno:
+/* The first run of guards (MADV_GUARD_INSTALL) in [start, end), empty at `end` if there are none. 0 or -errno:
  * -EINVAL or -ENOTTY from a kernel that does not tell (before Linux 6.15). */
 int lm_pagemap_guards(int pagemap, uint64_t start, uint64_t end, struct lm_page_run *run);
 /* cffi: end */

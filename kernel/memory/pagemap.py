@@ -24,7 +24,7 @@ def changed_runs(pid: int, ranges: Iterable[Range]) -> list[Range]:
 
 
 def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
-    """Neighbours as one: the mappings of a library are looked at by one call."""
+    """Neighbours as one: one call scans the mappings of a library."""
     first = last = 0
     for start, end in ranges:
         if start != last:

@@ -1,8 +1,8 @@
-"""Which mappings a process has touched since a moment, by the accessed bits of its page tables.
+"""Which mappings a process has touched since a given moment, by the accessed bits of its page tables.
 
-The kernel tells them per mapping alone (proc_pid_smaps(5), Referenced), after they were cleared
-(proc_pid_clear_refs(5)). To clear them changes nothing for the process: the kernel takes its pages for older than they
-are when memory is short.
+The kernel tells them only per mapping (proc_pid_smaps(5), Referenced), after they were cleared
+(proc_pid_clear_refs(5)). Clearing them changes nothing for the process; only when memory is short, the kernel takes its
+pages for older than they are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def snapshot_touched(pid: int) -> list[Touched]:
 
 
 def resident_bytes(pid: int) -> int:
-    """How much of its memory is there (proc_pid_statm(5)). Raises ProcessGone."""
+    """How many bytes of its memory are present (proc_pid_statm(5)). Raises ProcessGone."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * PAGE_SIZE

@@ -9,7 +9,7 @@
 /* USERFAULTFD_IOC_NEW: the request by which /dev/userfaultfd makes one. */
 #define LM_USERFAULTFD_NEW 0xaa00
 
-/* Ask for missing pages of anonymous and of shared memory, with every event of the address space. 0 or
+/* Request faults on missing pages of anonymous and of shared memory, and every event of the address space. 0 or
  * -errno: -EINVAL when the kernel lacks one of these, -EPERM when the events need CAP_SYS_PTRACE. */
 int lm_userfaultfd_handshake(int userfaultfd);
 /* cffi: end */

@@ -1,1 +1,1 @@
-"""ptrace(2): threads stopped, looked into, and let go."""
+"""ptrace(2): threads are stopped, read, and released."""

@@ -1,7 +1,8 @@
 """Where a function's return address is, at any of its instructions: the call frame information of an ELF image.
 
 It stands in .eh_frame, found by the table of .eh_frame_hdr (Linux Standard Base Core, 10.6), and is a small program of
-rules (DWARF 5, 6.4). Read here is what compilers write for plain C functions; all else is refused, never guessed.
+rules (DWARF 5, 6.4). This module reads what compilers write for plain C functions, and refuses all else; it guesses
+nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ RELATIVE_TO_PLACE = 0x1B
 AUGMENTATION, CODE_ALIGNMENT, DATA_ALIGNMENT, RETURN_ADDRESS = b"zR", 1, -8, 16
 WORD = 8
 MOST_ENTRIES, LONGEST_NUMBER = 1024, 9
-# DW_CFA_...: how many LEB128 numbers follow. Of where registers were saved only the return address matters.
+# DW_CFA_...: how many LEB128 numbers follow. Of the saved registers, only the return address matters.
 NO_RULE_OF_FRAME = {0x00: 0, 0x06: 1, 0x07: 1, 0x08: 1, 0x2E: 1}
 ADVANCES = {0x02: "<B", 0x03: "<H", 0x04: "<I"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The end of a function's frame, before which its return address stands: what is in a register, by its DWARF
+    """The end of a function's frame, before which its return address stands: the value of a register, by its DWARF
     number, and bytes to add."""
 
     register: int
@@ -39,7 +40,7 @@ class Frame:
 def find_frame(image: bytes, place: int) -> Frame:
     """The frame at the instruction at offset `place` of a loaded ELF image.
 
-    Raises ValueError where that is not told."""
+    Raises ValueError if the image does not tell."""
     try:
         record = _record(image, place)
         start, length, common, rules = _description(image, record)

@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-/* A freeze in progress. A thread with status 0 is seized and asked to stop, but has not been waited for. */
+/* A freeze in progress. A thread with status 0 is seized and interrupted, but has not been waited for. */
 struct freeze {
     int pid;
     const int32_t *seized;
@@ -65,7 +65,7 @@ static char thread_state(int pid, int tid) {
     return name_end == NULL || name_end[1] == '\0' ? 'X' : name_end[2];
 }
 
-/* Seize a thread and ask it to stop; *added tells whether it will. A thread that has ended is none. */
+/* Seize a thread and interrupt it; *added tells whether it will stop. A thread that has ended does not count. */
 static int query_thread(struct freeze *freeze, int tid, int *added) {
     int error = 0;
 
@@ -84,7 +84,7 @@ static int query_thread(struct freeze *freeze, int tid, int *added) {
     return error == -ESRCH ? 0 : error;
 }
 
-/* One pass over /proc/PID/task: threads not met yet are seized and asked to stop. */
+/* One pass over /proc/PID/task: seize and interrupt new threads. */
 static int query_new_threads(struct freeze *freeze, int *added) {
     __attribute__((cleanup(close_directory))) DIR *directory = NULL;
     char path[64];
@@ -114,7 +114,7 @@ static int query_new_threads(struct freeze *freeze, int *added) {
     }
 }
 
-/* Wait for everyone who was asked. Those who ended instead are discarded. */
+/* Wait for every thread that was interrupted. Those that ended instead are left out. */
 static int wait_for_threads(struct freeze *freeze, int timeout_ms) {
     for (size_t i = 0; i < freeze->count; i++) {
         struct lm_frozen *thread = &freeze->threads[i];
@@ -131,14 +131,14 @@ static int wait_for_threads(struct freeze *freeze, int timeout_ms) {
     return 0;
 }
 
-/* Nothing of a freeze that failed stays: whoever was not traced before is not traced afterwards. */
+/* Nothing of a failed freeze stays: a thread that was not traced before is not traced afterwards. */
 static void give_up(struct freeze *freeze) {
     for (size_t i = 0; i < freeze->count; i++) {
         struct lm_frozen *thread = &freeze->threads[i];
         int was_seized = is_seized(freeze, thread->tid);
 
-        /* One that could not be stopped cannot be detached now: its tracer's end will do it. A short wait
-         * catches those that were only not waited for. */
+        /* A thread that could not be stopped cannot be detached now: its tracer's end will do it. A short wait
+         * catches those that nobody had waited for. */
         if (thread->status == 0 && lm_trace_stop(thread->tid, 0, 100, &thread->status) != 0)
             continue;
         lm_thaw(thread, 1, !was_seized);
@@ -157,7 +157,7 @@ int lm_freeze(int pid, const int32_t *seized, size_t seized_count, uint64_t opti
     int added = 1;
     int error = 0;
 
-    /* When every thread that a pass has found is stopped and the next pass finds no other, nobody is left who
+    /* When every thread that a pass has found is stopped and the next pass finds no other, no thread is left that
      * could make one. */
     while (error == 0 && added) {
         error = query_new_threads(&freeze, &added);
@@ -196,7 +196,7 @@ static int handler_will_run(int tid) {
     return ((own | shared) & ~blocked & caught) != 0;
 }
 
-/* A call that the stop has ended is made again, but for a handler: its author expects the EINTR. */
+/* A call that the stop has ended is made again, unless a handler runs: its author expects the EINTR. */
 static void undo_interruption(int tid) {
     struct user_regs_struct registers;
 

@@ -1,6 +1,6 @@
 /*
- * System calls that answer EINTR to a mere stop, although no handler of a signal has run, and which the kernel
- * does not make again: signal(7), "Interruption of system calls and library functions by stop signals".
+ * System calls that a mere stop ends with EINTR, although no handler of a signal has run, and that the kernel does
+ * not make again: signal(7), "Interruption of system calls and library functions by stop signals".
  */
 #ifndef LM_KERNEL_NEVER_RESTARTED_H
 #define LM_KERNEL_NEVER_RESTARTED_H

@@ -18,8 +18,8 @@ int lm_rseq_abort(int tid, struct user_regs_struct *registers) {
     uint64_t place = 0;
     int error = lm_trace_memory(GET_RSEQ_CONFIGURATION, tid, sizeof area, &area);
 
-    /* Kernels without rseq, or before Linux 5.13, do not know the request: no section was registered with the
-     * one, and the other is refused by the look at the thread. */
+    /* Kernels without rseq, or before Linux 5.13, do not know the request. With the former no section was registered;
+     * the snapshot of the thread refuses the latter. */
     if (error == -EIO || error == -EINVAL || (error == 0 && area.address == 0))
         return 0;
     if (error == 0)

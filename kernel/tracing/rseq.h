@@ -8,9 +8,9 @@
  * was interrupted there: it goes on at the section's abort handler. Both the thread and `registers`, which
  * were read from it, are changed.
  *
- * It has to happen before anything else runs in the thread: the kernel, which then sees it outside of the
- * section, discards the section, and the thread would go on within it unprotected, perhaps on another
- * processor. 0 or -errno. */
+ * This has to happen before anything else runs in the thread: the kernel would then see it outside of the section
+ * and end the section, and the thread would go on within it unprotected, perhaps on another processor. 0 or
+ * -errno. */
 int lm_rseq_abort(int tid, struct user_regs_struct *registers);
 
 #endif

@@ -46,8 +46,8 @@ int lm_trace_look(int tid, int options, int *status);
  * already is taken from there: give its last status, or 0 when it runs. */
 int lm_trace_stop(int tid, int last_status, int timeout_ms, int *status);
 
-/* Let a stopped tracee go on as it was, given its last status: signals it was about to get are injected,
- * group-stops go on being stops. With `detach` it is not traced any more. */
+/* Let a stopped tracee go on as it was, given its last status: signals that it was about to get are injected,
+ * group-stops stay stops. With `detach` it is not traced any more. */
 int lm_trace_release(int tid, int last_status, int detach);
 
 int lm_trace_get_registers(int tid, void *registers);

@@ -1,7 +1,7 @@
 """ptrace(2) as plain functions over thread ids; the work is in kernel/tracing/tracee.c and kernel/tracing/freeze.c.
 
-Every function must be called from the thread that seized (ptrace(2)); when that thread ends its tracees are
-let go. ProcessGone is raised when the thread has gone or is not stopped, OSError for every other failure.
+Every function must be called from the thread that seized (ptrace(2)); when that thread ends, the kernel releases its
+tracees. Raises ProcessGone when the thread has gone or is not stopped, OSError for every other failure.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def seize(tid: int, options: int = TRACESYSGOOD) -> None:
 
 
 def interrupt(tid: int) -> None:
-    """Ask for a stop; `wait` tells when it has come. See also `stop`."""
+    """Request a stop; `wait` returns when it has come. See also `stop`."""
     check(lib.lm_trace(_INTERRUPT, tid, 0), tid)
 
 
@@ -108,7 +108,7 @@ def resume_to_syscall(tid: int, signal_number: int = 0) -> None:
 
 
 def listen(tid: int) -> None:
-    """Leave a tracee in its group-stop, and hear of what ends it."""
+    """Leave a tracee in its group-stop, and get the event that ends it."""
     check(lib.lm_trace(_LISTEN, tid, 0), tid)
 
 
@@ -143,7 +143,7 @@ def stop(tid: int, last: Stop | None = None, timeout_ms: int = 5000) -> Stop:
     """Interrupt a tracee, running or stopped at `last`, and wait until it is in a stop in which our death is
     harmless.
 
-    Signals under way go where they were going. Raises TimeoutError, ProcessGone with the exit status.
+    Signals on their way arrive. Raises TimeoutError, ProcessGone with the exit status.
     """
     status = ffi.new("int *")
     error = lib.lm_trace_stop(tid, last.status if last else 0, timeout_ms, status)
@@ -159,7 +159,7 @@ def release(last: Stop, detach_too: bool = False) -> None:
 
 
 def freeze(pid: int, seized: Sequence[int] = (), options: int = TRACESYSGOOD, timeout_ms: int = 5000) -> list[Stop]:
-    """Stop all threads of a process, those born meanwhile too; `seized` ones are traced already and run.
+    """Stop all threads of a process, including those that start meanwhile; `seized` ones are traced already and run.
 
     The leader comes first, if it lives. On failure everything runs on as before: ProcessGone, TimeoutError,
     PermissionError.

@@ -31,7 +31,7 @@ struct lm_answered lm_answer_fault(const struct lm_page_store *store, struct lm_
         return (struct lm_answered){.error = error};
     uint64_t next = request->address + LM_PAGE_SIZE;
     uint32_t pages = request->pages - 1;
-    /* The neighbours are a guess: what cannot be read is not worth a word. */
+    /* The neighbours are a guess: if they cannot be read, nobody is told. */
     if (lm_page_reader_read(reader, next, pages, buffer))
         error = lm_page_sender_empty(sender, LM_FRAME_END, 0, 0);
     else
@@ -39,7 +39,7 @@ struct lm_answered lm_answer_fault(const struct lm_page_store *store, struct lm_
     return (struct lm_answered){.error = error ? error : lm_page_sender_flush(sender, true)};
 }
 
-/* Absent pages cost a header, however many there are, also beyond what was requested. */
+/* Absent pages cost one header, however many there are, even beyond what was requested. */
 static int answer_absent(const struct lm_page_reader *reader, struct lm_page_sender *sender,
                          const struct lm_request *request) {
     uint64_t end = request->address + ((uint64_t)request->pages + request->reach) * LM_PAGE_SIZE, next = end;
@@ -51,7 +51,7 @@ static int answer_absent(const struct lm_page_reader *reader, struct lm_page_sen
                                 (uint32_t)((next - request->address) / LM_PAGE_SIZE));
 }
 
-/* The run as stretches of absent pages, of pages with content, and of those that nobody can read. */
+/* Send the run as stretches of absent pages, of pages with content, and of pages that nobody can read. */
 static int answer_stretches(const struct lm_page_reader *reader, struct lm_page_sender *sender,
                             const struct lm_request *request, const bool *present, unsigned char *buffer) {
     bool poison[LM_RUN_PAGES] = {false};
@@ -111,8 +111,8 @@ static int next_absent(const struct lm_page_reader *reader, uint64_t at, uint64_
     return 0;
 }
 
-/* Which pages of a range do not exist, so that a fault there need not be requested. What is absent at its end
- * is followed as far as the request reaches. */
+/* Tell which pages of a range do not exist, so that a fault there need not be requested. A stretch that is absent at
+ * its end is followed as far as the request reaches. */
 static int answer_map(const struct lm_page_reader *reader, struct lm_page_sender *sender,
                       const struct lm_request *request) {
     uint64_t at = request->address, end = at + (uint64_t)request->pages * LM_PAGE_SIZE;

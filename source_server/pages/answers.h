@@ -1,6 +1,6 @@
 /*
- * The answers to what a destination asks: which pages, read from where, go out as which frames. A request is checked
- * already (lm_request_check); the answer is whole when the call returns.
+ * The answers to a destination's requests: which pages, read from where, go out as which frames. The request has been
+ * checked already (lm_request_check). The answer is complete when the call returns.
  */
 #ifndef LM_PAGES_ANSWERS_H
 #define LM_PAGES_ANSWERS_H
@@ -8,9 +8,9 @@
 #include "source_server/pages/sender.h"
 #include "source_server/pages/store.h"
 
-/* What became of a request: 0, or -errno, after which the connection is of no use: -EPROTO for what cannot be asked
- * there, -EACCES for what cannot be asked yet. When the memory is `unreadable` nothing of the answer that the
- * destination could use has been sent, and the connection is good. */
+/* What became of a request: 0, or -errno, after which the connection is of no use: -EPROTO for what cannot be requested
+ * there, -EACCES for what cannot be requested yet. If the memory is `unreadable`, nothing that the destination could
+ * use has been sent, and the connection is still good. */
 struct lm_answered {
     int error;
     bool unreadable;

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The first cause is the cause; the other thread only notices that the connections have been ended. */
+/* The first cause counts; the other thread only notices that the connections have been ended. */
 enum { ANY = ~0, SERVING = 1 << LM_CLIENT_CONNECTED };
 static const uint32_t entered_from[] = {
     [LM_CLIENT_IDLE] = 0,          [LM_CLIENT_CONNECTED] = (uint32_t)ANY, [LM_CLIENT_LOST] = SERVING,
@@ -32,7 +32,7 @@ static void drop(struct lm_page_client *client, const char *which, int error) {
     lm_channel_shutdown(&client->bulk);
 }
 
-/* What an answer came to, for the connection. Memory that cannot be read is told to the peer, who decides. */
+/* What an answer means for the connection. The peer is told of memory that cannot be read, and decides. */
 static int settle(struct lm_page_client *client, struct lm_page_sender *sender,
                   const struct lm_request *request, struct lm_answered answered) {
     if (!answered.unreadable)
@@ -57,7 +57,7 @@ static void *fault_main(void *argument) {
     struct lm_request requests[64];
     size_t held = 0;
     int error = buffer ? 0 : -ENOMEM;
-    /* Somebody waits for every answer of this thread; where it is allowed it goes before others. */
+    /* Somebody waits for every answer of this thread, so it runs before others where that is allowed. */
     lm_urgency_first();
     while (!error) {
         ssize_t got = lm_channel_read(&client->fault, (char *)requests + held, sizeof requests - held, true);

@@ -1,17 +1,18 @@
 /*
  * A client of a page store: one destination, with its connections, what it has been sent, its order and its pace.
  * It gets answers for the memory of processes that hold still, and pushes of what it cannot request (pushes.h,
- * rounds.h). Before they hold still it gets no answers: who has the ticket gets what is pushed, and no more.
+ * rounds.h). Before the processes hold still it gets no answers: whoever has the ticket gets what is pushed, and no
+ * more.
  *
- * Two connections, two threads: the fault thread does nothing but wait for requests on the FAULT channel and
- * answer each at once; the bulk thread answers runs on the BULK channel. A push is made by the caller's
- * thread, also on the BULK channel. Nothing of it needs the interpreter. The order of calls:
+ * There are two connections and two threads. The fault thread only waits for requests on the FAULT channel and
+ * answers each at once. The bulk thread answers runs on the BULK channel. The caller's thread makes pushes, also on
+ * the BULK channel. None of them needs the interpreter. The order of calls:
  *
  *     lm_page_store_create -> add_process / add_object
  *     create -> connect -> push ... -> lm_page_store_open -> wait ... -> destroy
  *
- * connect may be called again after the connections were lost. All functions may be called from any thread, but
- * destroy only when no other call is under way.
+ * connect may be called again after the connections were lost. All functions may be called from any thread, except
+ * that destroy needs all other calls to be over.
  */
 #ifndef LM_PAGES_CLIENT_H
 #define LM_PAGES_CLIENT_H
@@ -25,8 +26,8 @@
 #include <stdatomic.h>
 
 /* cffi: begin */
-/* IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol, or asked too early; FAILED when
- * the memory could not be read. */
+/* IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol, or sent a request too early;
+ * FAILED when the memory could not be read. */
 #define LM_CLIENT_IDLE 0
 #define LM_CLIENT_CONNECTED 1
 #define LM_CLIENT_LOST 2
@@ -41,7 +42,7 @@ struct lm_page_client *lm_page_client_create(struct lm_page_store *store,
 /* Ends the threads and closes everything. */
 void lm_page_client_destroy(struct lm_page_client *client);
 
-/* Begin to serve on two connected sockets (they are duplicated), or serve on after the last two were lost.
+/* Begin to serve on two connected sockets (they are duplicated), or go on with new ones after the last two were lost.
  * `session` is 16 bytes. Returns 0 or -errno. */
 int lm_page_client_connect(struct lm_page_client *client, int fault_fd, int bulk_fd, const uint8_t *session,
                            uint32_t attempt);
@@ -51,7 +52,7 @@ void lm_page_client_limit(struct lm_page_client *client, uint64_t bytes_per_seco
 /* LM_COMPRESS_AUTO, LM_COMPRESS_NONE or a level of zstd. */
 void lm_page_client_compress(struct lm_page_client *client, int level);
 
-/* End both connections, so that what writes on them in another thread comes back. */
+/* End both connections, so that a call that writes on them in another thread returns. */
 void lm_page_client_hang_up(struct lm_page_client *client);
 
 /* LM_CLIENT_..., and the cause of the last loss. */

@@ -1,5 +1,5 @@
-"""A client of a page store, one destination: answers for the memory of processes that hold still, and pushes of what it
-cannot request.
+"""A client of a page store is one destination. It gets answers for the memory of processes that hold still, and pushes
+of what it cannot request.
 
 A thin cover of client.h and pushes.h; its threads are C and never take the interpreter's lock. Addresses and
 lengths are in bytes.
@@ -24,8 +24,8 @@ STATISTICS_SIZE: int = ffi.sizeof("struct lm_client_statistics")
 
 
 class ClientState(enum.IntEnum):
-    """IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol or asked too early; FAILED
-    when the memory could not be read."""
+    """IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol or sent a request too early;
+    FAILED when the memory could not be read."""
 
     IDLE = lib.LM_CLIENT_IDLE
     CONNECTED = lib.LM_CLIENT_CONNECTED
@@ -36,7 +36,7 @@ class ClientState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class PushRun:
-    """A stretch [start, end) of a space; `present`: only pages that the page tables show as there."""
+    """A stretch [start, end) of a space; `present`: only pages that the page tables show as present."""
 
     space: int
     start: int
@@ -46,7 +46,7 @@ class PushRun:
 
 class PageClient:
     """Gives one destination pages of a store, on a FAULT and a BULK connection, until it is closed. The store must
-    be there longer.
+    outlive it.
 
     `memory`, when given, is writable memory of STATISTICS_SIZE bytes (a shared mmap) that takes the counters."""
 
@@ -60,7 +60,7 @@ class PageClient:
 
     @property
     def handle(self) -> Any:
-        """The struct lm_page_client, for what works beside it."""
+        """The struct lm_page_client, for the rounds."""
         return self._client
 
     def __enter__(self) -> PageClient:
@@ -70,19 +70,19 @@ class PageClient:
         self.close()
 
     def close(self) -> None:
-        """End the threads and let go of everything but the store."""
+        """End the threads and free everything but the store."""
         if self._client:
             lib.lm_page_client_destroy(self._client)
             self._client = None
 
     def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
-        """Begin to serve on two connected sockets, or serve on after the last two were lost. Raises OSError.
+        """Begin to serve on two connected sockets, or go on with new ones after the last two were lost. Raises OSError.
 
         The sockets are duplicated and made blocking; the caller may close its own."""
         check_errno(lib.lm_page_client_connect(self._client, fault.fileno(), bulk.fileno(), _session(session), attempt))
 
     def limit(self, bytes_per_second: int) -> None:
-        """Hold the bulk stream back; 0: not."""
+        """Hold the bulk stream back to so many bytes per second; 0: no limit."""
         lib.lm_page_client_limit(self._client, bytes_per_second)
 
     def compress(self, policy: int) -> None:
@@ -98,11 +98,11 @@ class PageClient:
         changed: bool = False,
         urgent: bool = False,
     ) -> None:
-        """Send runs on the bulk channel, and END with `identifier` (not 0) behind them.
+        """Send runs on the bulk channel, and END with `identifier` (not 0) after them.
 
         `remember`: keep a digest of every page, and leave out what a running process has unmapped since;
         `changed`: leave out pages whose digest is the remembered one;
-        `urgent`: no limit holds it back, for a frozen process waits for it.
+        `urgent`: no limit holds the push back, for a frozen process waits for it.
         Raises OSError: ESRCH when the process is gone, EPIPE when the peer is."""
         listed = [(run.start, run.end, run.space, lib.LM_PUSH_PRESENT if run.present else 0) for run in runs]
         flags = (lib.LM_PUSH_REMEMBER if remember else 0) | (lib.LM_PUSH_CHANGED if changed else 0)
@@ -111,13 +111,13 @@ class PageClient:
         check_errno(lib.lm_page_client_push(self._client, identifier, array, len(listed), flags))
 
     def discard_pushed(self, space: int, ranges: Iterable[tuple[int, int]]) -> None:
-        """Discard the digests of the pages in [start, end), bytes: the next push sends them whatever they are. No error
-        where there are none."""
+        """Discard the digests of the pages in [start, end), bytes: the next push sends them whatever they are. It is no
+        error if there are none."""
         for start, end in ranges:
             lib.lm_page_client_discard_pushed(self._client, space, start, end)
 
     def hang_up(self) -> None:
-        """End both connections, so that a push under way in another thread comes back."""
+        """End both connections, so that a push in another thread returns."""
         lib.lm_page_client_hang_up(self._client)
 
     @property
@@ -130,17 +130,17 @@ class PageClient:
         return ClientState(lib.lm_status_state(self._status))
 
     def wait(self, state: ClientState, timeout: float | None = None) -> ClientState:
-        """Wait until the state is another than `state`, at most `timeout` seconds; the state then."""
+        """Wait until the state is no longer `state`, at most `timeout` seconds; return the state then."""
         return ClientState(status.wait(self._status, state, timeout))
 
     @property
     def event(self) -> int:
-        """An eventfd, the client's own, that is readable after a change of state until it is read."""
+        """An eventfd of the client, readable from a change of state until it is read."""
         return int(lib.lm_status_event(self._status))
 
     @property
     def cause(self) -> str:
-        """Why the connection was lost, "" as long as it was not."""
+        """Why the connection was lost; "" while it is not."""
         return status.cause(self._status)
 
     @property

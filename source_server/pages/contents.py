@@ -1,4 +1,4 @@
-"""Files that only descriptors lead to, memfds and unlinked ones: the page store reads them as objects."""
+"""Memfds and unlinked files, to which only descriptors lead: the page store reads them as objects."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from live_migration.source_server.snapshot import FrozenSource, SourceSnapshot
 
 
 def serve_contents(store: PageStore, seen: SourceSnapshot) -> list[Content]:
-    """Let the page store read those of a running process, through descriptors of its own; which of them it reads now.
-    The process may have closed one since it was looked at, and opened another file at its number."""
+    """Let the page store read those of a running process, through descriptors of its own; returns which of them it
+    reads now. The process may have closed one since the snapshot, and opened another file at its number."""
     source = pidfd.open_pidfd(seen.pid)
     served = []
     try:
@@ -37,7 +37,7 @@ def serve_contents(store: PageStore, seen: SourceSnapshot) -> list[Content]:
 
 
 def serve_new_contents(store: PageStore, served: Iterable[Content], source: FrozenSource) -> None:
-    """The same for those that have come, or changed their size, since then."""
+    """The same for those that have appeared, or changed their size, since then."""
     description = source.description
     for content in new_contents(description.contents, served):
         identity = identity_of(description.table, content)

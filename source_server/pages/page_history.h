@@ -1,5 +1,5 @@
 /*
- * What the rounds know of each page that they have met: a byte each, kept in chunks, so that memory which
+ * What the rounds know of each page that they have met: one byte each, kept in chunks, so that memory that
  * nobody ever wrote to costs nothing.
  */
 #ifndef LM_PAGES_PAGE_HISTORY_H

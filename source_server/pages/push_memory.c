@@ -27,7 +27,7 @@ static uint64_t fold(uint64_t a, uint64_t b) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-/* Two chains of folded multiplications over the words of the page, each with its own key. */
+/* Two chains of folded multiplications over the words of the page, each with a key of its own. */
 static void digest(const struct lm_push_memory *memory, const void *page, uint64_t out[2]) {
     uint64_t one = memory->key[0], two = memory->key[1], words[4];
     const char *bytes = page;

@@ -1,8 +1,8 @@
 /*
  * What was pushed: a digest of 128 bits per page, so that a second push sends only what has changed since.
  *
- * The digests are keyed with random numbers, so that no content can be made to collide, and the memory is
- * bounded: pages beyond it are simply sent again.
+ * The digests are keyed with random numbers, so that nobody can make content that collides. The memory is bounded;
+ * pages beyond it are simply sent again.
  */
 #ifndef LM_PAGES_PUSH_MEMORY_H
 #define LM_PAGES_PUSH_MEMORY_H
@@ -33,9 +33,9 @@ bool lm_push_memory_same(const struct lm_push_memory *memory, uint32_t space, ui
                          const void *page);
 /* Whether it was pushed at all. */
 bool lm_push_memory_knows(const struct lm_push_memory *memory, uint32_t space, uint64_t address);
-/* Remember its content; without room it is not remembered. */
+/* Remember its content, if there is room. */
 void lm_push_memory_keep(struct lm_push_memory *memory, uint32_t space, uint64_t address, const void *page);
-/* Discard with what content the pages in [start, end) were pushed. */
+/* Discard what is known of the content with which the pages in [start, end) were pushed. */
 void lm_push_memory_discard(struct lm_push_memory *memory, uint32_t space, uint64_t start, uint64_t end);
 
 #endif

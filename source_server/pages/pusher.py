@@ -1,6 +1,6 @@
-"""What is pushed while the process stands still: by a thread beside the one that describes it.
+"""Pushes while the process stands still, by a thread beside the one that describes it.
 
-Pushes are C and never hold the interpreter's lock, so both go on at once.
+Pushes are C and never hold the interpreter's lock, so both threads go on at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Push = Callable[[], object]
 
 
 class Work:
-    """Something else that the thread does, and how that has ended."""
+    """Something else that the thread does, and how it ended."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
@@ -40,7 +40,7 @@ class Work:
 
 
 class Pusher:
-    """A thread that does one push after the other."""
+    """A thread that makes one push after the other."""
 
     def __init__(self) -> None:
         self._pushes: queue.SimpleQueue[Push | None] = queue.SimpleQueue()
@@ -64,20 +64,20 @@ class Pusher:
         return begun
 
     def wait(self, seconds: float) -> bool:
-        """Wait for all that it was given; False when they were not done in time."""
+        """Wait for everything that the thread was given; False when it was not done in time."""
         done = threading.Event()
         self._pushes.put(done.set)
         return done.wait(seconds)
 
     def close(self) -> None:
-        """Wait for all that it was given, and end the thread."""
+        """Wait for everything that the thread was given, and end it."""
         self._pushes.put(None)
         self._thread.join()
 
 
 @contextlib.contextmanager
 def pushing(client: PageClient) -> Iterator[Pusher]:
-    """Within, pushes are done; an error ends the client's connections, and with them the push under way."""
+    """Within, a thread makes pushes. An error ends the client's connections, and with them the current push."""
     pusher = Pusher()
     try:
         yield pusher

@@ -36,8 +36,8 @@ static int send_wanted(struct lm_page_client *client, uint64_t at, uint32_t page
     return error;
 }
 
-/* The process runs, and has unmapped some of the wanted pages since they were looked at: they are wanted no
- * more, for the layout tells the destination. */
+/* The process runs, and has unmapped some of the wanted pages since the snapshot: they are wanted no more, for the
+ * layout tells the destination. */
 static int read_what_is_there(struct lm_page_client *client, const struct lm_page_reader *reader, uint64_t at,
                               uint32_t pages, bool *wanted) {
     for (uint32_t i = 0; i < pages; i++) {
@@ -77,7 +77,7 @@ static int push_some(struct lm_page_client *client, const struct lm_page_reader 
     return error ? error : lm_page_sender_flush(&client->bulk_sender, false);
 }
 
-/* One piece after the other, each under the lock, so that answers to requests can go between. */
+/* Send one piece after the other, each under the lock, so that answers to requests can go in between. */
 static int push_run(struct lm_page_client *client, uint32_t id, const struct lm_push_run *run,
                     uint32_t flags) {
     const struct lm_page_reader *reader = lm_page_store_find(client->store, run->space);
@@ -118,7 +118,7 @@ int lm_page_client_push(struct lm_page_client *client, uint32_t id, const struct
     }
     if (!error)
         error = lm_page_sender_flush(&client->bulk_sender, true);
-    /* After a failure in the middle of a run there may be frames left that belong to nothing. */
+    /* A failure in the middle of a run may leave frames that belong to nothing. */
     lm_page_sender_drop(&client->bulk_sender);
     lm_count(&client->statistics->eager_bytes, client->bulk.sent - before);
     pthread_mutex_unlock(&client->bulk_lock);

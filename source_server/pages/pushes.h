@@ -1,4 +1,4 @@
-/* Pushes: memory that a destination cannot request, or is to have before it asks. */
+/* Pushes: memory that a destination cannot request, or should have before it requests it. */
 #ifndef LM_PAGES_PUSHES_H
 #define LM_PAGES_PUSHES_H
 
@@ -19,10 +19,10 @@ struct lm_push_run {
     uint32_t flags;
 };
 
-/* Send the runs on the bulk channel and END with `id` (not 0) after them; returns when all is written.
- * LM_PUSH_REMEMBER: keep a digest of every page sent, and leave out what is no longer mapped: the process
- * runs. LM_PUSH_CHANGED: leave out pages whose digest is the remembered one; what was sent and is gone is
- * sent as it reads now. LM_PUSH_URGENT: no limit holds it back, for a frozen process waits for it. Returns 0
+/* Send the runs on the bulk channel, and END with `id` (not 0) after them; return when all is written.
+ * LM_PUSH_REMEMBER: keep a digest of every page sent, and leave out what is no longer mapped, since the process
+ * runs. LM_PUSH_CHANGED: leave out pages whose digest is the remembered one; a page that was sent and has gone is
+ * sent as it reads now. LM_PUSH_URGENT: no limit holds the push back, for a frozen process waits for it. Returns 0
  * or -errno: -ESRCH when the process is gone, -EPIPE when the peer is, -ENOENT for an unknown space. */
 int lm_page_client_push(struct lm_page_client *client, uint32_t id, const struct lm_push_run *runs,
                         size_t count, uint32_t flags);
@@ -32,7 +32,7 @@ void lm_page_client_discard_pushed(struct lm_page_client *client, uint32_t space
 /* cffi: end */
 
 /* Gather the pages from `at` on as frames of the bulk sender, which refer to `content` until they are
- * flushed; bulk lock held. Returns 0 or -errno. */
+ * flushed. The bulk lock is held. Returns 0 or -errno. */
 int lm_push_stretch(struct lm_page_client *client, uint64_t at, uint32_t pages, const unsigned char *content);
 
 #endif

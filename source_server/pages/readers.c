@@ -19,7 +19,7 @@ static int open_of(int pid, const char *name) {
     return fd < 0 ? -errno : fd;
 }
 
-/* By the descriptor. Returns 0, 1 at the end of what it leads to with the rest in `*at` and `*size`, or -errno. */
+/* Read by the descriptor. Returns 0, or 1 at the end of what it leads to with the rest in `*at` and `*size`, or -errno. */
 static int read_on(int fd, uint64_t address, char **at, size_t *size) {
     while (*size) {
         ssize_t count = pread(fd, *at, *size, (off_t)address);
@@ -34,8 +34,8 @@ static int read_on(int fd, uint64_t address, char **at, size_t *size) {
     return 0;
 }
 
-/* In one call, unless the process itself may not read there (PROT_NONE): the descriptor may. Its end means that the
- * process has no memory any more. */
+/* Read in one call, unless the process itself may not read there (PROT_NONE): the descriptor may. Its end means that
+ * the process has no memory any more. */
 static int process_read(const struct lm_page_reader *reader, const struct iovec *local,
                         const struct iovec *remote, int parts) {
     ssize_t size = 0;

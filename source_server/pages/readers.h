@@ -1,6 +1,6 @@
 /*
- * Reading the pages of a space, which holds still or is read to be read again. What a space is made of is a
- * reader's own affair: a process's memory, an object reached by a descriptor.
+ * Reading the pages of a space, which either holds still or will be read again. Only its reader knows what a space is
+ * made of: a process's memory, or an object reached by a descriptor.
  */
 #ifndef LM_PAGES_READERS_H
 #define LM_PAGES_READERS_H
@@ -40,7 +40,7 @@ void lm_page_reader_deinit(struct lm_page_reader *reader);
 /* Read `pages` pages at `address`. Returns 0 or -errno: -ESRCH when the process is gone. */
 int lm_page_reader_read(const struct lm_page_reader *reader, uint64_t address, uint32_t pages, void *buffer);
 
-/* Whether the answer of a read says that the kernel lets nobody read what is there: a guard, broken memory. */
+/* Whether the result of a read says that the kernel lets nobody read what is there: a guard, or broken memory. */
 bool lm_page_is_poison(int error);
 /* Read those of the `pages` pages at `address` for which `wanted` is set, one by one; `poison` tells which of them nobody
  * can read. Returns 0 or what ends all reading. */

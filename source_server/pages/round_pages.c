@@ -7,7 +7,7 @@
 
 enum { DEFERRED_FROM = 3, FRAME_PAGES_MOST = 1 << 30, COMPARED_PAGES = 16 };
 
-/* What was sent of a page is not true any more. */
+/* A page has changed since it was sent. */
 static int take_back(struct lm_round_work *work, struct lm_page_sender *sender, uint64_t address) {
     struct lm_history_chunk *chunk = lm_page_history_chunk(work->history, address, false);
     uint8_t *page = chunk ? &chunk->pages[address / LM_PAGE_SIZE % LM_HISTORY_PAGES] : NULL;
@@ -18,8 +18,8 @@ static int take_back(struct lm_round_work *work, struct lm_page_sender *sender, 
     return lm_page_sender_empty(sender, LM_FRAME_DISCARD, address, 1);
 }
 
-/* Read what was gathered; what cannot be read is no longer gathered. It was unmapped since it was looked at, which the
- * layout tells the destination, or it has become a guard: then what was sent of it is not true any more. */
+/* Read what was gathered; a page that cannot be read is no longer gathered. It was unmapped since it was seen, which
+ * the layout tells the destination, or it has become a guard: then it has changed since it was sent. */
 static int read_gathered(struct lm_round_work *work, struct lm_page_sender *sender, unsigned char *buffer) {
     const struct lm_page_reader *reader = work->reader;
     int error = lm_page_reader_read_scattered(reader, work->addresses, work->gathered, buffer);
@@ -52,7 +52,7 @@ static void note_sent(struct lm_round_work *work, uint64_t at, const unsigned ch
         lm_push_memory_keep(&work->client->memory, work->reader->space, at, content);
 }
 
-/* Take the bulk sender for a moment: answers can go between. */
+/* Take the bulk sender for a moment: answers can go in between. */
 static struct lm_page_sender *begin(struct lm_round_work *work) {
     struct lm_page_client *client = work->client;
     pthread_mutex_lock(&client->bulk_lock);
@@ -114,7 +114,7 @@ static int send_empty(struct lm_round_work *work, int kind, uint64_t start, uint
     return end(work, error);
 }
 
-/* A page that was written to: decide whether it is sent now. */
+/* A page was written to: decide whether it is sent now. */
 static int take_page(struct lm_round_work *work, uint64_t address) {
     struct lm_history_chunk *chunk = lm_page_history_chunk(work->history, address, true);
     if (!chunk)

@@ -74,8 +74,8 @@ int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *range
             error = lm_dirty_watch(&rounds->tracker, copy[i].follow_start, copy[i].follow_end);
         if (error == -ESRCH)
             return error;
-        /* Something that cannot be followed may lie there since the look. Not by the range's own borders
-         * then, which may be no longer true: its mapping would be cut in two. The next look knows better. */
+        /* Something that cannot be followed may have come there since the snapshot. Not by the range's own borders
+         * then, which may be wrong by now: its mapping would be cut in two. The next snapshot knows better. */
         copy[i].followed = !error;
     }
     /* Soft-dirty bits of shared memory are not to be relied on. */
@@ -143,7 +143,7 @@ static int take_written(struct pass *pass, const struct lm_round_range *range) {
         int error = lm_dirty_written(tracker, at, range->end, range->shared, pass->work.number != 0, runs,
                                      RUNS, &count, &at);
         if (error == -EPERM) {
-            /* It is another mapping since: all of it counts as written to, and is followed from now on. */
+            /* Another mapping is there now: all of it counts as written to, and is followed from now on. */
             if (pass->work.number)
                 lm_dirty_watch(tracker, range->follow_start, range->follow_end);
             return take_all(pass, range, from);
@@ -172,7 +172,7 @@ static int add_run(struct run_list *list, struct lm_page_run run) {
 int lm_rounds_collect(struct lm_rounds *rounds) {
     struct lm_page_run runs[RUNS];
     int error = 0;
-    /* What a round that was cut has left stays to be done. */
+    /* What a cut round has left still has to be done. */
     for (size_t i = 0; !error && i < rounds->range_count; i++) {
         const struct lm_round_range *range = &rounds->ranges[i];
         for (uint64_t at = range->start; !error && range->followed && at < range->end;) {
@@ -237,7 +237,7 @@ static int take_gone(struct lm_round_work *work, uint64_t start, uint64_t end) {
     return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_send_gone);
 }
 
-/* Shared memory that was sent and is not mapped at present: what it is now, no page table tells. */
+/* Shared memory was sent and is not mapped at present: no page table tells what it holds now. */
 static int take_unmapped(struct lm_round_work *work, uint64_t start, uint64_t end) {
     return each_run(work, start, end, LM_PAGE_SENT, LM_PAGE_SENT, 0xff, lm_round_take);
 }
@@ -258,7 +258,7 @@ static int take_absent(struct pass *pass, const struct lm_round_range *range) {
     return 0;
 }
 
-/* What was gathered of another range goes first, so that a page's digest is of what was sent last. */
+/* Send first what was gathered of another range, so that a page's digest is that of what was sent last. */
 static int begin_range(struct lm_round_work *work, const struct lm_round_range *range) {
     int error = work->digests != (bool)range->shared ? lm_round_flush(work) : 0;
     work->digests = range->shared;
@@ -287,8 +287,8 @@ static int take_changed(struct pass *pass, const struct lm_round_range *range) {
     return error ? error : take_absent(pass, range);
 }
 
-/* Shared memory is written to by others as well, a child that has ended by now, and their writes show in no
- * page table of this process: what was sent of it counts only while it is what was sent. */
+/* Others may write to shared memory too, such as a child that has ended by now, and no page table of this process shows
+ * their writes. What was sent of it is good only if it still reads the same. */
 static int compare_shared(struct lm_round_work *work, const struct lm_round_range *range) {
     int error = lm_round_flush(work);
     if (!error)
@@ -358,7 +358,7 @@ static int count_written(struct lm_rounds *rounds, const struct lm_round_range *
         int error =
             lm_dirty_written(&rounds->tracker, at, range->end, range->shared, false, runs, RUNS, &count, &at);
         if (error == -EPERM)
-            return 0; /* another mapping since: the next round looks */
+            return 0; /* another mapping by now: the next round sees it */
         if (error)
             return error;
         for (size_t i = 0; i < count; i++) {

@@ -1,13 +1,12 @@
 /*
- * Rounds: memory that is copied while the process runs, and what of it is no longer true when it stands
- * still.
+ * Rounds: memory that is copied while the process runs, and corrected when it stands still.
  *
  *     create -> watch -> [collect, where bits are cleared by hand] -> round -> watch -> ... -> last ->
  * destroy
  *
- * A page is armed before it is read, so that a write after the reading is told in the next round. A page that
- * was written to in every one of the last rounds waits for the end. What the last call says is exact: every
- * page that was sent and is another now is sent again, or told to be discarded.
+ * A page is armed before it is read, so that the next round learns of a write after the reading. A page that was
+ * written to in each of the last rounds waits for the end. The last call is exact: every page that was sent and has
+ * changed since is sent again, or the destination is told to discard it.
  */
 #ifndef LM_PAGES_ROUNDS_H
 #define LM_PAGES_ROUNDS_H
@@ -18,10 +17,9 @@
 /* cffi: begin */
 struct lm_rounds;
 
-/* Memory that pages are sent of: [start, end) in bytes; `shared` anonymous memory, or private. The kernel is
- * asked to follow [follow_start, follow_end), which reaches over the free addresses around it: the process
- * maps while it is looked at, and a border that has come to lie inside of a mapping would cut that in two, so
- * that mremap(2) of it fails. Neighbours have the same. */
+/* Memory of which pages are sent: [start, end) in bytes; `shared` anonymous memory, or private. The kernel follows
+ * [follow_start, follow_end), which reaches over the free addresses around it: the process maps memory meanwhile, and
+ * a border inside of a mapping would cut it in two, so that mremap(2) of it fails. Neighbours have the same. */
 struct lm_round_range {
     uint64_t start;
     uint64_t end;
@@ -31,22 +29,22 @@ struct lm_round_range {
     uint32_t followed; /* set by lm_rounds_watch */
 };
 
-/* Rounds over the memory of `space`, for a client of a store that has it. Takes the tracker's descriptors over. NULL when
- * there is no memory. */
+/* Rounds over the memory of `space`, for a client of a store that has it. They take the tracker's descriptors over.
+ * NULL when there is no memory. */
 struct lm_rounds *lm_rounds_create(struct lm_page_client *client, uint32_t space,
                                    const struct lm_dirty_tracker *tracker);
 /* Ends the tracking. */
 void lm_rounds_destroy(struct lm_rounds *rounds);
 
-/* The ranges from now on. What of them cannot be followed (it has gone) is left out. 0 or -errno: -ESRCH when
+/* Set the ranges from now on. A part that cannot be followed, since it has gone, is left out. 0 or -errno: -ESRCH when
  * the process has gone, or runs another program. */
 int lm_rounds_watch(struct lm_rounds *rounds, const struct lm_round_range *ranges, size_t count);
 
 /* LM_DIRTY_SOFT: note what was written to, and arm everything; the process stands still. */
 int lm_rounds_collect(struct lm_rounds *rounds);
 
-/* Round `number` (from 1): send what was written to since the last one, without END, as push `id`; until
- * `deadline_ns` (CLOCK_MONOTONIC): called again with the same number it goes on where it was cut. 0 or
+/* Round `number` (from 1): send what was written to since the last one, without END, as push `id`, until
+ * `deadline_ns` (CLOCK_MONOTONIC). When called again with the same number, it goes on where it was cut. 0 or
  * -errno: see lm_page_client_push. */
 int lm_rounds_round(struct lm_rounds *rounds, uint32_t id, uint32_t number, uint64_t deadline_ns,
                     struct lm_round_result *result);
@@ -57,8 +55,8 @@ int lm_rounds_arm(struct lm_rounds *rounds);
 /* How many pages a round would send now. */
 int lm_rounds_dirty(struct lm_rounds *rounds, uint64_t *pages);
 
-/* The process stands still: LM_LAST_PUSH sends what is not true any more again, LM_LAST_DISCARD tells that it
- * is to be discarded; with LM_LAST_VOID nothing that was sent is trusted. Without END, as push `id`. */
+/* The process stands still: LM_LAST_PUSH sends what has changed again, LM_LAST_DISCARD tells the destination to
+ * discard it; with LM_LAST_VOID nothing that was sent is trusted. Without END, as push `id`. */
 int lm_rounds_last(struct lm_rounds *rounds, uint32_t id, uint32_t flags, struct lm_round_result *result);
 
 /* Runs that were written to last, at most `capacity`. */

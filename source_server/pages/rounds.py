@@ -17,8 +17,8 @@ from live_migration.source_server.pages.client import PageClient
 
 @dataclass(frozen=True)
 class RoundRange:
-    """Memory, [start, end) in bytes; `shared` anonymous memory or private. What is followed reaches over the free
-    addresses around it (rounds.h)."""
+    """Memory, [start, end) in bytes; `shared` anonymous memory or private. The range that is followed reaches over the
+    free addresses around it (rounds.h)."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class RoundResult:
 
 
 def round_ranges(memory: AddressSpace) -> list[RoundRange]:
-    """The memory that rounds copy: all that is paged on demand. What is followed ends at other mappings alone."""
+    """The memory that rounds copy: all that is paged on demand. A followed range ends only at other mappings."""
     paged = paged_on_demand(memory)
     starts = {mapping.start for mapping in paged}
     others = [mapping for mapping in memory.mappings if mapping.start not in starts]
@@ -78,7 +78,7 @@ class Rounds:
             self._rounds = None
 
     def watch(self, ranges: Iterable[RoundRange]) -> None:
-        """The ranges from now on. Raises OSError, ProcessGone when the process runs another program, or none."""
+        """Set the ranges from now on. Raises OSError, and ProcessGone when the process runs another program or none."""
         listed = [(one.start, one.end, one.follow_start, one.follow_end, int(one.shared), 0) for one in ranges]
         array = ffi.new("struct lm_round_range[]", listed)
         check(lib.lm_rounds_watch(self._rounds, array, len(listed)), self._pid)
@@ -88,7 +88,7 @@ class Rounds:
         check(lib.lm_rounds_collect(self._rounds), self._pid)
 
     def round(self, push: int, number: int, deadline_ns: int) -> RoundResult:
-        """Send what was written to, until the deadline (CLOCK_MONOTONIC); called again it goes on from there.
+        """Send what was written to, until the deadline (CLOCK_MONOTONIC); called again, it goes on from there.
 
         Raises OSError, ProcessGone."""
         result = ffi.new("struct lm_round_result *")
@@ -106,8 +106,8 @@ class Rounds:
         return int(pages[0])
 
     def last(self, push: int, *, discard: bool, void: bool = False) -> RoundResult:
-        """Correct, at the frozen process, what was sent: send it again, or tell to `discard` it. `void`: nothing of it
-        is to be trusted. Raises OSError, ProcessGone."""
+        """Correct what was sent, at the frozen process: send what has changed again, or tell the destination to
+        `discard` it. `void`: trust nothing that was sent. Raises OSError, ProcessGone."""
         flags = (lib.LM_LAST_DISCARD if discard else lib.LM_LAST_PUSH) | (lib.LM_LAST_VOID if void else 0)
         result = ffi.new("struct lm_round_result *")
         check(lib.lm_rounds_last(self._rounds, push, flags, result), self._pid)

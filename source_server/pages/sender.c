@@ -82,7 +82,7 @@ static int add_content(struct lm_page_sender *sender, uint64_t address, uint32_t
     while (pages) {
         uint32_t step = pages < portion ? pages : portion;
         int level = sender->bucket ? lm_pace_level(sender->pace, &step) : lm_pace_level_urgent(sender->pace);
-        /* Room for the frame and its payload first: a flush takes both back. */
+        /* Make room for the frame and its payload first: a flush frees both. */
         if (sender->count == LM_SENDER_FRAMES ||
             sender->packed_size - sender->packed_used < ZSTD_compressBound(step * LM_PAGE_SIZE)) {
             int error = lm_page_sender_flush(sender, false);
@@ -137,7 +137,7 @@ int lm_page_sender_failed(struct lm_page_sender *sender, int error) {
     return added ? added : lm_page_sender_flush(sender, true);
 }
 
-/* Hold the bulk stream back, in short sleeps so that an end is not slept through. */
+/* Hold the bulk stream back, in short sleeps, so that it does not sleep through an end. */
 static void wait_for_bucket(struct lm_page_sender *sender, uint64_t bytes) {
     uint64_t wait = lm_bucket_take(sender->bucket, bytes);
     while (wait && !atomic_load_explicit(sender->stop, memory_order_relaxed)) {
@@ -174,7 +174,7 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
 
 int lm_page_sender_flush(struct lm_page_sender *sender, bool last) {
     int frames = sender->count, step = frames, error = 0;
-    /* Under a limit frame by frame, so that a fault's answer never waits behind a burst. */
+    /* Under a limit, write frame by frame, so that a fault's answer never waits behind a burst. */
     if (sender->bucket && !sender->urgent &&
         atomic_load_explicit(&sender->bucket->rate, memory_order_relaxed))
         step = 1;

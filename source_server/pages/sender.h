@@ -1,5 +1,5 @@
 /*
- * Putting pages on a channel: finds what is zero, compresses where that pays, gathers frames into few writes.
+ * Puts pages on a channel: it finds zeros, compresses where that pays, and gathers frames into few writes.
  */
 #ifndef LM_PAGES_SENDER_H
 #define LM_PAGES_SENDER_H
@@ -52,12 +52,12 @@ struct lm_page_sender {
 int lm_page_sender_init(struct lm_page_sender *sender, uint32_t pages);
 void lm_page_sender_deinit(struct lm_page_sender *sender);
 
-/* Discard what has been gathered and not been written. */
+/* Discard what has been gathered and not written. */
 void lm_page_sender_drop(struct lm_page_sender *sender);
 /* Begin an answer or a push: what follows belongs to `space` and bears `id`. */
 void lm_page_sender_begin(struct lm_page_sender *sender, uint32_t space, uint32_t id);
 
-/* Pages with their content; `data` stays as it is until the flush. */
+/* Pages with their content; `data` must not change until the flush. */
 int lm_page_sender_pages(struct lm_page_sender *sender, uint64_t address, uint32_t pages, const void *data);
 /* Frames without payload: LM_FRAME_ZERO, LM_FRAME_ABSENT, LM_FRAME_END. */
 int lm_page_sender_empty(struct lm_page_sender *sender, int kind, uint64_t address, uint32_t pages);

@@ -1,5 +1,5 @@
 /*
- * The store: the spaces of a migration and a reader for each. It knows nothing of who wants their pages: any number of
+ * The store: the spaces of a migration and a reader for each. It knows nothing of those who want pages: any number of
  * clients (client.h) may read from it at once.
  *
  * Spaces are only ever added, by any thread and at any time; a store is destroyed after its clients.
@@ -21,8 +21,8 @@ int lm_page_store_add_process(struct lm_page_store *store, uint32_t space, int p
 /* Give out `space` (LM_FIRST_OBJECT or more) from a duplicate of the descriptor, by offset. */
 int lm_page_store_add_object(struct lm_page_store *store, uint32_t space, int fd);
 
-/* Whether clients may be requested pages: from now on (1), for all processes hold still, or not (0), as at the
- * beginning. A request that comes while they may not ends its client's connections. */
+/* Answer requests from now on (1), for all processes hold still, or no longer (0), as at the beginning. A request that
+ * comes while the store is not open ends its client's connections. */
 void lm_page_store_open(struct lm_page_store *store, int open);
 /* cffi: end */
 

@@ -30,7 +30,7 @@ class PageStore:
         self.close()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Free everything."""
         if self._store:
             lib.lm_page_store_destroy(self._store)
             self._store = None
@@ -44,7 +44,7 @@ class PageStore:
         check_errno(lib.lm_page_store_add_object(self._store, space, descriptor))
 
     def open(self, is_open: bool) -> None:
-        """Whether clients may be requested pages: from now on, for all processes hold still, or not, as at first.
+        """Answer requests from now on, for all processes hold still, or no longer, as at first.
 
-        A request that comes while they may not ends its client's connections."""
+        A request that comes while the store is not open ends its client's connections."""
         lib.lm_page_store_open(self._store, is_open)

@@ -1,7 +1,7 @@
 """What the processor offers to programs: instructions, and the vector state with its layout in memory.
 
-CPUID is asked, not /proc/cpuinfo: that is what programs saw when they chose their code, and its names do not
-change with the kernel. Listed are the features that programs use directly; hints about speed and what only a
+The source of all this is CPUID, not /proc/cpuinfo: programs used CPUID when they chose their code, and its names do
+not change with the kernel. The list has the features that programs use directly. Hints about speed and what only a
 kernel uses are left out (Intel SDM vol. 2A, CPUID; AMD APM vol. 3, appendix E.)
 """
 
@@ -112,7 +112,7 @@ def describe() -> dict[str, Any]:
 def lacking(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What the source's processor has and this one lacks, each as it is named in a sentence.
 
-    A vector state of another size or layout counts, too: signal frames that stand on the stacks hold its
+    A vector state of another size or layout counts too: signal frames that stand on the stacks hold its
     image.
     """
     try:

@@ -1,4 +1,4 @@
-"""x86-64: instructions as bytes, those that are looked for in programs and those that are written into them."""
+"""x86-64: instructions as bytes, both those that are searched for in programs and those that are written into them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NUMBER_ROOM = 7
 NOT_THERE = b"\x48\xc7\xc0\xda\xff\xff\xff" + RETURN  # mov $-ENOSYS, %rax; ret
 SHORT_JUMP = 5
 
-# What a function may return to instead of its caller: it makes a system call, at whose entry a tracer stops the thread
-# and brings it to the caller; without a tracer it goes on there. Of the registers that it changes, a function that
-# returns has left only the result to be kept.
+# Code to which a function may return instead of its caller. It makes a system call, at whose entry a tracer stops the
+# thread and brings it to the caller; without a tracer it goes on there. Of the registers that the code changes, only
+# the result of a function has to be kept.
 _DETOUR = (
     b"\x49\x89\xc2"  # mov %rax, %r10
     b"\xb8" + int(lib.SYS_getpid).to_bytes(4, "little") +  # mov $SYS_getpid, %eax
@@ -33,7 +33,7 @@ DETOUR_ROOM = 32
 
 
 def call_number(before: bytes) -> int | None:
-    """The number of the system call that the last NUMBER_ROOM bytes before an instruction pointer have made, None where
+    """The number of the system call that the last NUMBER_ROOM bytes before an instruction pointer have made, None if
     they do not tell."""
     made = before[-NUMBER_ROOM:]
     if made[:1] != b"\xb8" or made[5:] != SYSCALL:

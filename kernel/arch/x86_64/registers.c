@@ -18,7 +18,7 @@ const char *lm_stub_code(void) {
 }
 
 size_t lm_arch_xstate_room(void) {
-    /* Asked once: under a hypervisor every CPUID is an exit of tens of microseconds, too long for a frozen
+    /* Called once: under a hypervisor every CPUID is an exit of tens of microseconds, too long for a frozen
      * process. */
     static _Atomic size_t known;
     unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;

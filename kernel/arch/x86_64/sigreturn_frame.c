@@ -38,7 +38,7 @@ static const uint64_t TILES = (uint64_t)1 << TILE_CONFIGURATION | (uint64_t)1 <<
 
 /* Bytes of the standard-format xsave image that all components but AMX's take. */
 static uint32_t static_xstate_size(void) {
-    /* Asked once, as in lm_arch_xstate_room. */
+    /* Called once, as in lm_arch_xstate_room. */
     static _Atomic uint32_t known;
     const uint64_t enabled = known != 0 ? 0 : lm_xcr0() & ~TILES;
     uint32_t end = XSAVE_HEADER_END;

@@ -10,8 +10,8 @@ _FLAGS_ALWAYS, _FLAGS_END = 2, 22
 
 
 def signal_frames(stack: bytes) -> list[tuple[int, int, int]]:
-    """What looks like a signal frame in part of a stack, a multiple of 8 long from such an address on: where it is, and
-    the stack pointer and the address to which the handler returns."""
+    """What looks like a signal frame in a part of a stack (its address and length are multiples of 8): where the frame
+    is, and the stack pointer and the address to which the handler returns."""
     found = []
     at = stack.find(_SEGMENTS)
     while at >= 0:
