@@ -148,8 +148,8 @@ class Pager:
             self.connect_sources(faults, socket_source(bulk, lib.LM_ROLE_BULK, session, attempt))
 
     def connect_sources(self, fault: PageSource, bulk: PageSource) -> None:
-        """Take pages from these sources: for faults, and for bulk and pushes; also after a loss. They belong to the pager
-        from now on. Raises OSError."""
+        """Take pages from these sources: for faults, and for bulk and pushes; also after a loss. They belong to
+        the pager from now on. Raises OSError."""
         check_errno(lib.lm_pager_connect(self._pager, fault.take(), bulk.take()))
 
     def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:

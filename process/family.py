@@ -1,4 +1,4 @@
-"""What ties a process to others, or sets it apart from those that can be moved: each named as a blocker.
+"""What ties a process to others, or sets it apart from those that can be moved. Each is a blocker with a name.
 
 All of it is read from outside. What is slow (the other processes of the host) belongs to the snapshot of the live
 process.
@@ -25,7 +25,8 @@ ALL_ADDRESS_BITS = (1 << 64) - 1
 
 
 def process_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
-    """Whatever makes this member one that cannot be moved at all, or not with what it has now. Raises ProcessGone."""
+    """The blockers of this member as a whole: it cannot be moved at all, or not with what it has now. Raises
+    ProcessGone."""
     pid, stat = process.pid, process.stat
     name = f"process {pid}"
     if int(stat[8]) & KERNEL_THREAD:
@@ -56,7 +57,7 @@ def process_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
         *_namespaces(process),
     ]
     if stays_in_the_kernel(process):
-        # Said, since the freeze would wait for it.
+        # This is a blocker, since the freeze would wait for it.
         found.append(
             Blocker(
                 object=name,
@@ -68,7 +69,7 @@ def process_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
 
 
 def stays_in_the_kernel(process: ProcessSnapshot) -> bool:
-    """Is its first thread in an uninterruptible wait that does not end soon? A file operation makes many short ones.
+    """Is its first thread in an uninterruptible wait that does not end soon? File operations make many short ones.
     Raises ProcessGone."""
     end = time.monotonic() + UNINTERRUPTIBLE_SECONDS
     stat = process.stat
@@ -107,7 +108,7 @@ def _tracer(status: dict[str, str]) -> list[Blocker]:
 
 
 def seccomp_blockers(process: ProcessSnapshot) -> list[Blocker]:
-    """Filters, of any thread. Raises ProcessGone."""
+    """Blockers: seccomp filters of any thread. Raises ProcessGone."""
     found = []
     for tid in process.thread_ids:
         try:
@@ -201,7 +202,7 @@ def _namespaces(process: ProcessSnapshot) -> list[Blocker]:
 
 
 def child_blockers(pid: int, scan: HostScan) -> list[Blocker]:
-    """Living and dead children of any of its threads that do not move with it. Raises ProcessGone."""
+    """Blockers: living and dead children of any of its threads that do not move with it. Raises ProcessGone."""
     found = []
     for child in scan.children(pid):
         other = ProcessSnapshot(child)
@@ -218,7 +219,7 @@ def child_blockers(pid: int, scan: HostScan) -> list[Blocker]:
 
 
 def sharing_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
-    """Slow: processes that stay and share memory, descriptors, or directories with this member, or that it traces.
+    """Blockers: processes that stay and share memory, descriptors or directories with this member, or that it traces.
     Raises ProcessGone."""
     shared = [
         Blocker(

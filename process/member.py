@@ -19,14 +19,14 @@ class Runs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One process. `space` is the number of its memory in the page stream, and tells the member from the others.
+    """One process. `space` is the number of its memory in the page stream, and distinguishes the member from others.
 
     `place` is where it runs, `executable` the path of its program, `session` the id of its session; `descriptors` name
     open files of the migration by their identity, the mappings of `memory` its files by path and inode.
-    `resident` are the bytes of its own memory that exist, roughly: what the destination needs room for.
+    `resident` is roughly how many bytes of its own memory exist: the destination needs room for them.
     `changed` are the pages of private file mappings that differ from the file, `dropped` those that did when they were
-    pushed first and do not any more. `as_staged`: its memory is as it was in the live description, and is not told
-    again."""
+    pushed first and do not any more. `as_staged`: its memory has not changed since the live description, and does not
+    travel again."""
 
     space: int
     place: Place

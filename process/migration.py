@@ -1,6 +1,6 @@
-"""What a migration moves, in the form that travels: its members, and once each what they may share.
+"""What a migration moves, in the form that travels: its members, and whatever they may share, each thing once.
 
-A source reads each member with all that it refers to and puts them together (`migration_of`). A destination judges the
+A source reads each member with all that it refers to and puts them together (`migration_of`). A destination checks the
 whole, and restores each member with its own table (`table_of`). With one member nothing is copied on the way.
 """
 
@@ -38,9 +38,9 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     `sessions` by members. `frozen`: the members stood still.
 
     `pushed` numbers the push on the bulk connection that carries the changed pages of all members, with those that
-    they touch first. `corrected` numbers a push that says what is not true any more of what rounds have sent, and could
-    not be told while this was put together; 0: there is none. `files_as_staged`: the mapped files are as they were in
-    the live description, and are not told again."""
+    they touch first. `corrected` numbers a push that corrects what rounds have sent, as far as that was not possible
+    earlier; 0: there is none. `files_as_staged`: the mapped files have not changed since the live description, and do
+    not travel again."""
 
     members: list[Member]
     open_files: list[OpenFile[AnyObject]]
@@ -120,7 +120,7 @@ def table_of(migration: Migration, member: Member) -> DescriptorTable:
 
 
 def whole_table(migration: Migration) -> DescriptorTable:
-    """The open files of all members in one table: each is judged once, and the other end of a socket pair is not
+    """The open files of all members in one table: each is checked once, and the other end of a socket pair is not
     outside when another member has it."""
     return DescriptorTable(
         place=migration.members[0].place,
@@ -134,8 +134,8 @@ def whole_table(migration: Migration) -> DescriptorTable:
 def without_staged(
     migration: Migration, memories: Mapping[int, AddressSpace], files: Sequence[MappedFile]
 ) -> Migration:
-    """The migration without what the destination has already: the memory of each space, where it is the very object,
-    and the mapped files. The shortest message freezes the least."""
+    """The migration without what the destination has already: the memory of each space, if it is the very object, and
+    the mapped files. The shorter the message, the shorter the freeze."""
     members = [
         replace(one, memory=NOT_TOLD, as_staged=True) if one.memory is memories.get(one.space) else one
         for one in migration.members

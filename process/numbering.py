@@ -1,6 +1,6 @@
 """The numbers of one migration: spaces of the page stream and identities of open files, given in one place.
 
-Whatever member asks for one, no number ever stands for two things, and what has a number keeps it for as long as the
+Whichever member needs a number, none ever stands for two things, and what has a number keeps it for as long as the
 migration lasts.
 """
 
@@ -29,7 +29,7 @@ class Numbering:
         return self._spaces.setdefault(pid, len(self._spaces))
 
     def object_of(self, device: int, inode: int, size: int) -> int:
-        """The space of a file's content. The file of another size is another object: the page server and the pager
+        """The space of a file's content. A file that changes its size is another object: the page server and the pager
         learn an object's size once."""
         return self._objects.setdefault((device, inode, size), FIRST_OBJECT + len(self._objects))
 

@@ -31,8 +31,8 @@ SECONDS = 0.05
 
 
 def rehearse_often(rehearse: Callable[[], None]) -> None:
-    """Rehearse until nothing becomes faster by it; but where there is so much of the process that this takes long, its
-    loops have done that already."""
+    """Rehearse until nothing becomes faster by it. If the process is so large that this takes long, its loops have done
+    that already."""
     end = time.monotonic() + SECONDS
     for _ in range(TIMES):
         rehearse()
@@ -59,7 +59,7 @@ def rehearse_description(live: LiveTask, asked: questions.Questions, scan: HostS
 
 
 def rehearse_restoring(described: TaskDescription, present: Credentials, restore_ids: bool) -> None:
-    """On the destination: compose what the final description will ask for, and throw it away."""
+    """On the destination: compose what the final description will need, and throw it away."""
     leader = described.threads[0]
     program = Program("rehearsal")
     task_restore.restore_process(program, described, lambda path: path, restore_ids, described)

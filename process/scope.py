@@ -43,8 +43,8 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Scope:
-    """The processes that move together, by their ids on this host. `observers` stay as well, but what they hold does
-    not count: lm-serve has duplicates of what it looks at."""
+    """The processes that move together, by their ids on this host. `observers` stay too, but what they hold does not
+    count: lm-serve has duplicates of what it reads."""
 
     members: frozenset[int]
     observers: frozenset[int] = frozenset()
@@ -93,7 +93,7 @@ class OtherProcess:
 
     @functools.cached_property
     def holder(self) -> Holder:
-        """It, as one that holds something."""
+        """The process as one that holds something."""
         return Holder(pid=self.pid, name=self.process.name)
 
 

@@ -5,7 +5,7 @@ On the source:
     live     snapshot_task(process)                                everything /proc tells; the sleeps under way
     frozen   snapshot_stopped_task(process, stops, live)           what ptrace and /proc tell of the stopped threads
              query_process, query_thread(program)                  rows run in the leader, and in each thread
-             snapshot_pending_signals(stopped)                     after the timers were asked
+             snapshot_pending_signals(stopped)                     after the query of the timers
              complete_task(stopped, pending, answers...)       the description that travels
 
 The destination's side is process/task_restore.py.
@@ -48,10 +48,9 @@ CAP_SYS_ADMIN = 21
 
 
 class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """A process's threads and prctl. `pid` is its id as it sees itself, `host_pid` as the source host
-    does.
+    """A process's threads and attributes. `pid` is its id as it sees itself, `host_pid` as the source host does.
 
-    The first of `threads` is the leader. In a live description they lack what only a stopped thread tells.
+    The first of `threads` is the leader. In a live description they lack what only a stopped thread can tell.
     """
 
     pid: int
@@ -68,7 +67,7 @@ class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class LiveTask:
-    """The look at the running process, with what makes the frozen look short."""
+    """The snapshot of the running process, with what makes the frozen one short."""
 
     process: ProcessSnapshot
     description: TaskDescription
@@ -80,9 +79,9 @@ class LiveTask:
 
 @dataclass(frozen=True)
 class StoppedTask:
-    """The frozen process before anything is run in it; `asleep` tells of sleeps, by host thread id.
+    """The frozen process before anything runs in it; `asleep` has the sleeps, by host thread id.
 
-    `blockers` are in the way since the live look, and would harm the process if anything were run in it."""
+    `blockers` have come since the live snapshot, and running anything would harm the process."""
 
     process: ProcessSnapshot
     threads: tuple[StoppedThread, ...]
@@ -97,8 +96,7 @@ class StoppedTask:
 
 @dataclass(frozen=True)
 class PendingSignals:
-    """The signals that wait, looked at after the timers were asked; `monotonic` is when, by the process's
-    clock.
+    """The signals that wait, read after the query of the timers; `monotonic` is when, by the process's clock.
     """
 
     shared: tuple[bytes, ...]
@@ -151,7 +149,7 @@ def snapshot_task(process: ProcessSnapshot) -> LiveTask:
         signals=Signals(stopped=process.status["State"].startswith("T")),
         timers=Timers(posix_timers=timers.snapshot_timers(process)),
     )
-    # The leader's credentials are of one moment with the proof that they are still these.
+    # The leader's credentials are of the same moment as the proof that they have not changed.
     known = proof(process.status_text)
     return LiveTask(process, description, outside, known, snapshot_sleeps(outside), snapshot_session(process))
 
@@ -170,8 +168,8 @@ def _snapshot_outside(process: ProcessSnapshot) -> dict[int, ThreadOutside]:
 
 
 def task_blockers(live: LiveTask, scan: HostScan) -> list[Blocker]:
-    """What stands in the way of moving the running process beside `family.process_blockers`. Slow: all processes of the
-    host are looked at. Raises ProcessGone, OSError."""
+    """The blockers of the running process beside `family.process_blockers`. Slow: it reads all processes of the host.
+    Raises ProcessGone, OSError."""
     description, process = live.description, live.process
     pid = process.pid
     return [
@@ -190,8 +188,8 @@ def snapshot_stopped_task(
     """Read the frozen process, the leader's stop first, before any program runs in it. `process` is a snapshot of it
     that was begun when it stood still.
 
-    `looked` are the threads where the caller has read them already (`threads.stopped_thread`), in the order of `stops`.
-    It is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
+    `looked` are the threads, if the caller has read them already (`threads.stopped_thread`), in the order of `stops`.
+    This is short, since little of what `live` knows is read again. Raises ProcessGone, OSError.
     """
     pid, description, outside, session = process.pid, live.description, live.outside, live.session
     clocks = snapshot_clocks(process)
@@ -233,7 +231,7 @@ def administrators(outside: Mapping[int, ThreadOutside]) -> list[int]:
 def snapshot_pending_signals(stopped: StoppedTask) -> PendingSignals:
     """The pending signals of the frozen process, after `query_process` has run.
 
-    In this order a timer that runs out meanwhile is seen in both places, and can be told
+    In this order a timer that runs out meanwhile is seen in both places, and can be recognised
     (`timers.expired_by`).
     """
     tids = [thread.host_tid for thread in stopped.threads]
@@ -245,7 +243,7 @@ def snapshot_pending_signals(stopped: StoppedTask) -> PendingSignals:
 
 
 def late_signals(stopped: StoppedTask, described: PendingSignals, now: PendingSignals) -> list[tuple[int | None, int]]:
-    """(thread id as the process sees it, or None, signal) for all that has come between two looks: to be sent at the
+    """(thread id as the process sees it, or None, signal) for all that has come between two readings: to be sent at the
     destination.
     """
     found: list[tuple[int | None, int]] = []
@@ -315,8 +313,7 @@ def complete_task(
     description = stopped.description
     return msgspec.structs.replace(
         description,
-        # From before the asking: what was left of a timer was told then or a little later, so it is never too
-        # short.
+        # From before the query: the timers told what was left of them then or a little later, so it is never too short.
         clocks=stopped.clocks,
         threads=tuple(whole),
         credentials=whole[0].credentials,
@@ -356,7 +353,8 @@ def _decide(
 def frozen_blockers(
     task: TaskDescription, thread_answers: Mapping[int, bytes], process: ProcessSnapshot, scan: HostScan
 ) -> list[Blocker]:
-    """What only the frozen process could tell: keyrings, 32-bit code, new children. `process` is a snapshot of it."""
+    """Blockers that only the frozen process could tell: keyrings, 32-bit code, new children. `process` is a snapshot of
+    it."""
     found = []
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
@@ -366,7 +364,7 @@ def frozen_blockers(
             found.append(
                 Blocker(
                     object=f"keyring of thread {thread.tid}",
-                    cause="a thread or process keyring (keyrings(7)) belongs to the kernel it was made in",
+                    cause="a thread or process keyring (keyrings(7)) belongs to the kernel that made it",
                     remedy="keep the keys in a session keyring, or revoke them",
                 )
             )

@@ -1,6 +1,6 @@
 /*
- * What a process and its threads are beside their memory and descriptors: the kernel structures in which these facts
- * are told, laid out by the compiler, and the few system calls about another thread that Python does not offer.
+ * What a process and its threads are beside their memory and descriptors: the kernel structures that hold these facts,
+ * laid out by the compiler, and the few system calls about another thread that Python does not offer.
  */
 #ifndef LM_PROCESS_TASK_FACTS_H
 #define LM_PROCESS_TASK_FACTS_H
@@ -100,7 +100,7 @@ typedef struct {
     unsigned char affinity[1024];
 } lm_thread_answers;
 
-/* What is one per process, asked in the leader. */
+/* What a process has once; the leader tells it. */
 typedef struct {
     lm_kernel_sigaction actions[64];
     uint64_t limits[16][2];
@@ -278,7 +278,7 @@ typedef struct { uint64_t value; int32_t signal, notify, thread; ...; } lm_signa
 #endif
 
 /* cffi: begin */
-/* What can be read of a thread from outside, with the rights of ptrace; io_priority is -errno where it was not told. */
+/* What can be read of a thread from outside, with the rights of ptrace; io_priority is -errno if that failed. */
 struct lm_thread_outside {
     uint64_t robust_list, robust_list_length, runtime;
     int32_t policy, nice, priority, io_priority;

@@ -31,7 +31,7 @@ CAP_SYS_NICE = 23
 def preflight_task(
     task: TaskDescription, present: Credentials, map_path: Callable[[bytes], bytes], restore_ids: bool
 ) -> list[Blocker]:
-    """On the destination: what of a live description this worker cannot give. `present` are its credentials."""
+    """Blockers on the destination: what of a live description this worker, with credentials `present`, cannot give."""
     own = threads.snapshot_thread_outside(ProcessSnapshot(os.getpid()), threading.get_native_id()).scheduling
     may_schedule = bool(present.effective >> CAP_SYS_NICE & 1)
     different = dict.fromkeys((task.credentials, *(thread.credentials for thread in task.threads)))
@@ -48,7 +48,7 @@ def preflight_task(
 
 
 def warnings(task: TaskDescription, present: Credentials, given_limits: tuple[tuple[int, int], ...]) -> list[str]:
-    """Sentences on what the moved process will have less of, none of which keeps it from going on."""
+    """Sentences on what the moved process will have less of, although it can go on."""
     allowed = os.sched_getaffinity(0)
     return [
         *credentials.credential_warnings(task.credentials, present),
@@ -71,7 +71,7 @@ def restore_process(
 ) -> None:
     """Rows for the husk's first thread, when all threads exist: directories, actions of signals, timers (unarmed).
 
-    Not `final` is a staging: without the directories, since a change of the root could not be taken back, and without
+    Not `final` means staging: without the directories, since a change of the root could not be taken back, and without
     timers whose ids can only be counted up to. `staged` is the description that was staged: then only what differs.
     """
     if final:

@@ -1,11 +1,9 @@
 """CLOCK_MONOTONIC and CLOCK_BOOTTIME, which a process must never see going back.
 
-Both count from a host's start. A process that comes to another host gets a time namespace whose clocks are
-the
-destination's plus an offset (time_namespaces(7)). The offset is an upper bound: the destination asks for the
-source's clock, and
-counts as if the answer had been read at the moment of its question. So the moved process's clock is at most
-one round trip ahead, never behind.
+Both count from a host's start. A process that comes to another host gets a time namespace whose clocks are the
+destination's plus an offset (time_namespaces(7)). The offset is an upper bound: the destination requests the source's
+clock, and counts as if it had been read at the moment of the request. So the moved process's clock is at most one round
+trip ahead, never behind.
 """
 
 from __future__ import annotations
@@ -91,7 +89,7 @@ def monotonic_since(described: Clocks, offsets: Offsets | None) -> Callable[[], 
 
 @functools.cache
 def boot_identifier() -> str:
-    """What tells one start of one host from every other (random(4), /proc/sys/kernel/random/boot_id)."""
+    """What distinguishes one start of one host from every other (random(4), /proc/sys/kernel/random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -110,10 +108,8 @@ def snapshot_clocks(process: ProcessSnapshot | None = None) -> Clocks:
 def offsets_for(source: Clocks, asked: Clocks, present: Offsets) -> Offsets | None:
     """The offsets of the namespace that the moved process needs, None when this one's clocks are its clocks.
 
-    `source` is the source's reading, `asked` this process's own reading from before it asked for that one,
-    `present` its own
-    offsets. Negative clocks are refused by the kernel, so an offset never takes more than the host's clock
-    has.
+    `source` is the source's reading, `asked` this process's own reading from before it requested that one, `present`
+    its own offsets. The kernel refuses negative clocks, so an offset never takes more than the host's clock has.
     """
     if source.boot == asked.boot and not source.in_namespace:
         return None
@@ -130,7 +126,8 @@ def offsets_for(source: Clocks, asked: Clocks, present: Offsets) -> Offsets | No
 def elapsed_since(described: Clocks, offsets: Offsets | None, present: Offsets | None = None) -> int:
     """Nanoseconds of the process's own time since it was described, by the clock it is going to see; never negative.
 
-    The hosts' clocks may have run apart since the offsets were found: then it waits for the moment of the description.
+    The hosts' clocks may have run apart since the offsets were found; then the process waits for the moment of the
+    description.
     """
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     if offsets is not None:

@@ -69,7 +69,7 @@ def snapshot_credentials(status: dict[str, str], secure_bits: int = 0) -> Creden
 
 
 def preflight_credentials(wanted: Credentials, present: Credentials) -> list[Blocker]:
-    """What of `wanted` a worker that has `present` cannot give, on the destination."""
+    """Blockers on the destination: what of `wanted` a worker that has `present` cannot give."""
     if wanted == present:
         return []
     blockers = []
@@ -78,7 +78,7 @@ def preflight_credentials(wanted: Credentials, present: Credentials) -> list[Blo
         blockers.append(
             Blocker(
                 object="capabilities",
-                cause=f"the process has {capability_names(lacking)}, which lm-restore has not",
+                cause=f"the process has {capability_names(lacking)}, and lm-restore does not",
                 remedy="run lm-restore with them, or drop them from the process",
             )
         )
@@ -110,23 +110,21 @@ def preflight_credentials(wanted: Credentials, present: Credentials) -> list[Blo
 
 
 def credential_warnings(wanted: Credentials, present: Credentials) -> list[str]:
-    """Sentences on what programs that the process executes will lack: bounding capabilities that lm-restore has not."""
+    """Sentences on what programs that the process executes will lack: bounding capabilities that lm-restore lacks."""
     lacking = wanted.bounding & ~present.bounding
     if not lacking:
         return []
     return [
-        f"bounding set: without {capability_names(lacking)}, which lm-restore has not; programs it executes lose them"
+        f"bounding set: lm-restore lacks {capability_names(lacking)}, so programs that the process executes lose them"
     ]
 
 
 def restore_credentials(program: Program, wanted: Credentials, present: Credentials) -> None:
     """Rows that turn a thread's `present` credentials into `wanted`; none when they are the same.
 
-    Order: groups while the capabilities are there; ids with the capability fix-up switched off; the bounding
-    set;
-    capabilities with CAP_SETPCAP kept; ambient ones, which must be permitted and inheritable; securebits; the
-    last capabilities.
-    Changing ids clears the parent-death signal and dumpable: both are set afterwards by others.
+    The order is: groups while the capabilities are there; ids with the capability fix-up switched off; the bounding
+    set; capabilities with CAP_SETPCAP kept; ambient ones, which must be permitted and inheritable; securebits; the
+    last capabilities. Changing ids clears the parent-death signal and dumpable: others set both afterwards.
     """
     if wanted == present:
         return
@@ -187,7 +185,8 @@ def _capset(program: Program, effective: int, permitted: int, inheritable: int) 
 
 
 def namespace_blockers(process: ProcessSnapshot) -> list[Blocker]:
-    """A user namespace or a security label that the destination would not give. Needs the right to trace the process.
+    """Blockers: a user namespace or a security label that the destination would not give. Needs the right to
+    trace the process.
     """
     blockers = []
     if not process.in_our_namespace("user"):

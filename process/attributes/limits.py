@@ -1,9 +1,8 @@
 """Limits and the settings around them: rlimits, umask, working and root directory, personality, oom and core
 settings.
 
-A limit that cannot be raised on the destination (CAP_SYS_RESOURCE) is set as high as it goes, and said so:
-the process ran
-without reaching it.
+A limit that cannot be raised on the destination (CAP_SYS_RESOURCE) is set as high as it goes, with a warning: the
+process ran without reaching it.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ def snapshot_limits(process: ProcessSnapshot) -> Limits:
 
 
 def reread(process: ProcessSnapshot, known: Limits) -> Limits:
-    """What a frozen process may have changed since `known`, cheaply: directories and umask. Its limits it
-    tells itself.
+    """What a frozen process may have changed since `known`, cheaply: directories and umask. The process itself tells
+    its limits.
     """
     mask = UMASK.search(process.status_text)
     return msgspec.structs.replace(
@@ -85,7 +84,7 @@ def parse_limits(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def query_limits(program: Program, place: Data) -> None:
-    """Rows that ask for all limits; `place` takes 16 pairs of 8 bytes."""
+    """Rows that query all limits; `place` takes 16 pairs of 8 bytes."""
     for index, name in enumerate(LIMITS):
         label = f"prlimit64 of RLIMIT_{name}"
         program.call(label, numbers.SYS_prlimit64, 0, index, 0, place + index * 16, check=False)
@@ -106,8 +105,8 @@ def present_limits(pid: int = 0) -> tuple[tuple[int, int], ...]:
 def reachable(
     wanted: tuple[tuple[int, int], ...], present: tuple[tuple[int, int], ...], may_raise: bool
 ) -> tuple[tuple[int, int], ...]:
-    """What of the wanted limits can be set by a process that has `present`, with or without the right to
-    raise.
+    """The limits nearest to the wanted ones that a process with `present` can set, with or without the right to raise
+    them.
     """
     if may_raise:
         return wanted
@@ -132,7 +131,7 @@ def limit_warnings(wanted: tuple[tuple[int, int], ...], given: tuple[tuple[int, 
 
 
 def limits_blockers(limits: Limits) -> list[Blocker]:
-    """A working directory or root that no path leads to any more."""
+    """Blockers: a working directory or root that no path leads to any more."""
     return [
         Blocker(
             object=name,
@@ -145,8 +144,8 @@ def limits_blockers(limits: Limits) -> list[Blocker]:
 
 
 def memory_limit_blockers(process: ProcessSnapshot, length: int) -> list[Blocker]:
-    """Which limit it is that lets the process map no `length` bytes more (mmap(2), ENOMEM); none where it is none of
-    these. Raises ProcessGone, OSError."""
+    """The limit that lets the process map no `length` bytes more (mmap(2), ENOMEM); none if it is none of these. Raises
+    ProcessGone, OSError."""
     limits = parse_limits(process.read("limits").decode())
     soft = {name: ours for name, (ours, _) in zip(LIMITS, limits, strict=True)}
     found = []
@@ -156,8 +155,8 @@ def memory_limit_blockers(process: ProcessSnapshot, length: int) -> list[Blocker
             found.append(
                 Blocker(
                     object=f"RLIMIT_{name}",
-                    cause=f"of the {soft[name]} bytes that may be {what}, {used} are, and the move needs {length} for "
-                    "a moment",
+                    cause=f"{used} of the {soft[name]} bytes that may be {what} are in use, and the move needs "
+                    f"{length} more for a moment",
                     remedy=f"raise it: prlimit --pid {process.pid} --{name.lower()}=...",
                 )
             )
@@ -180,7 +179,7 @@ def directories(limits: Limits) -> tuple[bytes, bytes]:
 
 
 def preflight_limits(limits: Limits, map_path: Callable[[bytes], bytes]) -> list[Blocker]:
-    """On the destination: directories that are not there. `map_path` translates a path of the source."""
+    """Blockers on the destination: directories that are missing. `map_path` translates a path of the source."""
     blockers = []
     for name, path in (("working directory", limits.working_directory), ("root directory", limits.root)):
         mapped = map_path(path)
@@ -221,8 +220,8 @@ def restore_limits(program: Program, wanted: tuple[tuple[int, int], ...], presen
 
 
 def restore_outside(pid: int, limits: Limits) -> list[str]:
-    """Set in the husk `pid`, by its /proc files, what no call of its own can; returns what did not go, as
-    sentences.
+    """Set in the husk `pid`, by its /proc files, what no call of its own can; returns sentences on what could not be
+    set.
     """
     warnings = []
     Path(f"/proc/{pid}/coredump_filter").write_text(f"{limits.core_filter:#x}")

@@ -1,6 +1,6 @@
-"""What a process has registered for membarrier(2): commands that fail in a process that has not asked for them.
+"""What a process has registered for membarrier(2): commands that fail in a process without a registration.
 
-The process itself is asked (MEMBARRIER_CMD_GET_REGISTRATIONS, since Linux 6.3; before that nobody can tell).
+Only the process itself can tell (MEMBARRIER_CMD_GET_REGISTRATIONS, since Linux 6.3; before that nobody can).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REGISTRATIONS = {
 
 
 def query_registrations(program: Program) -> Result:
-    """The row that asks; its result is a set of REGISTRATIONS, or -EINVAL from a kernel that does not tell."""
+    """The row of the query; its result is a set of REGISTRATIONS, or -EINVAL from a kernel that does not tell."""
     return program.call("membarrier", numbers.SYS_membarrier, GET_REGISTRATIONS, 0, 0, check=False)
 
 

@@ -13,7 +13,7 @@ from live_migration.kernel.injection.program import Data, Program
 from live_migration.kernel.process_snapshot import ProcessSnapshot, parse_stat, read_file
 from live_migration.process.attributes.membarrier import query_registrations, restore_registrations
 
-DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives 0 or 1 alone
+DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives only 0 or 1
 NO_FILE = 0xFFFFFFFF
 LAYING_OUT_SECONDS = 1.0
 
@@ -21,7 +21,7 @@ LAYING_OUT_SECONDS = 1.0
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Where code, data, heap, stack, arguments and environment are (prctl(2), PR_SET_MM_MAP), and the auxiliary vector.
 
-    `program_break` is exact only when the process itself was asked.
+    `program_break` is exact only when it comes from the process itself.
     """
 
     start_code: int
@@ -57,8 +57,8 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def snapshot_memory_plan(process: ProcessSnapshot) -> MemoryPlan:
-    """The plan from /proc/PID/stat and /proc/PID/auxv; the break as the start of the heap, until the process
-    is asked.
+    """The plan from /proc/PID/stat and /proc/PID/auxv; the break is the start of the heap, until the process itself
+    tells it.
 
     Raises PermissionError without the right to trace: /proc/PID/stat then shows 1 and zeros. Raises OSError when
     execve(2) does not come to an end.
@@ -105,7 +105,7 @@ def _field(place: Data, name: str) -> Data:
 
 
 def query_attributes(program: Program, place: Data) -> None:
-    """Rows that ask the process's settings; `place` takes one lm_process_answers."""
+    """Rows that query the process's settings; `place` takes one lm_process_answers."""
     subreaper = _field(place, "subreaper")
     label = "PR_GET_CHILD_SUBREAPER"
     program.call(label, numbers.SYS_prctl, int(lib.PR_GET_CHILD_SUBREAPER), subreaper, 0, 0, 0, check=False)
@@ -144,8 +144,8 @@ def answer_break(answers: bytes) -> int:
 def restore_attributes(program: Program, attributes: Attributes) -> None:
     """Rows for the first thread, after the credentials, whose change resets dumpable (prctl(2)).
 
-    The kernel gives "dumpable to root alone" by itself when credentials change; asked for it, prctl refuses,
-    and 0, which is no wider, stands in.
+    The kernel itself sets "dumpable to root alone" when credentials change; prctl refuses that value, so 0, which
+    allows no more, stands in for it.
     """
 
     def prctl(option: str, *arguments: int) -> None:
@@ -155,7 +155,7 @@ def restore_attributes(program: Program, attributes: Attributes) -> None:
     prctl("PR_SET_DUMPABLE", dumpable)
     if attributes.subreaper:
         prctl("PR_SET_CHILD_SUBREAPER", 1)
-    # Set in any case: what a process starts with is its parent's, and here rounds have set their own.
+    # Set in any case: a process starts with the value of its parent, and here rounds have set their own.
     prctl("PR_SET_THP_DISABLE", attributes.huge_pages_disabled & 1, attributes.huge_pages_disabled & ~1)
     if attributes.write_execute_denied:
         prctl("PR_SET_MDWE", attributes.write_execute_denied)
@@ -165,8 +165,8 @@ def restore_attributes(program: Program, attributes: Attributes) -> None:
 
 
 def restore_memory_plan(program: Program, plan: MemoryPlan, exe: int | None) -> None:
-    """The row that tells the kernel the plan, with descriptor `exe` of the husk as its executable, None to
-    leave that.
+    """The row that tells the kernel the plan, with descriptor `exe` of the husk as its executable; None keeps the
+    present one.
 
     The husk's own executable must be unmapped by then. See prctl(2), PR_SET_MM_MAP.
     """

@@ -1,10 +1,10 @@
 """System V semaphores that the kernel gives back when a process ends (SEM_UNDO of semop(2)).
 
-What is to be given back belongs to the kernel that the process ran on, which would do it at once when the source's copy
-leaves, while the moved process believes that it holds them. The list cannot be read. kcmp(2) tells that a process has
-one, as every process with threads does, and it has entries only where a set has been operated on since the process
-began. With threads it counts when the process was the last to operate on one of the set's semaphores, as whoever holds
-one that all others wait for was.
+The kernel that the process ran on keeps the list of what is to be given back. It would give it back at once when the
+source's copy leaves, while the moved process believes that it holds the semaphores. The list cannot be read. kcmp(2)
+tells that a process has one, as every process with threads does, and it has entries only where a set has been operated
+on since the process began. For a process with threads a set counts if the process was the last to operate on one of its
+semaphores, as the holder of a semaphore for which all others wait was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
     start_ticks = int(process.stat[21])
     started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start_ticks / os.sysconf("SC_CLK_TCK")
     since = [name for name, operated in operated_on if operated >= started - CLOCK_SLACK_SECONDS]
-    # This process has no list, so that both compare as equal where the other has none either.
+    # This process has no list, so both compare as equal if the other has none either.
     pid = process.pid
     if not since or int(lib.lm_kcmp(pid, os.getpid(), lib.KCMP_SYSVSEM, 0, 0)) == 0:
         return []
@@ -44,15 +44,15 @@ def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
     return [
         Blocker(
             object=f"semaphore set {', '.join(map(str, since))}",
-            cause="the process may hold some of it that the kernel would give back at the end of its copy (SEM_UNDO)",
+            cause="the process may hold a part that the kernel would give back at the end of its copy (SEM_UNDO)",
             remedy="let it give them back first, and remove sets that nobody needs (ipcrm)",
         )
     ]
 
 
 def last_operators(number: int) -> set[int]:
-    """The processes that were the last to operate on a semaphore of the set (semctl(2), GETPID); none of a set that is
-    gone or not to be read."""
+    """The processes that were the last to operate on a semaphore of the set (semctl(2), GETPID); none for a set that has
+    gone or may not be read."""
     semctl = ctypes.CDLL(None).semctl
     found = set()
     for index in range(MOST_SEMAPHORES):

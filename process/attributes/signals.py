@@ -1,9 +1,7 @@
 """Signals: handlers, the process's pending signals, and whether it is stopped.
 
-A pending signal is the kernel's own siginfo, 128 bytes, as PTRACE_PEEKSIGINFO tells it and rt_sigqueueinfo(2)
-takes it
-back. The process must queue its signals itself: from outside the kernel refuses some of them and rewrites the
-sender.
+A pending signal is the kernel's own siginfo, 128 bytes, as PTRACE_PEEKSIGINFO tells it and rt_sigqueueinfo(2) takes it
+back. The process must queue its signals itself: from outside, the kernel refuses some of them and rewrites the sender.
 """
 
 from __future__ import annotations
@@ -23,8 +21,7 @@ SIGNAL_SET_SIZE = 8
 SIGINFO_SIZE = 128
 # Their actions cannot be changed (sigaction(2)).
 UNCATCHABLE = frozenset({int(signal.SIGKILL), int(signal.SIGSTOP)})
-# Not queued by rows: the first two have effect at once whatever the mask, the third ends every program of
-# rows.
+# Rows do not queue these: the first two act at once whatever the mask is, the third ends every program of rows.
 NOT_QUEUED = UNCATCHABLE | {int(END_SIGNAL)}
 
 
@@ -49,7 +46,7 @@ class Signals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def query_actions(program: Program, place: Data) -> None:
-    """Rows that ask for the action of every signal; `place` takes 64 kernel sigactions."""
+    """Rows that query the action of every signal; `place` takes 64 kernel sigactions."""
     size = int(ffi.sizeof("lm_kernel_sigaction"))
     for number in range(1, SIGNALS + 1):
         if number not in UNCATCHABLE:
@@ -96,8 +93,7 @@ def signal_code(information: bytes) -> int:
 def queue_signals(program: Program, pending: Iterable[bytes], process_id: int, thread_id: int | None = None) -> None:
     """Rows by which a thread queues signals, to itself or, without `thread_id`, to its process.
 
-    Whoever runs a program blocks all signals but the one that ends it, and blocks them until the final mask
-    is set.
+    A thread that runs a program blocks all signals but the one that ends it, until the final mask is set.
     """
     for information in pending:
         number = signal_number(information)
@@ -114,8 +110,7 @@ def queue_signals(program: Program, pending: Iterable[bytes], process_id: int, t
 def restore_actions(program: Program, signals: Signals, staged: Signals | None = None) -> None:
     """Rows for the husk's first thread that set every action.
 
-    All actions are set, since a husk inherits ignored signals from its maker; with `staged` only those that
-    differ.
+    All actions are set, since a husk inherits ignored signals from its maker; with `staged`, only those that differ.
     """
     wanted = {action.number: action for action in signals.actions}
     known = {action.number: action for action in staged.actions} if staged is not None else {}
@@ -136,10 +131,9 @@ def restore_actions(program: Program, signals: Signals, staged: Signals | None =
 
 
 def late_signals(present: Sequence[bytes], described: Sequence[bytes]) -> list[bytes]:
-    """Of one queue as it is now, what has come since it was described.
+    """What has come into one queue since it was described.
 
-    The kernel appends, and takes nothing away from a stopped process except SIGCONT's and SIGSTOP's mutual
-    clearing.
+    The kernel appends, and takes nothing away from a stopped process, except that SIGCONT and SIGSTOP clear each other.
     What the process's own timers sent is left out: they run on at the destination.
     """
     left = list(described)
@@ -185,8 +179,7 @@ def sent_after_resume(
 ) -> list[tuple[int | None, int]]:
     """(thread id or None for the process, signal) that the worker sends when the threads have their final state.
 
-    These are the pending ones that no row can queue, and the stop of a process that was stopped: it comes
-    last.
+    These are the pending ones that no row can queue, and the stop of a process that was stopped, which comes last.
     """
     waiting: list[tuple[int | None, int]] = [
         (thread_id, signal_number(information))

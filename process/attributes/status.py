@@ -14,8 +14,8 @@ LINES_THAT_CHANGE = re.compile(rb"^(?:" + b"|".join(CHANGING) + rb"):.*\n", re.M
 
 
 def resident_bytes(status: dict[str, str]) -> int:
-    """Bytes of anonymous memory that a process has in memory or in swap; 0 for one without memory. Shared memory is not
-    among them, for RssShmem counts files on a tmpfs, too, which do not travel."""
+    """Bytes of anonymous memory that a process has in memory or in swap; 0 for one without memory. Shared memory does
+    not count, for RssShmem includes files on a tmpfs, which do not travel."""
     return sum(int(status.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
 
 

@@ -1,9 +1,8 @@
 """Timers of a process: the three interval timers and POSIX timers with their ids.
 
-Times are nanoseconds that were left when the process was asked; a periodic timer's phase goes along. A timer
-that ran out
-between being read and the look at the pending signals is told apart by its time (`expired_by`). Timers are
-armed in the destination last.
+Times are the nanoseconds that were left when the process told them; a periodic timer's phase goes along. A timer may
+run out after it was read and before the pending signals are read; its time tells that (`expired_by`). The destination
+arms timers last.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def parse_timers(text: str) -> tuple[PosixTimer, ...]:
 
 
 def query_timers(program: Program, posix_timers: Sequence[PosixTimer]) -> Data:
-    """Rows that ask for the time left of every timer. Ask before the pending signals are looked at."""
+    """Rows that query the time left of every timer. They come before the pending signals are read."""
     interval_size = int(ffi.sizeof("lm_interval_setting"))
     size = int(ffi.sizeof("lm_timer_setting"))
     place = program.reserve(INTERVAL_TIMERS * interval_size + len(posix_timers) * size)
@@ -128,7 +127,7 @@ def answer_timers(answers: bytes, posix_timers: Sequence[PosixTimer]) -> Timers:
 
 
 def timer_blockers(timers: Timers, process_id: int, thread_ids: Sequence[int]) -> list[Blocker]:
-    """Timers that cannot be made again: on the clock of another process, or for a thread that has ended."""
+    """Blockers: timers that cannot be made again, on the clock of another process, or for a thread that has ended."""
     blockers = []
     for timer in timers.posix_timers:
         name = f"timer {timer.identifier}"
@@ -183,9 +182,8 @@ def _clock_to_create(timer: PosixTimer) -> int:
 def create_timers(program: Program, posix_timers: Sequence[PosixTimer], restore_ids: bool) -> None:
     """Rows that create the timers with their ids, unarmed, in a process that never had any.
 
-    `restore_ids`: the kernel offers PR_TIMER_CREATE_RESTORE_IDS; else ids are handed out counting up from 0,
-    and those between are used
-    up. Threads that timers name must exist.
+    `restore_ids`: the kernel offers PR_TIMER_CREATE_RESTORE_IDS; otherwise it hands out ids counting up from 0, and
+    those in between are used up. Threads that timers name must exist.
     """
     if not posix_timers:
         return
@@ -235,7 +233,7 @@ def ids_can_be_chosen() -> bool:
 
 
 def ids_within_reach(timers: Timers, restore_ids: bool) -> list[Blocker]:
-    """On the destination: timer ids so high that counting up to them is no way."""
+    """Blockers on the destination: timer ids so high that counting up to them would take too long."""
     highest = max((timer.identifier for timer in timers.posix_timers), default=0)
     if restore_ids or highest <= HIGHEST_COUNTED_ID:
         return []
@@ -251,7 +249,7 @@ def ids_within_reach(timers: Timers, restore_ids: bool) -> list[Blocker]:
 def arm_timers(program: Program, timers: Timers, elapsed: int = 0) -> None:
     """Rows that arm every timer with what is left of its time, `elapsed` nanoseconds after it was read.
 
-    What would have run out meanwhile runs out at once.
+    A timer that would have run out meanwhile runs out at once.
     """
     for kind, timer in enumerate(timers.interval_timers):
         if timer.remaining == 0 and timer.interval == 0:
@@ -283,7 +281,7 @@ def arm_timers(program: Program, timers: Timers, elapsed: int = 0) -> None:
 def expired_by(timers: Timers, passed: int) -> tuple[bool, frozenset[int]]:
     """Whether the alarm timer, and which POSIX timers, ran out within `passed` nanoseconds of being read.
 
-    They will run out at the destination too, so their signals, if the queue shows them, are not to travel.
+    They will run out at the destination too, so their signals must not travel if the queue shows them.
     """
     alarm = timers.interval_timers[ALARM_TIMER]
     return (

@@ -14,13 +14,13 @@ from live_migration.wire.blockers import Blocker
 
 
 def descriptor_blockers(table: DescriptorTable, options: DescriptorOptions) -> list[Blocker]:
-    """What the source can tell to be in the way, all of it."""
+    """All the blockers that the source can find."""
     context = BlockerContext(options, table.own_links(), table.frozen)
     return [blocker for one in table.open_files for blocker in blockers_of(one, context)]
 
 
 def blockers_of(one: OpenFile[AnyObject], context: BlockerContext) -> list[Blocker]:
-    """What is in the way of one description."""
+    """The blockers of one open file."""
     if one.standard is not None:
         return []
     kind = kind_of(one.object)
@@ -46,7 +46,7 @@ def blockers_of(one: OpenFile[AnyObject], context: BlockerContext) -> list[Block
 
 
 def passing_blockers(table: DescriptorTable, same_machine: bool) -> list[Blocker]:
-    """What is in the way of a frozen process but passes by itself once it runs: worth another try."""
+    """Blockers of a frozen process that pass by themselves once it runs: another freeze is worth a try."""
     found: list[Blocker] = []
     for one in table.open_files:
         if one.standard is not None:
@@ -58,7 +58,7 @@ def passing_blockers(table: DescriptorTable, same_machine: bool) -> list[Blocker
 
 
 def preflight_descriptors(table: DescriptorTable, options: DescriptorOptions) -> list[Blocker]:
-    """What the destination can tell to be in the way: files missing or different, no permission, ports
+    """The blockers that the destination can find: files that are missing or different, no permission, ports that are
     taken.
     """
     context = PreflightContext(options, reach_of(table.place), table.shared_by_inode())

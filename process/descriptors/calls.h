@@ -11,7 +11,7 @@
 /* cffi: begin */
 /* tee(2): the content of pipe `from` appears in pipe `to` as well, without being consumed. */
 long lm_tee(int from, int to, unsigned long length);
-/* F_GETOWN_EX and F_GETSIG: who is told that the descriptor is ready, and by which signal: type, id, signal.
+/* F_GETOWN_EX and F_GETSIG: who gets a signal when the descriptor is ready, and which: type, id, signal.
  */
 int lm_get_owner(int number, int *told);
 /* signalfd(2) for the signals in `mask`, bit 0 for signal 1. */

@@ -1,4 +1,4 @@
-"""Files without a path: memfds and unlinked files. Their content travels with the pages, each as an object of its own.
+"""Files without a path: memfds and unlinked files. Their content travels with the pages, each file as an object.
 
 An object is a space of the page stream whose addresses are offsets (wire/page_stream.h). The source reads it through
 a duplicate of the descriptor, the destination writes it through the descriptor that the worker has made.
@@ -48,7 +48,7 @@ def number_of(table: DescriptorTable, content: Content) -> int:
 
 
 def identity_of(table: DescriptorTable, content: Content) -> int:
-    """The identity of a description that leads to the object. Raises LookupError."""
+    """The identity of an open file that leads to the object. Raises LookupError."""
     return _description(table, content)[1]
 
 
@@ -76,6 +76,6 @@ def inodes_without_path(table: DescriptorTable) -> frozenset[int]:
 
 
 def new_contents(contents: Iterable[Content], before: Iterable[Content]) -> list[Content]:
-    """Those of `contents` whose space `before` has not."""
+    """Those of `contents` whose space is not in `before`."""
     spaces = frozenset(one.space for one in before)
     return [one for one in contents if one.space not in spaces]

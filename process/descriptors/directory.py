@@ -1,4 +1,4 @@
-"""Directories. Only the offset of a description changes while it is open."""
+"""Directories. Only the offset of an open file changes while it is open."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_directory(one: OpenFile[Directory], context: OpenContext) -> int:
 
 
 def update_directory(number: int, one: OpenFile[Directory], _: Directory, __: OpenContext) -> None:
-    """Give the description its offset."""
+    """Give the open file its offset."""
     seek(number, one.offset)
 
 

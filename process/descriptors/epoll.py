@@ -1,8 +1,8 @@
 """epoll(7): what an epoll instance watches.
 
-The kernel tells each entry by the number under which it was registered and by the file. The number may
-meanwhile stand for something else, while the file lives on under another one; kcmp(2) tells. Entries are
-registered again inside the process, because an entry is a pair of number and file.
+The kernel tells each entry by the number under which it was registered and by the file. The number may stand for
+something else by now, while the file lives on under another one; kcmp(2) tells. The process itself registers entries
+again, because an entry is a pair of number and file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ENTRY = re.compile(r"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", r
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """An entry: the number it was registered under, what is waited for, the caller's data, and the number
-    by which the file can be reached now, or None if no descriptor of the process stands for it any more.
+    """An entry: the number under which it was registered, the events, the caller's data, and the number by which the
+    file can be reached now, or None if no descriptor of the process stands for it any more.
     """
 
     target: int
@@ -75,7 +75,7 @@ def is_target(seen: Seen, number: int, target: int, offset: int) -> bool:
 
 
 def epoll_blockers(one: OpenFile[Epoll], _: BlockerContext) -> list[Blocker]:
-    """Entries whose file no descriptor of the process stands for: a process that stays keeps it open."""
+    """Blockers: entries whose file no descriptor of the process stands for; a process that stays keeps it open."""
     return [
         Blocker(
             one.name,
@@ -94,7 +94,8 @@ def open_epoll(_: OpenFile[Epoll], __: OpenContext) -> int:
 
 
 def epoll_rows(program: Program, one: OpenFile[Epoll], context: RowsContext) -> None:
-    """Rows that register every entry. What stands for something else than on the source may refuse to be watched."""
+    """Rows that register every entry. A descriptor that stands for something else than on the source may refuse to be
+    watched."""
     number, numbers, unsure = one.number, context.numbers, context.unsure
     for entry in one.object.entries:
         if entry.holder is None:
@@ -105,7 +106,7 @@ def epoll_rows(program: Program, one: OpenFile[Epoll], context: RowsContext) -> 
         if entry.holder == entry.target:
             program.call(label, *add, check=entry.holder not in unsure)
             continue
-        # The number stands for something else by now: it is lent to the entry's file.
+        # The number stands for something else by now: the entry's file borrows it.
         spare = max(numbers) + 1
         if entry.target in numbers:
             program.call(label, SYS_dup3, entry.target, spare, 0)

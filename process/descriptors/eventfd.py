@@ -30,8 +30,8 @@ def snapshot_eventfd(seen: Seen, _: SnapshotContext) -> EventFd:
 def is_semaphore(seen: Seen) -> bool:
     """Does a read take one from the counter, instead of all of it?
 
-    A kernel before 6.5 does not say. There a frozen process's eventfd is asked by adding two to its counter
-    and reading: that changes nothing in the end, and nobody else reads it.
+    A kernel before 6.5 does not tell. There, two is added to the counter of a frozen process's eventfd, which is then
+    read: that changes nothing in the end, and nobody else reads it.
     """
     if seen.has_field("eventfd-semaphore"):
         return seen.field("eventfd-semaphore") != "0"

@@ -1,9 +1,8 @@
 """Locks on files: flock(2), POSIX and open file description locks (fcntl(2)); leases are a blocker.
 
-flock and open file description locks belong to the description, so the worker takes them through its
-duplicate. POSIX locks belong to the process and are taken by rows inside it. On the source's own machine
-the source keeps its locks until it ends: there a description that holds one is handed over itself, and a
-POSIX lock is a blocker.
+flock and open file description locks belong to the open file, so the worker takes them through its duplicate. POSIX
+locks belong to the process, and rows inside it take them. On the source's own machine the source keeps its locks until
+it ends: there an open file that holds one is handed over itself, and a POSIX lock is a blocker.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ F_SETLK = 6
 
 
 def snapshot_locks(seen: Seen) -> list[Lock]:
-    """The locks of the description, and those of the process on the same file."""
+    """The locks of the open file, and those of the process on the same file."""
     if "lock:" not in seen.information:
         return []
     return [
@@ -40,17 +39,17 @@ def snapshot_locks(seen: Seen) -> list[Lock]:
 
 
 def belongs_to_open_file(lock: Lock) -> bool:
-    """A lock that goes where the description goes."""
+    """A lock that goes where the open file goes."""
     return lock.kind in ("FLOCK", "OFDLCK")
 
 
 def held_locks(locks: list[Lock]) -> list[Lock]:
-    """The locks that belong to the description."""
+    """The locks that belong to the open file."""
     return [lock for lock in locks if belongs_to_open_file(lock)]
 
 
 def lock_blockers(locks: list[Lock], name: str) -> list[Blocker]:
-    """Leases and mandatory or unknown kinds."""
+    """Blockers: leases, and mandatory or unknown kinds of locks."""
     return [
         Blocker(name, f"it has a lock of kind {lock.kind}", "let the process give it up before the move")
         for lock in locks
@@ -59,9 +58,8 @@ def lock_blockers(locks: list[Lock], name: str) -> list[Blocker]:
 
 
 def kept_locks(locks: list[Lock], name: str) -> list[Blocker]:
-    """On the source's own machine: the source keeps its POSIX locks until it ends, and one that excludes
-    others cannot be taken meanwhile. A process that is not frozen gives most of them up within
-    milliseconds.
+    """Blockers on the source's own machine: the source keeps its POSIX locks until it ends, and nobody can take one
+    that excludes others meanwhile. A process that is not frozen gives most of them up within milliseconds.
     """
     if not any(lock.kind == "POSIX" and lock.write for lock in locks):
         return []
@@ -78,8 +76,7 @@ def argument(lock: Lock) -> bytes:
 
 
 def take_locks(number: int, locks: list[Lock]) -> None:
-    """Take those that belong to the description, through a descriptor of this process. Raises OSError
-    (EAGAIN).
+    """Take the locks that belong to the open file, through a descriptor of this process. Raises OSError (EAGAIN).
     """
     for lock in locks:
         if lock.kind == "FLOCK":

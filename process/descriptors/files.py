@@ -89,7 +89,7 @@ def snapshot_file(seen: Seen, _: SnapshotContext) -> File:
 
 
 def is_writable(flags: int) -> bool:
-    """Can a description with these flags be written to?"""
+    """Can an open file with these flags be written to?"""
     return flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_PATH
 
 
@@ -99,8 +99,8 @@ def is_same(old: File, new: File) -> bool:
 
 
 def is_inherited(one: OpenFile[File]) -> bool:
-    """Is it one at 0 to 2, which a shell that waits may hold as well? It is opened by its path on the destination, and
-    only its offset is no longer shared.
+    """Is it one at 0 to 2, which a waiting shell may hold too? The destination opens it by its path, and only its
+    offset is no longer shared.
     """
     return one.number <= 2 and one.object.linked
 
@@ -113,7 +113,7 @@ def process_blockers(name: str, path: str) -> list[Blocker]:
 
 
 def file_blockers(one: OpenFile[File], _: BlockerContext) -> list[Blocker]:
-    """What keeps a regular file from being moved, as far as the source can tell."""
+    """The blockers of a regular file, as far as the source can tell."""
     file, flags, name = one.object, one.flags, one.name
     if blockers := process_blockers(name, file.path):
         return blockers
@@ -131,8 +131,8 @@ def file_blockers(one: OpenFile[File], _: BlockerContext) -> list[Blocker]:
 def difference(
     file: File, found: os.stat_result, compare: Literal["strict", "size", "trust"], same_machine: bool
 ) -> str | None:
-    """How the destination's file differs from the source's, in words, or None. On the `same_machine` one file does not
-    differ from itself, whatever others may have written to it meanwhile."""
+    """How the destination's file differs from the source's, in words, or None. On the `same_machine` a file does not
+    differ from itself, whatever others have written to it meanwhile."""
     if not stat.S_ISREG(found.st_mode):
         return "it is not a regular file here"
     if same_machine and (found.st_dev, found.st_ino) == (file.device, file.inode):
@@ -149,8 +149,8 @@ def difference(
 def preflight_file(
     file: File, flags: int, name: str, options: DescriptorOptions, same_machine: bool = False
 ) -> list[Blocker]:
-    """Can the destination open the file, and is it the same one? Files to be written are compared after the
-    freeze. On the `same_machine` a missing file has just been removed by the process itself.
+    """Can the destination open the file, and is it the same one? Files that are open for writing are compared after the
+    freeze. On the `same_machine`, the process itself has just removed a missing file.
     """
     path = options.map_path(file.path)
     if not file.linked:
@@ -178,9 +178,9 @@ def preflight(one: OpenFile[File], context: PreflightContext) -> list[Blocker]:
 
 
 def open_file(one: OpenFile[File], context: OpenContext) -> int:
-    """Open the file on the destination; or the source's own description where that holds a lock, on one machine.
+    """Open the file on the destination, or, on one machine, take the source's own open file if that holds a lock.
 
-    An unlinked one is made anew and empty, once for all its descriptions; its content has to follow.
+    An unlinked file is made anew and empty, once for all its open files; its content has to follow.
     """
     file, flags = one.object, one.flags
     if held_locks(one.locks) and is_same_file_here(file, context):
@@ -206,7 +206,7 @@ def is_same_file_here(file: File, context: OpenContext) -> bool:
 
 
 def make_unlinked(file: File, context: OpenContext) -> int:
-    """An empty file without a name, in the directory of the old one; in memory where that cannot be had."""
+    """An empty file without a name, in the directory of the old one, or in memory if that is impossible."""
     directory = os.path.dirname(context.map_path(file.path))
     try:
         number = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, file.mode)
@@ -225,7 +225,7 @@ def make_unlinked(file: File, context: OpenContext) -> int:
 
 
 def update_bytes(number: int, one: OpenFile[Any], file: FileObject, context: OpenContext) -> None:
-    """Give a file its size, where its bytes travel, then the locks and the offset of its description."""
+    """Give a file its size, if its bytes travel, then the locks and the offset of its open file."""
     made = context.content_wanted.get((file.device, file.inode))
     if made is not None and os.fstat(made).st_size != file.size:
         os.truncate(made, file.size)

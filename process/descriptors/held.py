@@ -1,8 +1,8 @@
-"""What a kind holds of an open file at the freeze: system calls for when the process has been handed over, and others
-for when it has not.
+"""What a kind holds of an open file at the freeze: system calls for a process that has been handed over, and others for
+one that has not.
 
-They are data, so that they can be made without any of this, in C, by lm-serve or by its custodian. Nothing waits for
-them and nothing fails by them: what cannot be done is left. A row may be run twice, where whoever ran it has died.
+They are data, so that lm-serve or its custodian can make them in C, without any of this. Nothing waits for them, and no
+failure of them counts: what cannot be done is left. A row may run twice, if lm-serve dies in it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Held:
-    """The rows about the open file that a descriptor of the source stands for; another file that is there by then, with
+    """The rows about the open file that a descriptor of the source stands for. Another file that is there by then, with
     another inode, is left alone.
     """
 

@@ -1,7 +1,7 @@
 """TCP and UDP sockets, v4 and v6: unconnected, bound, listening, and connected UDP.
 
-Established TCP connections stay where they are: a blocker, or with --tcp close an end for both sides. The
-peer gets a clean FIN, and the process finds a connection that its peer has closed.
+An established TCP connection cannot move. It is a blocker, or with --tcp close it ends for both sides: the peer gets a
+clean FIN, and the process finds a connection that its peer has closed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
     @property
     def is_established(self) -> bool:
-        """Has it a connection that only this host can go on with, also one half closed?"""
+        """Has it a connection that only this host can go on with? A half-closed one counts."""
         return self.is_tcp and self.state not in (TCP_CLOSE, TCP_LISTEN)
 
 
@@ -126,7 +126,7 @@ def leads_outside(one: OpenFile[InetSocket], _: Container[str]) -> bool:
 
 
 def inet_blockers(open_file: OpenFile[InetSocket], context: BlockerContext) -> list[Blocker]:
-    """What keeps it from being moved."""
+    """The blockers of such a socket."""
     one, name = open_file.object, open_file.name
     if one.is_established and context.options.tcp == "refuse":
         peer = text(one.peer) if one.peer else "a peer that has gone"
@@ -141,7 +141,7 @@ def inet_blockers(open_file: OpenFile[InetSocket], context: BlockerContext) -> l
 
 
 def preflight_inet(open_file: OpenFile[InetSocket], context: PreflightContext) -> list[Blocker]:
-    """Can its address be bound on the destination, where it is to be? Tried, and let go again."""
+    """Can its address be bound on the destination, if it has to be? This binds it for a moment."""
     one, name = open_file.object, open_file.name
     if (context.reach.source and context.reach.same_network) or one.is_established or not one.address[1]:
         return []
@@ -179,8 +179,7 @@ def make_inet(one: InetSocket) -> socket.socket:
 
 
 def bind_inet(made: socket.socket, one: InetSocket) -> None:
-    """Bind it; a connected UDP socket may have had its address from the route, which another host does not
-    have.
+    """Bind it. A connected UDP socket may have its address from the route, and another host does not have that one.
     """
     try:
         made.bind(tuple(one.address))
@@ -191,7 +190,7 @@ def bind_inet(made: socket.socket, one: InetSocket) -> None:
 
 
 def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
-    """A socket like it, listening or connected where it was; or the source's own where that can be reached."""
+    """A socket like it, listening or connected as it was; or the source's own, if that can be reached."""
     one = open_file.object
     if one.is_established:
         number: int = lib.lm_closed_tcp_socket(one.family)

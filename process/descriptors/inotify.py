@@ -92,7 +92,7 @@ def path_of_handle(pid: int, device: int, kind: int, handle: bytes) -> str | Non
 
 
 def inotify_blockers(one: OpenFile[Inotify], context: BlockerContext) -> list[Blocker]:
-    """Watches of files without a path, and frozen, events."""
+    """Blockers: watches of files without a path and, when it is frozen, events."""
     found = [
         Blocker(one.name, f"the file of watch {each.watch} has no path", "let the process remove the watch")
         for each in one.object.watches
@@ -102,10 +102,10 @@ def inotify_blockers(one: OpenFile[Inotify], context: BlockerContext) -> list[Bl
 
 
 def event_blockers(one: OpenFile[Inotify]) -> list[Blocker]:
-    """Events that would be lost: nobody can queue them anew. They pass when the process reads them."""
+    """Blockers that pass when the process reads its events, which would be lost: nobody can queue them anew."""
     if not one.object.queued:
         return []
-    return [Blocker(one.name, "it holds events that were not read yet", "try again when the process has read them")]
+    return [Blocker(one.name, "it holds events that are not read yet", "try again when the process has read them")]
 
 
 def preflight_inotify(one: OpenFile[Inotify], context: PreflightContext) -> list[Blocker]:
@@ -156,7 +156,7 @@ def add_watches(number: int, watches: list[Watch], map_path: Callable[[str], str
             highest = checked(lib.lm_inotify_add(number, os.fsencode(map_path(each.path or "")), each.mask))
             if highest != each.watch:
                 raise OSError(22, f"inotify watch {each.watch} became {highest} here")
-        # What the filler's removals said is not for the process.
+        # The events of the removed fillers are not for the process.
         os.set_blocking(number, False)
         while True:
             os.read(number, 65536)

@@ -1,7 +1,7 @@
-"""What there is to know of one kind of descriptor, as a record.
+"""Everything about one kind of descriptor, as a record.
 
-Every file of this folder that stands for a kind exports such a record, and registry.py lists them. What goes over all
-descriptors of a process (snapshot.py, blockers.py, opening.py, rows.py, contents.py) knows records, and no kind.
+Every file of this folder that stands for a kind exports such a record, and registry.py lists them. The files that go
+over all descriptors of a process (snapshot.py, blockers.py, opening.py, rows.py, contents.py) know records and no kind.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class SnapshotContext:
     opened: dict[str, int] = field(default_factory=dict)
 
     def descriptor(self, name: str, make: Callable[[int], int]) -> int:
-        """A descriptor of this process that a kind asks the kernel through: made for `pid` at the first use, and closed
-        with the context.
+        """A descriptor of this process through which a kind queries the kernel: made for `pid` at the first use, and
+        closed with the context.
         """
         if name not in self.opened:
             self.opened[name] = make(self.pid)
@@ -57,7 +57,7 @@ class BlockerContext:
 
 @dataclass(frozen=True)
 class PreflightContext:
-    """What matters to the preflight. `shared` as for OpenContext; what is looked at once is taken out of it."""
+    """What matters to the preflight. `shared` as for OpenContext; what has been checked once is taken out of it."""
 
     options: DescriptorOptions
     reach: Reach
@@ -79,7 +79,7 @@ class Holders(enum.Enum):
     """Which other processes keep an open file from being moved alone."""
 
     BY_OPEN_FILE = enum.auto()
-    """Those that hold this very open file description."""
+    """Those that hold this very open file."""
     BY_OBJECT = enum.auto()
     """Those that hold any descriptor of the object."""
     BY_ANYBODY = enum.auto()
@@ -87,8 +87,8 @@ class Holders(enum.Enum):
 
 
 class FileObject(Protocol):
-    """What the objects of kinds that stand for files have. One that is not `linked` has no path: descriptors alone lead
-    to it, and its bytes travel.
+    """What the objects of kinds that stand for files have. A file that is not `linked` has no path: only descriptors
+    lead to it, and its bytes travel.
     """
 
     @property
@@ -134,7 +134,7 @@ def _none_shared(*_: object) -> list[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Kind(Generic[Object]):
-    """A kind of descriptor. What a kind does not say is as for a plain one.
+    """A kind of descriptor. Where a record says nothing, the defaults hold.
 
     On the source, live and frozen:
 
@@ -143,27 +143,27 @@ class Kind(Generic[Object]):
     file_types  if its type (S_IFMT of its mode; empty: any) is one of these, and
     recognise   this agrees
     snapshot    describes it from outside, through a duplicate
-    same        whether two snapshots show one object, or two so alike that what differs is brought up to date
-    shared      the struct of what several descriptions have in common, with a tag and an `inode`; it travels once
+    same        whether two snapshots show one object, or two so alike that an update makes one of the other
+    shared      the struct of what several open files have in common, with a tag and an `inode`; it travels once
     snapshot_shared  ... and how it is described, from all that was seen of this kind
     holders     which other processes count as its holders
-    may_be_held whether they keep it from being moved all the same
+    may_be_held whether it can be moved although others hold it
     other_end   the link by which others show that they hold its other end
     leads_outside    whether a process that stays, or a user, has the other end: at 0 to 2 it is replaced
-    alike       whether all of this kind are the same one when they are replaced
-    blockers    what keeps it from being moved, those that pass by themselves included
-    passing     what is in the way of a frozen process, but passes when it runs
+    alike       whether all of this kind count as the same one when they are replaced
+    blockers    why it cannot be moved, including what passes by itself
+    passing     the blockers of a frozen process that pass when it runs
     is_file     whether the object is a FileObject
-    hold        asked of the frozen one: what is done at the source once it has been handed over (commit), and once it
-                has not (undo), as rows of system calls (held.py), which C runs
+    hold        for a frozen process: what is done at the source after the handover (commit), or without it (undo), as
+                rows of system calls (held.py), which C runs
 
     On the destination:
 
-    preflight   what is in the way here
+    preflight   the blockers here
     connects    whether it needs others of the process, and so is opened after them
     open        a descriptor for it in this process. Raises OSError
     may_vanish  whether the process may have removed it since the live snapshot (ENOENT)
-    fill        all of the kind at once, frozen: what waits in them is put in, before any is updated
+    fill        all of the kind at once, frozen: put in what waits in them, before any is updated
     update      brings one to its frozen state; the third is what it was opened or last updated as
     seal        all of the kind at once, when contents and mappings are in place
     rows        what only the process can do, with its numbers in place

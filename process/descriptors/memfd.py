@@ -63,8 +63,7 @@ def is_same(old: MemFd, new: MemFd) -> bool:
 
 
 def open_memfd(one: OpenFile[MemFd], context: OpenContext) -> int:
-    """A description of a memfd of this name and size, made at the first call, all of it a hole, without
-    seals.
+    """An open file of a memfd of this name and size, which the first call makes, all of it a hole, without seals.
     """
     memory, flags = one.object, one.flags
     key = ("memfd", memory.device, memory.inode)
@@ -74,8 +73,7 @@ def open_memfd(one: OpenFile[MemFd], context: OpenContext) -> int:
     context.anchors[key] = (anchor, anchor)
     context.close_later.append(anchor)
     context.content_wanted[memory.device, memory.inode] = anchor
-    # The description that memfd_create(2) makes can be read and written; opening it again adds O_LARGEFILE
-    # alone.
+    # The open file that memfd_create(2) makes can be read and written; opening it again only adds O_LARGEFILE.
     return os.dup(anchor) if flags & os.O_ACCMODE == os.O_RDWR else reopen(anchor, flags)
 
 
@@ -105,7 +103,7 @@ def seal_memfds(all_of_them: Collection[OpenFile[MemFd]], context: OpenContext) 
 def seal_memfd(number: int, memory: MemFd) -> None:
     """Give it its seals, when its content is in place. Raises OSError.
 
-    F_SEAL_WRITE is refused with EBUSY while it is mapped writable: shared mappings of a memfd with that
+    The kernel refuses F_SEAL_WRITE with EBUSY while the memfd is mapped writable: shared mappings of a memfd with that
     seal are made without the right to write.
     """
     missing = memory.seals & ~fcntl.fcntl(number, fcntl.F_GET_SEALS)

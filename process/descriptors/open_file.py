@@ -1,7 +1,7 @@
-"""What every open file description has, whatever its kind: how the source sees it from outside.
+"""What every open file has, whatever its kind: how the source sees it from outside.
 
-A *descriptor* is a number in one process; an open file *description* is what it stands for (open(2)): offset,
-status flags, owner. Several descriptors, of several processes, may stand for one description.
+A *descriptor* is a number in one process. An *open file* is what it stands for: offset, status flags, owner (open(2)
+calls it an open file description). Several descriptors, of several processes, may stand for one open file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from live_migration.kernel.pidfd import fetch_descriptor
 from live_migration.kernel.proc import read_proc
 from live_migration.process.scope import Holder
 
-# Flags that reopening a file takes over; the ones of creation (O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY) are gone
-# by then.
+# Flags that reopening a file takes over; those of creation (O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY) are gone by then.
 REOPEN_FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_SYNC | os.O_DSYNC | os.O_DIRECT | os.O_NOATIME
     | os.O_PATH | os.O_DIRECTORY
 )  # fmt: skip
-# Flags that fcntl(F_SETFL) can change on an open description.
+# Flags that fcntl(F_SETFL) can change on an open file.
 CHANGEABLE_FLAGS = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 SET_AT_OPENING = REOPEN_FLAGS & ~CHANGEABLE_FLAGS
 
@@ -36,8 +35,7 @@ Object = TypeVar("Object", bound=msgspec.Struct)
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is told that a descriptor is ready: fcntl(2), F_SETOWN_EX and F_SETSIG. Signal 0 stands for
-    SIGIO.
+    """Who gets a signal when a descriptor is ready: fcntl(2), F_SETOWN_EX and F_SETSIG. Signal 0 stands for SIGIO.
 
     `id` is as the process itself sees it, 0 for nobody; `own`: it is the process, a thread of it or its
     group.
@@ -50,8 +48,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
-    """A lock as /proc tells it: its kind, whether it excludes readers too, and the range; length 0: to the
-    end.
+    """A lock as /proc tells it: its kind, whether it excludes readers too, and the range; length 0: to the end.
     """
 
     kind: str
@@ -61,11 +58,11 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OpenFile(msgspec.Struct, Generic[Object], frozen=True, kw_only=True, omit_defaults=True):
-    """An open file description. `identity` is the same in every table of one migration.
+    """An open file. `identity` is the same in every table of one migration.
 
     `link` is what /proc/PID/fd says, `flags` the access mode and status flags as for open(2), `object` what its kind
-    knows of it. `holders` are the processes that hold it as well and stay, `peer_holders` those that hold its other
-    end; `standard` is the descriptor among 0 to 2 by which it is replaced when it leads outside, or None.
+    knows of it. `holders` are the processes that stay and hold it too, `peer_holders` those that hold its other end;
+    `standard` is the descriptor among 0 to 2 that replaces it when it leads outside, or None.
     """
 
     identity: int
@@ -88,10 +85,10 @@ class OpenFile(msgspec.Struct, Generic[Object], frozen=True, kw_only=True, omit_
 
 @dataclass(frozen=True)
 class Seen:
-    """One open file description as seen from outside, through a duplicate in this process.
+    """An open file as seen from outside, through a duplicate in this process.
 
-    `flags` are its status flags and access mode, as open(2) takes them; `closed_at_exec` those of its numbers
-    that are closed at exec.
+    `flags` are its status flags and access mode, as open(2) takes them; `closed_at_exec` those of its numbers that are
+    closed at exec.
     """
 
     pid: int
@@ -129,13 +126,13 @@ class Seen:
 
 @dataclass
 class OpenContext:
-    """What the destination's worker needs while it opens descriptions. The caller closes `close_later`.
+    """What the destination's worker needs while it opens files. The caller closes `close_later`.
 
-    `source_pidfd` stands for the source process where it can be reached (one machine, one PID namespace), and
-    `same_network` says that it also lives in this network namespace. `shared` is what several descriptions have in
-    common, by its type and inode (`DescriptorTable.shared_by_inode`). `anchors` are descriptors by which
-    what several descriptions share is found again; `content_wanted` are the files, by device and inode of
-    the source, whose content has to be written before the process runs. `monotonic` is the process's clock.
+    `source_pidfd` stands for the source process if it can be reached (one machine, one PID namespace), and
+    `same_network` says that it also lives in this network namespace. `shared` is what several open files have in
+    common, by its type and inode (`DescriptorTable.shared_by_inode`). `anchors` are descriptors by which what several
+    open files share is found again; `content_wanted` are the files, by device and inode of the source, whose content
+    has to be written before the process runs. `monotonic` is the process's clock.
     """
 
     map_path: Callable[[str], str]
@@ -179,7 +176,7 @@ def position_and_flags(information: str) -> tuple[int, int]:
 
 
 def owner_of(pid: int, duplicate: int) -> Owner | None:
-    """The owner for signals of a description of process `pid`, or None."""
+    """The owner for signals of an open file of process `pid`, or None."""
     told = ffi.new("int[3]")
     if lib.lm_get_owner(duplicate, told) < 0:
         return None  # O_PATH
@@ -205,7 +202,7 @@ def inner_id(status: str) -> int:
 
 
 def set_flags(number: int, flags: int) -> None:
-    """Give an open description the changeable ones of `flags`, where they differ."""
+    """Give an open file the changeable ones of `flags`, where they differ."""
     if flags & os.O_PATH:
         return
     present = fcntl.fcntl(number, fcntl.F_GETFL)
@@ -215,13 +212,13 @@ def set_flags(number: int, flags: int) -> None:
 
 
 def seek(number: int, offset: int) -> None:
-    """Give an open description its offset, where it differs."""
+    """Give an open file its offset, where it differs."""
     if os.lseek(number, 0, os.SEEK_CUR) != offset:
         os.lseek(number, offset, os.SEEK_SET)
 
 
 def reopen(number: int, flags: int) -> int:
-    """A new description of the file, pipe or memfd that `number` of this process stands for."""
+    """A new open file of the file, pipe or memfd that `number` of this process stands for."""
     return os.open(f"/proc/self/fd/{number}", (flags & REOPEN_FLAGS) | os.O_CLOEXEC)
 
 
@@ -232,8 +229,7 @@ def give_to(number: int, uid: int, gid: int) -> None:
 
 
 def close_all(numbers: Iterable[int]) -> None:
-    """Close descriptors of this process, whatever each close answers: Linux has closed it in any case
-    (close(2)).
+    """Close descriptors of this process, whatever each close returns: Linux has closed it in any case (close(2)).
     """
     for number in numbers:
         try:

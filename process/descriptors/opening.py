@@ -1,8 +1,7 @@
-"""The destination's side of descriptors: opening them in the worker, and bringing them up to date after the
-freeze.
+"""The destination's side of descriptors: opening them in the worker, and bringing them up to date after the freeze.
 
-What is slow happens while the source still runs. Its descriptors are opened from the staged table; from the
-final one only offsets, flags, counters and the content of pipes are taken, and what is new or gone since.
+Slow work is done while the source still runs. The worker opens descriptors from the staged table. From the final one it
+takes only offsets, flags, counters and the content of pipes, and what has come or gone since.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from live_migration.process.descriptors.table import Descriptor, DescriptorTable
 
 @dataclass
 class OpenedDescriptors:
-    """Descriptors of this process, by the identity of the description, that stand for the moved process's.
+    """Descriptors of this process, by the identity of the open file, that stand for the moved process's.
 
     Close them (`close`) once the husk has them: a pipe whose ends are kept here never ends.
     """
@@ -88,8 +87,7 @@ class DescriptorChanges:
 
 
 def descriptor_changes(staged: DescriptorTable | None, final: DescriptorTable) -> DescriptorChanges:
-    """How the numbers of `final` differ from those of `staged`; without a staged table all are to be
-    installed.
+    """How the numbers of `final` differ from those of `staged`; without a staged table all are to be installed.
     """
     before = {d.number: d for d in staged.descriptors} if staged else {}
     after = {d.number: d for d in final.descriptors}
@@ -116,9 +114,8 @@ def open_descriptors(
 ) -> OpenedDescriptors:
     """Open everything in `table`, here.
 
-    With `source_access`, what cannot exist twice on one machine (bound sockets) is the
-    source's own, where that can be reached. `standard` are lm-restore's own descriptors. Raises OSError,
-    naming the descriptor.
+    With `source_access`, what cannot exist twice on one machine (bound sockets) is the source's own, if that can be
+    reached. `standard` are lm-restore's own descriptors. Raises OSError, naming the descriptor.
     """
     context = OpenContext(
         map_path=options.map_path,
@@ -138,8 +135,7 @@ def open_descriptors(
 
 
 def open_missing(opened: OpenedDescriptors, table: DescriptorTable) -> None:
-    """Open the descriptions of `table` that are not open yet; what connects to others of the process comes
-    last.
+    """Open the files of `table` that are not open yet; those that connect to others of the process come last.
     """
     opened.context.shared = table.shared_by_inode()
     for one in sorted(table.open_files, key=lambda each: kind_of(each.object).connects(each.object)):
@@ -149,25 +145,24 @@ def open_missing(opened: OpenedDescriptors, table: DescriptorTable) -> None:
             opened.numbers[one.identity] = open_one(one, opened.context)
         except OSError as error:
             if error.errno == errno.ENOENT and kind_of(one.object).may_vanish and not table.frozen:
-                # A temporary file that the process has removed since: the frozen snapshot tells what is there
-                # then.
+                # The process has removed a temporary file since: the frozen snapshot tells what is there then.
                 continue
             raise OSError(error.errno, f"{one.name}: {error.strerror}") from error
         opened.known[one.identity] = one.object
 
 
 def open_one(one: OpenFile[AnyObject], context: OpenContext) -> int:
-    """Open one description; the descriptor is this process's and close-on-exec."""
+    """Open one file; the descriptor is this process's and close-on-exec."""
     if one.standard is not None:
         return open_standard(one.standard, one.flags, context)
     return kind_of(one.object).open(one, context)
 
 
 def update_descriptors(opened: OpenedDescriptors, final: DescriptorTable) -> None:
-    """Bring what is open to the state that the frozen source has: what is new, gone, moved on.
+    """Bring the open files to the state that the frozen source has.
 
-    Counters, queues and the content of pipes are written once: call it once, with the final table. Memfds get
-    their seals from `seal_descriptors`, later. Raises OSError, naming the descriptor.
+    Counters, queues and the content of pipes are written once: call it once, with the final table. Memfds get their
+    seals from `seal_descriptors`, later. Raises OSError, naming the descriptor.
     """
     by_identity = final.by_identity()
     for identity in opened.numbers.keys() - by_identity.keys():
@@ -184,7 +179,7 @@ def update_descriptors(opened: OpenedDescriptors, final: DescriptorTable) -> Non
 
 
 def update_one(opened: OpenedDescriptors, one: OpenFile[AnyObject]) -> None:
-    """Bring one open description up to date."""
+    """Bring one open file up to date."""
     if one.flags & os.O_PATH:
         return
     number, before = opened.numbers[one.identity], opened.known[one.identity]

@@ -11,9 +11,8 @@ import msgspec
 class DescriptorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How descriptors are restored.
 
-    `stdio`: what stands at 0 to 2 where they lead outside; `files`: how files that are only read are
-    compared; `tcp`: what becomes of established connections; `path_map`: pairs of an old and a new path,
-    the longest wins.
+    `stdio`: what stands at 0 to 2 if they lead outside; `files`: how files that are only read are compared; `tcp`: what
+    becomes of established connections; `path_map`: pairs of an old and a new path, of which the longest wins.
     """
 
     stdio: Literal["attach", "null"] = "attach"
@@ -22,7 +21,7 @@ class DescriptorOptions(msgspec.Struct, frozen=True, kw_only=True):
     path_map: tuple[tuple[str, str], ...] = ()
 
     def map_path(self, path: str) -> str:
-        """Where the source's `path` lies on the destination."""
+        """Where the source's `path` is on the destination."""
         matching = [(old, new) for old, new in self.path_map if path == old or path.startswith(old.rstrip("/") + "/")]
         if not matching:
             return path
@@ -30,5 +29,5 @@ class DescriptorOptions(msgspec.Struct, frozen=True, kw_only=True):
         return new.rstrip("/") + path[len(old.rstrip("/")) :]
 
     def map_bytes(self, path: bytes) -> bytes:
-        """The same of a path in bytes."""
+        """The same for a path in bytes."""
         return os.fsencode(self.map_path(os.fsdecode(path)))

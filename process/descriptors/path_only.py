@@ -1,5 +1,5 @@
 """Descriptors opened with O_PATH (open(2)): they name a symbolic link, a FIFO, the file of a socket or a device, and no
-more can be done with them. Files and directories opened so are of the kinds of files and directories.
+more. Files and directories that are opened this way are of the kinds of files and directories.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def snapshot_path_only(seen: Seen, _: SnapshotContext) -> PathOnly:
 
 
 def is_same(old: PathOnly, new: PathOnly) -> bool:
-    """Does it name the same thing? Nothing of it can be brought up to date."""
+    """Does it name the same thing? Nothing of it can be updated."""
     return old == new
 
 
 def path_only_blockers(one: OpenFile[PathOnly], _: BlockerContext) -> list[Blocker]:
-    """What it names has been removed, or is a process's."""
+    """Blockers: what it names has been removed, or belongs to a process."""
     if one.object.linked:
         return process_blockers(one.name, one.object.path)
     return [Blocker(one.name, "what it names has been removed", "let the process close it before the move")]
@@ -66,7 +66,7 @@ def preflight_path_only(one: OpenFile[PathOnly], context: PreflightContext) -> l
 
 
 def open_path_only(one: OpenFile[PathOnly], context: OpenContext) -> int:
-    """Name it again. Where the last part of the path is a symbolic link, the flags say O_NOFOLLOW."""
+    """Name it again. If the last part of the path is a symbolic link, the flags say O_NOFOLLOW."""
     flags = os.O_PATH | os.O_CLOEXEC | (one.flags & os.O_NOFOLLOW)
     return os.open(context.map_path(one.object.path), flags)
 

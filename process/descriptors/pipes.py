@@ -33,7 +33,7 @@ from live_migration.wire.blockers import Blocker
 
 
 class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
-    """An end of a pipe; which one, the access mode in the description's flags tells. `pipe` is the inode."""
+    """An end of a pipe. The access mode in the open file's flags tells which one. `pipe` is the inode."""
 
     pipe: int
 
@@ -41,9 +41,8 @@ class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pip
 class PipeBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
     """What the ends of the pipe with this inode share.
 
-    `path` is that of a FIFO, or None; `capacity` and `queued` are in bytes; `content` is filled in by the
-    snapshot of the frozen process only, one element for each packet where the pipe is in packet mode, else at
-    most one.
+    `path` is that of a FIFO, or None; `capacity` and `queued` are in bytes. Only the snapshot of the frozen process
+    fills in `content`, one element for each packet if the pipe is in packet mode, else at most one.
     """
 
     inode: int
@@ -68,7 +67,7 @@ def snapshot_pipe(seen: Seen, _: SnapshotContext) -> Pipe:
 
 
 def snapshot_pipe_bodies(ends: Sequence[Seen]) -> list[PipeBody]:
-    """What the ends of each pipe share, read through an end that can be read from where there is one."""
+    """What the ends of each pipe share, read through an end that can be read from, if there is one."""
     bodies: dict[int, PipeBody] = {}
     for one in sorted(ends, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
         if one.status.st_ino not in bodies:
@@ -133,13 +132,13 @@ def leads_outside(one: OpenFile[Pipe], _: Container[str]) -> bool:
 
 
 def preflight_pipe(one: OpenFile[Pipe], context: PreflightContext) -> list[Blocker]:
-    """Is there the FIFO, or room for the pipe? Said of one of its ends."""
+    """Is the FIFO here, or room for the pipe? Only one of its ends reports that."""
     body = context.shared.pop((PipeBody, one.object.pipe), None)
     return preflight_body(body, one.name, context.options.map_path) if body is not None else []
 
 
 def preflight_body(body: PipeBody, name: str, map_path: Callable[[str], str]) -> list[Blocker]:
-    """The same of what the ends share."""
+    """The same for what the ends share."""
     if body.path is not None:
         path = map_path(body.path)
         try:
@@ -160,22 +159,20 @@ def preflight_body(body: PipeBody, name: str, map_path: Callable[[str], str]) ->
 
 
 def open_pipe(one: OpenFile[Pipe], context: OpenContext) -> int:
-    """One end, a description of its own. The pipe itself is made once and kept by two anchors until all is
-    opened.
+    """One end, an open file of its own. The pipe itself is made once, and two anchors keep it until all is opened.
     """
     flags, body = one.flags, context.shared[PipeBody, one.object.pipe]
     anchors = pipe_anchors(body, context)
     writes = flags & os.O_ACCMODE == os.O_WRONLY
     anchor = anchors[1 if writes else 0]
     if body.path is None and flags & os.O_ACCMODE != os.O_RDWR:
-        # The ends that pipe2(2) made; opening them again, as for further descriptions, adds O_LARGEFILE.
+        # The ends that pipe2(2) made; opening them again, as for further open files, adds O_LARGEFILE.
         first_use = ("pipe end", int(writes), body.inode)
         if first_use not in context.anchors:
             context.anchors[first_use] = (anchor, anchor)
             set_flags(anchor, flags)
             return os.dup(anchor)
-    # O_NONBLOCK: opening must not wait for the other end. Packet mode can be set by fcntl alone (fcntl(2),
-    # F_SETFL).
+    # O_NONBLOCK: opening must not wait for the other end. Only fcntl can set packet mode (fcntl(2), F_SETFL).
     number = reopen(anchor, (flags | os.O_NONBLOCK) & ~os.O_DIRECT)
     set_flags(number, flags)
     return number
@@ -191,14 +188,13 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
         os.fchmod(read_end, body.mode)
         give_to(read_end, body.uid, body.gid)
     else:
-        # Opened for both directions a FIFO waits for nobody (fifo(7)).
+        # When it is opened for both directions, a FIFO waits for nobody (fifo(7)).
         read_end = open_as(stat.S_IFIFO, context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK)
         write_end = os.dup(read_end)
     context.close_later += [read_end, write_end]
     context.anchors[key] = (read_end, write_end)
     if fcntl.fcntl(read_end, fcntl.F_GETPIPE_SZ) != body.capacity:
-        # Without CAP_SYS_RESOURCE it gets as much room as it may; whether the content fits shows when it is
-        # written.
+        # Without CAP_SYS_RESOURCE it gets as much room as it may; writing the content shows whether that is enough.
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, min(body.capacity, max(pipe_size_limit(), 4096)))
     return read_end, write_end

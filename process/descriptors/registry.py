@@ -1,4 +1,4 @@
-"""The kinds of descriptors that there are, and which one is meant."""
+"""The list of all kinds of descriptors, and how the right one is found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from live_migration.process.descriptors.timerfd import TIMERFD
 from live_migration.process.descriptors.unix_sockets import UNIX_SOCKET
 from live_migration.process.descriptors.unmovable import UNMOVABLE, Unmovable
 
-# Asked in this order whether they recognise what is seen; what none of them does is UNMOVABLE.
+# In this order they are asked whether they recognise what is seen; what none of them recognises is UNMOVABLE.
 KINDS: tuple[Kind[Any], ...] = (
     EVENTFD,
     EPOLL,
@@ -82,7 +82,7 @@ def recognise(seen: Seen, context: SnapshotContext) -> Kind[Any]:
     if file_type == stat.S_IFSOCK and not seen.flags & os.O_PATH:
         before = context.before.get(seen.link)
         if before is not None and not isinstance(before, Unmovable):
-            # To ask a socket what it is takes several calls.
+            # It takes several calls to find out what a socket is.
             return kind_of(before)
     for kind in BY_FILE_TYPE[file_type]:
         if kind.recognise(seen):

@@ -1,8 +1,8 @@
-"""What only the process itself can do to its descriptors: rows, run inside it when all of them are at their
+"""What only the process itself can do to its descriptors: rows that run inside it when all of them are at their
 numbers.
 
-Entries of epoll instances are pairs of number and file, POSIX locks belong to the process, and the receiver
-of a signal is named by an id as the process sees it.
+Entries of epoll instances are pairs of number and file, POSIX locks belong to the process, and the receiver of a signal
+is named by an id as the process sees it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
 
 
 def descriptor_rows(program: Program, table: DescriptorTable) -> None:
-    """Append every row that the descriptors of `table` need, but for those of `last_rows`."""
+    """Append every row that the descriptors of `table` need, except those of `last_rows`."""
     context = rows_context(table, ())
     locked: set[tuple[int, int]] = set()
     for one in table.open_files:
@@ -42,7 +42,7 @@ def descriptor_rows(program: Program, table: DescriptorTable) -> None:
 
 
 def last_rows(program: Program, table: DescriptorTable, handed_over: Container[int]) -> None:
-    """The rows that are for the process with its own credentials."""
+    """The rows that the process runs with its own credentials."""
     context = rows_context(table, handed_over)
     for one in table.open_files:
         kind_of(one.object).last_rows(program, one, context)
@@ -59,7 +59,7 @@ def rows_context(table: DescriptorTable, handed_over: Container[int]) -> RowsCon
 
 
 def owner_rows(program: Program, one: OpenFile[AnyObject], owner: Owner) -> None:
-    """Rows that say who is told that a descriptor is ready, by which signal, and that it is to be told."""
+    """Rows that set who gets a signal when a descriptor is ready, which signal, and that it is sent at all."""
     label = f"owner of descriptor {one.number}"
     if owner.signal:
         program.call(label, SYS_fcntl, one.number, lib.F_SETSIG, owner.signal)

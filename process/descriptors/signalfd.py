@@ -1,4 +1,4 @@
-"""signalfd(2): signals to be read. Which ones are read, and whose, is decided by the thread that reads."""
+"""signalfd(2): signals to be read. The thread that reads decides which ones are read, and whose."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The source's snapshot of the descriptors of a process, live or frozen, from outside.
 
-Live, every duplicate is closed again at once: a duplicate of a socket or pipe kept for seconds would hide
-from its peer that the process has closed it, and keep entries in epoll instances (epoll(7), question 6).
-Frozen, they are kept until the migration is over: flushing files, reading contents and retiring sockets is
-done through them.
+Live, every duplicate is closed at once: a duplicate of a socket or pipe that is kept for seconds would hide from its
+peer that the process has closed it, and would keep entries in epoll instances (epoll(7), question 6). Frozen, they are
+kept until the migration is over: files are flushed and contents read through them.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ from live_migration.process.scope import DescriptorAt, HostScan, scope_of
 
 @dataclass
 class Snapshot:
-    """A snapshot of the descriptors: the table, and for a frozen process a duplicate of each description by
-    identity.
+    """A snapshot of the descriptors: the table, and for a frozen process a duplicate of each open file, by identity.
     """
 
     table: DescriptorTable
@@ -65,10 +63,9 @@ def snapshot_descriptors(
 ) -> Snapshot:
     """Describe all descriptors of a process.
 
-    Descriptions that `previous` had already keep their identity; others get one of its `numbering`, or of this one. The
-    `scan`, without one a scan of its own, tells who else holds the same objects; it is not asked where the process is
-    frozen and has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be read (EPERM,
-    EACCES).
+    Open files that `previous` had already keep their identity; others get one of its `numbering`, or of this one. The
+    `scan`, or a scan of its own, tells who else holds the same objects; it is not needed if the process is frozen and
+    has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be read (EPERM, EACCES).
     """
     taken = see_and_describe(process, previous, frozen, numbering)
     try:
@@ -102,9 +99,9 @@ def see_and_describe(
 
 
 def see_open_files(pid: int, pidfd: int, frozen: bool) -> list[Seen]:
-    """Every open file description once, with all the numbers that stand for it.
+    """Every open file once, with all the numbers that stand for it.
 
-    A descriptor that is closed meanwhile, by a live process, is left out.
+    A descriptor that a live process closes meanwhile is left out.
     """
     groups: dict[tuple[str, int, int], list[Seen]] = {}
     try:
@@ -131,7 +128,7 @@ def see_open_files(pid: int, pidfd: int, frozen: bool) -> list[Seen]:
 
 
 def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
-    """One entry for each description among descriptors of the same file, told apart by kcmp(2)."""
+    """One entry for each open file among descriptors of the same file, told apart by kcmp(2)."""
     if len(group) == 1:
         return group
     own = os.getpid()
@@ -210,21 +207,20 @@ def objects_by_link(table: DescriptorTable) -> dict[str, AnyObject]:
 
 
 def is_same(old: OpenFile[AnyObject], seen: Seen, described: AnyObject) -> bool:
-    """Is the description seen the one described earlier, or so like it that what differs can be brought up
-    to date?
+    """Is the open file the one that was described earlier, or so like it that an update is enough?
     """
     if old.link != seen.link or (old.flags ^ seen.flags) & SET_AT_OPENING:
         return False
     if type(old.object) is not type(described) or not kind_of(described).same(old.object, described):
         return False
-    # A description that holds a lock may be handed over itself, so the lock belongs to what it is.
+    # An open file that holds a lock may be handed over itself, so the lock belongs to its identity.
     return held_locks(old.locks) == held_locks(snapshot_locks(seen))
 
 
 def describe_one(
     seen: Seen, described: AnyObject, identity: int, old: OpenFile[AnyObject] | None
 ) -> OpenFile[AnyObject]:
-    """Describe one open file description."""
+    """Describe one open file."""
     return OpenFile(
         identity=identity,
         number=seen.number,
@@ -252,7 +248,7 @@ def snapshot_place(process: ProcessSnapshot) -> Place:
 
 
 def is_anything_new(table: DescriptorTable, previous: DescriptorTable) -> bool:
-    """Has the process open_files that the previous table did not have?"""
+    """Has the process open files that the previous table did not have?"""
     return not table.by_identity().keys() <= previous.by_identity().keys()
 
 
@@ -262,7 +258,7 @@ def is_shared_object(link: str) -> bool:
 
 
 def with_outsiders(table: DescriptorTable, scan: HostScan, previous: Snapshot | None) -> DescriptorTable:
-    """The table with the processes that stay and hold the same objects, and what is to be replaced at 0 to 2."""
+    """The table with the processes that stay and hold the same objects, and with what is replaced at 0 to 2."""
     pid, objects = table.place.pid, set[str]()
     by_link: dict[str, list[DescriptorAt]] = {}
     for one in table.open_files:
@@ -315,10 +311,10 @@ def with_standard(table: DescriptorTable, open_files: list[OpenFile[AnyObject]])
 def with_standard_apart(
     table: DescriptorTable, previous: DescriptorTable | None, numbering: Numbering
 ) -> DescriptorTable:
-    """Give each of 0 to 2 a description of its own where one that leads outside stands for several of them.
+    """Give each of 0 to 2 an open file of its own if one that leads outside stands for several of them.
 
-    A terminal is usually one description at all three, but each is replaced by lm-restore's of the same
-    number, and these may be three different things.
+    A terminal is usually one open file at all three, but lm-restore's of the same number replaces each, and these may
+    be three different things.
     """
     known = {each.number: each.open_file for each in previous.descriptors} if previous else {}
     by_identity = table.by_identity()
@@ -337,6 +333,6 @@ def with_standard_apart(
 
 
 def object_name(description: OpenFile[AnyObject]) -> str:
-    """What tells which open_files are of the same object, as far as their replacement goes."""
+    """What tells which open files are of the same object, as far as their replacement goes."""
     kind = kind_of(description.object)
     return kind.object.__name__ if kind.alike else description.link

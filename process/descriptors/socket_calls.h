@@ -26,7 +26,7 @@ struct lm_tcp_state {
     unsigned int waiting; /* a listener's: connections that wait to be accepted */
     unsigned int backlog; /* a listener's: how many may wait */
 };
-/* A socket that asks the kernel about the sockets of a network namespace (sock_diag(7)), given by a
+/* A socket that queries the kernel about the sockets of a network namespace (sock_diag(7)), given by a
  * descriptor of its /proc/PID/ns/net; -1: the caller's own. The caller stays where it is. */
 int lm_diag_open(int network);
 /* ENOENT: there is no unix socket with that inode in that network namespace. */

@@ -1,8 +1,8 @@
 """What becomes of the source's connections and listeners after COMMIT, as rows of system calls.
 
 The copy at the source never runs again, and its exit would reset connections with unread data. So each gets a clean
-end: FIN, then what the peer has sent is thrown away. A listener stops listening, so that clients go
-elsewhere at once instead of waiting in its queue.
+end: a FIN, and then what the peer has sent is thrown away. A listener stops listening, so that clients go elsewhere at
+once instead of waiting in its queue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def end_connection(connection: Special = DESCRIPTOR) -> tuple[Row, ...]:
 
 
 def stop_listening(flags: int, waiting: int) -> tuple[Row, ...]:
-    """Accept and end what waits, then listen no more. `flags` are the listener's."""
+    """Accept and end what waits, then stop listening. `flags` are the listener's."""
     return (
         Row(SYS_fcntl, (DESCRIPTOR, fcntl.F_SETFL, flags | os.O_NONBLOCK)),
         Row(

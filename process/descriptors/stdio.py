@@ -1,7 +1,7 @@
 """Terminals, pipes and sockets at descriptors 0 to 2 that lead out of the process.
 
-They cannot move: what stands at their other end stays. At 0 to 2 they are replaced, by lm-restore's own
-standard descriptors or by /dev/null; a further descriptor of the same object is replaced by the same.
+They cannot move: what is at their other end stays. At 0 to 2, lm-restore's own standard descriptors or /dev/null
+replace them; the same replaces a further descriptor of the same object.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ STANDARD = (0, 1, 2)
 
 
 def open_standard(standard: int, flags: int, context: OpenContext) -> int:
-    """What stands for an object at 0 to 2 that leads outside: a descriptor of lm-restore's, or /dev/null.
+    """What replaces an object at 0 to 2 that leads outside: a descriptor of lm-restore's, or /dev/null.
 
-    Flags are given only to a description of its own: changing lm-restore's would change its terminal's
-    other users.
+    Flags are given only to an open file of its own: changing lm-restore's would affect the other users of its
+    terminal.
     """
     if context.stdio == "null":
         return os.open("/dev/null", (flags & REOPEN_FLAGS & ~(os.O_DIRECT | os.O_DIRECTORY)) | os.O_CLOEXEC)
@@ -30,7 +30,7 @@ def open_standard(standard: int, flags: int, context: OpenContext) -> int:
     try:
         opened = reopen(number, access | os.O_NOCTTY | (flags & os.O_APPEND) | os.O_NONBLOCK)
     except OSError:
-        # A socket, or a terminal of somebody else's that only inheritance gives access to.
+        # A socket, or a terminal of another user, to which only inheritance gives access.
         return os.dup(number)
     set_flags(opened, flags)
     return opened

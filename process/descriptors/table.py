@@ -13,7 +13,7 @@ from live_migration.process.descriptors.registry import AnyObject, AnyShared
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
-    """A number of the process and the identity of the description that it stands for."""
+    """A number of the process and the identity of the open file that it stands for."""
 
     number: int
     open_file: int
@@ -21,7 +21,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DescriptorTable(msgspec.Struct, frozen=True, kw_only=True):
-    """All descriptors of a process, the descriptions that they stand for, and what those share."""
+    """All descriptors of a process, the open files that they stand for, and what those share."""
 
     place: Place
     descriptors: list[Descriptor]
@@ -30,13 +30,13 @@ class DescriptorTable(msgspec.Struct, frozen=True, kw_only=True):
     frozen: bool = False
 
     def own_links(self) -> set[str]:
-        """What /proc/PID/fd says of all that the process can use; paths that are no more than named do not count."""
+        """What /proc/PID/fd says of all that the process can use; paths that are only named (O_PATH) do not count."""
         return {each.link for each in self.open_files if not each.flags & os.O_PATH}
 
     def by_identity(self) -> dict[int, OpenFile[AnyObject]]:
-        """The descriptions by their identity."""
+        """The open files by their identity."""
         return {description.identity: description for description in self.open_files}
 
     def shared_by_inode(self) -> dict[tuple[type, int], Any]:
-        """What descriptions share, by its type and inode."""
+        """What open files share, by its type and inode."""
         return {(type(each), each.inode): each for each in self.shared}

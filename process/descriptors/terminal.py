@@ -1,4 +1,4 @@
-"""Terminals. They stay with their users; at 0 to 2 one is replaced (stdio.py)."""
+"""Terminals. They stay with their users; a terminal at 0 to 2 is replaced (stdio.py)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def snapshot_terminal(seen: Seen, _: SnapshotContext) -> Terminal:
 
 
 def terminal_blockers(one: OpenFile[Terminal], _: BlockerContext) -> list[Blocker]:
-    """A terminal that no standard descriptor replaces."""
+    """A blocker, if no standard descriptor replaces the terminal."""
     return [Blocker(one.name, f"terminal {one.object.path} stays with its user", TERMINAL_REMEDY)]
 
 

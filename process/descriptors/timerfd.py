@@ -1,5 +1,5 @@
-"""timerfd_create(2): a timer that is read. A timer goes on as if the move had taken no time: what ran out
-meanwhile has run out, as often as it would have.
+"""timerfd_create(2): a timer that is read. A timer goes on as if there had been no move: if it would have run out
+meanwhile, it has run out, and as often as it would have.
 
 One that was set to a moment of the wall clock (TFD_TIMER_ABSTIME on CLOCK_REALTIME) goes off at that moment.
 """
@@ -75,10 +75,10 @@ def open_timerfd(one: OpenFile[TimerFd], _: OpenContext) -> int:
 
 
 def update_timerfd(number: int, one: OpenFile[TimerFd], _: TimerFd, context: OpenContext) -> None:
-    """Arm it. Expirations that were not read yet are there again, and those of the time since it was read.
+    """Arm it, with the expirations that were not read yet and those of the time since then.
 
-    Setting a timer discards its expirations, and setting these discards what it has counted since: so a moment counts
-    at which it cannot have gone off yet.
+    Setting a timer discards its expirations, and setting these discards what it has counted since: so both have to be
+    done before it can go off again.
     """
     timer = one.object
     ticks, flags, clock = timer.ticks, 0, context.monotonic
@@ -96,7 +96,7 @@ def update_timerfd(number: int, one: OpenFile[TimerFd], _: TimerFd, context: Ope
         if result < 0:
             raise OSError(-result, os.strerror(-result), "timerfd_settime")
         if ticks and lib.lm_timerfd_set_ticks(number, ticks) < 0 and not value:
-            # A kernel without CONFIG_CHECKPOINT_RESTORE: that it has expired matters more than how often.
+            # A kernel without CONFIG_CHECKPOINT_RESTORE: it matters more that the timer has expired than how often.
             lib.lm_timerfd_set(number, 0, 1, 0)
         if not ticks or not value or clock() < due:
             return

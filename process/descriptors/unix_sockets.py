@@ -1,6 +1,6 @@
 """Unix sockets: pairs inside the process with what is queued in them, unconnected ones and listeners.
 
-Who is connected with whom, the kernel tells by sock_diag(7). Queued data is read with MSG_PEEK, which
+The kernel tells by sock_diag(7) which sockets are connected with each other. Queued data is read with MSG_PEEK, which
 leaves it there.
 """
 
@@ -47,8 +47,7 @@ class SocketFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="unix"):
-    """A unix socket. `peer` is the inode of the socket that it is connected with, 0 if that has none or is
-    gone.
+    """A unix socket. `peer` is the inode of the socket that it is connected with, 0 if that has none or is gone.
 
     `address` and `peer_address` are as bound: empty, b"\\0name" for an abstract one, or a path; `directory`
     is the one that a relative path starts from. `shutdown`: bit 0 no more to receive, bit 1 no more to
@@ -91,7 +90,7 @@ def is_unix(seen: Seen) -> bool:
 
 
 def open_questions(pid: int) -> int:
-    """A socket for questions about sockets to the kernel, in the network namespace of process `pid`. Raises OSError."""
+    """A socket for queries to the kernel about sockets, in the network namespace of process `pid`. Raises OSError."""
     network = -1
     if os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino:
         network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -188,10 +187,9 @@ def is_readable(one: socket.socket) -> bool:
 
 
 def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: bytes) -> tuple[list[bytes], bool, bool]:
-    """What is to be received, left where it is; do descriptors travel with it; have others than the peer
-    sent it?
+    """What is to be received, left where it is; do descriptors travel with it; have others than the peer sent it?
 
-    A stream is peeked at in one go. Messages are, one after the other, with SO_PEEK_OFF, which is put back.
+    A stream is peeked at in one go, messages one after the other with SO_PEEK_OFF, which is put back.
     """
     flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
     room = socket.CMSG_SPACE(253 * array.array("i").itemsize)
@@ -221,7 +219,7 @@ def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: byt
 
 
 def drop_descriptors(control: list[tuple[int, int, bytes]]) -> bool:
-    """Close the duplicates that peeking at passed descriptors made; were there any?"""
+    """Close the duplicates that peeking at passed descriptors has made; were there any?"""
     found = False
     for level, kind, data in control:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -259,8 +257,8 @@ def leads_outside(one: OpenFile[UnixSocket], own: Container[str]) -> bool:
 
 
 def is_outside(one: UnixSocket, own: Container[str]) -> bool:
-    """Is its other end outside the process, whose links are `own`? A datagram socket that sends to a path is connected
-    anew, see open_unix.
+    """Is its other end outside the process, whose links are `own`? A datagram socket that sends to a path does not
+    count: it is connected anew, see open_unix.
     """
     if one.state == LISTENING or not one.has_peer or other_end(one) in own:
         return False
@@ -270,7 +268,7 @@ def is_outside(one: UnixSocket, own: Container[str]) -> bool:
 
 
 def unix_blockers(one: OpenFile[UnixSocket], context: BlockerContext) -> list[Blocker]:
-    """What keeps a unix socket from being moved."""
+    """The blockers of a unix socket."""
     found = []
     if is_outside(one.object, context.own):
         holders = holders_text(one.peer_holders) if one.peer_holders else "a process that stays"
@@ -281,18 +279,17 @@ def unix_blockers(one: OpenFile[UnixSocket], context: BlockerContext) -> list[Bl
 
 
 def queue_blockers(one: OpenFile[UnixSocket]) -> list[Blocker]:
-    """What waits in it and cannot be queued anew. It passes when the process receives it."""
+    """Blockers that pass when the process receives what waits in the socket: it cannot be queued anew."""
     found = []
     if one.object.carries_descriptors:
-        found.append(Blocker(one.name, "descriptors are under way in it", "try again when they have been received"))
+        found.append(Blocker(one.name, "descriptors are on their way in it", "try again when they have been received"))
     if one.object.senders:
         found.append(Blocker(one.name, "messages from others wait in it", "try again when they have been received"))
     return found
 
 
 def preflight_unix(open_file: OpenFile[UnixSocket], context: PreflightContext) -> list[Blocker]:
-    """Is its address free on the destination, where it is to be bound, and is the peer of a datagram socket
-    there?
+    """Is its address free on the destination, if it has to be bound, and is the peer of a datagram socket there?
     """
     one, name, map_path = open_file.object, open_file.name, context.options.map_path
     abstract = one.address[:1] == b"\0"
@@ -310,8 +307,7 @@ def preflight_unix(open_file: OpenFile[UnixSocket], context: PreflightContext) -
 
 
 def preflight_address(one: UnixSocket, name: str, path: str | None) -> list[Blocker]:
-    """Is the address free? `path` is where it lies here, None for an abstract one or one that is not to be
-    bound.
+    """Is the address free? `path` is where it is here, None for an abstract one or one that is not to be bound.
     """
     if path is None:
         if one.address[0] != 0 or (one.has_peer and one.type != socket.SOCK_DGRAM):
@@ -339,8 +335,7 @@ def peer_here(one: UnixSocket, map_path: Callable[[str], str]) -> bytes:
 
 
 def path_here(one: UnixSocket, map_path: Callable[[str], str]) -> str | None:
-    """Where the socket's path lies here; None if it has none, or the end that has it is no more than
-    accepted.
+    """Where the socket's path is here; None if it has none, or if the socket was only accepted by the one that has it.
     """
     if not one.address or one.address[0] == 0 or (one.has_peer and one.type != socket.SOCK_DGRAM):
         return None
@@ -348,8 +343,7 @@ def path_here(one: UnixSocket, map_path: Callable[[str], str]) -> str | None:
 
 
 def open_unix(open_file: OpenFile[UnixSocket], context: OpenContext) -> int:
-    """A socket like it. A bound one is the source's own where it can be reached: nothing can be bound
-    twice.
+    """A socket like it. A bound one is the source's own if that can be reached: nothing can be bound twice.
     """
     one = open_file.object
     if one.address and (one.state == LISTENING or not one.has_peer or one.type == socket.SOCK_DGRAM):
@@ -404,7 +398,7 @@ def bind_unix(made: socket.socket, one: UnixSocket, context: OpenContext) -> Non
 
 
 def open_pair(one: UnixSocket, context: OpenContext) -> int:
-    """One of two connected sockets; the other one waits for the other descriptor, or is closed in the end."""
+    """One of two connected sockets; the other one waits for its open file, or is closed in the end."""
     key = ("unix", 0, one.inode)
     if key not in context.anchors:
         first, second = socket.socketpair(socket.AF_UNIX, one.type)
@@ -426,7 +420,7 @@ def fill_all(sockets: Collection[OpenFile[UnixSocket]], context: OpenContext) ->
 
 
 def fill_unix(one: UnixSocket, context: OpenContext) -> None:
-    """Queue what waits to be received in one of them."""
+    """Queue what waits to be received in one socket."""
     anchors = context.anchors.get(("unix", 0, one.inode))
     if anchors is None or not one.queue:
         return
@@ -449,8 +443,7 @@ def shut_unix(_: int, open_file: OpenFile[UnixSocket], __: UnixSocket, context: 
 def listen_rows(program: Program, one: OpenFile[UnixSocket], context: RowsContext) -> None:
     """A row that makes the process the owner of a listener that was made here.
 
-    Whoever connects is told by SO_PEERCRED who called listen(2) last (unix(7)), which was the one that
-    bound it.
+    SO_PEERCRED tells a client which process called listen(2) last (unix(7)); that was the one that bound the socket.
     """
     if one.object.state == LISTENING and one.object.inode not in context.handed_over:
         program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, one.object.backlog)

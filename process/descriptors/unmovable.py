@@ -89,7 +89,7 @@ def snapshot_socket(seen: Seen) -> Unmovable:
 
 
 def unmovable_blockers(one: OpenFile[Unmovable], _: BlockerContext) -> list[Blocker]:
-    """What it is."""
+    """The blocker that says what it is."""
     return [Blocker(one.name, one.object.cause, one.object.remedy)]
 
 

@@ -1,4 +1,4 @@
-"""Regular files that are open for writing, on storage that both hosts see: the source writes them out, then the
+"""Regular files that are open for writing, on storage that both hosts see: the source flushes them, and then the
 destination compares them.
 """
 
@@ -17,14 +17,14 @@ from live_migration.wire.blockers import Blocker
 
 
 def written_files(table: DescriptorTable) -> Iterator[tuple[OpenFile[AnyObject], File]]:
-    """The descriptions that can write to a file with a path."""
+    """The open files that can write to a file with a path."""
     for one in table.open_files:
         if isinstance(one.object, File) and one.object.linked and is_writable(one.flags):
             yield one, one.object
 
 
 def each_once(table: DescriptorTable) -> list[OpenFile[AnyObject]]:
-    """One description of each such file."""
+    """One open file for each such file."""
     found: dict[tuple[int, int], OpenFile[AnyObject]] = {}
     for one, file in written_files(table):
         found.setdefault((file.device, file.inode), one)
@@ -32,8 +32,8 @@ def each_once(table: DescriptorTable) -> list[OpenFile[AnyObject]]:
 
 
 def flush_written_files(table: DescriptorTable, duplicates: dict[int, int]) -> None:
-    """On the source: write what is still in memory of the files open for writing to their storage, so that
-    the other host sees it. `duplicates` are those of the frozen snapshot. Raises OSError.
+    """On the source: write what is still in memory of the files open for writing to their storage, so that the other
+    host sees it. `duplicates` are those of the frozen snapshot. Raises OSError.
     """
     for one in each_once(table):
         if one.identity in duplicates:
@@ -41,7 +41,7 @@ def flush_written_files(table: DescriptorTable, duplicates: dict[int, int]) -> N
 
 
 def flush_beforehand(pid: int, table: DescriptorTable) -> None:
-    """The same while process `pid` runs, so that little is left to be written when it is frozen."""
+    """The same while process `pid` runs, so that little is left to write when it is frozen."""
     for one in each_once(table):
         with contextlib.suppress(OSError):
             number = os.open(f"/proc/{pid}/fd/{one.number}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,8 +52,7 @@ def flush_beforehand(pid: int, table: DescriptorTable) -> None:
 
 
 def compare_written_files(table: DescriptorTable, options: DescriptorOptions, same_machine: bool) -> list[Blocker]:
-    """How files open for writing differ here from what the frozen source says; the source has flushed them
-    before.
+    """How files open for writing differ here from what the frozen source says; the source has flushed them before.
     """
     found = []
     for one, file in written_files(table):

@@ -1,11 +1,11 @@
 """The kernel's own mappings in a process, [vdso] and its data pages, on a host whose kernel has others.
 
-Where the destination's kernel has the same code, its mappings take the places of the source's. Where it has not, the
-places get a bridge (process/memory/vdso.py): private memory with the source's code, led to the kernel's own mappings,
-which then stand elsewhere, and zeros for the data. A process moved again has that as memory of its own.
+If the destination's kernel has the same code, its mappings take the places of the source's. If it has other code, the
+places get a bridge (process/memory/vdso.py): private memory with the source's code, which leads to the kernel's own
+mappings elsewhere, and zeros for the data. A process that moves again has this as memory of its own.
 
-The data must not be read under a bridge, so no thread may stand in the middle of the old code: one that does is let
-out of it before the process is described (source_server/vdso_exit.py).
+The data must not be read under a bridge, so no thread may stand in the middle of the old code: lm-serve leads such a
+thread out before the process is described (source_server/vdso_exit.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from live_migration.process.memory.mappings import PAGE, AddressSpace, KernelMap
 from live_migration.process.memory.vdso import NAME, entry_points, make_bridge, own_code
 from live_migration.wire.blockers import Blocker
 
-# The kernel's mappings get a place drawn from so many bytes of the address gap: code that is the same in every process
+# The kernel's mappings get a random place in so many bytes of the address gap: code that is the same in every process
 # should not be where anybody expects it.
 SPREAD = 1 << 38
 
@@ -46,7 +46,7 @@ class Bridge:
 
 
 def is_needed(space: AddressSpace) -> bool:
-    """Whether the kernel's mappings of the source, in its live look, cannot be this kernel's. Raises OSError."""
+    """Whether the kernel's mappings of the source, in its live snapshot, cannot be this kernel's. Raises OSError."""
     here = {mapping.path: mapping.length for mapping in _kernel_mappings(maps(os.getpid()))}
     wanted = {mapping.name: mapping.length for mapping in space.kernel_mappings()}
     return not (wanted.items() <= here.items() and space.vdso in (b"", own_code()))
@@ -65,7 +65,7 @@ def bridge_blockers(space: AddressSpace) -> list[Blocker]:
 
 
 def changed_blockers(pid: int, code: bytes) -> list[Blocker]:
-    """For the source, what `code`, the process's vdso, is other than its kernel's. Raises OSError."""
+    """Blockers on the source: `code`, the process's vdso, differs from its kernel's. Raises OSError."""
     if code in (b"", own_code()):
         return []
     cause, remedy = "was changed by the program", "run the program without what changes the vdso"
@@ -75,7 +75,7 @@ def changed_blockers(pid: int, code: bytes) -> list[Blocker]:
 def plan_bridge(entries: Sequence[MapEntry], kept: tuple[int, int], space: AddressSpace) -> Bridge:
     """The bridge for a husk that has `entries` mapped, of which the range `kept` stays, and is to become `space`.
 
-    Raises ValueError where it cannot be made, LookupError without room for the kernel's mappings."""
+    Raises ValueError if it cannot be made, LookupError if there is no room for the kernel's mappings."""
     own = _kernel_mappings(entries)
     start = min((mapping.start for mapping in own), default=0)
     length = max((mapping.end for mapping in own), default=0) - start

@@ -1,6 +1,6 @@
 """What to do to one layout of an address space so that it becomes another.
 
-Every mapping is to be one in the kernel's eyes too: mremap(2) and others do not work across the border of two.
+The kernel must see every mapping as one, too: mremap(2) and others do not work across the border of two.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from live_migration.process.memory.mappings import (
 )
 
 # What a mapping has from its making, and no later call takes from it: MAP_NORESERVE and MAP_GROWSDOWN (mmap(2)), and
-# that it is counted as memory that may be written to. Pieces that differ in them are never one mapping, which mremap(2)
-# minds.
+# that it counts as memory that may be written to. Pieces that differ in them are never one mapping, which matters to
+# mremap(2).
 LASTING = frozenset({"nr", "gd", "ac"})
 
 
@@ -75,9 +75,9 @@ def difference(staged: AddressSpace, final: AddressSpace) -> Change:
 def _apart(kept: dict[int, int], before: dict[int, Mapping], after: dict[int, Mapping]) -> set[int]:
     """The pieces, of those kept (with their lengths), that the kernel would not join to the rest of their mapping.
 
-    It joins new memory to a mapping, the one below first, but never two mappings that have had pages (their anon_vma,
-    mm/vma.c), and mremap(2) of what should be one would fail. Of several the longest stays. Their pages are asked for
-    again, which is why this is about anonymous memory alone."""
+    The kernel joins new memory to a mapping, the one below first, but never two mappings that have had pages (their
+    anon_vma, mm/vma.c), and mremap(2) of what should be one would fail. Of several pieces the longest stays. Their
+    pages are requested again, so this is only for anonymous memory."""
     anonymous = {start for start in kept if after[start].kind is MappingKind.ANONYMOUS}
     origins: dict[int, Counter[int]] = {}
     for start in anonymous:
@@ -91,8 +91,8 @@ def _apart(kept: dict[int, int], before: dict[int, Mapping], after: dict[int, Ma
         if before[start].start != origin:
             return False
         begins = new.start in kept and before[new.start].start == origin
-        # New memory below would be joined to its other neighbour. What is not to be written to is not counted as memory
-        # that may be, when it is new, and stays counted when it has pages.
+        # New memory below would be joined to its other neighbour. New memory that may not be written to does not
+        # count as memory that may be; memory that has pages goes on counting.
         return length == new.length or not (
             (new.start in ends and not begins) or ("ac" in new.flags and not new.protection & mmap.PROT_WRITE)
         )
@@ -108,8 +108,8 @@ def _make(parts: list[Mapping], mapping: Mapping, start: int, end: int) -> None:
 
 
 def _is_kept(old: Mapping | None, new: Mapping | None, travels_otherwise: Collection[tuple[str, int]]) -> bool:
-    """Shared memory that comes to be mapped at several places, or at one again, is made anew: its pages were pushed and
-    are paged on demand now, or the other way round, and neither finds what the other has left."""
+    """Shared memory that is now mapped at several places, or at one again, is made anew: its pages were pushed and are
+    paged on demand now, or the other way round, and neither finds what the other has left."""
     return (
         old is not None
         and new is not None

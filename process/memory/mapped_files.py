@@ -1,7 +1,7 @@
 """The files behind mappings: what they were on the source, and whether the destination has the same ones.
 
-Program text, libraries and data that a process maps are not sent: the destination maps its own copies, so these
-have to be the same, byte for byte, which is judged by size and modification time (--files says how strictly).
+Program text, libraries and data that a process maps are not sent: the destination maps its own copies. These have to be
+the same, byte for byte; size and modification time decide that (--files says how strictly).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def is_written(mapping: Mapping) -> bool:
 
 
 def snapshot_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedFile]:
-    """The files behind the mappings of `pid`, each once. Raises OSError when they may not be looked at, of which
-    FileNotFoundError when one of the mappings is no longer there."""
+    """The files behind the mappings of `pid`, each once. Raises OSError if they may not be read, and FileNotFoundError
+    if one of the mappings has gone."""
     found: dict[tuple[str, int], MappedFile] = {}
     for mapping in mappings:
         _add_file(found, pid, mapping)
@@ -49,8 +49,8 @@ def snapshot_mapped_files(pid: int, mappings: Iterable[Mapping]) -> list[MappedF
 
 
 def snapshot_mapped_files_live(pid: int, space: AddressSpace) -> tuple[AddressSpace, list[MappedFile]]:
-    """The files behind the mappings of a process that runs, and the layout without those mappings that went before they
-    were looked at. Raises OSError when they may not be looked at."""
+    """The files behind the mappings of a running process, and the layout without the mappings that went before their
+    file was read. Raises OSError if they may not be read."""
     found: dict[tuple[str, int], MappedFile] = {}
     there = []
     for mapping in space.mappings:
@@ -93,16 +93,16 @@ def _add_file(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mappi
 
 
 def is_as_anonymous(mapping: Mapping, status: os.stat_result) -> bool:
-    """Is this shared mapping of a file that was removed like one of no file: has it no other name, is it in memory
-    (tmpfs has no device), and is there some of it behind every page?"""
+    """Is this shared mapping of a removed file like one of no file? That needs a file with no other name, in memory
+    (tmpfs has no device), and a part of it behind every page."""
     pages = -(-status.st_size // mmap.PAGESIZE) * mmap.PAGESIZE
     whole = mapping.offset + mapping.length <= pages
     return status.st_nlink == 0 and os.major(status.st_dev) == 0 and whole
 
 
 def snapshot_written_again(pid: int, files: list[MappedFile], mappings: Iterable[Mapping]) -> list[MappedFile]:
-    """The files of an unchanged layout as they are now: what is written to has another time of modification since, and
-    maybe another size. The same list where nothing is written to. Raises OSError."""
+    """The files of an unchanged layout as they are now: a file that is written to has another modification time by now,
+    and perhaps another size. The same list if none is written to. Raises OSError."""
     if not any(mapped.written for mapped in files):
         return files
     written = snapshot_mapped_files(pid, [mapping for mapping in mappings if is_written(mapping)])
@@ -111,7 +111,7 @@ def snapshot_written_again(pid: int, files: list[MappedFile], mappings: Iterable
 
 def flush_written_mappings(pid: int, mappings: Iterable[Mapping]) -> None:
     """On the source: write what is still in memory of the files that are mapped to be written to their storage, so that
-    the other host sees it. Raises OSError, FileNotFoundError where a mapping is no longer there."""
+    the other host sees it. Raises OSError, and FileNotFoundError if a mapping has gone."""
     flushed = set()
     for mapping in mappings:
         if is_written(mapping) and (mapping.device, mapping.inode) not in flushed:
@@ -135,8 +135,9 @@ def kept_in_memory(mountinfo: str) -> frozenset[int]:
 
 
 def other_host_blockers(pid: int, files: Iterable[MappedFile]) -> list[Blocker]:
-    """On the source, for a move to another host: files that are mapped to be written and that no other host can see.
-    That its copy is an old one no time of modification tells, since stores leave none there. Raises OSError."""
+    """Blockers on the source, for a move to another host: files that are mapped to be written and that no other host
+    can see. No modification time tells that the other host's copy is old, since stores leave none there. Raises
+    OSError."""
     written = [mapped.file for mapped in files if mapped.written]
     if not written:
         return []
@@ -175,15 +176,15 @@ def mapped_file_blockers(files: Iterable[MappedFile]) -> list[Blocker]:
 def unnamed_blockers(
     mappings: Iterable[Mapping], files: Iterable[MappedFile], options: DescriptorOptions
 ) -> list[Blocker]:
-    """On the destination: mappings of files that are not among `files`, which alone are compared. What a process maps
-    privately of /dev/zero is none (zero(4))."""
+    """Blockers on the destination: mappings of files that are not among `files`, for only those are compared. A private
+    mapping of /dev/zero is no mapping of a file (zero(4))."""
     named = {mapped.file.path for mapped in files}
     found = {}
     for mapping in mappings:
         if mapping.kind in FILE_KINDS and mapping.path not in named and not is_zero_device(mapping, options):
             found[mapping.path] = Blocker(
                 f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}",
-                "its file is not among the mapped files that the source tells of",
+                "its file is not among the mapped files that the source describes",
                 "install the same version on both hosts",
             )
     return list(found.values())
@@ -209,7 +210,7 @@ def open_mapped_file(path: str, flags: int) -> int:
 
 
 def preflight_mapped_files(files: Collection[MappedFile], options: DescriptorOptions) -> list[Blocker]:
-    """On the destination: every mapped file is there and, unless it is written to, the same."""
+    """Blockers on the destination, unless every mapped file is there and, if it is not written to, the same."""
     return mapped_file_blockers(files) + [
         blocker
         for mapped in files
@@ -225,7 +226,7 @@ def preflight_mapped_files(files: Collection[MappedFile], options: DescriptorOpt
 def compare_written_mappings(
     files: Iterable[MappedFile], options: DescriptorOptions, same_machine: bool
 ) -> list[Blocker]:
-    """Before COMMIT, after the source has flushed them: are the files that are mapped to be written the same here?"""
+    """Blockers before COMMIT, after the source has flushed its files: those mapped to be written that differ here."""
     return [
         blocker
         for mapped in files

@@ -80,7 +80,7 @@ class KernelMapping(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
-    """All mappings of a space in the order of their addresses; in a live look the code in [vdso], too."""
+    """All mappings of a space in the order of their addresses; in a live snapshot also the code in [vdso]."""
 
     mappings: list[Mapping]
     vdso: bytes = b""
@@ -144,8 +144,8 @@ def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collec
 def snapshot_address_space(
     pid: int, by_descriptor: Collection[int] = (), ours: frozenset[str] = frozenset()
 ) -> AddressSpace:
-    """The layout with all flags but `ours`, which this migration has set: reads smaps, which walks the memory (13 ms
-    per GiB of small pages). Live.
+    """The layout with all flags except `ours`, which this migration has set: it reads smaps, which walks the memory
+    (13 ms per GiB of small pages). Live.
 
     Raises ProcessGone."""
     entries = [entry for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
@@ -163,8 +163,8 @@ def reread(
     """The layout that maps has just `listed`, cheaply: with the flags that `earlier` had at the address. It is
     `earlier` itself where nothing has changed.
 
-    A range that is new since is given the flags that smaps tells, so that only a process which maps while it is
-    being looked at pays for a walk."""
+    A range that has come since gets the flags that smaps tells, so that only a process that maps memory meanwhile pays
+    for a walk."""
     entries = [entry for entry in listed if entry.path not in IGNORED_NAMES]
     known = {(mapping.start, mapping.end): mapping for mapping in earlier.mappings}
     mappings = []
@@ -181,8 +181,8 @@ def reread(
 def layout_text(text: bytes, space: AddressSpace, by_descriptor: Collection[int] = ()) -> bytes:
     """A `text` of /proc/PID/maps if it lists exactly the mappings of `space`; else b"", which no process's text is.
 
-    The two are read at different moments, between which a process that runs maps and unmaps: where they differ, an
-    equal text later would not mean that its mappings are those of `space`."""
+    The two are read at different moments, and a running process maps and unmaps in between. If they differ, an equal
+    text later would not mean that its mappings are those of `space`."""
     listed = [mapping_of(entry, (), by_descriptor) for entry in parse_maps(text) if entry.path not in IGNORED_NAMES]
     return text if listed == [_with_flags(mapping, NO_FLAGS) for mapping in space.mappings] else b""
 
@@ -192,7 +192,7 @@ def _with_flags(mapping: Mapping, flags: frozenset[str]) -> Mapping:
 
 
 def same_object(one: Mapping, other: Mapping) -> bool:
-    """Whether two mappings, at whatever part of it, show the same thing at the same place."""
+    """Whether two mappings show the same thing at the same place, whichever part of it."""
     return (
         one.kind == other.kind
         and one.shared == other.shared
@@ -230,7 +230,7 @@ def is_private_file(mapping: Mapping) -> bool:
 def eager_mappings(space: AddressSpace) -> list[Mapping]:
     """The mappings whose (changed) pages travel before COMMIT, in the order of their addresses.
 
-    Of memory that is mapped at several places, the widest of those that show a part of it."""
+    Of memory that is mapped at several places, the widest mapping of those that show a part of it."""
     twice = shared_more_than_once(space.mappings)
     eager = [mapping for mapping in space.mappings if is_private_file(mapping)]
     shown: dict[tuple[str, int], list[tuple[int, int]]] = {}
@@ -247,7 +247,7 @@ def eager_mappings(space: AddressSpace) -> list[Mapping]:
 
 
 def mapping_blockers(space: AddressSpace, by_descriptor: Collection[int] = ()) -> list[Blocker]:
-    """What about the layout cannot be moved. `by_descriptor`: see `mapping_of`."""
+    """The blockers of the layout. `by_descriptor`: see `mapping_of`."""
     found: dict[tuple[str, str], Blocker] = {}
     for mapping in space.mappings:
         name = f"mapping {mapping.start:x}-{mapping.end:x} {mapping.path}".rstrip()

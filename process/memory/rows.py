@@ -31,7 +31,7 @@ ADVICE = {"rr": 1, "sr": 2, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "w
 
 @dataclass(frozen=True)
 class Fetched:
-    """A descriptor of another process, which the husk has a pidfd of: the file of a mapping, opened there."""
+    """A descriptor of another process, of which the husk has a pidfd: the file of a mapping, opened there."""
 
     pidfd: int
     number: int

@@ -1,6 +1,6 @@
 """Memory that a process shares with one that stays: shared mappings without a path, memfds, unlinked files.
 
-Moved, each of the two would go on with a copy of its own, and neither would see what the other writes.
+After a move each of the two would go on with a copy of its own, and neither would see what the other writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from live_migration.wire.blockers import Blocker
 
 
 def shared_memory_blockers(memory: AddressSpace, table: DescriptorTable, scan: HostScan) -> list[Blocker]:
-    """Memory of a member that processes which stay map or have open."""
+    """Blockers: memory of a member that processes which stay map or have open."""
     names = shared_files(memory, table)
     links = {one.link for one in table.open_files if identity_of(one.object) in names}
     found = scan.sharers(names.keys(), links)
@@ -28,7 +28,7 @@ def shared_memory_blockers(memory: AddressSpace, table: DescriptorTable, scan: H
 
 
 def shared_files(memory: AddressSpace, table: DescriptorTable) -> dict[FileIdentity, str]:
-    """What could be shared without a path leading to it, each with its name for messages."""
+    """What could be shared although no path leads to it, each with its name for messages."""
     names: dict[FileIdentity, str] = {}
     for mapping in memory.mappings:
         if mapping.kind is MappingKind.SHARED_ANONYMOUS or (

@@ -1,9 +1,9 @@
 """The vdso: code that the kernel maps into every process, called instead of system calls (vdso(7)).
 
 It is an ELF file whose functions read data pages of the kernel, [vvar] and its like, at a fixed distance. It differs
-from kernel to kernel, by the processor too. A process keeps addresses into it for ever. So where the destination's
-kernel has other code, the source's stays at its address as a *bridge*: every function begins with a jump to that of the
-destination's own vdso, or makes the system call where it has none. The parts of an ELF file are those of elf(5).
+from kernel to kernel, and with the processor. A process keeps addresses into it for ever. So if the destination's
+kernel has other code, the source's stays at its address as a *bridge*: every function begins with a jump to the same
+function of the destination's own vdso, or makes the system call if there is none. elf(5) has the parts of an ELF file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CALLS = {
     "getcpu": numbers.SYS_getcpu,
     "getrandom": numbers.SYS_getrandom,
 }
-# Its state, which the program keeps, belongs to one kernel's code: never another kernel's function, always the call.
+# Its state, which the program keeps, belongs to one kernel's code: so it is always the call, never another function.
 BY_CALL_ALONE = frozenset({"getrandom"})
 # A program with an enclave has a device mapped, and is refused for that.
 WITHOUT_CALL = frozenset({"sgx_enter_enclave"})
@@ -62,7 +62,7 @@ class EntryPoint:
 
 
 def read_code(pid: int, mappings: Iterable[MapEntry]) -> bytes:
-    """The code in a process's [vdso], b"" where it has none. Raises OSError, ProcessGone."""
+    """The code in a process's [vdso], b"" if it has none. Raises OSError, ProcessGone."""
     for mapping in mappings:
         if mapping.path == NAME:
             with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
@@ -76,7 +76,7 @@ def own_code() -> bytes:
 
 
 def digest(code: bytes) -> str:
-    """What tells one kernel's code from another's, "" for none."""
+    """What distinguishes one kernel's code from another's, "" for none."""
     return hashlib.sha256(code).hexdigest() if code else ""
 
 
@@ -137,9 +137,10 @@ def _name(names: bytes, place: int) -> str:
 
 
 def make_bridge(code: bytes, own: Mapping[str, int]) -> bytes:
-    """The source's `code` with every function led to where `own`, name -> address, has it, or to the system call.
+    """The source's `code`, in which every function leads to where `own`, name -> address, has it, or to the system
+    call.
 
-    Raises ValueError, with the end of a sentence on the source's kernel, where that cannot be done."""
+    Raises ValueError, with the end of a sentence on the source's kernel, if that cannot be done."""
     entries = entry_points(code)
     image = bytearray(code)
     limits = [entry.offset for entry in entries[1:]] + [len(code)]
@@ -176,7 +177,7 @@ def is_passable(code: bytes, offset: int) -> bool:
     instruction of a function, or at its system call, from where it reads nothing of the kernel's data any more.
 
     The data pages are zeros under a bridge, which the functions take for a clock that only the kernel can read; but
-    some do not look at the clock's kind (time(2), the coarse clocks, clock_getres). Raises ValueError as
+    some do not check the clock's kind (time(2), the coarse clocks, clock_getres). Raises ValueError as
     `entry_points`."""
     if any(entry.offset == offset for entry in entry_points(code)):
         return True

@@ -1,7 +1,7 @@
-"""What forbids that a stopped thread makes system calls for us: asked before the first one is injected.
+"""What forbids that a stopped thread makes system calls for us, checked before the first one is injected.
 
-Under a seccomp filter the kernel may kill the thread for a call that its program never makes, and where its calls are
-handed back to it (PR_SET_SYSCALL_USER_DISPATCH) an injected one becomes a SIGSYS, deadly without a handler.
+Under a seccomp filter the kernel may kill the thread for a call that its program never makes. If its calls are handed
+back to it (PR_SET_SYSCALL_USER_DISPATCH), an injected one becomes a SIGSYS, deadly without a handler.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
 """System calls in which the freeze caught a thread, and how each goes on at the destination.
 
-What the kernel is about to return says which kind it is (measured, and signal(7)):
+What the kernel is about to return tells the kind (measured, and signal(7)):
 
     -512, -513, -514   the kernel makes the call again by itself: the registers are enough
     -4                 the call has no restart and would be seen to fail: it is wound back, unless a signal
     did it
     -516               the call goes on from state inside the kernel that does not travel (restart_syscall(2))
 
-For the last kind the time that was left is described, and the destination's thread makes the same call with
-it, entered
-and interrupted at once, so that the kernel there has such state of its own; then the source's registers are
-put in.
-How long was left: nanosleep(2) with a second argument tells it in memory; an absolute futex timeout needs no telling;
-otherwise it follows from when the thread fell asleep (process/threads/sleeps.py).
+For the last kind the time that was left is described. The destination's thread makes the same call with that time,
+which is interrupted at once, so that the kernel there has such state of its own; then the thread gets the source's
+registers. How long was left: nanosleep(2) with a second argument tells it in memory; an absolute futex timeout does not
+need it; otherwise it follows from when the thread fell asleep (process/threads/sleeps.py).
 
-Such a call that has gone on once, after an earlier stop, shows as restart_syscall(2). Which call that was tells the
-kernel function in which the thread slept, or the code. Never its arguments: those of a futex wait can be those of a
-poll, and making the wrong one writes to memory. Where neither tells, the call is seen to fail with EINTR.
+Such a call that has gone on once, after an earlier stop, shows as restart_syscall(2). The kernel function in which the
+thread slept tells which call that was, or the code does. The arguments must not: those of a futex wait can be those of
+a poll, and making the wrong call writes to memory. If neither tells, the program sees the call fail with EINTR.
 """
 
 from __future__ import annotations
@@ -50,9 +48,8 @@ ALL_SIGNALS = (1 << 64) - 1
 class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call that has to be made anew with what is left of its time.
 
-    `remaining` is in nanoseconds at the moment the process's clocks were described; `arguments` are the
-    call's own.
-    `touched` are the (address, length) places that the kernel reads or writes when the call is made.
+    `remaining` is in nanoseconds at the moment at which the process's clocks were described; `arguments` are the
+    call's own. `touched` are the (address, length) places that the kernel reads or writes when the call is made.
     """
 
     number: int
@@ -62,7 +59,7 @@ class InterruptedCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def call_made(state: Registers, code: bytes, seen: int | None) -> int | None:
-    """The number of the call that the thread is in, None where it is not known.
+    """The number of the call that the thread is in, None if it is not known.
 
     `code` are the bytes before its instruction pointer, `seen` the call in which it was seen asleep."""
     if state.syscall_number != numbers.SYS_restart_syscall:
@@ -85,8 +82,8 @@ def needs_time(state: Registers) -> bool:
 def wound_back(state: Registers, already_slept: int, in_library: bool) -> Registers:
     """Before a call that has no restart; epoll_wait(2) with what is left of its timeout.
 
-    The timeout is an argument in a register, which a call leaves as it was. It may only be changed where the code is
-    known not to look at it again: in a C library's function, which returns after the call.
+    The timeout is an argument in a register, which a call leaves as it was. It may only be changed if the code is known
+    not to read it again: in a C library's function, which returns after the call.
     """
     if not in_library or not needs_time(state):
         return state.rewound()
@@ -103,7 +100,7 @@ def decide(
     seen: Slept,
     in_library: bool = False,
 ) -> tuple[Registers, InterruptedCall | None]:
-    """The registers with which a frozen thread is to go on, and the call to be made anew if there is one.
+    """The registers with which a frozen thread goes on, and the call to be made anew if there is one.
 
     `unblocked_signal`: a signal waits that the thread will take when it runs; it then gets the EINTR that a handler's
     author expects. `code` are the bytes before the instruction pointer, `in_library` whether they are a C library's.
@@ -184,13 +181,11 @@ def _nanoseconds(raw: bytes) -> int:
 
 
 def continue_call(tid: int, area: ProgramArea, call: InterruptedCall, source: Registers, elapsed: int = 0) -> Registers:
-    """Make `call` in the stopped thread `tid` of the husk, interrupt it at once, and return its final
-    registers.
+    """Make `call` in the stopped thread `tid` of the husk, interrupt it at once, and return its final registers.
 
-    `area` is memory of programs that no thread uses now; `source` are the registers from the source;
-    `elapsed` are the
-    nanoseconds that have passed since the description. The places in `call.touched` must be present.
-    A call that ends at once, because what it waits for has come, has its result in the registers returned.
+    `area` is memory of programs that no thread uses now; `source` are the registers from the source; `elapsed` are the
+    nanoseconds that have passed since the description. The places in `call.touched` must be present. If the call ends
+    at once, because what it waits for has come, the registers returned have its result.
     """
     remaining = max(1, call.remaining - elapsed)
     setting = ffi.new("lm_timespec *")
@@ -215,8 +210,7 @@ def continue_call(tid: int, area: ProgramArea, call: InterruptedCall, source: Re
 def _enter_and_interrupt(tid: int) -> None:
     """Let a stopped thread make the call it is about to make, with an interruption already waiting.
 
-    Requires PTRACE_O_TRACESYSGOOD. The interruption is asked for at the entry, so the call sleeps for no
-    moment.
+    Requires PTRACE_O_TRACESYSGOOD. The interruption is requested at the entry, so the call does not sleep for a moment.
     """
     tracee.resume_to_syscall(tid)
     stop = tracee.wait(tid)

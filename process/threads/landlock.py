@@ -1,8 +1,7 @@
-"""Landlock domains of threads (landlock(7)), which nothing outside tells of and no other process can be given.
+"""Landlock domains of threads (landlock(7)): nothing shows them from outside, and no other process can be given one.
 
-A thread in a domain may not look at processes outside of it: it is asked, when it is stopped, to compare a witness with
-itself (kernel/witness.py, kcmp(2)). Without a domain that is allowed, for a witness has the thread's ids and no more
-rights.
+A thread in a domain may not examine processes outside of it. So each stopped thread compares a witness with itself
+(kernel/witness.py, kcmp(2)). Without a domain that is allowed, for a witness has the thread's ids and no more rights.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from live_migration.kernel.witness import witness
 from live_migration.wire.blockers import Blocker
 
 MOST_WITNESSES: int = lib.LM_MOST_WITNESSES
-"""Threads with more different ids than that are taken for confined."""
+"""Threads with more different ids than that count as confined."""
 ALLOWED, NOT_ASKED = 0, 1
 
 
@@ -39,8 +38,8 @@ def ids_of_threads(process: ProcessSnapshot) -> list[tuple[int, int]]:
 
 @contextmanager
 def witnesses(pid: int) -> Iterator[tuple[int, ...]]:
-    """Within, there is a witness for each pair of ids, by its id in the process's PID namespace. None for a process
-    that is gone, and where lm-serve lacks the right to make one (`witness_blockers`)."""
+    """Within, there is a witness for each pair of ids, by its id in the process's PID namespace. There is none for a
+    process that is gone, and none if lm-serve lacks the right to make one (`witness_blockers`)."""
     with ExitStack() as stack:
         try:
             ids = ids_of_threads(ProcessSnapshot(pid))[:MOST_WITNESSES]
@@ -51,7 +50,7 @@ def witnesses(pid: int) -> Iterator[tuple[int, ...]]:
 
 
 def witness_blockers(pid: int, seen_by: Sequence[int]) -> list[Blocker]:
-    """Where the kernel has Landlock and there are no witnesses: nobody can tell whether the process is in a domain."""
+    """A blocker if the kernel has Landlock and there are no witnesses: nobody can tell whether there is a domain."""
     if seen_by or lib.lm_landlock_version() < 0:
         return []
     return [
@@ -65,7 +64,7 @@ def witness_blockers(pid: int, seen_by: Sequence[int]) -> list[Blocker]:
 
 
 def query_witnesses(program: Program, place: Data, seen_by: Sequence[int]) -> None:
-    """Rows that have a stopped thread look at the witnesses; `place` takes LM_MOST_WITNESSES results."""
+    """Rows by which a stopped thread examines the witnesses; `place` takes LM_MOST_WITNESSES results."""
     size = int(ffi.sizeof("int64_t"))
     for index in range(len(seen_by), MOST_WITNESSES if seen_by else 0):
         program.store(place + index * size, NOT_ASKED)
@@ -75,8 +74,8 @@ def query_witnesses(program: Program, place: Data, seen_by: Sequence[int]) -> No
 
 
 def landlock_blockers(tid: int, answers: Sequence[int]) -> list[Blocker]:
-    """The blocker of a thread that may look at none of the witnesses; `answers` are what `query_witnesses` brought, all
-    of it 0 where there were none."""
+    """The blocker of a thread that may examine none of the witnesses; `answers` are what `query_witnesses` brought, all
+    of it 0 if there were none."""
     if ALLOWED in answers:
         return []
     return [

@@ -1,5 +1,5 @@
-"""Threads that have for themselves what the threads of a process usually share: their working directory and umask,
-their descriptors, their semaphores to be undone (unshare(2), clone(2)), and namespaces (setns(2)).
+"""Threads that have for themselves what the threads of a process usually share: working directory and umask,
+descriptors, semaphores to be undone (unshare(2), clone(2)), and namespaces (setns(2)).
 
 A moved process gets one of each, so such a thread is a blocker.
 """
@@ -14,7 +14,7 @@ from live_migration._lm import lib
 from live_migration.wire.blockers import Blocker
 
 NAMESPACES = ("net", "uts", "ipc", "mnt", "cgroup", "pid", "pid_for_children", "time", "time_for_children")
-"""Of a thread, by the names in /proc/PID/task/TID/ns."""
+"""The namespaces of a thread, by their names in /proc/PID/task/TID/ns."""
 OFTEN_CHANGED = ("net", "uts", "ipc", "cgroup")
 """Those that a running thread may change for itself; another mount namespace shows in its working directory too."""
 SHARED = (
@@ -28,9 +28,9 @@ REMEDY = "let it end first, or have the program keep this in a process of its ow
 def own_state_blockers(
     pid: int, tids: Iterable[int], administrators: Iterable[int], kinds: Sequence[str]
 ) -> list[Blocker]:
-    """What the threads `tids` (host ids) of process `pid` do not share with its leader. Only `administrators` among
-    them can have namespaces of their own, of `kinds`: setns(2) and unshare(2) want CAP_SYS_ADMIN of them. Threads
-    that have ended meanwhile are passed over. Raises OSError where kcmp(2) is not allowed."""
+    """Blockers: what the threads `tids` (host ids) of process `pid` do not share with its leader. Only `administrators`
+    among them can have namespaces of their own, of `kinds`: setns(2) and unshare(2) need CAP_SYS_ADMIN. Threads that
+    have ended meanwhile are left out. Raises OSError if kcmp(2) is not allowed."""
     found = []
     for tid in tids:
         if tid == pid:

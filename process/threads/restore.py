@@ -1,4 +1,4 @@
-"""A process's threads made again inside the husk.
+"""Making a process's threads again inside the husk.
 
 The threads are made by rows in the first one (`create_threads`), each with its old id and each stopped before its first
 instruction; rows in each of them put back what belongs to it (`restore_thread`). See process/threads/threads.py for
@@ -22,12 +22,10 @@ ROBUST_LIST_LENGTH = 24
 
 
 def create_threads(program: Program, tids: Sequence[int]) -> None:
-    """Rows, for the husk's only thread, that make one more thread for each id, stopped before its first
-    instruction.
+    """Rows, for the husk's only thread, that make one more thread for each id, stopped before its first instruction.
 
-    The ids are those inside the innermost PID namespace; only that one is asked for. A taken id fails its row
-    with
-    EEXIST (clone3(2), set_tid). The tracer gets each as a tracee of its own (CLONE_PTRACE).
+    The ids are those inside the innermost PID namespace, the only one that matters. A taken id fails its row with
+    EEXIST (clone3(2), set_tid). The tracer gets each thread as a tracee of its own (CLONE_PTRACE).
     """
     for tid in tids:
         wanted = program.data(tid.to_bytes(4, "little"))
@@ -57,8 +55,8 @@ def restore_thread(
 ) -> None:
     """Rows, run in the thread itself, that make it what it was: only those that differ from `staged`, if given.
 
-    Not `final` is a staging: without pending signals, and without the credentials, which come last, since what else is
-    done (setting a priority, changing the root) may need those that the husk has now, `present`. The parent-death
+    Not `final` means staging: without pending signals, and without the credentials, which come last, since the other
+    steps (setting a priority, changing the root) may need those that the husk has now, `present`. The parent-death
     signal follows them, because their change clears it. The rows of the process (`restore_process`) go before.
     """
     _restore_addresses(program, thread, staged)
@@ -77,7 +75,7 @@ def restore_thread(
 
 
 def _restore_addresses(program: Program, thread: Thread, staged: Thread | None) -> None:
-    """What only stores an address in the kernel; none of them touches memory, but rseq's page must be there."""
+    """Rows that only store an address in the kernel; none of them touches memory, but rseq's page must be there."""
     if thread.robust_list and (staged is None or staged.robust_list != thread.robust_list):
         length = thread.robust_list_length
         program.call("set_robust_list", numbers.SYS_set_robust_list, thread.robust_list, length)
@@ -87,7 +85,7 @@ def _restore_addresses(program: Program, thread: Thread, staged: Thread | None) 
         area = thread.rseq
         program.call("rseq", numbers.SYS_rseq, area.address, area.length, area.flags, area.signature)
     if staged is None or staged.alternate_stack != thread.alternate_stack:
-        # On which stack the thread stands follows from its stack pointer: SS_ONSTACK is told, never set.
+        # The stack pointer decides on which stack the thread stands: SS_ONSTACK is reported, never set.
         stack = thread.alternate_stack
         wanted = ffi.new("lm_alternate_stack *")
         wanted.ss_sp = ffi.cast("void *", stack.address)

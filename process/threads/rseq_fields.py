@@ -1,8 +1,8 @@
 """Which fields of a thread's rseq area the kernel keeps (rseq(2)); newer ones have more, node_id and mm_cid.
 
 The auxiliary vector tells (AT_RSEQ_FEATURE_SIZE, since Linux 6.3), once, at a program's start. On a kernel that keeps
-fewer the others stay what they were: two threads with the same mm_cid would write to one another's data. Who uses them
-are restartable sequences, which stand in a section of an ELF file by a name of its own; the C library has none.
+fewer fields the others stay what they were: two threads with the same mm_cid would write to one another's data. Only
+restartable sequences use them; they stand in a section of an ELF file with a name of its own; the C library has none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_NAMES = 1 << 20
 
 
 def kept_fields(auxiliary_vector: bytes) -> int:
-    """How many bytes of the area the kernel keeps that has made this vector."""
+    """How many bytes of the area the kernel keeps, as this vector of it says."""
     whole = auxiliary_vector[: len(auxiliary_vector) // VECTOR_ENTRY.size * VECTOR_ENTRY.size]
     told = (int(value) for key, value in VECTOR_ENTRY.iter_unpack(whole) if key == AT_RSEQ_FEATURE_SIZE)
     return max(told, default=FIRST_FEATURES)
@@ -39,7 +39,8 @@ def kept_fields(auxiliary_vector: bytes) -> int:
 def rseq_blockers(
     auxiliary_vector: bytes, mappings: Iterable[Mapping], map_path: Callable[[str], str]
 ) -> list[Blocker]:
-    """What a process with this vector may miss on this host. Raises OSError when this process's own cannot be read."""
+    """Blockers: what a process with this vector may miss on this host. Raises OSError if this process's own cannot be
+    read."""
     if kept_fields(auxiliary_vector) <= kept_fields(Path("/proc/self/auxv").read_bytes()):
         return []
     programs = {m.path for m in mappings if m.kind is MappingKind.PRIVATE_FILE and m.protection & 4}
@@ -55,7 +56,7 @@ def rseq_blockers(
 
 
 def has_sequences(path: str) -> bool:
-    """Whether an ELF file has restartable sequences, by the names of its sections. False for what is none."""
+    """Whether an ELF file has restartable sequences, by the names of its sections. False for another kind of file."""
     try:
         with open(open_as(stat.S_IFREG, path, os.O_RDONLY), "rb", buffering=0) as file:
             head = os.pread(file.fileno(), ELF_HEADER.size, 0)

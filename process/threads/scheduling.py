@@ -50,12 +50,12 @@ def usual_slice() -> int:
 
 
 def chosen_runtime(policy: int, runtime: int, usual: int) -> int:
-    """What of a runtime was chosen: 0 stands for the destination's own usual slice."""
+    """The part of a runtime that was chosen: 0 stands for the destination's own usual slice."""
     return 0 if policy in ORDINARY_POLICIES and runtime == usual else runtime
 
 
 def preflight_scheduling(tid: int, wanted: Scheduling, present: Scheduling, may_schedule: bool) -> list[Blocker]:
-    """What of a thread's scheduling a worker that is scheduled as `present` cannot give without CAP_SYS_NICE."""
+    """Blockers: the scheduling that a worker which is scheduled as `present` cannot give without CAP_SYS_NICE."""
     name = f"scheduling of thread {tid}"
     if may_schedule:
         return []
@@ -69,11 +69,11 @@ def preflight_scheduling(tid: int, wanted: Scheduling, present: Scheduling, may_
 
 
 def scheduling_warnings(tid: int, wanted: Scheduling, allowed: set[int]) -> list[str]:
-    """A sentence when this host, or what lm-restore may use of it, lacks processors that the thread was bound to."""
+    """A sentence if this host, or what lm-restore may use of it, lacks processors that the thread was bound to."""
     mask = int.from_bytes(wanted.affinity, "little")
     bound = {number for number in range(mask.bit_length()) if mask >> number & 1}
     missing = sorted(bound - allowed)
-    # Bound to as many as the source had is no choice of the program's.
+    # If the thread is bound to as many as the source had, that is no choice of the program's.
     if not missing or not bound or bound == set(range(len(bound))):
         return []
     text = ", ".join(str(number) for number in missing)
@@ -88,7 +88,7 @@ def restore_scheduling(program: Program, wanted: Scheduling, staged: Scheduling 
         program.call("PR_SET_TIMERSLACK", numbers.SYS_prctl, slack, wanted.timer_slack, 0, 0, 0)
     if wanted.affinity != known.affinity and wanted.affinity:
         mask = wanted.affinity + b"\0" * (-len(wanted.affinity) % 8)
-        # A mask without any processor of this host fails; preflight has said so, and all processors are kept.
+        # A mask without any processor of this host fails; the preflight has warned, and all processors are kept.
         program.call("sched_setaffinity", numbers.SYS_sched_setaffinity, 0, len(mask), program.data(mask), check=False)
     if wanted.io_priority != known.io_priority:
         program.call(

@@ -1,7 +1,7 @@
-"""Sleeping threads, looked at from outside: when each fell asleep, and in which system call.
+"""Sleeping threads, seen from outside: when each fell asleep, and in which system call.
 
-The kernel tells when a thread was last running (`se.exec_start` in /proc/PID/sched). Where that is not known the time
-is taken from the moment the sleep was first seen, else it is the whole: too long, never too short.
+The kernel tells when a thread was last running (`se.exec_start` in /proc/PID/sched). If that is not known, the time
+counts from the moment at which the sleep was first seen, else all of it is left: too long, never too short.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LOWEST_CLOCK = 0xFE000000
 
 @dataclass(frozen=True)
 class Sleep:
-    """A look at a sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, how often it had by then, in which call.
+    """A sleeping thread: when it fell asleep, by CLOCK_MONOTONIC, how often it had by then, and in which call.
 
-    `began` may be somewhat late, never early. `call` is the system call's number: of one that goes on by
-    restart_syscall(2), its own; None where it is not known.
+    `began` may be somewhat late, never early. `call` is the system call's number, that of the original call if it goes
+    on by restart_syscall(2); None if it is not known.
     """
 
     switches: int
@@ -41,7 +41,7 @@ class Sleep:
 
 @dataclass(frozen=True)
 class Slept:
-    """What the freeze has interrupted: nanoseconds that it had lasted, at least, and the call if it is known."""
+    """A sleep that the freeze has interrupted: the nanoseconds that it had lasted, at least, and the call if known."""
 
     nanoseconds: int = 0
     call: int | None = None
@@ -51,7 +51,8 @@ NOT_SEEN = Slept()
 
 
 def snapshot_sleeps(tids: Iterable[int]) -> dict[int, Sleep]:
-    """When each of these threads was last running; without those that run now or of which the kernel does not tell.
+    """When each of these threads was last running, without those that run now and those of which the kernel does not
+    tell.
 
     The kernel tells it by the clock of the processor that the thread was on, which lags behind by the time that
     interrupts and a hypervisor took. So this thread goes to each of those processors for a moment, to read its clock.
@@ -94,7 +95,7 @@ def _switches(tid: int, status: bytes | None = None) -> int | None:
 
 
 def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
-    """What to add to each processor's clock to have CLOCK_MONOTONIC; without those where this thread may not go."""
+    """What to add to each processor's clock to get CLOCK_MONOTONIC, without those to which this thread may not go."""
     allowed = os.sched_getaffinity(0)
     found = {}
     try:
@@ -103,7 +104,7 @@ def _processor_clocks(processors: Iterable[int]) -> dict[int, int]:
                 os.sched_setaffinity(0, {processor})
             except OSError:
                 continue
-            # Giving way brings this thread's own last-running time up to now.
+            # Yielding sets this thread's own last-running time to now.
             os.sched_yield()
             own = _scheduled(threading.get_native_id())
             if own is not None:
@@ -117,7 +118,8 @@ def slept(before: Sleep | None, tid: int, frozen_at: int, status: bytes | None =
     """What is known of the sleep that the freeze has interrupted at `frozen_at` (CLOCK_MONOTONIC). `status` is the
     thread's /proc/TID/status, if it was read since.
 
-    One voluntary context switch more than in the sleep seen `before` means that it is the same one: the freeze's own.
+    If there is one voluntary context switch more than in the sleep seen `before`, it is the same sleep: the switch is
+    the freeze's own.
     """
     if before is None or _switches(tid, status) != before.switches + 1:
         return NOT_SEEN
@@ -134,9 +136,9 @@ def interrupted_sleeps(before: dict[int, Sleep]) -> dict[int, Sleep]:
 
 
 def sleeps_gone_on(interrupted: dict[int, Sleep], seconds: float = GOES_ON_SECONDS) -> dict[int, Sleep]:
-    """When the threads run again: those of the interrupted sleeps that have gone on, which restart_syscall(2) tells.
+    """When the threads run again: those of the interrupted sleeps that have gone on, as restart_syscall(2) shows.
 
-    A later stop then finds how long they have lasted in all. Waits at most so long for them."""
+    A later stop then finds how long they have lasted in all. This waits for them for a limited time."""
     found = {}
     deadline = time.monotonic() + seconds
     for tid, sleep in interrupted.items():
@@ -154,7 +156,7 @@ def sleeps_gone_on(interrupted: dict[int, Sleep], seconds: float = GOES_ON_SECON
 def longest_epoll_wait(tids: Iterable[int]) -> int:
     """Milliseconds of the longest timeout of an epoll_wait(2) that one of these threads sleeps in; 0 for none.
 
-    A stop makes such a wait begin anew with all of its time."""
+    A stop makes such a wait begin anew with its whole timeout."""
     longest = 0
     for tid in tids:
         number, *arguments = _current_call(tid) or (-1,)
@@ -174,7 +176,7 @@ def _current_call(tid: int) -> tuple[int, ...]:
 
 
 def _sleeping_call(tid: int) -> int | None:
-    """The call in which a thread sleeps; of one that goes on, the call that it was."""
+    """The call in which a thread sleeps; the original call if it goes on by restart_syscall(2)."""
     call = _current_call(tid)
     if call[:1] != (numbers.SYS_restart_syscall,):
         return call[0] if call else None

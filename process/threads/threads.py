@@ -1,10 +1,8 @@
 """Threads: registers, identity within the process, scheduling, and the addresses the kernel keeps for each.
 
-A thread is described in two steps. What can be read from outside (`snapshot_thread_outside`) is read while it
-runs. What
-only the stopped thread can tell comes from ptrace and from a short program that runs in it (`query_thread`):
-some forty
-system calls that change nothing, whose answers stand in one structure, `lm_thread_answers`.
+A thread is described in two steps. What can be read from outside (`snapshot_thread_outside`) is read while it runs.
+What only the stopped thread can tell comes from ptrace and from a short program that runs in it (`query_thread`): some forty
+system calls that change nothing, whose results stand in one structure, `lm_thread_answers`.
 """
 
 from __future__ import annotations
@@ -68,8 +66,7 @@ class ThreadOutside(msgspec.Struct, frozen=True, kw_only=True):
 class Thread(msgspec.Struct, frozen=True, kw_only=True):
     """A stopped thread, whole.
 
-    `tid` is its id as the process itself sees it. Registers, vector state and siginfos are the kernel's own
-    bytes.
+    `tid` is its id as the process itself sees it. Registers, vector state and siginfos are the kernel's own bytes.
     """
 
     tid: int
@@ -99,7 +96,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class StoppedThread:
-    """What ptrace alone tells of a stopped thread, without running anything in it."""
+    """What ptrace tells of a stopped thread, without running anything in it."""
 
     host_tid: int
     registers: bytes
@@ -109,8 +106,7 @@ class StoppedThread:
 
 
 def snapshot_thread_outside(process: ProcessSnapshot, tid: int) -> ThreadOutside:
-    """Read a running thread from outside. Raises ProcessGone when it has ended, PermissionError without the
-    right.
+    """Read a running thread from outside. Raises ProcessGone when it has ended, PermissionError without the right.
     """
     outside = ffi.new("struct lm_thread_outside *")
     code = int(lib.lm_thread_outside(tid, outside))
@@ -150,7 +146,7 @@ def snapshot_stopped_thread(tid: int) -> StoppedThread:
 
 
 def stopped_thread(tid: int, registers: bytes, xstate: bytes, signal_mask: int) -> StoppedThread:
-    """A stopped tracee of which all but the rseq registration has been read."""
+    """A stopped tracee of which everything but the rseq registration has been read."""
     told = tracee.rseq_configuration(tid)
     rseq = None
     if told.address:
@@ -164,7 +160,7 @@ def _field(answers: Data, name: str) -> Data:
 
 
 def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
-    """Add the rows that ask a stopped thread about itself; returns where the answers will stand.
+    """Add the rows by which a stopped thread tells about itself; returns where the results will stand.
 
     `seen_by` are the witnesses (process/threads/landlock.py). The same program serves every thread. Nothing in it
     changes anything, so that it may end after any row.
@@ -274,7 +270,7 @@ def complete_thread(
     call: InterruptedCall | None = None,
     usual: int = 0,
 ) -> Thread:
-    """Put together what was seen of a thread from outside, by ptrace and from within.
+    """Put together what was read of a thread from outside, by ptrace and from within.
 
     `final` are the registers to go on with, `held` are its credentials (`credentials_of`), `usual` is `usual_slice`.
     """
@@ -344,8 +340,7 @@ def keyring_of(answers: bytes) -> bool:
 def hot_addresses(thread: Thread) -> list[tuple[int, int]]:
     """What the thread, or the kernel for it, touches first: (address, length), to be placed before it resumes.
 
-    The stack's top with the red zone and two pages above; the thread's own storage; the rseq area, the robust
-    list's
+    The stack's top with the red zone and two pages above; the thread's own storage; the rseq area, the robust list's
     head and the clear-child-tid word; the instruction; the memory that an interrupted call reads or writes.
     """
     state = Registers(thread.registers)

@@ -116,7 +116,7 @@ def test_descriptors_under_way_are_an_blocker() -> None:
         look.close()
         before = len(os.listdir("/proc/self/fd"))
         causes = [one.cause for one in descriptor_blockers(without(look.table, child.report), NULL)]
-        assert causes == ["descriptors are under way in it"]
+        assert causes == ["descriptors are on their way in it"]
         assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -74,7 +74,7 @@ def test_capabilities_that_cannot_be_given_are_named() -> None:
     wanted = msgspec.structs.replace(present, permitted=1 << 21, user_ids=(1, 1, 1, 1))
     texts = [str(blocker) for blocker in credentials.preflight_credentials(wanted, present)]
     assert texts == [
-        "capabilities: the process has CAP_SYS_ADMIN, which lm-restore has not;"
+        "capabilities: the process has CAP_SYS_ADMIN, and lm-restore does not;"
         " run lm-restore with them, or drop them from the process",
         "credentials: to become user 1, group "
         f"{present.group_ids[0]} lm-restore needs CAP_SETUID; run lm-restore as root or as user 1",
