@@ -60,7 +60,9 @@ class PagedRange:
 
 @dataclass(frozen=True)
 class HotRun:
-    """Pages to fetch before all else, by source address."""    start: int
+    """Pages to fetch before all else, by source address."""
+
+    start: int
     end: int
     source_space: int = 0
 

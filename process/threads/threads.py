@@ -1,8 +1,8 @@
 """Threads: registers, identity within the process, scheduling, and the addresses the kernel keeps for each.
 
 A thread is described in two steps. What can be read from outside (`snapshot_thread_outside`) is read while it runs.
-What only the stopped thread can tell comes from ptrace and from a short program that runs in it (`query_thread`): some forty
-system calls that change nothing, whose results stand in one structure, `lm_thread_answers`.
+What only the stopped thread can tell comes from ptrace and from a short program that runs in it (`query_thread`): some
+forty system calls that change nothing, whose results stand in one structure, `lm_thread_answers`.
 """
 
 from __future__ import annotations
