@@ -23,8 +23,8 @@ from live_migration.wire.ticket import Ticket
 
 SENTENCES = {
     "connected": "the other side is connected",
-    "staged": "everything is prepared at the destination, process {pid} still runs at the source",
-    "frozen": "process {pid} is frozen",
+    "staged": "everything is prepared at the destination, process {source} still runs at the source",
+    "frozen": "process {source} is frozen",
     "resumed": "process {pid} runs at the destination",
     "complete": "every page is at the destination, process {pid} needs the source no more",
     "stalled": "the connection is lost; process {pid} waits for its pages, and both sides keep everything",
@@ -186,9 +186,11 @@ class RenderedEvents:
         self._renderer.close()
 
     def emit(self, event: str, pid: int, *, sentence: str | None = None, **details: Any) -> None:
-        """Something happened to process `pid` (0: to none). `details` are for --json, as they are."""
+        """Something happened to process `pid` (0: to none). `details` are for --json, as they are; `source_pid` among
+        them is the source's id of a process that does not run here yet."""
         content = {"event": event, "pid": pid, "time": time.time(), **details}
-        text = SENTENCES.get(event, "").format(pid=pid) if sentence is None else sentence
+        source = details.get("source_pid", pid)
+        text = SENTENCES.get(event, "").format(pid=pid, source=source) if sentence is None else sentence
         self._renderer.event(content, text)
 
     def progress(self, pages: int, total: int, faults: int) -> None:

@@ -17,8 +17,8 @@ from live_migration.kernel.injection.syscall_numbers import SYS_close, SYS_dup3,
 
 @dataclass(frozen=True)
 class Installed:
-    """One number of the moved process: the worker's descriptor that shows the same open file description, and
-    whether the number is closed at exec."""
+    """One number of the moved process: the worker's descriptor of the same open file, and whether the number is closed
+    at exec."""
 
     number: int
     worker_descriptor: int
@@ -34,7 +34,7 @@ def lowest_free(taken: set[int]) -> int:
 
 
 def keep_pidfd_rows(program: Program, pidfd: int, above: int) -> int:
-    """Move the pidfd out of the way, unless it is above all others already: it is at the returned number afterwards.
+    """Move the pidfd out of the way, unless it is above all others already; returns its number afterwards.
     Nothing else may be open at or above `above` + 1."""
     if pidfd > above:
         return pidfd

@@ -30,7 +30,7 @@ MOST_HOT = 1 << 16
 def follow(running: Running) -> int:
     """Fetch everything, say goodbye, and unless --detach was given stay until the process ends.
 
-    Nothing in here may fail the process: what goes wrong is said, and everything is kept."""
+    Nothing in here may harm the process: errors are reported, and everything is kept."""
     pager = running.pager
     if running.resume_at_once:
         pager.prefetch_start()
@@ -76,7 +76,7 @@ def take_state(pager: Pager) -> PagerState:
 
 
 def show_progress(running: Running) -> None:
-    """Tell the frontend how far the pages are."""
+    """Tell the frontend how many pages have arrived."""
     counted = running.pager.counters
     running.connected.line.send(
         "progress",
@@ -123,7 +123,7 @@ def _note_odd(connected: Connected, cause: str) -> None:
 
 
 def _fetch_first(running: Running, message: messages.Hot) -> None:
-    """The source's word on what will be touched soon; one that cannot be used is passed over."""
+    """The source's message on what will be touched soon; one that cannot be used is passed over."""
     try:
         spaces = messages.unpack(message.payload, dict[int, list[Runs]])
         if spaces.keys() - {member.space for member in running.final.members}:
@@ -156,7 +156,7 @@ def _stall(running: Running) -> None:
 
 
 def _finish(running: Running) -> None:
-    """Every page is in, or nobody needs them any more: let go of the memory and tell the source."""
+    """Every page has come, or nobody needs them any more: release the memory and tell the source."""
     running.connected.session.happened(Event.FINISHED)
     fill(running)
     running.pager.finish()
@@ -169,14 +169,14 @@ def _finish(running: Running) -> None:
     write(running.connected)
     running.connected.line.send("complete", pid=running.husk.pid)
     running.connected.line.send("result", report=msgspec.to_builtins(running.connected.report))
-    # Not before: the source's copy leaves first, and to give its memory back takes it a tenth of a second per GiB.
+    # Not before: the source's copy leaves first, and it takes a tenth of a second per GiB to give its memory back.
     _await_goodbye(running)
     running.custody.end()
     running.connected.roles.close()
 
 
 def _await_goodbye(running: Running) -> None:
-    """Wait until the source's copy has left, and deliver the signals that have come to it meanwhile."""
+    """Wait until the source's copy has left, and deliver the signals that it has got meanwhile."""
     poll = select.poll()
     poll.register(running.connected.control.fileno(), select.POLLIN)
     deadline = time.monotonic() + GOODBYE_SECONDS
@@ -186,7 +186,7 @@ def _await_goodbye(running: Running) -> None:
 
 
 def _lock(running: Running) -> None:
-    """Make the process's locks of memory what they were at the source."""
+    """Lock the process's memory as it was locked at the source."""
     failed = lock_plainly(running.husk.pid, running.final.members[0].memory.mappings)
     if failed:
         running.connected.line.send(

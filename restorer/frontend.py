@@ -1,8 +1,8 @@
-"""The front of lm-restore: what the user sees, the exit status, and signals.
+"""The frontend of lm-restore: what the user sees, the exit status, and signals.
 
-The work is done by a worker, forked here at the start, in a session of its own: it traces the husk, speaks with the
-source and runs the pager. Ctrl-C, a traceback or SIGKILL of the frontend does not take the pager along. Until the
-destination has said READY the worker gives up when the frontend dies; after that it carries on alone.
+A worker does the work, forked here at the start, in a session of its own: it traces the husk, speaks with the source
+and runs the pager. Ctrl-C, a traceback or SIGKILL of the frontend does not take the pager along. Until the destination
+has sent READY, the worker gives up when the frontend dies; after that it carries on alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _signal(frontend: Frontend, number: int) -> None:
         frontend.worker.tell("signal", number)
     elif number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if frontend.stopping:
-            # A second one: leave at once. The worker notices, and does what is right for where it is.
+            # A second one: end at once. The worker notices, and does what is right at that point.
             frontend.status = int(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED)
         frontend.stopping = True
         frontend.worker.tell("stop", number)
@@ -115,8 +115,8 @@ def _show(frontend: Frontend, news: dict[str, Any]) -> None:
 
 
 def _worker_is_gone(frontend: Frontend) -> int:
-    """The worker ended without a word: it was killed, or there is a bug in it. Until READY the husk ends with it; from
-    then on the custodian finds out what the source has decided, and acts on it (restorer/custody.h)."""
+    """The worker ended without a message: it was killed, or there is a bug in it. Until READY the husk ends with it;
+    from then on the custodian finds out what the source has decided, and acts on it (restorer/custody.h)."""
     how = frontend.worker.reap()
     found = await_outcome(frontend.worker.page)
     here, row = f"process {frontend.pid}", DESTINATION[found.state]

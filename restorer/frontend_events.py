@@ -1,4 +1,4 @@
-"""What the worker says goes to the frontend, which shows it."""
+"""The worker's events go to the frontend, which shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from live_migration.wire.ticket import Ticket
 
 @dataclass
 class FrontendEvents:
-    """Says through the line to the frontend what Events would say itself."""
+    """Passes events through the line to the frontend."""
 
     line: Line
 
@@ -19,5 +19,5 @@ class FrontendEvents:
         self.line.send("ticket", ticket=str(ticket), command=command)
 
     def note(self, text: str, level: int = 1) -> None:
-        """Something that a reader with that many -v wants to know."""
+        """A sentence for a reader with that many -v."""
         self.line.send("note", text=text, level=level)

@@ -1,4 +1,5 @@
-"""The line between the front of lm-restore and its worker: news one way, orders the other, a JSON object each line."""
+"""The line between the frontend of lm-restore and its worker: news one way, orders the other, one JSON object a
+line."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Worker:
 
 @dataclass
 class Line:
-    """The worker's side of the line. News to a frontend that is gone are dropped."""
+    """The worker's side of the line. News for a frontend that is gone is dropped."""
 
     connection: socket.socket
     page: mmap.mmap
@@ -57,7 +58,7 @@ class Line:
 
     @property
     def is_to_stop(self) -> bool:
-        """Has the frontend said to stop, or is it gone? What counts until the destination is ready."""
+        """Has the frontend said to stop, or is it gone? This counts until the destination is ready."""
         return self.frontend_is_gone or bool(self.orders)
 
     def send(self, event: str, **details: Any) -> None:

@@ -1,6 +1,6 @@
 /*
- * The husk: the smallest program there is, started so that a process exists which can be emptied and filled.
- * Everything it ever does is injected; left alone it waits.
+ * The husk: the smallest program there is, started so that there is a process to be emptied and filled. Everything
+ * that it ever does is injected; otherwise it waits.
  */
 #include "kernel/arch/freestanding.h"
 

@@ -1,6 +1,7 @@
-"""The husk: a process of ours, emptied, and filled with what the source described, while the source still runs.
+"""The husk: a process of ours that is emptied and filled with what the source described, while the source still runs.
 
-Programs of system calls in the husk's one thread do everything: `empty_rows` and `layout_rows` compose, `run` runs.
+Programs of system calls in the husk's one thread do everything: `empty_rows` and `layout_rows` compose them, `run` runs
+them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def empty_rows(
         bridge_rows(program, bridge)
         return
     wanted = space.kernel_mappings()
-    # An old place that overlaps any new one is left by a detour, since mremap(2) refuses overlaps.
+    # From an old place that overlaps a new one the way leads over a third, since mremap(2) refuses overlaps.
     aside = area.address + 2 * area.size
     for special in wanted:
         old = kernel.pop(special.name)
@@ -128,7 +129,7 @@ def layout_rows(
 
 
 def _kept(layouts: tuple[AddressSpace, AddressSpace], change: Change) -> AddressSpace:
-    """Of the layout before, the mappings of memory that is mapped at several places afterwards, as far as they stay."""
+    """The mappings of the layout before that stay, of memory that is mapped at several places afterwards."""
     before, after = layouts
     twice = shared_more_than_once(after.mappings)
     there = [mapping for mapping in before.mappings if (mapping.device, mapping.inode) in twice]
@@ -137,7 +138,8 @@ def _kept(layouts: tuple[AddressSpace, AddressSpace], change: Change) -> Address
 
 
 def _new_shared_memories(layouts: tuple[AddressSpace, AddressSpace]) -> list[tuple[tuple[str, int], int]]:
-    """Shared anonymous memories that are mapped at several places, and not yet at any, and their sizes in bytes."""
+    """Shared anonymous memories that will be mapped at several places and are mapped at none yet, with their sizes in
+    bytes."""
     before, after = layouts
     there = {(mapping.device, mapping.inode) for mapping in before.mappings}
     sizes: dict[tuple[str, int], int] = {}
@@ -162,9 +164,9 @@ def _scratch_places(husk: Husk, layouts: tuple[AddressSpace, AddressSpace]) -> l
 def _places_of_shared_memory(
     program: Program, husk: Husk, layouts: tuple[AddressSpace, AddressSpace]
 ) -> dict[tuple[str, int], int]:
-    """Where memory that is mapped at several places can be taken from, with rows that map it whole where it is new.
+    """Where memory that is mapped at several places can be taken from, with rows that map new memory whole.
 
-    The first mapping gives shared memory its size, so it is not one of those wanted, which may show a part."""
+    The first mapping gives shared memory its size, so it cannot be one of the final ones, which may show a part."""
     before, after = layouts
     twice = shared_more_than_once(after.mappings)
     places = {

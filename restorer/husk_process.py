@@ -36,7 +36,7 @@ INIT_SOCKET_NUMBER = 3
 INIT_SECONDS = 10.0
 RLIMIT_STACK = 3
 LEAST_STACK = 1 << 20
-# What clone3 answers when an id is taken, may not be chosen, or is higher than this host's ids go.
+# The errors of clone3 when an id is taken, may not be chosen, or is too high for this host.
 NOT_THIS_ID = (errno.EEXIST, errno.EPERM, errno.EINVAL)
 
 
@@ -44,7 +44,7 @@ NOT_THIS_ID = (errno.EEXIST, errno.EPERM, errno.EINVAL)
 class HuskProcess:
     """A started husk, stopped and traced. `pidfd_number` is where it holds a pidfd of this process.
 
-    In a namespace of its own `init` is that namespace's process 1 and `line` the socket to it (restorer/init.c).
+    In a namespace of its own, `init` is that namespace's process 1 and `line` the socket to it (restorer/init.c).
     """
 
     pid: int
@@ -84,14 +84,14 @@ def start_husk(task: TaskDescription, pid_mode: str, offsets: clocks.Offsets | N
         raise _explain(error, task.pid) from error
     except (ProcessGone, OSError) as error:
         raise LocalError(
-            step=STEP, object=f"id {task.pid}", cause=str(error), remedy="look into the kernel's log and try again"
+            step=STEP, object=f"id {task.pid}", cause=str(error), remedy="the kernel's log (dmesg) may tell more"
         ) from error
     finally:
         os.close(own)
 
 
 def taken_ids(task: TaskDescription) -> list[int]:
-    """The thread ids of the process that somebody else has on this host, as a thread, group or session."""
+    """The thread ids of the process that others have on this host, as a thread, group or session."""
     return [thread.tid for thread in task.threads if _is_taken(thread.tid)]
 
 
@@ -115,7 +115,7 @@ def _start(task: TaskDescription, own: int, offsets: clocks.Offsets | None, join
         identifier=task.pid,
         joined=joined,
         descriptor=(own, PIDFD_NUMBER),
-        # What the kernel decides by these at exec holds for ever: where later mappings go, clear of the stack.
+        # By these the kernel decides at exec, for ever, where later mappings go, clear of the stack.
         personality=task.limits.personality & (ADDR_NO_RANDOMIZE | ADDR_COMPAT_LAYOUT),
         stack_limit=max(soft, LEAST_STACK),
         time_offsets=offsets.text() if offsets is not None else None,
@@ -175,7 +175,7 @@ def _start_init(moved: int) -> tuple[int, int]:
 def _explain(error: SpawnFailed, pid: int) -> LocalError:
     """The failure with its remedy."""
     cause = f"{error.strerror}"
-    thing, remedy, code = "the new process", "look into the kernel's log and try again", ExitCode.SYSTEM
+    thing, remedy, code = "the new process", "the kernel's log (dmesg) may tell more", ExitCode.SYSTEM
     if error.step in (lib.LM_SPAWN_TIME_NAMESPACE, lib.LM_SPAWN_TIME_OFFSETS):
         thing = "the time namespace"
         remedy = "use a kernel with CONFIG_TIME_NS here, or move the process on one host"
@@ -200,7 +200,7 @@ def _explain(error: SpawnFailed, pid: int) -> LocalError:
 
 
 def is_killed(husk: HuskProcess) -> bool:
-    """Whether somebody has killed the husk. Its pidfd does not tell before its tracer has reaped every thread."""
+    """Whether somebody has killed the husk. Its pidfd tells only when its tracer has reaped every thread."""
     try:
         return Path(f"/proc/{husk.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:

@@ -2,13 +2,12 @@
  * Process 1 of a PID namespace made for one moved process: mounts the namespace's /proc, says that it is
  * ready, reaps, and ends when the moved process ends.
  *
- * Arguments: the inner id of the moved process, and a connected SOCK_SEQPACKET socket. One byte is written
- * there when /proc has been mounted (1, or 0 when it could not be). The moved process is a child of whoever
- * made it, outside, and as an orphan it falls to a reaper of its parent's namespace, never to us. So its
- * maker says with one byte that it exists, and we watch it by a pidfd; when it has reaped it, it sends the
- * wait status (4 bytes, in the host's order). A maker that closes the socket leaves the watching to us; if
- * the moved process is not there then, nobody needs us. The exit status is the moved process's own, or 128 +
- * the signal that ended it, or 0 if nobody has told us.
+ * Arguments: the inner id of the moved process, and a connected SOCK_SEQPACKET socket. We write one byte there when
+ * /proc has been mounted (1, or 0 if it could not be). The moved process is a child of its maker, outside, and as an
+ * orphan it falls to a reaper of its parent's namespace, never to us. So its maker says with one byte that it exists,
+ * and we watch it by a pidfd. When the maker has reaped it, it sends the wait status (4 bytes, in the host's order). A
+ * maker that closes the socket leaves the watching to us; if the moved process is not there then, nobody needs us. The
+ * exit status is the moved process's own, or 128 + the signal that ended it, or 0 if nobody has told us.
  */
 #include "kernel/arch/freestanding.h"
 
@@ -58,7 +57,7 @@ static void reap(void) {
         continue;
 }
 
-/* Hear what the maker says: that the moved process exists, how it has ended, or nothing any more. */
+/* Read what the maker says: that the moved process exists, how it has ended, or nothing any more. */
 static void hear(int moved, struct pollfd *maker, struct pollfd *watched) {
     int status = 0;
     long length = lm_call(SYS_read, maker->fd, (long)&status, STATUS_SIZE, 0, 0);
@@ -99,7 +98,7 @@ void lm_main(const long *stack) {
         if (maker->revents)
             hear(moved, maker, watched);
         else if (watched->revents) {
-            /* The maker may be gone while somebody still holds its socket, so it is not waited for long. */
+            /* The maker may be gone while somebody still holds its socket, so the wait for it is short. */
             if (lm_call(SYS_poll, (long)maker, 1, STATUS_WAIT_MS, 0, 0) == 1)
                 hear(moved, maker, watched);
             leave(0);

@@ -1,4 +1,5 @@
-"""A bridge in the husk (process/memory/bridge.py): the kernel's own mappings moved away, the source's code there."""
+"""A bridge in the husk (process/memory/bridge.py): the kernel's own mappings move away, and the source's code takes
+their place."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def migrate(options: RestoreOptions, line: Line) -> int:
 
 
 def connect(options: RestoreOptions, line: Line) -> Connected:
-    """Meet the source. Raises MigrationError."""
+    """Connect to the source, or wait for it. Raises MigrationError."""
     strategy = options.parameters.strategy
     report = Report(side="destination", outcome="failed", strategy=strategy, pid=0, started=time.time())
     session = begin(Side.DESTINATION, lambda text: line.send("note", text=text, level=0))
@@ -122,7 +122,7 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
 
 @contextlib.contextmanager
 def naming_failures(session: Session) -> Iterator[None]:
-    """Within, what fails in building the process is a MigrationError that says so."""
+    """Within, a failure to restore the process becomes a MigrationError that says so."""
     try:
         yield
     except (SyscallFailed, OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
@@ -130,7 +130,7 @@ def naming_failures(session: Session) -> Iterator[None]:
             step="restoring the process",
             object="the husk",
             cause=str(error),
-            remedy=f"{session.row.said}; look at the cause and try again",
+            remedy=f"{session.row.said}; remove the cause before another try",
         ) from error
 
 
@@ -150,7 +150,7 @@ def start(connected: Connected) -> Started:
     failpoint("destination-connected")
     greeting = expect(connected, messages.Greeting, GREETING_SECONDS)
     here = snapshot_host(cpu.describe(), vdso.digest(vdso.own_code()))
-    # The source reads its clocks when this message has come to it.
+    # The source reads its clocks when it has received this message.
     asked = clocks.snapshot_clocks()
     options, control, line = connected.options, connected.control, connected.line
     with contextlib.closing(make_secret()) as secret:
@@ -164,7 +164,7 @@ def start(connected: Connected) -> Started:
     failpoint("destination-described")
     blockers = preflight(described, Peer(greeting.host, here), options, connected.descriptor_options)
     if blockers:
-        raise Refused(blockers, object=f"process {task.pid}")
+        raise Refused(blockers, object=f"process {task.host_pid}")
     offsets = clocks.offsets_for(task.clocks, asked, clocks.read_offsets())
     husk = start_husk(task, options.pid, offsets)
     connected.undo.append(functools.partial(end_husk, husk))
@@ -181,7 +181,7 @@ def start(connected: Connected) -> Started:
 
 
 def unpack_migration(payload: msgspec.Raw) -> Migration:
-    """What the source describes. ProtocolError if it is none, or does not hold together."""
+    """What the source describes. ProtocolError if it is no description, or does not hold together."""
     migration = messages.unpack(payload, Migration)
     try:
         check_references(migration)
@@ -217,7 +217,7 @@ def stage(started: Started) -> Staged:
     failpoint("destination-staged")
     connected.control.send(messages.Staged(pid=husk.pid))
     connected.session.happened(Event.STAGED)
-    connected.line.send("staged", pid=husk.pid)
+    connected.line.send("staged", pid=husk.pid, source_pid=member.task.host_pid)
     for sentence in building.warnings + custody.prepare():
         connected.line.send("note", text=sentence, level=0)
     custody.rehearse(len(building.threads))
@@ -277,9 +277,11 @@ def rehearse(building: build.Construction) -> None:
 
 
 def say_frozen(frozen: Frozen) -> None:
-    """Tell the frontend that the freeze has begun. Where it is over in milliseconds that comes with its end, for the
-    frontend wants a processor to pass it on."""
-    frozen.staged.connected.line.send("frozen", pid=frozen.staged.husk.pid, time=frozen.since)
+    """Tell the frontend that the freeze has begun. If it is over in milliseconds, that comes with its end, for the
+    frontend needs a processor to pass it on."""
+    source_pid = only_member(frozen.final).task.host_pid
+    line = frozen.staged.connected.line
+    line.send("frozen", pid=frozen.staged.husk.pid, source_pid=source_pid, time=frozen.since)
 
 
 def apply_final(frozen: Frozen) -> None:
@@ -293,7 +295,7 @@ def apply_final(frozen: Frozen) -> None:
         *new_file_blockers(final, staged.described, described),
     ]
     if appeared:
-        raise Refused(appeared, object=f"process {member.task.pid}", step="the frozen process")
+        raise Refused(appeared, object=f"process {member.task.host_pid}", step="the frozen process")
     build.apply_layout(building, member, table)
     if not member.as_staged:
         pager.set_ranges(memory_ranges(member.memory), member.space)
@@ -305,11 +307,11 @@ def apply_final(frozen: Frozen) -> None:
     build.apply_threads(building, member, table, staged.custody)
     failpoint("destination-built")
     blockers = compare_written(final, described, same_machine=False)
-    # Asked for when there is a difference alone: a file that is read, while the process is frozen.
+    # Checked only when there is a difference: it reads a file while the process is frozen.
     if blockers and is_same_machine(member.place):
         blockers = compare_written(final, described, same_machine=True)
     if blockers:
-        # A process that runs again at the source writes again: then this is not the reason.
+        # A process that runs again at the source writes again: then that is why the files differ.
         different = Refused(blockers, step="comparing written files", code=ExitCode.FILES)
         raise last_words(staged.connected, COMPARED_AGAIN_SECONDS) or different
     building.opened.close()
@@ -338,7 +340,7 @@ def wait_until_complete(staged: Staged) -> None:
 
 
 def arm(frozen: Frozen) -> Armed:
-    """Everything is built: see to it that from now on our death leaves the process be."""
+    """Everything is restored: see to it that from now on our death leaves the process as it is."""
     staged = frozen.staged
     handed_over = sorted(staged.building.opened.handed_over)
     ready = messages.encode(messages.Ready(payload=messages.pack(handed_over)))
@@ -350,8 +352,9 @@ def arm(frozen: Frozen) -> Armed:
 def await_commit(armed: Armed) -> messages.Commit:
     """READY, and the source's decision. Raises MigrationError when it decided not to hand over.
 
-    Only words tell what the source decided: COMMIT, or that it gives up. Any end of the connection, an orderly one too,
-    leaves it in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and lm-restore waits."""
+    Only a message tells what the source decided: COMMIT, or that it gives up. Any end of the connection, even an
+    orderly one, leaves that in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and
+    lm-restore waits."""
     connected = armed.frozen.staged.connected
     control, session = connected.control, connected.session
     failpoint("destination-ready")
@@ -361,7 +364,7 @@ def await_commit(armed: Armed) -> messages.Commit:
     try:
         ahead = control.look_ahead()
         if isinstance(ahead, messages.Commit):
-            # Known to the custodian before it is taken out of the socket, where it could find it.
+            # The custodian learns of it before it is taken out of the socket, where the custodian could find it.
             session.happened(Event.COMMIT)
             control.skip()
             return ahead
@@ -391,13 +394,13 @@ def wait_in_doubt(frozen: Frozen, cause: str) -> NoReturn:
         step="the handover",
         object=f"process {husk.pid}",
         cause="was ended here while nobody knew whether the source had handed over",
-        remedy="it runs on at the source if it had not",
+        remedy="it runs on at the source if the source has not handed over",
         code=connected.session.row.code,
     )
 
 
 def resume(armed: Armed, commit: messages.Commit, received: int) -> Running:
-    """Let the process run. It is the only copy now: whatever fails here is said, and nothing is taken back."""
+    """Let the process run. It is the only copy now: a failure here is reported, and nothing is taken back."""
     frozen, staged = armed.frozen, armed.frozen.staged
     connected, husk, custody = staged.connected, staged.husk, staged.custody
     reached(connected, "destination-committed")

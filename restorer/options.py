@@ -1,4 +1,4 @@
-"""What lm-restore is asked to do; cli/restore_options.py reads it from a command line."""
+"""The options of lm-restore; cli/restore_options.py reads them from a command line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from live_migration.wire.strategy import Parameters
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What lm-restore was asked to do.
+    """The options of lm-restore.
 
     meeting       the ticket of the source, or where to listen
-    parameters    the strategy and its limits, as lm-serve is told
+    parameters    the strategy and its limits, as lm-serve gets them
     pid           "keep", "namespace", or "auto": keep if the ids are free
     detach        exit when every page is in, and let the process live on
     stdio         "attach" or "null": what stands for descriptors 0 to 2 that lead outside

@@ -28,9 +28,9 @@ from live_migration.wire.session import Session
 
 @dataclass(frozen=True)
 class Connected:
-    """The two sides have come together. All later phases refer to it.
+    """The two sides are connected. All later phases refer to it.
 
-    `undo`: what takes back what was made here, in the order in which that is done: the husk ends first."""
+    `undo` takes back what was made here, in this order: the husk ends first."""
 
     options: RestoreOptions
     descriptor_options: DescriptorOptions
@@ -44,7 +44,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class Started:
-    """No blocker was found in the description, and there is a husk with its custodian, empty yet."""
+    """No blocker was found in the description, and there is a husk with its custodian, still empty."""
 
     connected: Connected
     described: Migration
@@ -54,7 +54,7 @@ class Started:
 
 @dataclass
 class Staged:
-    """The husk is filled, and follows the source: `described` is what it was laid out for last."""
+    """The husk is filled, and follows the source: it was last laid out for `described`."""
 
     connected: Connected
     described: Migration
@@ -81,13 +81,13 @@ class Frozen:
 
     @property
     def is_short(self) -> bool:
-        """Whether the freeze is over in milliseconds, unless something goes wrong that a custodian sees to."""
+        """Whether the freeze is over in milliseconds, unless something goes wrong that a custodian deals with."""
         return self.resume_at_once and self.staged.custody.guarded
 
 
 @dataclass(frozen=True)
 class Armed:
-    """All is restored, and our death leaves the process be; `ready` is READY, as it will be sent."""
+    """All is restored, and our death leaves the process as it is; `ready` is READY, as it will be sent."""
 
     frozen: Frozen
     ready: bytes
@@ -107,7 +107,7 @@ class Running:
 
 
 def tell(control: ControlChannel, error: MigrationError) -> None:
-    """Tell the source why it ends here, if it can still hear."""
+    """Tell the source why the migration ends here, if it can still be reached."""
     with contextlib.suppress(MigrationError, OSError):
         if isinstance(error, Refused):
             control.send(messages.blockers_of(error), 2.0)
@@ -116,7 +116,7 @@ def tell(control: ControlChannel, error: MigrationError) -> None:
 
 
 def reached(connected: Connected, name: str) -> None:
-    """The failpoint `name` is reached. Where nothing can be taken back any more a failure is said, and nothing else."""
+    """The failpoint `name` is reached. Nothing can be taken back any more, so a failure is only reported."""
     try:
         failpoint(name)
     except MigrationError as error:
@@ -126,7 +126,7 @@ def reached(connected: Connected, name: str) -> None:
 
 
 def write(connected: Connected) -> None:
-    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
     connected.session.fill(connected.report)
     if connected.options.report:
         try:

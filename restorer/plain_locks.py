@@ -1,7 +1,7 @@
 """Locked memory after the last page: plain again.
 
-While pages are missing, mlock(2) would fill them with zeros; so the husk's memory is locked by
-mlock2(MLOCK_ONFAULT), which a program can tell by its VmFlags and by pages that it first touches later.
+While pages are missing, mlock(2) would fill them with zeros, so the husk's memory is locked by
+mlock2(MLOCK_ONFAULT). A program can tell the two apart by its VmFlags and by pages that it first touches later.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from live_migration.process.memory.mappings import Mapping
 
 def lock_plainly(pid: int, mappings: Iterable[Mapping]) -> str:
     """Lock the ranges that plain mlock(2) had locked at the source, as far as the moved process still has them locked.
-    Its leader is stopped for a moment; nothing is done where there is no such range. Every page must be in.
+    Its leader is stopped for a moment; without such a range nothing is done. Every page must have come.
 
-    Why something could not be locked, or ""."""
+    Returns why something could not be locked, or ""."""
     ranges = [(one.start, one.end) for one in mappings if "lo" in one.flags and "lf" not in one.flags]
     return _in_a_child(lambda: _lock_ranges(pid, ranges)) if ranges else ""
 
 
 def _in_a_child(work: Callable[[], str]) -> str:
-    """Do the work in a process of its own, which must do no more than that: what it traces is let go when it ends,
-    whatever has failed, and the status of a process that ends meanwhile stays with its parent (ptrace(2))."""
+    """Do the work in a process of its own, which must do no more than that: when it ends, the kernel releases what it
+    traces, whatever has failed, and the status of a process that ends meanwhile stays with its parent (ptrace(2))."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -58,7 +58,7 @@ def _lock_ranges(pid: int, ranges: list[tuple[int, int]]) -> str:
 
 
 def still_locked(ranges: Iterable[tuple[int, int]], now: Iterable[MapEntry]) -> Iterator[tuple[int, int]]:
-    """The parts of `ranges` that are locked on fault now: the process may have unlocked or unmapped others."""
+    """The parts of `ranges` that are locked on fault now; the process may have unlocked or unmapped others."""
     on_fault = [entry for entry in now if {"lo", "lf"} <= entry.flags]
     for start, end in ranges:
         for entry in on_fault:

@@ -36,7 +36,7 @@ class Peer:
 def preflight(
     migration: Migration, hosts: Peer, options: RestoreOptions, described: DescriptorOptions
 ) -> list[Blocker]:
-    """What stands in the way of restoring all members of a migration on this host. Raises OSError."""
+    """The blockers to restoring all members of a migration on this host. Raises OSError."""
     table = whole_table(migration)
     return [
         *_host_blockers(hosts, options),
@@ -55,7 +55,7 @@ def preflight(
 
 
 def member_blockers(member: Member, options: RestoreOptions, described: DescriptorOptions) -> list[Blocker]:
-    """What stands in the way of restoring this member, beside what it shares. Raises OSError."""
+    """The blockers to restoring this member, beside what it shares. Raises OSError."""
     return [
         *bridge_blockers(member.memory),
         *rseq_blockers(member.task.memory_plan.auxiliary_vector, member.memory.mappings, described.map_path),
@@ -68,8 +68,8 @@ def member_blockers(member: Member, options: RestoreOptions, described: Descript
 
 
 def new_file_blockers(final: Migration, staged: Migration, described: DescriptorOptions) -> list[Blocker]:
-    """What is in the way of the files that members have mapped and opened since they were staged, and of directories
-    that they have changed to. Raises OSError."""
+    """Blockers: files that members have mapped and opened since they were staged, and directories that they have
+    changed to. Raises OSError."""
     known_files = frozenset(staged.mapped_files)
     known = {one.identity for one in staged.open_files}
     found = preflight_mapped_files([one for one in final.mapped_files if one not in known_files], described)
@@ -80,7 +80,7 @@ def new_file_blockers(final: Migration, staged: Migration, described: Descriptor
             found += limits.preflight_limits(member.task.limits, described.map_bytes)
     for one in final.open_files:
         if isinstance(one.object, File) and one.identity not in known and one.standard is None:
-            # Asked for here alone: a file that is read, while the process is frozen.
+            # Checked only here: it reads a file while the process is frozen.
             same_machine = is_same_machine(final.members[0].place)
             found += preflight_file(one.object, one.flags, one.name, described, same_machine)
     return found
@@ -107,7 +107,7 @@ def room_blockers(needed: int, available: int) -> list[Blocker]:
 
 
 def _ability_blockers(migration: Migration, hosts: Peer, options: RestoreOptions) -> list[Blocker]:
-    """What this kernel lacks, or this user may not do: found by doing it."""
+    """What this kernel lacks, or this user may not do, found by trying."""
     taken = (taken_ids(member.task) for member in migration.members)
     lacks = probe.destination_lacks(
         keep_ids=True,

@@ -1,6 +1,6 @@
-"""Rounds, as the destination has them: pages land in the husk while the source runs, at their final place.
+"""Rounds at the destination: pages land in the husk while the source runs, at their final place.
 
-What the source says of them in the end, that they are another or gone, is applied before the process runs.
+In the end the source says which of them have changed or gone; that is applied before the process runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MADV_DONTNEED, MADV_REMOVE = 4, 9
 
 
 def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
-    """All of the memory that pages may be sent for, in the order of addresses, and how they arrive."""
+    """All of the memory for which pages may be sent, in the order of addresses, and how they arrive."""
     ranges = [
         PagedRange(m.start, m.end, RangeKind.SHARED if m.kind is MappingKind.SHARED_ANONYMOUS else RangeKind.ANONYMOUS)
         for m in paged_on_demand(memory)
@@ -42,7 +42,7 @@ def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
 
 
 def take_rounds(staged: Staged) -> messages.Freezing:
-    """Take rounds in until the freeze begins. Raises MigrationError, OSError."""
+    """Receive rounds until the freeze begins. Raises MigrationError, OSError."""
     due: Any = messages.Round | messages.Freezing
     small = False
     while True:
@@ -63,8 +63,8 @@ def take_rounds(staged: Staged) -> messages.Freezing:
 
 
 def take_freezing(staged: Staged, message: messages.Freezing) -> None:
-    """A freeze comes: learn what the migration came to be, let it begin, and take in meanwhile what is not true any
-    more of the pages of the rounds. Raises MigrationError, OSError, SyscallFailed."""
+    """A freeze comes: learn what the migration came to be, let the freeze begin, and receive meanwhile the corrections
+    of the rounds. Raises MigrationError, OSError, SyscallFailed."""
     report = staged.connected.report
     report.strategy = message.strategy
     report.tracking = message.tracking
@@ -99,7 +99,7 @@ def _follow_layout(staged: Staged, layout: Layout) -> None:
 
 
 def correct(staged: Staged, push: int, memory: AddressSpace) -> None:
-    """Take in what is not true any more of the pages of the rounds, in a husk of this layout; nothing for push 0.
+    """Receive the corrections of the rounds, in a husk of this layout; nothing for push 0.
 
     Raises MigrationError, OSError, SyscallFailed."""
     if push:

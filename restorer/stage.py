@@ -1,8 +1,7 @@
-"""Filling the husk: first from the live description, with all the time in the world, then the difference,
-frozen.
+"""Filling the husk: first from the live description, with all the time in the world, then with what differs, frozen.
 
-What is slow or can fail is done while staging. The final part changes only what differs, and ends with
-nothing left but letting the threads go.
+Steps that are slow or can fail are done while staging. The final part changes only what differs, and leaves nothing to
+do but to let the threads run.
 """
 
 from __future__ import annotations
@@ -80,8 +79,8 @@ REHEARSED = 8
 
 @dataclass
 class Construction:
-    """A husk and what has been put into it: what the `staged` member was with its `table` of descriptors. `threads`: id
-    inside the process -> id for this host.
+    """A husk and what has been put into it: the `staged` member with its `table` of descriptors. `threads`: id inside
+    the process -> id for this host.
 
     `warnings` are sentences on what the moved process has less of here."""
 
@@ -130,7 +129,7 @@ def stage(
 
 
 def _stage_threads(building: Construction) -> None:
-    """Rows that the live description is enough for, so that little is left for the final step."""
+    """Rows for which the live description is enough, so that little is left for the final step."""
     task = building.staged.task
     for thread in task.threads:
         program = Program(f"staging thread {thread.tid}")
@@ -188,7 +187,7 @@ def _install(building: Construction, staged: DescriptorTable | None, final: Desc
 
 
 def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, table: DescriptorTable) -> None:
-    """Bring the husk's layout from what it is to what is described. `table` leads to files without a path."""
+    """Change the husk's layout to the described one. `table` leads to files without a path."""
     change = difference(before, after)
     if not (change.unmap or change.make or change.protect):
         return
@@ -214,10 +213,10 @@ def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, 
 
 
 def _plan(building: Construction) -> None:
-    """Tell the kernel where code and heap are, and what the executable is; where the arguments are only in the end.
+    """Tell the kernel where code and heap are, and what the executable is; only in the end, where the arguments are.
 
-    Whoever lists processes reads them, and what is read of missing memory is made there: a zero page, or a page of the
-    source that is not final."""
+    Anyone who lists processes reads the arguments, and reading missing memory makes pages there: a zero page, or a page
+    of the source that is not final."""
     program = Program("placing code and heap")
     path = building.options.map_path(building.staged.executable)
     number = lowest_free(building.husk.numbers)
@@ -232,7 +231,7 @@ def _plan(building: Construction) -> None:
 
 
 def _create_threads(building: Construction, tids: list[int]) -> None:
-    """Make threads with these ids, and learn how this host calls them."""
+    """Make threads with these ids, and learn their ids for this host."""
     if not tids:
         return
     program = Program("making threads")
@@ -257,8 +256,8 @@ def _inner_id(pid: int, host_tid: int) -> int:
 
 
 def content_descriptor(building: Construction, content: Content) -> int:
-    """Where the content of a file without a path goes. What nobody asked for (the source's own file is
-    used, on one machine) goes to a file that is discarded.
+    """Where the content of a file without a path goes. Content that nobody needs (on one machine the source's own file
+    is used) goes to a file that is thrown away.
     """
     wanted = building.opened.content_wanted.get((content.device, content.inode))
     if wanted is not None:
@@ -281,8 +280,8 @@ def apply_layout(building: Construction, final: Member, table: DescriptorTable) 
 
 
 def rehearse(building: Construction) -> None:
-    """Do once, for nothing, what the final step does: what was not run for a while runs much slower. Changes nothing,
-    and takes no longer where there is more: the source is being frozen meanwhile.
+    """Do once, for nothing, what the final step does: code that has not run for a while runs much slower. It changes
+    nothing, and takes no longer for a larger process: the source is being frozen meanwhile.
 
     Raises SyscallFailed, OSError."""
     staged = building.staged
@@ -298,7 +297,7 @@ def rehearse(building: Construction) -> None:
 
 
 def first_of(table: DescriptorTable, count: int) -> DescriptorTable:
-    """The first open file open_files of a table, with their descriptors."""
+    """The first open files of a table, with their descriptors."""
     open_files = table.open_files[:count]
     identities = {one.identity for one in open_files}
     descriptors = [one for one in table.descriptors if one.open_file in identities]
@@ -306,13 +305,13 @@ def first_of(table: DescriptorTable, count: int) -> DescriptorTable:
 
 
 def follow_layout(building: Construction, memory: AddressSpace) -> None:
-    """While the source runs: its memory has another layout now. Raises SyscallFailed, OSError."""
+    """While the source runs: follow the new layout of its memory. Raises SyscallFailed, OSError."""
     _lay_out(building, building.staged.memory, memory, building.table)
     building.staged = msgspec.structs.replace(building.staged, memory=memory)
 
 
 def _drop_unchanged(building: Construction, final: Member) -> None:
-    """Pages of files that were changed when they were pushed and are the file's again: drop the copy."""
+    """Drop the copies of file pages that were changed when they were pushed and are the file's again."""
     if final.dropped:
         program = Program("dropping pages")
         for dropped in final.dropped:
@@ -323,11 +322,10 @@ def _drop_unchanged(building: Construction, final: Member) -> None:
 
 
 def apply_threads(building: Construction, final: Member, table: DescriptorTable, custody: Custody) -> None:
-    """The second part, when hot and eager pages are in place: threads, signals, timers, credentials,
-    registers.
+    """The second part, when hot and eager pages are in place: threads, signals, timers, credentials, registers.
 
-    Afterwards the programs' memory is gone and every thread is parked: stopped in its final state but for
-    registers and mask, which the custody has."""
+    Afterwards the programs' memory is gone and every thread is parked: stopped in its final state except for registers
+    and mask, which the custody has."""
     task = final.task
     _match_threads(building, task.threads)
     locks = Program("locking memory")
@@ -368,7 +366,7 @@ def apply_threads(building: Construction, final: Member, table: DescriptorTable,
 
 
 def _match_threads(building: Construction, wanted: tuple[Thread, ...]) -> None:
-    """End the threads that the source has not any more, make those that are new."""
+    """End the threads that the source does not have any more, and make the new ones."""
     tids = [thread.tid for thread in wanted]
     for tid in set(building.threads) - set(tids):
         program = Program(f"ending thread {tid}")

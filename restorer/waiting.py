@@ -25,8 +25,8 @@ Expected = TypeVar("Expected")
 
 
 def expect(connected: Connected, kind: type[Expected], seconds: float) -> Expected:
-    """The next message, which must be of `kind`. Raises MigrationError, as ControlChannel.expect does, and when the
-    frontend says to stop or is gone."""
+    """The next message, which must be of `kind`. Raises MigrationError, as ControlChannel.expect does, and also when
+    the frontend says to stop or is gone."""
     deadline = time.monotonic() + seconds
     poll = select.poll()
     poll.register(connected.control.fileno(), select.POLLIN)
@@ -47,7 +47,7 @@ def expect(connected: Connected, kind: type[Expected], seconds: float) -> Expect
 
 
 def receive_push(staged: Staged, identifier: int) -> None:
-    """Take pushed pages in. Raises OSError, and MigrationError when the source is gone or the frontend says to stop."""
+    """Receive pushed pages. Raises OSError, and MigrationError when the source is gone or the frontend says to stop."""
     connected = staged.connected
     try:
         staged.pager.receive_push(identifier)
@@ -59,7 +59,7 @@ def receive_push(staged: Staged, identifier: int) -> None:
 
 @contextlib.contextmanager
 def interrupted_by_frontend(connected: Connected) -> Iterator[None]:
-    """Within, the bulk connection ends when the frontend says to stop, and with it what waits there."""
+    """Within, the bulk connection ends when the frontend says to stop, and with it the calls that wait there."""
     done = os.eventfd(0, os.EFD_CLOEXEC)
 
     def watch() -> None:
@@ -82,7 +82,7 @@ def interrupted_by_frontend(connected: Connected) -> Iterator[None]:
 
 
 def last_words(connected: Connected, seconds: float) -> MigrationError | None:
-    """What the source has said about its giving up, or that it is gone; None when it does neither for so long."""
+    """What the source has said about giving up, or that it is gone; None if neither happens in that time."""
     try:
         while True:
             message = connected.control.receive(seconds)

@@ -72,6 +72,17 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_a_process_that_is_still_at_the_source_is_named_by_its_id_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with make_events("lm-restore", json=False) as events:
+        events.emit("staged", 7055, source_pid=12)
+        events.emit("frozen", 7055, source_pid=12)
+        events.emit("resumed", 7055)
+    assert capsys.readouterr().err == (
+        "everything is prepared at the destination, process 12 still runs at the source\nprocess 12 is frozen\n"
+        "process 7055 runs at the destination\n"
+    )
+
+
 def test_a_reader_that_has_gone_ends_nothing() -> None:
     program = (
         "from live_migration.cli.rendering import make_events\nevents = make_events('x', json=True)\n"
