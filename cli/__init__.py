@@ -1,1 +1,1 @@
-"""The commands: verbs, their options, and how what happens is shown."""
+"""The commands: verbs, their options, and how events are shown; the Python API."""

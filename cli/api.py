@@ -1,7 +1,7 @@
 """The commands as Python functions: `live_migration.serve`, `restore` and `check`.
 
-Each starts its command as a process of its own and reads what it tells (--json-fd): what the commands do to their own
-process (forks, signal handlers, memory of their own) is nothing for a caller's. They may be called from any thread.
+Each starts its command as a process of its own and reads its events (--json-fd): what the commands do to their own
+process (forks, signal handlers, memory of their own) must not happen to a caller's. They may be called from any thread.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ MODULES = {"lm-serve": "live_migration.cli.serve", "lm-restore": "live_migration
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a command tells while it works.
+    """An event that a command reports while it works.
 
     name      "listening", "staged", "frozen", "resumed", "complete", "stalled", "ended", "checked", "failed", or
-              "note" (a sentence for people) and "progress" (how many pages are there)
-    pid       the process that it is about, 0 for none
+              "note" (a sentence for people) and "progress" (how many pages have arrived)
+    pid       the process that it is about, as this host knows it; 0 for none
     time      when, in seconds since 1970
     details   what belongs to it: "ticket" and "command" of "listening", "text" of "note", "pages", "total" and "faults"
-              of "progress", "downtime_ms" of "resumed", "status" of "ended"
+              of "progress", "source_pid" of "staged" and "frozen" at the destination, "downtime_ms" of "resumed",
+              "status" of "ended"
     """
 
     name: str
@@ -50,11 +51,11 @@ OnEvent = Callable[[Event], None]
 
 
 class MigrationFailed(Exception):
-    """A command has ended with an error, which is what `str` gives, in the command's own words.
+    """A command has ended with an error, which `str` gives in the command's own words.
 
-    code      the status with which it ended, as in docs/exit-codes.md, which tells what has become of the process
-    blockers  why the process cannot be moved as it is, where it was refused
-    report    what was written until then, if both sides had met
+    code      the status with which it ended; docs/exit-codes.md tells what has become of the process
+    blockers  why the process cannot be moved as it is, if it was refused
+    report    what was written until then, if both sides were connected
     """
 
     def __init__(
@@ -84,11 +85,11 @@ def serve(
     verbose: int = 0,
     on_event: OnEvent | None = None,
 ) -> Report:
-    """Move the running process `pid` away, as lm-serve does; the source's report, when its copy has left.
+    """Move the running process `pid` away, as lm-serve does. Returns the source's report when its copy has left.
 
-    It waits at `listen` ("HOST:PORT"), and the event "listening" tells the ticket, or goes `to` the ticket of a
-    destination that waits (text, or "@FILE"). `bandwidth_limit` is in bytes per second, `max_freeze` in seconds;
-    everything else is as in `lm-serve --help`, its environment variables too.
+    It waits at `listen` ("HOST:PORT"), and the event "listening" has the ticket; or it connects `to` a destination that
+    waits, whose ticket this is (text, or "@FILE"). `bandwidth_limit` is in bytes per second, `max_freeze` in seconds.
+    Everything else is as in `lm-serve --help`, including environment variables.
 
     `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or
     a KeyboardInterrupt, tells lm-serve to stop: before the handover the process runs on untouched, after it lm-serve
@@ -125,13 +126,13 @@ def restore(
     on_event: OnEvent | None = None,
 ) -> Report:
     """Take over the process that an lm-serve with this ticket offers (text, or "@FILE"), as lm-restore does, or wait
-    for it at `listen`; the destination's report.
+    for it at `listen`. Returns the destination's report.
 
-    With `detach` it returns when every page is there, and the process lives on; without, when the process has ended,
-    whose status is the report's `exit_status` then. `max_downtime` is in milliseconds, `round_timeout` in seconds,
-    `bandwidth_limit` in bytes per second; `map_path` tells where files are here ({"/old": "/new"}); with `stdio`
-    "attach" this process's descriptors 0 to 2 take the place of those that cannot be moved. Everything else is as in
-    `lm-restore --help`, its environment variables too.
+    With `detach` it returns when every page has arrived, and the process lives on. Without `detach` it returns when the
+    process has ended; the report's `exit_status` is then the status of the process. `max_downtime` is in milliseconds,
+    `round_timeout` in seconds, `bandwidth_limit` in bytes per second; `map_path` tells where files are here
+    ({"/old": "/new"}); with `stdio` "attach" this process's descriptors 0 to 2 replace those that cannot be moved.
+    Everything else is as in `lm-restore --help`, including environment variables.
 
     `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or
     a KeyboardInterrupt, ends lm-restore: until the freeze the process runs on at the source, from then on it is moved
@@ -145,16 +146,16 @@ def restore(
     )  # fmt: skip
     words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]
     words += ["-v"] * verbose
-    # lm-restore's frontend may be killed at any time: its worker knows what is right then. A signal that it can hear
-    # would reach the process, where that has just been resumed.
+    # lm-restore's frontend may be killed at any time: its worker knows what is right then. A signal that it can catch
+    # would reach the process if that has just resumed.
     words += [] if ticket is None else ["--", ticket]
     return _move("lm-restore", words, on_event, signal.SIGKILL, attach=stdio == "attach")
 
 
 def check(pid: int) -> tuple[Blocker, ...]:
-    """Everything that stands in the way of moving a process, as `lm-serve PID --check` lists it; it changes nothing.
+    """All blockers to moving a process, as `lm-serve PID --check` lists them; it changes nothing.
 
-    Raises MigrationFailed, where the process cannot even be looked at.
+    Raises MigrationFailed if the process cannot even be read.
     """
     found = _run("lm-serve", ["--check", "--", str(pid)], None, signal.SIGTERM)
     for event in found.events:
@@ -165,7 +166,7 @@ def check(pid: int) -> tuple[Blocker, ...]:
 
 @dataclass
 class _Ended:
-    """A command that has ended: its status, the events that decide what is made of it, and its last words."""
+    """A command that has ended: its status, the events that matter for the result, and what it wrote last."""
 
     status: int = 0
     events: list[Event] = field(default_factory=list)
@@ -218,9 +219,9 @@ def _run(
     *,
     attach: bool = False,
 ) -> _Ended:
-    """Start a command, pass on what it tells, and wait for its end.
+    """Start a command, pass on its events, and wait for its end.
 
-    It has a session of its own, so that what is typed at this one's terminal is for this process alone."""
+    It has a session of its own, so that keys typed at the terminal reach only this process."""
     read_end, write_end = os.pipe()
     with open(read_end, "rb", buffering=0) as told, tempfile.TemporaryFile() as said:
         try:
@@ -251,8 +252,8 @@ def _run(
 
 
 def _events(process: subprocess.Popen[bytes], told: IO[bytes]) -> Iterator[Event]:
-    """What a command tells until it ends. Its own end counts, not that of the pipe: processes that it leaves behind
-    hold that too."""
+    """The events of a command until it ends. Its own end counts, not that of the pipe: processes that it leaves behind
+    hold the pipe too."""
     watch = os.pidfd_open(process.pid)
     try:
         held = b""

@@ -1,5 +1,4 @@
-"""What the command lines of lm-serve and lm-restore have in common: amounts, addresses, tickets, and
-their end.
+"""What the command lines of lm-serve and lm-restore have in common: amounts, addresses, tickets, and their end.
 """
 
 from __future__ import annotations
@@ -89,12 +88,12 @@ def parse_descriptor(text: str) -> int:
 
 
 def usage_error(option: str, cause: str, remedy: str) -> LocalError:
-    """Options that cannot be."""
+    """The error for options that cannot be right."""
     return LocalError(step="the options", object=option, cause=cause, remedy=remedy, code=ExitCode.USAGE)
 
 
 def take_ticket(argument: str) -> Ticket:
-    """The ticket given as text, @FILE or -; its text leaves the process list at once."""
+    """The ticket given as text, @FILE or -; its text disappears from the process list at once."""
     if argument.startswith(SCHEME):
         blank_in_arguments(argument)
     return read_ticket(argument)
@@ -102,20 +101,20 @@ def take_ticket(argument: str) -> Ticket:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where DMTCP's way round has the destination wait: LM_DEST_IP, LM_DEST_PORT, LM_TICKET_FILE."""
+    """Where the destination waits, as DMTCP does it: LM_DEST_IP, LM_DEST_PORT, LM_TICKET_FILE."""
 
     host: str
     port: int
     ticket_file: str | None
 
     def ticket(self) -> Ticket:
-        """For the side that connects: the secret out of the ticket file, or none."""
+        """The ticket for the side that connects, with the secret of the ticket file, or without one."""
         secret = read_ticket_file(self.ticket_file).secret if self.ticket_file else b""
         return Ticket(self.host or LOOPBACK, self.port, secret)
 
 
 def destination_of(environment: Mapping[str, str]) -> Destination | None:
-    """What the environment says about the destination, or None if it says nothing. LocalError (USAGE)."""
+    """What the environment says about the destination, or None if it says nothing. Raises LocalError (USAGE)."""
     host, port = environment.get("LM_DEST_IP", ""), environment.get("LM_DEST_PORT", "")
     if not port:
         if host:
@@ -130,7 +129,7 @@ def destination_of(environment: Mapping[str, str]) -> Destination | None:
 
 
 def _events_before_options(name: str, words: Sequence[str]) -> RenderedEvents:
-    """What tells of errors in the options themselves, and of those that nobody expected."""
+    """What reports errors in the options themselves, and errors that nobody expected."""
     told = re.search(r"(?:^|\0)--json-fd[=\0]([0-9]+)(?:\0|$)", "\0".join(words))
     json_fd = None
     if told:

@@ -1,4 +1,4 @@
-"""How a command shows its reader what happens (wire/events.py): JSON lines, plain lines, or a bar on a terminal.
+"""How a command shows events to its reader (wire/events.py): JSON lines, plain lines, or a bar on a terminal.
 
 Standard output carries what scripts read: the ticket, the result of --check, and with --json every
 event as one object a line, flushed at once. Everything for human eyes goes to standard error.
@@ -49,7 +49,7 @@ class Renderer(Protocol):
 
 
 def _print(text: str, *, to_error: bool = False) -> None:
-    """Print and flush. A reader that has gone away is no reason to end a migration."""
+    """Print and flush. A reader that has gone away does not end a migration."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr if to_error else sys.stdout, flush=True)
 
@@ -61,13 +61,13 @@ class JsonLines:
         _print(msgspec.json.encode(event).decode())
 
     def answer(self, text: str) -> None:
-        """Said by an event instead."""
+        """An event says it."""
 
     def note(self, text: str) -> None:
         _print(text, to_error=True)
 
     def progress(self, pages: int, total: int, faults: int) -> None:
-        """Said by `complete` and the report."""
+        """`complete` and the report say it."""
 
     def close(self) -> None:
         """Nothing is held."""
@@ -118,8 +118,7 @@ class PlainLines:
 
 
 class Terminal:
-    """Sentences and a bar on a terminal. rich is imported when the first page needs it, not at the
-    start.
+    """Sentences and a bar on a terminal. rich is imported when the first page needs it, not at the start.
     """
 
     def __init__(self) -> None:
@@ -143,7 +142,7 @@ class Terminal:
 
     def progress(self, pages: int, total: int, faults: int) -> None:
         fields = {"amount": f"{show_bytes(pages * 4096)} of {show_bytes(total * 4096)}", "faults": faults}
-        # A terminal that has gone away is no reason to end a migration, either.
+        # A terminal that has gone away does not end a migration either.
         with contextlib.suppress(OSError, ValueError):
             if self._bar is None:
                 self._begin()
@@ -194,13 +193,12 @@ class RenderedEvents:
         self._renderer.event(content, text)
 
     def progress(self, pages: int, total: int, faults: int) -> None:
-        """How far the pages are. Call it as often as a terminal should be redrawn, some ten times a
-        second.
+        """How many pages have arrived. Call it as often as a terminal should be redrawn, some ten times a second.
         """
         self._renderer.progress(pages, total, faults)
 
     def note(self, text: str, level: int = 1) -> None:
-        """Something that a reader with that many -v wants to know; level 0: every reader."""
+        """A sentence for a reader with that many -v; level 0: for every reader."""
         if self._verbose >= level:
             self._renderer.note(f"{self._name}: {text}")
 
@@ -231,7 +229,7 @@ class RenderedEvents:
         self.failed_as_told(str(error), int(error.code), pid, [_fields(blocker) for blocker in blockers])
 
     def failed_as_told(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
-        """It ends with an error that another process of this side met and put into words."""
+        """It ends with an error that another process of this side has put into words."""
         self._renderer.close()
         details: dict[str, Any] = {"error": text.partition("\n")[0], "code": code}
         if blockers:

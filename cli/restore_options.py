@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group()
     for name, strategy in STRATEGIES.items():
         when = "at once, its memory follows" if strategy.resume_at_once else "when its memory is complete"
-        before = "; what it can, is copied before it is frozen" if strategy.rounds else ""
+        before = "; most of it is copied before the freeze" if strategy.rounds else ""
         how.add_argument(
             f"--{name}", dest="strategy", action="store_const", const=name, help=f"the process runs {when}{before}"
         )
@@ -72,26 +72,27 @@ def make_parser() -> argparse.ArgumentParser:
         "--strategy",
         metavar="NAME",
         choices=names,
-        help=f"one of {', '.join(names)} (default: post-copy); auto: by the size, how fast it writes, and the link",
+        help=f"one of {', '.join(names)} (default: post-copy); auto chooses by the size, how fast the process writes, "
+        "and the link",
     )
     add(
         "--max-rounds",
         metavar="N",
         type=parse_number(1, MOST_ROUNDS, "a number of rounds"),
-        help="with pre-copy, hybrid and auto: at most so many before the freeze (default: 30, hybrid 5)",
+        help="with pre-copy, hybrid and auto: at most so many rounds before the freeze (default: 30, hybrid 5)",
     )
     add(
         "--max-downtime",
         metavar="MS",
         type=_milliseconds,
-        help="the rounds end when what is dirty can be sent in so many milliseconds (default: 300, and another round "
-        "would leave no less)",
+        help="the rounds end when the dirty pages can be sent in so many milliseconds (default: 300, and another round "
+        "would leave no fewer)",
     )
     add(
         "--round-timeout",
         metavar="SECONDS",
         type=parse_seconds,
-        help="a round that takes longer is ended (default: none)",
+        help="end a round that takes longer (default: none)",
     )
     add(
         "--on-no-convergence",
@@ -103,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--bandwidth-limit",
         metavar="RATE",
         type=parse_rate,
-        help="bytes per second with K, M or G; holds bulk back, never faults (default: no limit)",
+        help="bytes per second, with K, M or G; holds bulk back, never faults (default: no limit)",
     )
     add(
         "--listen",
@@ -116,8 +117,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--prefetch",
         choices=("hot", "order"),
         default="hot",
-        help="what is fetched first after the resume, beside what surrounds its faults: what it touched last, or "
-        "memory in the order of its addresses, to compare (default: hot)",
+        help="what is fetched first after the resume, beside the pages around faults: what the process touched last, "
+        "or memory in the order of addresses, for comparison (default: hot)",
     )
     add(
         "--pid",
@@ -125,13 +126,12 @@ def make_parser() -> argparse.ArgumentParser:
         default="auto",
         help="keep the process's ids, or put it into a PID namespace (default: keep if they are free)",
     )
-    add("--detach", action="store_true", help="exit when every page is in; the process lives on")
+    add("--detach", action="store_true", help="exit when every page has arrived; the process lives on")
     add(
         "--stdio",
         choices=("attach", "null"),
         default="attach",
-        help="what takes the place of a terminal, pipe or socket at descriptors 0 to 2 (default: attach, "
-        "those of lm-restore)",
+        help="what replaces a terminal, pipe or socket at descriptors 0 to 2 (default: attach, those of lm-restore)",
     )
     add(
         "--files",
@@ -165,7 +165,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--json-fd",
         metavar="FD",
         type=parse_descriptor,
-        help="the same, to this open descriptor, and nothing elsewhere: for a program that starts this one",
+        help="write every event, notes and progress too, to this open descriptor, and nothing elsewhere: for a program "
+        "that starts this one",
     )
     add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
     add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
@@ -173,14 +174,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _milliseconds(text: str) -> float:
-    """Milliseconds, by themselves or with a unit. Not 0."""
+    """Milliseconds, without a unit or with one. Not 0."""
     return parse_seconds(text if text.endswith("s") else f"{text}ms") * 1000
 
 
 def _parameters(given: argparse.Namespace) -> Parameters:
-    """The strategy and its limits. Raises LocalError (USAGE) for limits of rounds that there are none of."""
+    """The strategy and its limits. Raises LocalError (USAGE) for limits of rounds if there are no rounds."""
     name = given.strategy or "post-copy"
-    # What is chosen in the end, the source finds out; until then it copies as pre-copy would.
+    # The source chooses in the end; until then it copies as pre-copy would.
     strategy = STRATEGIES["pre-copy" if name == AUTO else name]
     limits = {
         "--max-rounds": given.max_rounds,
@@ -229,7 +230,7 @@ def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeti
         raise usage_error(
             "TICKET", "there is none", "give the one that lm-serve printed, or wait for lm-serve with --listen"
         )
-    # Whoever reaches the port without a secret can give us any process to run.
+    # Without a secret, whoever reaches the port can give us any process to run.
     host = destination.host or ("0.0.0.0" if ticket_file or given.insecure else LOOPBACK)
     if not ticket_file:
         check_secret(Ticket(host, destination.port, b""), insecure=given.insecure)

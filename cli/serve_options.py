@@ -24,7 +24,7 @@ from live_migration.wire.report import check_report_path
 from live_migration.wire.ticket import Ticket, check_secret
 
 DESCRIPTION = """Move the running process PID to another machine. lm-serve runs on the source: it prints a ticket
-and waits until lm-restore on the destination comes with it (or, with --to, goes there itself). The
+and waits until lm-restore on the destination comes with it (or, with --to, it connects itself). The
 process runs on, untouched, until the destination is ready."""
 
 EPILOGUE = """environment:
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--bandwidth-limit",
         metavar="RATE",
         type=parse_rate,
-        help="bytes per second with K, M or G; holds bulk back, never faults (default: no limit)",
+        help="bytes per second, with K, M or G; holds bulk back, never faults (default: no limit)",
     )
     add(
         "--compress",
@@ -85,14 +85,14 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=parse_seconds,
         default=5.0,
-        help="when the freeze takes longer, the source thaws and nothing has happened (default: 5)",
+        help="if the freeze takes longer, the source thaws and nothing has happened (default: 5)",
     )
     add(
         "--exit-status",
         metavar="N",
         type=parse_number(0, 255, "an exit status"),
         default=0,
-        help="status with which the source's copy leaves, for its supervisor (default: 0)",
+        help="status with which the source's copy ends, for its supervisor (default: 0)",
     )
     add("--report", metavar="FILE", help="write what happened to FILE, as JSON (docs/report.md)")
     add("--json", action="store_true", help="print every event as one JSON object a line")
@@ -100,7 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--json-fd",
         metavar="FD",
         type=parse_descriptor,
-        help="the same, to this open descriptor, and nothing elsewhere: for a program that starts this one",
+        help="write every event, notes and progress too, to this open descriptor, and nothing elsewhere: for a program "
+        "that starts this one",
     )
     add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
     add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")

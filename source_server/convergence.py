@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from live_migration.wire.report import Round
 from live_migration.wire.strategy import USUAL_DOWNTIME_MS, Parameters
 
-# Fewer pages than this are sent in any freeze without being felt.
+# Nobody feels it when a freeze sends fewer pages than this.
 FEW_PAGES = 64
-# So many rounds in a row after which no less is dirty mean that no later one will be better.
+# If so many rounds in a row leave no fewer dirty pages, no later one will be better.
 PATIENCE = 2
 SHRINKS = 0.9
-# What was written during a long round is sent in a short one, which leaves little: worth it when so much shorter, and
-# nobody has said what downtime is allowed.
+# A short round sends what was written during a long one, and leaves little. It is worth it if it is so much shorter and
+# the user has not said which downtime is allowed.
 MUCH_SHORTER = 0.25
-# The first write to a page in a round is a fault, of 1 us or, on a virtual machine, of up to six. Twice that is taken.
+# The first write to a page in a round is a fault of 1 us or, on a virtual machine, of up to six. This is twice that.
 SECONDS_PER_PAGE = 12e-6
 LONGEST_PAUSE = 2.0
 
@@ -32,12 +32,12 @@ class Verdict(enum.Enum):
 
 
 def sendable(round_: Round, milliseconds: float) -> float:
-    """How many pages can be sent in so many milliseconds, by the rate of a round; 0 where it sent none."""
+    """How many pages can be sent in so many milliseconds, by the rate of a round; 0 if it sent none."""
     return round_.pages / round_.ms * milliseconds if round_.ms > 0 else 0.0
 
 
 def allowed_downtime_ms(parameters: Parameters) -> float:
-    """How long what is dirty in the end may take to be sent."""
+    """How long sending the last dirty pages may take, in milliseconds."""
     return USUAL_DOWNTIME_MS if parameters.max_downtime_ms is None else parameters.max_downtime_ms
 
 

@@ -1,10 +1,10 @@
 /*
  * What kinds of descriptors hold at the freeze (process/descriptors/held.py), as data: two tables of system
- * calls on descriptors of the source. One is run when the process has been handed over (commit), the other one
- * when it has not (undo), by lm-serve or, where that has died, by its custodian.
+ * calls on descriptors of the source. One runs when the process has been handed over (commit), the other one
+ * when it has not (undo). lm-serve runs them or, if it has died, its custodian.
  *
  * They stand in a file in memory that both have open. Every row that was run is counted there, so that the
- * custodian goes on where lm-serve has died: the row that it was in is run a second time, and no other one.
+ * custodian goes on where lm-serve has died: only the row in which it died runs a second time.
  */
 #ifndef LM_SOURCE_SERVER_HELD_H
 #define LM_SOURCE_SERVER_HELD_H
@@ -53,8 +53,8 @@ struct lm_held {
     uint32_t done[2];
 };
 
-/* Run what is left of a table of the file, which is whole. What cannot be done is left. 0, or -errno where
- * nothing could be begun. */
+/* Run the rest of a table of the file, which is whole. What cannot be done is left. 0, or -errno if nothing could be
+ * begun. */
 int lm_held_run(int file, int table);
 /* cffi: end */
 

@@ -64,7 +64,7 @@ def plain(argument: Argument, data: bytearray) -> tuple[int, int]:
 
 
 def spare(file: int, held: Iterable[Held], inodes: Collection[int]) -> None:
-    """Leave those alone that the destination has taken over as they are. Raises OSError."""
+    """Leave the descriptors alone that the destination has taken over as they are. Raises OSError."""
     first, size = int(ffi.sizeof("struct lm_held")), int(ffi.sizeof("struct lm_held_descriptor"))
     place = first + int(ffi.offsetof("struct lm_held_descriptor", "spared"))
     for index, one in enumerate(held):

@@ -1,4 +1,4 @@
-"""What lm-serve is asked to do; cli/serve_options.py reads it from a command line."""
+"""The options of lm-serve; cli/serve_options.py reads them from a command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from live_migration.wire.meeting import Meeting
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What lm-serve was asked to do.
+    """The options of lm-serve.
 
     meeting           where to listen, or the ticket of the destination that listens
     check             only list the blockers
@@ -18,7 +18,7 @@ class ServeOptions:
     max_freeze        seconds after which the source thaws
     exit_status       of the source's copy when it leaves
     report            file for the report
-    json, verbose     how to tell
+    json, verbose     how to show events
     json_fd           a descriptor that every event goes to, for a program that reads it
     """
 

@@ -27,7 +27,7 @@ from live_migration.wire.strategy import Parameters
 
 @dataclass(frozen=True)
 class Connected:
-    """The two sides have come together. All later phases refer to it."""
+    """The two sides are connected. All later phases refer to it."""
 
     options: ServeOptions
     events: Events
@@ -78,7 +78,7 @@ class Copied:
 
 
 def write(connected: Connected) -> None:
-    """Write the report, if one was asked for. A folder that has gone away meanwhile ends nothing."""
+    """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
     connected.session.fill(connected.report)
     if connected.options.report:
         try:
@@ -88,7 +88,7 @@ def write(connected: Connected) -> None:
 
 
 def tell(control: ControlChannel, error: MigrationError) -> None:
-    """Tell the other side why it ends here, if it can still hear."""
+    """Tell the other side why the migration ends here, if it can still be reached."""
     with contextlib.suppress(MigrationError, OSError):
         if isinstance(error, Refused):
             control.send(messages.blockers_of(error), 2.0)

@@ -1,7 +1,7 @@
-"""Copying while the process runs: round after round, until what is dirty is little, or will not become less.
+"""Copying while the process runs: round after round, until few pages are dirty, or their number stops falling.
 
-The rounds change nothing in the process but that its writes are tracked, and that ends with this object, on every way
-out. What they have sent is corrected when the process stands still (`correct`).
+The rounds change nothing in the process except that its writes are tracked, and that ends with this object, on every
+way out. What they have sent is corrected when the process stands still (`correct`).
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ HOT_SECONDS, HOT_SECONDS_MOST = 0.05, 1.0
 HOT_BYTES_PER_SECOND = 1 << 30
 """Large processes are watched for longer, for about as long as a fast link would take to move them."""
 MOSTLY = 0.5
-"""The part of a mapping that has to be touched while it is watched for all of it to be hot."""
+"""If so much of a mapping is touched while it is watched, all of it is hot."""
 HARMLESS_WAIT_MS = 200
 LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass
 class LiveCopy:
-    """What was copied of a running process, and how. `seen` is the look at it that the destination has; `plain`: one
+    """What was copied of a running process, and how. `seen` is the snapshot that the destination has; `plain`: one
     round without tracking."""
 
     seen: SourceSnapshot
@@ -82,12 +82,12 @@ class LiveCopy:
 
     @property
     def is_to_correct(self) -> bool:
-        """Whether anything was sent that may be another now."""
+        """Whether anything was sent that may have changed since."""
         return bool(self.done)
 
     @property
     def is_tracked(self) -> bool:
-        """Whether a tracker tells what is another now, so that correcting needs no description."""
+        """Whether a tracker tells what has changed since, so that correcting needs no description."""
         return self.rounds is not None and self.is_to_correct
 
     def next_correction(self) -> int:
@@ -102,8 +102,8 @@ class LiveCopy:
             self.rounds = None
 
     def correct(self, push: int, memory: AddressSpace, *, void: bool = False) -> None:
-        """At the frozen process, of this layout: push what is not true any more of what was sent, or tell that it is to
-        be discarded. `void`: nothing of it is true. What was told once is told again.
+        """At the frozen process, which has this layout: push what has changed since it was sent, or tell the
+        destination to discard it. `void`: trust nothing that was sent. Earlier corrections are repeated.
 
         Raises OSError, ProcessGone."""
         if self.plain:
@@ -116,7 +116,7 @@ class LiveCopy:
         self.client.push(push, [], urgent=True)
 
     def hot(self) -> list[Runs]:
-        """What was written to last, when the process stands still, then the mappings of which most was read. Never
+        """What was written to last, when the process stands still, then the mappings of which most was read. It never
         raises: it is a help, nothing more."""
         if self.rounds is not None:
             with contextlib.suppress(OSError, ProcessGone):
@@ -125,14 +125,14 @@ class LiveCopy:
 
 
 def writes_past_the_tracker(table: DescriptorTable) -> bool:
-    """Whether a file is open with O_DIRECT: devices write to its reader's memory, and no page table tells."""
+    """Whether a file is open with O_DIRECT: devices then write to memory of the process, and no page table tells."""
     return any(isinstance(one.object, File) and one.flags & os.O_DIRECT for one in table.open_files)
 
 
 def copy_live(
     seen: SourceSnapshot, client: PageClient, control: ControlChannel, events: Events, parameters: Parameters
 ) -> LiveCopy:
-    """Copy in rounds as the destination parameters it. Raises MigrationError; the process runs on, untracked."""
+    """Copy in rounds as the destination wants it. Raises MigrationError; the process then runs on, untracked."""
     strategy = parameters.strategy if parameters.strategy in STRATEGIES else "hybrid"
     copy = LiveCopy(seen, client, control, events, parameters, strategy, parameters.resume_at_once)
     with closed_on_error(copy):
@@ -166,7 +166,7 @@ def _begin(copy: LiveCopy) -> None:
         return
     if writes_past_the_tracker(copy.seen.descriptors.table):
         return
-    # To know what is hot is not worth a wait that is much too long.
+    # Knowing what is hot is not worth a wait that lasts much too long.
     if not copy.parameters.rounds and longest_epoll_wait(copy.seen.task.outside) > HARMLESS_WAIT_MS:
         return
     tracker = start_tracking(copy.seen, soft=copy.parameters.rounds > 0)
@@ -180,7 +180,7 @@ def _begin(copy: LiveCopy) -> None:
 def _learn_what_is_hot(copy: LiveCopy) -> None:
     """Watch for a while what the process touches. Raises OSError, ProcessGone."""
     pid = copy.seen.pid
-    # Where /proc may not be written to, as in many containers, what is read stays unknown: no reason not to move.
+    # If /proc may not be written to, as in many containers, reads stay unknown: that is no reason not to move.
     cleared = False
     with contextlib.suppress(OSError, ProcessGone):
         clear_referenced(pid)
@@ -198,20 +198,20 @@ def _touched_ranges(seen: SourceSnapshot) -> list[Runs]:
     ranges = {one.start: one for one in round_ranges(seen.memory)}
     touched = [one for one in snapshot_touched(seen.pid) if one.start in ranges]
     mostly = [one for one in touched if one.referenced >= MOSTLY * one.resident]
-    # The smaller, the more it says.
+    # The smaller a mapping is, the more it says.
     mostly.sort(key=lambda one: one.resident)
     return [Runs(one.start, (min(one.end, ranges[one.start].end) - one.start) // PAGE) for one in mostly]
 
 
 def _without_tracking(copy: LiveCopy) -> None:
-    """Pre-copy becomes one plain round, which is compared with the memory in the freeze; the others post-copy."""
+    """Pre-copy becomes one plain round, which is compared with the memory in the freeze; others become post-copy."""
     direct = writes_past_the_tracker(copy.seen.descriptors.table)
-    why = "a file is open with O_DIRECT, whose reads are not told" if direct else "this kernel tracks no writes"
+    why = "a file is open with O_DIRECT, whose reads cannot be tracked" if direct else "this kernel tracks no writes"
     if copy.strategy != "pre-copy":
         copy.strategy, copy.resume_at_once = "post-copy", True
-        _say(copy, f"{why}: nothing is copied before the freeze, it resumes at once")
+        _say(copy, f"{why}: nothing is copied before the freeze, and the process resumes at once")
         return
-    _say(copy, f"{why}: one round, and in the freeze all of its memory is compared with what was sent")
+    _say(copy, f"{why}: there is one round, and the freeze compares all memory with what was sent")
     copy.plain = True
     push = ROUND_PUSH + 1
     copy.control.send(messages.Round(number=1, push=push))
@@ -257,13 +257,13 @@ def _run_rounds(copy: LiveCopy) -> None:
     if copy.parameters.no_convergence == "post-copy":
         copy.resume_at_once = True
         copy.strategy = "hybrid"
-        _say(copy, f"{cause}; it resumes at once, and the rest follows")
+        _say(copy, f"{cause}; the process resumes at once, and the rest follows")
     else:
-        _say(copy, f"{cause}; it is frozen all the same")
+        _say(copy, f"{cause}; the process is frozen all the same")
 
 
 def _choose(copy: LiveCopy) -> None:
-    """Measure the process and the link, and choose; the pages that are sent meanwhile are not sent in vain."""
+    """Measure the process and the link, and choose. The pages that are sent meanwhile are not sent in vain."""
     parameters = copy.parameters
     _round(copy, PART_NS)
     begun, before = time.monotonic(), copy.done[-1].dirty
@@ -272,7 +272,7 @@ def _choose(copy: LiveCopy) -> None:
     first = copy.done[-1]
     size = first.pages + before
     link = first.pages / max(first.ms, 0.001) * 1000
-    # Only what has been sent is armed, and shows when it is written to: a part that stands for the whole.
+    # Only pages that have been sent are armed, and show when they are written to: a part stands for the whole.
     writes = max(0, copy.rounds.dirty() - before) / (time.monotonic() - begun) * size / max(first.pages, 1)
     share = writes / link if link else 1.0
     said = (
@@ -287,7 +287,7 @@ def _choose(copy: LiveCopy) -> None:
     elif share < 1:
         name, why = "hybrid", "rounds would converge slowly"
     else:
-        name, why = "post-copy", "it writes faster than the link sends"
+        name, why = "post-copy", "the process writes faster than the link sends"
     chosen = STRATEGIES[name]
     copy.strategy, copy.resume_at_once = name, chosen.resume_at_once
     copy.parameters = msgspec.structs.replace(parameters, strategy=name, rounds=len(copy.done) + chosen.rounds)
@@ -335,7 +335,7 @@ def _round(copy: LiveCopy, most_ns: int | None = None) -> None:
 
 
 def _push_eager(copy: LiveCopy, push: int) -> None:
-    """What cannot be paged on demand and has changed since it was pushed last; and the end of the round's push."""
+    """Push what cannot be paged on demand and has changed since the last push, and the end of the round's push."""
     changed = changed_file_pages(copy.seen.pid, copy.seen.memory)
     known = set(copy.seen.pushed)
     copy.seen.pushed.extend(run for run in changed if run not in known)
@@ -344,8 +344,8 @@ def _push_eager(copy: LiveCopy, push: int) -> None:
 
 
 def _follow_layout(copy: LiveCopy) -> Layout | None:
-    """The layout, if it is another than the destination's, and can be told while the process runs: what is mapped by
-    a descriptor that is new waits for the end. Raises Refused for what cannot be moved, ProcessGone."""
+    """The layout, if it differs from the destination's and can be described while the process runs: memory that is
+    mapped by a new descriptor waits for the end. Raises Refused for what cannot be moved, ProcessGone."""
     pid, seen = copy.seen.pid, copy.seen
     if maps_text(pid) == seen.layout:
         return None
@@ -369,8 +369,8 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
 
 
 def push_failed(control: ControlChannel, pid: int, step: str, error: OSError) -> LocalError:
-    """The error of a push that did not come to its end. What the other side has said about it, if it was the one that
-    gave up, goes before: RemoteError, Refused."""
+    """The error of a push that failed. If the other side gave up, it raises what that has said: RemoteError,
+    Refused."""
     if isinstance(error, ConnectionError):
         with contextlib.suppress(LocalError, ConnectionLost):
             control.expect(messages.Pushed, LAST_WORDS_SECONDS)

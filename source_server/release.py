@@ -1,4 +1,4 @@
-"""After COMMIT: pages are served and signals forwarded until the destination has everything; then the source leaves.
+"""After COMMIT: serve pages and forward signals until the destination has everything; then the source's copy leaves.
 
 A lost connection is a pause.
 """
@@ -36,7 +36,7 @@ def tell_hot(copied: Copied) -> None:
 
 
 def serve_until_finished(connected: Connected, committed: handover.Committed) -> None:
-    """Serve pages and forward signals until the destination has everything; then let the source leave.
+    """Serve pages and forward signals until the destination has everything; then let the source's copy leave.
 
     A lost connection is a pause."""
     poll = select.poll()
@@ -54,20 +54,20 @@ def serve_until_finished(connected: Connected, committed: handover.Committed) ->
         except MigrationError as error:
             stalled(connected, error, str(error))
         except Exception as error:
-            # Even an error of lm-serve's own must not end it: the client's threads serve on.
+                # Even an error of lm-serve's own must not end it: the client's threads go on serving.
             traceback.print_exc()
             stalled(connected, error, repr(error))
 
 
 def take_state(client: PageClient) -> ClientState:
-    """The server's state, with its event armed again."""
+    """The client's state, with its event armed again."""
     with contextlib.suppress(BlockingIOError):
         os.read(client.event, 8)
     return client.state
 
 
 def take_counts(connected: Connected, payload: msgspec.Raw) -> None:
-    """What the destination has counted is the truth of both reports. A peer that tells nothing of it loses nobody."""
+    """The destination's counts go into both reports. It harms nobody if the peer sends none."""
     try:
         counted = messages.unpack(payload, tuple[Pages, Bytes, Faults])
         connected.report.pages, connected.report.bytes, connected.report.faults = counted
@@ -76,12 +76,12 @@ def take_counts(connected: Connected, payload: msgspec.Raw) -> None:
 
 
 def note_odd(connected: Connected, cause: str) -> None:
-    """Say that a message of the destination came to nothing."""
+    """Report that a message of the destination cannot be used."""
     connected.events.note(f"a message of lm-restore cannot be used and is passed over: {cause}", 0)
 
 
 def hear(connected: Connected, committed: handover.Committed) -> bool:
-    """Take one message; whether the migration is over. Raises MigrationError when no more will come."""
+    """Receive one message; returns whether the migration is over. Raises MigrationError when no more will come."""
     message = connected.control.hear(messages.Resumed, messages.Progress, messages.Finished)
     if isinstance(message, Odd):
         note_odd(connected, message.cause)

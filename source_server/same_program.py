@@ -1,4 +1,4 @@
-"""The process is still the one that was looked at: it has not ended, and executes the same program."""
+"""Is the process still the one of the snapshot? It has not ended, and executes the same program."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from live_migration.wire.exit_codes import ExitCode
 
 
 def check_same_program(seen: SourceSnapshot, step: str) -> None:
-    """Raises LocalError when what was seen is of no use any more. Nothing may be done to its threads then: the ways
-    home that were found lead into another program's code."""
+    """Raises LocalError if the snapshot is of no use any more. Nothing may be done to the threads then: the paths home
+    that were found lead into another program's code."""
     if not seen.program.is_executed():
         raise program_gone(seen, step)
 
 
 def program_gone(seen: SourceSnapshot, step: str) -> LocalError:
-    """What has become of a process that does not execute its program any more."""
+    """The error for a process that does not execute its program any more."""
     living = _has_memory(seen.pid)
     return LocalError(
         step=step,
@@ -29,7 +29,8 @@ def program_gone(seen: SourceSnapshot, step: str) -> LocalError:
 
 
 def _has_memory(pid: int) -> bool:
-    """A process on its way to its end has none before it is a zombie, one that executes another program always has."""
+    """A process that is ending has no memory even before it is a zombie; one that executes another program always has
+    some."""
     try:
         return bool(maps_text(pid))
     except (OSError, ProcessGone):

@@ -1,6 +1,6 @@
 """lm-serve: the order of events on the source. It reads like the picture in docs/design.md.
 
-    look -> connect -> describe -> (staged) -> push -> rounds -> freeze -> describe -> (ready) -> park, COMMIT
+    snapshot -> connect -> describe -> (staged) -> push -> rounds -> freeze -> describe -> (ready) -> park, COMMIT
         -> serve pages -> leave
 
 Before COMMIT every way out, an exception or a signal, thaws the process as it was; after COMMIT none does.
@@ -118,7 +118,7 @@ def look_or_refuse(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
 def connect(
     options: ServeOptions, events: Events, session: Session, report: Report, closed: contextlib.ExitStack
 ) -> Connected:
-    """Wait for the destination, or go to it; `closed` ends what is made here. Raises MigrationError."""
+    """Wait for the destination, or connect to it; `closed` ends what is made here. Raises MigrationError."""
     watch = pidfd.open_pidfd(options.pid)
     roles = meet(options.meeting, "source", events, pid=options.pid, watch=[watch])
     os.close(watch)
@@ -134,7 +134,7 @@ def connect(
 
 
 def give_up(connected: Connected, error: MigrationError) -> None:
-    """The process runs on: say so, here and to the destination."""
+    """The process runs on: report it, here and to the destination."""
     connected.session.ended_by(error)
     say_what_became_of_it(error, connected.session.said(connected.options.pid))
     connected.report.error = str(error)
@@ -143,7 +143,7 @@ def give_up(connected: Connected, error: MigrationError) -> None:
 
 
 def say_what_became_of_it(error: MigrationError, said: str) -> None:
-    """Where the connection failed, which knows nothing of processes, say what has become of this one."""
+    """If the connection failed, whose errors know nothing of processes, add what has become of this one."""
     by_connection = isinstance(error, ConnectionLost) or error.code is ExitCode.TIMEOUT
     if by_connection and "runs on" not in str(error):
         error.remedy = f"{said}; {error.remedy}"
@@ -151,8 +151,8 @@ def say_what_became_of_it(error: MigrationError, said: str) -> None:
 
 def move(connected: Connected, seen_by: Sequence[int]) -> None:
     """From the connection to the goodbye. Raises MigrationError, with the process running on."""
-    # A destination may have come after hours, and what has changed since need not show at the freeze (an mlock or
-    # madvise of a whole mapping, another program at the same addresses).
+    # A destination may come after hours, and changes since then need not show at the freeze (an mlock or madvise of a
+    # whole mapping, another program at the same addresses).
     seen = look_or_refuse(connected.options.pid, seen_by)
     connect_pages(connected, seen)
     connected.session.happened(Event.LOOKED_AT)
@@ -164,7 +164,7 @@ def move(connected: Connected, seen_by: Sequence[int]) -> None:
         committed = freeze_and_commit(copied)
         tell_hot(copied)
         connected.events.emit("resumed", connected.options.pid)
-        # Still tracked: the end of that locks the memory for 20 ms per GiB, in which no page could be read from it.
+            # Still tracked: ending that locks the memory for 20 ms per GiB, during which no page could be read from it.
         serve_until_finished(connected, committed)
 
 
@@ -211,7 +211,7 @@ def stage(connected: Connected, seen: SourceSnapshot) -> Staged:
 
 
 def get_ready(copied: Copied) -> None:
-    """What is left to do while the process runs."""
+    """Do what is left to do while the process runs."""
     connected, seen, copy = copied.connected, copied.seen, copied.copy
     report = connected.report
     report.strategy, report.tracking, report.rounds = copy.strategy, copy.tracking, copy.done
@@ -224,14 +224,15 @@ def get_ready(copied: Copied) -> None:
 
 
 def freeze_and_commit(copied: Copied) -> handover.Committed:
-    """Freeze, again where something in the way passes by itself, up to COMMIT. On every other way out the process
-    runs on as before."""
+    """Freeze, and freeze again if a blocker passes by itself, up to COMMIT. On every other way out the process runs on
+    as before."""
     connected = copied.connected
     gc.disable()
     with pushing(connected.client) as pusher:
         for attempt in range(MOST_FREEZES):
             if attempt:
-                # No fixed pause, so that a process with a rhythm of its own is not always caught at the same point.
+                # The pause is random, so that a process with a rhythm of its own is not always caught at the same
+                # point.
                 time.sleep(random.uniform(0.001, 0.02))
                 pusher.wait(connected.options.max_freeze)
             correction = announce(copied)
@@ -243,7 +244,7 @@ def freeze_and_commit(copied: Copied) -> handover.Committed:
 
 
 def announce(copied: Copied) -> int:
-    """Say that a freeze comes, and wait until both sides are prepared for it; the number of the push that corrects in
+    """Announce a freeze, and wait until both sides are prepared for it; returns the number of the push that corrects in
     it, 0 if there is none."""
     connected, copy = copied.connected, copied.copy
     correction = copy.next_correction() if copy.is_tracked else 0
@@ -273,8 +274,8 @@ def rehearse_freeze(copied: Copied) -> None:
 
 
 def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) -> handover.Committed | None:
-    """One freeze, up to COMMIT. None when the process was in the middle of something that it ends by itself as soon as
-    it runs, which the `last` freeze does not wait for any more."""
+    """One freeze, up to COMMIT. None if a blocker passes by itself as soon as the process runs; the `last` freeze does
+    not wait for that any more."""
     connected, custody = copied.connected, copied.connected.custody
     deadline = time.monotonic() + connected.options.max_freeze
     began = time.monotonic_ns()
@@ -298,7 +299,7 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
         preparing.wait(left(deadline))
         custody.hold(handed_over)
         committed = handover.commit(state, source, connected.control, custody, began)
-    # Nothing may fail any more: what cannot be tidied up is left.
+    # Nothing may fail any more: what cannot be cleaned up is left.
     with contextlib.suppress(MigrationError):
         failpoint("source-decided")
     custody.carry_out()
@@ -318,7 +319,7 @@ def describe(
         return None
     asked = handover.query_threads(state)
     if asked.memory is not seen.memory:
-        # What the destination makes anew has nothing of what was pushed there.
+        # Memory that the destination makes anew has nothing of what was pushed there.
         copied.connected.client.discard_pushed(seen.space, difference(seen.memory, asked.memory).unmap)
     correct_early(copied, pusher, correction, asked.memory)
     source = handover.describe(state, asked)
@@ -333,14 +334,14 @@ def describe(
 
 
 def send_final(copied: Copied, source: FrozenSource, pusher: Pusher, deadline: float) -> None:
-    """FINAL, and the pages that are pushed with it. From here on the destination can get ready."""
+    """Send FINAL, and the pages that are pushed with it. From here on the destination can get ready."""
     connected, seen, description = copied.connected, copied.seen, source.description
     if not copied.staged.same_machine:
         flush_written_files(description.table, source.descriptors.duplicates)
         flush_written_mappings(seen.pid, description.member.memory.mappings)
     serve_new_contents(connected.store, copied.staged.served, source)
     corrected = correct_late(copied, pusher, source)
-    # Before the push, whose beginning wants the interpreter: the destination has much to do before it is due.
+    # Before the push, whose beginning needs the interpreter: the destination has much to do before it needs the pages.
     described = messages.encode(final(seen, description, corrected))
     connected.custody.describing(len(described))
     connected.session.happened(Event.FINAL)
@@ -350,7 +351,7 @@ def send_final(copied: Copied, source: FrozenSource, pusher: Pusher, deadline: f
 
 
 def await_ready(connected: Connected, deadline: float) -> list[int]:
-    """READY; what the destination has taken over. Raises MigrationError."""
+    """Wait for READY; returns what the destination has taken over. Raises MigrationError."""
     try:
         with signals_let_through():
             ready = connected.control.expect(messages.Ready, left(deadline))
@@ -362,13 +363,13 @@ def await_ready(connected: Connected, deadline: float) -> list[int]:
 
 
 def prepare_held(custody: custodies.Custody, source: FrozenSource) -> None:
-    """Write down what is to be done to descriptors, whatever becomes of handover and lm-serve. Raises OSError."""
+    """Write down what is to be done to descriptors after the handover or without it. Raises OSError."""
     custody.prepare(source.threads.pid, hold_descriptors(source.description.table))
 
 
 @contextlib.contextmanager
 def bounded(connected: Connected) -> Iterator[None]:
-    """Within, the custodian sees to it that even a hanging lm-serve freezes nobody for ever."""
+    """Within, the custodian makes sure that even a hanging lm-serve does not freeze the process for ever."""
     connected.custody.freezing(connected.options.max_freeze)
     try:
         yield
@@ -378,7 +379,7 @@ def bounded(connected: Connected) -> Iterator[None]:
 
 @contextlib.contextmanager
 def answering(connected: Connected) -> Iterator[None]:
-    """Within the freeze requests for pages are answered, and after COMMIT; a process that runs here tells nothing."""
+    """Within the freeze and after COMMIT, requests for pages get answers; while the process runs here they get none."""
     connected.store.open(True)
     try:
         yield
@@ -388,7 +389,7 @@ def answering(connected: Connected) -> Iterator[None]:
 
 
 def correct_early(copied: Copied, pusher: Pusher, correction: int, memory: AddressSpace | None) -> None:
-    """Give the push that was announced, if one was: nothing in it where the layout is not the destination's."""
+    """Make the push that was announced, if one was; it is empty if the layout is not the destination's."""
     copy, seen, client = copied.copy, copied.seen, copied.connected.client
     if correction and memory is seen.memory:
         pusher.do(lambda: copy.correct(correction, seen.memory))
@@ -397,7 +398,7 @@ def correct_early(copied: Copied, pusher: Pusher, correction: int, memory: Addre
 
 
 def correct_late(copied: Copied, pusher: Pusher, source: FrozenSource) -> int:
-    """Correct what only the description tells of; the number of that push, 0 if there is nothing of it."""
+    """Correct what only the description tells; returns the number of that push, 0 if there is nothing to correct."""
     copy, memory = copied.copy, source.description.member.memory
     void = writes_past_the_tracker(source.description.table)
     if not copy.is_to_correct or (copy.is_tracked and memory is copied.seen.memory and not void):
@@ -421,7 +422,7 @@ def push_runs(space: int, runs: Iterable[Runs], contents: Iterable[Content]) -> 
 
 
 def left(deadline: float) -> float:
-    """Seconds until the deadline, never none."""
+    """Seconds until the deadline, more than 0."""
     return max(0.001, deadline - time.monotonic())
 
 

@@ -1,6 +1,6 @@
-"""The source's look at the process: live, everything that is slow; then frozen, only what can have changed.
+"""The source's snapshot of the process: live, everything that is slow; then frozen, only what can have changed.
 
-Nothing here changes the process but `ask`, which runs programs in its stopped threads.
+Nothing here changes the process except `ask`, which runs programs in its stopped threads.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class SourceSnapshot:
         return self.numbering.space_of(self.pid)
 
     def description(self) -> MemberParts:
-        """What the destination needs to stage the husk. Call it when asked: the clocks are those of now."""
+        """What the destination needs to stage the husk, with the clocks as they are at the call."""
         now = ProcessSnapshot(self.pid)
         member = Member(
             space=self.space,
@@ -123,8 +123,8 @@ class SourceSnapshot:
 
 @dataclass(frozen=True)
 class AskedSource:
-    """The stopped process, its threads asked and nothing put together yet. `memory` is that of `SourceSnapshot` itself
-    unless the layout has changed since."""
+    """The stopped process, with the replies of its threads, not put together yet. `memory` is that of `SourceSnapshot`
+    itself unless the layout has changed since."""
 
     threads: SourceThreads
     memory: AddressSpace
@@ -148,10 +148,10 @@ class FrozenSource:
 
 
 def look(pid: int, seen_by: Sequence[int] = ()) -> tuple[SourceSnapshot, list[Blocker]]:
-    """Snapshot at the running process; what stands in the way as far as the source can tell, all of it.
-    `seen_by` are witnesses, for the freeze (process/threads/landlock.py).
+    """The snapshot of the running process, and all the blockers that the source can find. `seen_by` are witnesses, for
+    the freeze (process/threads/landlock.py).
 
-    Raises Refused when it is no process that can be looked at, LocalError when there is none or no permission."""
+    Raises Refused for a process that cannot be read, LocalError if there is none or no permission."""
     try:
         return _look(pid, seen_by)
     except (ProcessGone, FileNotFoundError, ProcessLookupError):
@@ -190,7 +190,7 @@ def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocke
     except PermissionError as error:
         if not first:
             raise
-        # What is known without the right to look closely is said all the same.
+        # What is known without the right to read more is reported all the same.
         lack = _not_permitted(pid, error)
         found = [*first, Blocker(lack.object, lack.cause, lack.remedy)]
         raise Refused(found, object=f"process {pid}", code=ExitCode.NO_PERMISSION) from None
@@ -215,7 +215,7 @@ def _snapshot_closely(
         *mapped_file_blockers(files),
         *shared_memory_blockers(memory, descriptors.table, scan),
     ]
-    # What code for another kind of processor has or lacks says nothing.
+    # Code for another kind of processor says nothing here.
     if not is_32_bit(process):
         found += [*changed_blockers(pid, memory.vdso), *_sigreturn_path_blockers(pid, gadgets, end_signal)]
     return (
@@ -240,7 +240,7 @@ def _snapshot_closely(
 
 
 def check_blockers(seen: SourceSnapshot) -> list[Blocker]:
-    """For --check: the descriptors' blockers too, which otherwise the destination finds with its own options."""
+    """For --check: the blockers of descriptors, which otherwise the destination finds with its own options."""
     return descriptor_blockers(seen.descriptors.table, DescriptorOptions())
 
 
@@ -266,8 +266,8 @@ def _sigreturn_path_blockers(pid: int, gadgets: Gadgets | None, end_signal: int 
 
 
 def changed_file_pages(pid: int, memory: AddressSpace) -> list[Runs]:
-    """The pages that cannot be paged on demand: of private file mappings those that differ from the file, of shared
-    memory all, since page tables do not tell which of it exist. Raises ProcessGone, OSError."""
+    """The pages that cannot be paged on demand: of private file mappings those that differ from the file; of shared
+    memory all, since page tables do not tell which of them exist. Raises ProcessGone, OSError."""
     eager = eager_mappings(memory)
     found = pagemap.changed_runs(pid, [(m.start, m.end) for m in eager if is_private_file(m)])
     found += [(m.start, m.end) for m in eager if not is_private_file(m)]
@@ -286,8 +286,8 @@ def no_longer(before: list[Runs], now: list[Runs]) -> list[Runs]:
 
 
 def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
-    """The pages that are of private file mappings now: dropped, they show the file again. Where other memory lies by
-    now there is no copy of them, and something else would be dropped."""
+    """The pages that belong to private file mappings now: when they are dropped, they show the file again. Where there
+    is other memory by now, there is no copy of them, and something else would be dropped."""
     files = [mapping for mapping in memory.mappings if is_private_file(mapping)]
     found = []
     for run in runs:
@@ -302,7 +302,7 @@ def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
 
 
 def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) -> AskedSource:
-    """Run one program in each of the stopped threads; `threads` were looked at before.
+    """Run one program in each of the stopped threads; `threads` were read before.
 
     Raises ProcessGone, OSError, SyscallFailed, Refused; the caller brings the threads home and takes the mapping
     away."""
@@ -330,8 +330,8 @@ def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) 
 
 @contextlib.contextmanager
 def room_refused(pid: int, length: int) -> Iterator[None]:
-    """Where the process has no room for the `length` bytes of a stub, the limit that is reached is said by its name:
-    Refused. Other errors pass."""
+    """If the process has no room for the `length` bytes of a stub, raise Refused with the name of the limit that is
+    reached. Other errors pass."""
     try:
         yield
     except OSError as error:
@@ -342,7 +342,7 @@ def room_refused(pid: int, length: int) -> Iterator[None]:
 
 
 def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
-    """Put together what the threads have told and what can be seen of the stopped process from outside.
+    """Put together the threads' replies and what can be read of the stopped process from outside.
 
     Raises ProcessGone, OSError."""
     process, pid = asked.stopped.process, look.pid
@@ -378,9 +378,10 @@ def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
 
 
 def rehearse(look: SourceSnapshot) -> None:
-    """Do once, for nothing, what is done while the process is frozen: what was not run for a while runs much slower.
+    """Do once, for nothing, what is done while the process is frozen: code that has not run for a while runs much
+    slower.
 
-    Changes nothing in the running process, and never fails: the freeze will say what is wrong."""
+    It changes nothing in the running process, and never fails: the freeze will say what is wrong."""
     with contextlib.suppress(OSError, ProcessGone):
         maps_text(look.pid)
         process = ProcessSnapshot(look.pid)
@@ -396,7 +397,7 @@ def rehearse(look: SourceSnapshot) -> None:
 
 
 def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
-    """The threads as process/ knows them, from what was read of them at the freeze."""
+    """The threads as process/ knows them, from what was read at the freeze."""
     states = [thread_state(threads, index) for index in range(len(threads.tids))]
     return [
         thread_parts.stopped_thread(tid, state.registers, state.xstate, state.signal_mask)
@@ -405,7 +406,7 @@ def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
 
 
 def _paths(memory: AddressSpace) -> Callable[[int], str]:
-    """What tells, for an address, the path of the file that is mapped there, "" for none."""
+    """A function that tells, for an address, the path of the file that is mapped there, "" for none."""
 
     def path_at(address: int) -> str:
         return next((one.path for one in memory.mappings if one.start <= address < one.end), "")
@@ -414,7 +415,7 @@ def _paths(memory: AddressSpace) -> Callable[[int], str]:
 
 
 def frame_of(pid: int, look: SourceSnapshot, mappings: Sequence[Mapping | MapEntry]) -> int:
-    """Where the leader's frame may stand during its remote syscalls. `mappings` are those of now: a stack grows.
+    """Where the leader's frame may stand during its remote syscalls. `mappings` are the present ones: a stack grows.
 
     Raises LocalError, ProcessGone, OSError."""
     # The stack is one of the last mappings.
@@ -426,12 +427,12 @@ def frame_of(pid: int, look: SourceSnapshot, mappings: Sequence[Mapping | MapEnt
         step="freezing",
         object=f"process {pid}",
         cause="its first stack is full to the last page and does not grow, and no program text has unused room",
-        remedy="run lm-serve with a larger stack limit (ulimit -s), or try again when it is less deep",
+        remedy="run lm-serve with a larger stack limit (ulimit -s), or try again when the stack is less deep",
     )
 
 
 def hot_runs(member: Member) -> list[Runs]:
-    """The pages, in memory that is paged on demand, which the threads and the kernel for them touch first."""
+    """The pages, in memory that is paged on demand, that the threads and the kernel for them touch first."""
     pages = {
         page
         for thread in member.task.threads

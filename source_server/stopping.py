@@ -15,8 +15,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def stop_by_signal(session: Session, pid: int) -> None:
-    """Until COMMIT SIGINT, SIGTERM and SIGHUP end lm-serve by an error of their own, and process `pid` runs on. From
-    then on none does, for the memory is needed: what has become of the process is said instead."""
+    """Until COMMIT, SIGINT, SIGTERM and SIGHUP end lm-serve by an error of their own, and process `pid` runs on. After
+    COMMIT they do not, for the memory is needed: lm-serve reports what has become of the process instead."""
 
     def stop(number: int, _: FrameType | None) -> None:
         if session.committed:
@@ -38,7 +38,7 @@ def stop_by_signal(session: Session, pid: int) -> None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Keep SIGINT and SIGTERM waiting: nothing may come between a freeze and its thaw."""
+    """Hold SIGINT and SIGTERM back: nothing may come between a freeze and its thaw."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Tracking the writes of the running source: begun by a short freeze, ended by closing two descriptors."""
+"""Tracking the writes of the running source: a short freeze begins it, and closing two descriptors ends it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OURS = frozenset({"uw"})
 
 @contextlib.contextmanager
 def brief_freeze(seen: SourceSnapshot) -> Iterator[list[tracee.Stop]]:
-    """Within, the process stands still; afterwards it is as before, and what is known of its threads' sleeps is true.
+    """Within, the process stands still; afterwards it is as before, and the record of its threads' sleeps is right.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError."""
     with signals_held():
@@ -59,8 +59,8 @@ def brief_freeze(seen: SourceSnapshot) -> Iterator[list[tracee.Stop]]:
 
 
 def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None:
-    """A tracker of the process's writes; None where this kernel tracks nothing, or not without `soft`-dirty bits, or
-    where the process may open no descriptor more.
+    """A tracker of the process's writes; None if this kernel tracks nothing, or not without `soft`-dirty bits, or if
+    the process may not open another descriptor.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError, SyscallFailed; the process runs on as before."""
     kind = find_tracking()
@@ -77,7 +77,8 @@ def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None
 
 
 def _make_userfaultfd(seen: SourceSnapshot) -> int:
-    """One made by the process itself, whose threads all stand still meanwhile: none of them meets its descriptor."""
+    """A userfaultfd that the process makes itself. All its threads stand still meanwhile, so none of them meets the
+    descriptor."""
     program, made = make_userfaultfd_program(seen.end_signal)
     with brief_freeze(seen) as stops:
         if found := injection_blockers(stop.tid for stop in stops):

@@ -1,8 +1,8 @@
-"""Threads in the middle of the vdso, when the destination's kernel has another one: they are let out of it.
+"""Leading threads out of the middle of the vdso, when the destination's kernel has another one.
 
-There the source's code becomes a bridge (process/memory/bridge.py), which only some places can be gone on from. A
-thread that stands elsewhere is run to the function's return, alone among the frozen ones. A handler of a signal may
-have interrupted the code, too, and would return into it: signal frames are looked for on the stacks.
+There the source's code becomes a bridge (process/memory/bridge.py), and a thread can go on from only some places in it.
+A thread that stands elsewhere is run to the function's return, alone among the frozen ones. A handler of a signal may
+have interrupted the code too, and would return into it: this module searches the stacks for signal frames.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from live_migration.wire.blockers import Blocker
 # processor.
 MOST_RETURNS = 4
 LONGEST_SECONDS = 0.2
-# How much of a stack is searched, in bytes: a handler that needs more of it is not looked for.
+# How much of a stack is searched, in bytes: a handler that needs more of it is not found.
 SEARCHED = 1 << 20
 REMEDY = "try again, or run the same kernel on both hosts"
 OTHER = "the kernel's vdso code, of which the destination's kernel has another version"
 
 
 def leave_vdso(seen: SourceSnapshot, stops: list[tracee.Stop]) -> list[Blocker]:
-    """Let the threads of a frozen process out of the vdso; `stops` are afterwards those of now. What is in the way
-    after that passes by itself.
+    """Lead the threads of a frozen process out of the vdso, and set `stops` to their stops after that. Blockers that
+    are left pass by themselves.
 
     Raises ProcessGone when the process has ended, LocalError, OSError, TimeoutError."""
     pid, memory = seen.pid, seen.memory
@@ -50,7 +50,7 @@ def leave_vdso(seen: SourceSnapshot, stops: list[tracee.Stop]) -> list[Blocker]:
     found: list[Blocker] = []
     if any(_offset_inside(memory, stop) is not None for stop in stops):
         run_out(seen, stops)
-        # A thread may have ended; and should one have gone further than it was led, it may have made another.
+        # A thread may have ended; and one that has gone further than it was led may have made another.
         there = {int(name) for name in os.listdir(f"/proc/{pid}/task")}
         if there != {stop.tid for stop in stops}:
             return [Blocker(f"process {pid}", "makes or ends threads while it is being frozen", "try again")]
@@ -106,7 +106,7 @@ def _offset_inside(memory: AddressSpace, stop: tracee.Stop) -> int | None:
 
 
 def is_inside(memory: AddressSpace, place: int) -> bool:
-    """Whether a bridge cannot be gone on from at the address `place`."""
+    """Whether a thread cannot go on in a bridge from the address `place`."""
     for mapping in memory.kernel_mappings():
         if mapping.name == NAME and mapping.start <= place < mapping.start + mapping.length:
             return not is_passable(memory.vdso, place - mapping.start)
@@ -122,7 +122,7 @@ def interrupted_places(pid: int, memory: AddressSpace, stack_pointer: int) -> li
     waiting = [stack_pointer]
     while waiting:
         bottom = waiting.pop()
-        # A stack may have grown since the live look, so its present start does not count.
+        # A stack may have grown since the live snapshot, so the start known from there does not count.
         end = next((m.end for m in memory.mappings if bottom < m.end), bottom)
         if end in seen or end == bottom:
             continue

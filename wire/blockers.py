@@ -1,4 +1,4 @@
-"""What stands in the way of a migration, said so that the reader can remove it."""
+"""A blocker stands in the way of a migration, and says so that the reader can remove it."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
  * A channel: every byte from and to the peer passes here, above an already connected and authenticated stream
  * socket.
  *
- * Above it nobody knows what carries the bytes. Today that is the socket itself; an encrypting layer would
- * stand inside channel.c, which is why there is `lm_channel_pending` (bytes that such a layer holds and
- * poll(2) does not show) and why the descriptor is only for waiting. Loops for partial reads and writes live
- * here and nowhere else.
+ * Nothing above it knows what carries the bytes. Today that is the socket itself; an encrypting layer would stand
+ * inside channel.c. That is why there is `lm_channel_pending` (bytes that such a layer holds and poll(2) does not
+ * show), and why the descriptor is only for waiting. Loops for partial reads and writes are here and nowhere else.
  *
  * One thread may read while another writes; two readers or two writers need a lock of their own.
  */
@@ -44,7 +43,7 @@ void lm_channel_deinit(struct lm_channel *channel);
 /* The descriptor to wait on with poll(2). */
 int lm_channel_descriptor(const struct lm_channel *channel);
 
-/* Read what is there, at most `size` bytes; `wait` says whether to wait for the first. Returns the number of
+/* Read the bytes that are there, at most `size`; `wait` says whether to wait for the first. Returns the number of
  * bytes, -EAGAIN when there is nothing and `wait` is false, -EPIPE when the peer has closed, or -errno. */
 ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait);
 
@@ -63,8 +62,7 @@ size_t lm_channel_pending(const struct lm_channel *channel);
  * linux/sockios.h). */
 size_t lm_channel_unsent(const struct lm_channel *channel);
 
-/* End the connection in both directions: whoever waits in a read or write of it, in any thread, gets an
- * error. */
+/* End the connection in both directions: a read or write that waits on it, in any thread, returns an error. */
 void lm_channel_shutdown(struct lm_channel *channel);
 
 #endif

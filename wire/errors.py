@@ -85,9 +85,9 @@ class Refused(MigrationError):
 
 
 class ConnectionLost(MigrationError):
-    """The connection to the peer ended without a word, and nobody knows what the peer still sent: who passes the
-    connection on can end it in order, by a FIN between two messages, with the next message in hand. What it means
-    depends on whether COMMIT was sent.
+    """The connection to the peer ended without a message, and nobody knows what the peer still sent. A tunnel can end
+    the connection in order, by a FIN between two messages, while it still has the next message. What that means depends
+    on whether COMMIT was sent.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a command tells its reader while it works. How it is shown is the command line's (cli/rendering.py)."""
+"""The events of a command for its reader. The command line shows them (cli/rendering.py)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from live_migration.wire.ticket import Ticket
 
 
 class Events(Protocol):
-    """What one command says."""
+    """What one command reports."""
 
     def emit(self, event: str, pid: int, **details: Any) -> None:
         """Something happened to process `pid` (0: to none). `details` are for --json, as they are."""
 
     def progress(self, pages: int, total: int, faults: int) -> None:
-        """How far the pages are. Call it as often as a terminal should be redrawn, some ten times a
-        second.
+        """How many pages have arrived. Call it as often as a terminal should be redrawn, some ten times a second.
         """
 
     def note(self, text: str, level: int = 1) -> None:
-        """Something that a reader with that many -v wants to know; level 0: every reader."""
+        """A sentence for a reader with that many -v; level 0: for every reader."""
 
     def ticket(self, ticket: Ticket, command: str, pid: int = 0) -> None:
         """The port listens: the ticket, and what to run on the other side."""
@@ -33,10 +32,10 @@ class Events(Protocol):
         """The result of --check, and the status that says the same."""
 
     def result(self, report: Report) -> None:
-        """It has ended well: what it came to."""
+        """It has ended well, with this report."""
 
     def failed(self, error: MigrationError, pid: int = 0) -> None:
         """It ends with this error."""
 
     def failed_as_told(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
-        """It ends with an error that another process of this side met and put into words."""
+        """It ends with an error that another process of this side has put into words."""

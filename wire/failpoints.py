@@ -1,5 +1,4 @@
-"""Faults injected by name: every failpoint of the handover can be told to fail, so that tests see what
-the laws say of it.
+"""Faults injected by name: tests make any failpoint of the handover fail, and see whether the laws hold.
 
 LM_FAULT=NAME:ACTION in the environment of lm-serve or lm-restore. ACTION is `fail` (an error is raised there), `kill`
 (the command's process dies by SIGKILL there) or `hang` (nothing happens there any more, until a limit or the peer
@@ -55,7 +54,7 @@ ACTIONS = ("fail", "kill", "hang")
 
 
 def check_fault(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a fault that no failpoint or action has. Raises LocalError (USAGE)."""
+    """Refuse a fault whose failpoint or action does not exist. Raises LocalError (USAGE)."""
     name, _, action = environment.get(VARIABLE, "").partition(":")
     if not name or (name in FAILPOINTS and action in ACTIONS):
         return
@@ -81,11 +80,11 @@ def failpoint(name: str) -> None:
 
 
 def injected(name: str) -> MigrationError:
-    """The error of a failpoint that was told to fail."""
+    """The error that an injected fault raises."""
     return LocalError(
         step="an injected fault",
         object=name,
-        cause=f"{VARIABLE} asked for it",
+        cause=f"{VARIABLE} wants it",
         remedy=f"unset {VARIABLE}",
         code=ExitCode.SYSTEM,
     )

@@ -1,4 +1,4 @@
-"""What one host tells the other about itself, first of all, so that the preflight can compare."""
+"""What each host tells the other about itself, first of all, so that the preflight can compare."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def snapshot_host(cpu: dict[str, Any], vdso: str) -> HostFacts:
-    """The facts of this host; `cpu` and `vdso` are found by others. Raises OSError where /proc is missing."""
+    """The facts of this host; the caller finds `cpu` and `vdso`. Raises OSError if /proc is missing."""
     return HostFacts(
         machine=os.uname().machine,
         page_size=os.sysconf("SC_PAGESIZE"),

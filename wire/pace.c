@@ -5,7 +5,7 @@
 
 enum { AUTO_LEVEL = 1, LINK_WINDOW_NS = 2000000 };
 
-/* Batches: how many go raw for a trial, unless the link has been measured so often before, after how many
+/* Batches: how many go raw for a trial, unless the link has been measured so often before; after how many
  * compressed ones first, and after how many at most. */
 enum { TRIAL_BATCHES = 32, TRIAL_WINDOWS = 4, TRIAL_FIRST = 32, TRIAL_RARELY = 1024 };
 
@@ -99,9 +99,9 @@ void lm_pace_compressed(struct lm_pace *pace, uint64_t input, uint64_t output, u
     pace->ratio += weight * (ratio - pace->ratio);
 }
 
-/* The link's rate, from as long a time without a break as it takes to measure one; true when it was measured.
- * What is slower than before counts little, and nothing of what travels compressed: more often than the link
- * a processor that is wanted for something else is the cause, and compressing would take more of it. */
+/* Measure the link's rate over as long a time without a break as that takes; true when it was measured. A slower rate
+ * than before counts little, and compressed pages do not count: the cause is more often a processor that is needed for
+ * something else than the link, and compressing would take more of the processor. */
 static bool measure(struct lm_pace *pace, uint64_t bytes, uint64_t unsent, bool busy) {
     uint64_t now = lm_now_ns();
     bool measured = false, raw = !pace->compressing || pace->raw_trial;

@@ -1,6 +1,6 @@
 /*
- * Pace: how fast bulk data may go (a limit somebody set), how fast the link takes it (measured), and from
- * that whether compressing pays.
+ * Pace: how fast bulk data may go (a limit that the user set), how fast the link takes it (measured), and whether
+ * compressing pays then.
  *
  * Compressing pays when the pages then travel faster than raw: with a link of L bytes/s, a compressor of C
  * bytes/s (input) that shrinks to 1/r, raw pages go at L and compressed ones at min(C, L * r). L is only

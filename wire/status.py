@@ -8,12 +8,12 @@ from live_migration._lm import ffi, lib
 
 
 def wait(block: Any, state: int, timeout: float | None) -> int:
-    """Wait until the state in a struct lm_status is another than `state`, at most `timeout` seconds; the state then."""
+    """Wait until the state in a struct lm_status is no longer `state`, at most `timeout` seconds; return it then."""
     return int(lib.lm_status_wait(block, state, -1 if timeout is None else int(timeout * 1000)))
 
 
 def cause(block: Any) -> str:
-    """Why the state in a struct lm_status is what it is, "" when there is nothing to say."""
+    """The cause of the state in a struct lm_status, "" if there is none."""
     buffer = ffi.new("char[256]")
     lib.lm_status_cause(block, buffer, 256)
     return bytes(ffi.string(buffer)).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Strategies. Not code paths: how much is copied before the freeze, and when the destination resumes.
+"""Strategies are not code paths, but how much is copied before the freeze, and when the destination resumes.
 
 `python -m live_migration.wire.strategy` prints docs/strategies.md from the table.
 """
@@ -38,7 +38,7 @@ NO_CONVERGENCE = ("freeze", "post-copy", "abort")
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What lm-restore asks of lm-serve, in its Greeting.
+    """What lm-restore wants of lm-serve, in its Greeting.
 
     strategy            a name of STRATEGIES, or AUTO: the source chooses by what it measures
     rounds              at most so many before the freeze

@@ -4,8 +4,7 @@
     lm://[2001:db8::7]:5555/... an IPv6 address stands in brackets
     lm://127.0.0.1:5555/        no secret: only over loopback, or with --insecure
 
-Whoever listens makes the ticket. The secret is the key of the handshake (wire/handshake.py) and never
-travels.
+The side that listens makes the ticket. The secret is the key of the handshake (wire/handshake.py) and never travels.
 """
 
 from __future__ import annotations
@@ -106,10 +105,9 @@ def read_ticket_file(path: str) -> Ticket:
 
 
 def write_ticket_file(path: str, ticket: Ticket) -> None:
-    """Write the ticket to `path`, readable by its owner alone (mode 0600), complete in the moment it
-    appears.
+    """Write the ticket to `path`, readable only by its owner (mode 0600), complete at the moment it appears.
 
-    LocalError (SYSTEM) when the folder does not let us.
+    Raises LocalError (SYSTEM) if the folder does not let us.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -158,7 +156,7 @@ def blank_in_arguments(ticket: str) -> bool:
     fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     found = False
-    # Where this process may not open its own memory, nobody but its user sees the arguments any better.
+    # If this process may not open its own memory, only its user sees the arguments anyway.
     with contextlib.suppress(OSError), open("/proc/self/mem", "r+b", buffering=0) as memory:
         memory.seek(start)
         arguments = memory.read(end - start)

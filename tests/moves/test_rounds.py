@@ -193,7 +193,7 @@ def test_writes_that_do_not_converge(process: subprocess.Popen[bytes], tmp_path:
     report = move.restore.report()
     assert report["strategy"] == "hybrid", move.said()
     assert "the process writes as fast as the link sends" in move.said()
-    assert "it resumes at once" in move.said()
+    assert "the process resumes at once" in move.said()
     assert 3 <= len(report["rounds"]) <= 10
 
 
@@ -216,7 +216,7 @@ def test_writes_that_do_not_converge_are_frozen_where_that_is_asked_for(
     move.complete(120)
     report = move.restore.report()
     assert (report["strategy"], report["faults"]["count"]) == ("pre-copy", 0), move.said()
-    assert "it is frozen all the same" in move.said()
+    assert "the process is frozen all the same" in move.said()
 
 
 def test_the_destination_may_limit_the_rounds_too(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
