@@ -223,7 +223,7 @@ def _run(
 
     It has a session of its own, so that keys typed at the terminal reach only this process."""
     read_end, write_end = os.pipe()
-    with open(read_end, "rb", buffering=0) as told, tempfile.TemporaryFile() as said:
+    with open(read_end, "rb", buffering=0) as pipe, tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", MODULES[command], f"--json-fd={write_end}", *words],
@@ -237,7 +237,7 @@ def _run(
             os.close(write_end)
         ended = _Ended()
         try:
-            for event in _events(process, told):
+            for event in _events(process, pipe):
                 if event.name in ("checked", "failed"):
                     ended.events.append(event)
                 if on_event:
@@ -251,18 +251,18 @@ def _run(
     return ended
 
 
-def _events(process: subprocess.Popen[bytes], told: IO[bytes]) -> Iterator[Event]:
+def _events(process: subprocess.Popen[bytes], pipe: IO[bytes]) -> Iterator[Event]:
     """The events of a command until it ends. Its own end counts, not that of the pipe: processes that it leaves behind
     hold the pipe too."""
     watch = os.pidfd_open(process.pid)
     try:
         held = b""
         alive = True
-        while alive or select.select([told], [], [], 0)[0]:
-            ready, _, _ = select.select([told.fileno(), watch], [], [])
+        while alive or select.select([pipe], [], [], 0)[0]:
+            ready, _, _ = select.select([pipe.fileno(), watch], [], [])
             alive = alive and watch not in ready
-            if told.fileno() in ready:
-                data = told.read(1 << 16)
+            if pipe.fileno() in ready:
+                data = pipe.read(1 << 16)
                 if not data:
                     return
                 *lines, held = (held + data).split(b"\n")
@@ -272,8 +272,8 @@ def _events(process: subprocess.Popen[bytes], told: IO[bytes]) -> Iterator[Event
         os.close(watch)
 
 
-def _event(told: dict[str, Any]) -> Event:
-    return Event(told.pop("event"), told.pop("pid"), told.pop("time"), told)
+def _event(content: dict[str, Any]) -> Event:
+    return Event(content.pop("event"), content.pop("pid"), content.pop("time"), content)
 
 
 def _end(process: subprocess.Popen[bytes], ending: signal.Signals) -> None:

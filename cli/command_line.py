@@ -130,11 +130,11 @@ def destination_of(environment: Mapping[str, str]) -> Destination | None:
 
 def _events_before_options(name: str, words: Sequence[str]) -> RenderedEvents:
     """What reports errors in the options themselves, and errors that nobody expected."""
-    told = re.search(r"(?:^|\0)--json-fd[=\0]([0-9]+)(?:\0|$)", "\0".join(words))
+    given = re.search(r"(?:^|\0)--json-fd[=\0]([0-9]+)(?:\0|$)", "\0".join(words))
     json_fd = None
-    if told:
+    if given:
         with contextlib.suppress(argparse.ArgumentTypeError):
-            json_fd = parse_descriptor(told[1])
+            json_fd = parse_descriptor(given[1])
     return make_events(name, json="--json" in words, json_fd=json_fd)
 
 

@@ -226,9 +226,9 @@ class RenderedEvents:
     def failed(self, error: MigrationError, pid: int = 0) -> None:
         """It ends with this error."""
         blockers = error.blockers if isinstance(error, Refused) else ()
-        self.failed_as_told(str(error), int(error.code), pid, [_fields(blocker) for blocker in blockers])
+        self.failed_in_words(str(error), int(error.code), pid, [_fields(blocker) for blocker in blockers])
 
-    def failed_as_told(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
+    def failed_in_words(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
         """It ends with an error that another process of this side has put into words."""
         self._renderer.close()
         details: dict[str, Any] = {"error": text.partition("\n")[0], "code": code}

@@ -42,7 +42,7 @@ class Client:
         chosen = random.Random(7)
         while not over():
             self.in_doubt += 1
-            count = connection.ask(b"INCR", b"counter")
+            count = connection.query(b"INCR", b"counter")
             # An increment whose answer was lost may have happened: the counter is never behind, and at most that ahead.
             if not isinstance(count, int) or not self.counted < count <= self.counted + self.in_doubt:
                 self.wrong += 1
@@ -50,7 +50,7 @@ class Client:
             self.counted = count if isinstance(count, int) else self.counted
             self.answered()
             number = chosen.randrange(self.entries)
-            if connection.ask(b"GET", key_of(number)) != value_of(number):
+            if connection.query(b"GET", key_of(number)) != value_of(number):
                 self.wrong += 1
             self.answered()
 

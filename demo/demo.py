@@ -83,7 +83,7 @@ def step_fill(entries: int) -> dict[str, Any]:
     for first in range(0, entries, BATCH):
         numbers = range(first, min(first + BATCH, entries))
         connection.query_all([(b"SET", key_of(number), value_of(number)) for number in numbers])
-    return {"size": connection.ask(b"DBSIZE")}
+    return {"size": connection.query(b"DBSIZE")}
 
 
 def step_check(entries: int) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def step_check(entries: int) -> dict[str, Any]:
     wrong = 0
     for first in range(0, entries, BATCH):
         numbers = range(first, min(first + BATCH, entries))
-        found = connection.ask(b"MGET", *(key_of(number) for number in numbers))
+        found = connection.query(b"MGET", *(key_of(number) for number in numbers))
         assert isinstance(found, list)
         wrong += sum(value != value_of(number) for number, value in zip(numbers, found, strict=True))
-    counter = connection.ask(b"GET", b"counter")
+    counter = connection.query(b"GET", b"counter")
     assert isinstance(counter, bytes)
-    return {"wrong": wrong, "size": connection.ask(b"DBSIZE"), "counter": int(counter)}
+    return {"wrong": wrong, "size": connection.query(b"DBSIZE"), "counter": int(counter)}
 
 
 def memory_of(pid: int) -> int:

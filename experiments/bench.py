@@ -24,6 +24,7 @@ from rich.table import Table
 
 from live_migration.experiments import bench_rounds
 from live_migration.experiments.errors import ExperimentError
+from live_migration.experiments.judgements import Judgement, at_least, at_most
 from live_migration.experiments.machines import adopt_orphans, kill_descendants, leave_on_signals, two_machines
 from live_migration.experiments.measures import (
     Laboratory,
@@ -33,7 +34,6 @@ from live_migration.experiments.measures import (
     measure_idle_faults,
     run_floor,
 )
-from live_migration.experiments.verdicts import Verdict, at_least, at_most
 
 DOWNTIME_MS = 8.0
 GROWTH = 1.5
@@ -103,7 +103,7 @@ def collect(laboratory: Laboratory, plan: Plan, say: Callable[[str], None]) -> d
     return samples
 
 
-def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
+def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Judgement]:
     """The table's lines. Ratios are taken between measurements of the same round."""
     small, large = plan.downtime_sizes
 
@@ -120,7 +120,7 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
     felt = {size: every(name, "felt_ms") for size, name in ((small, "downtime_small"), (large, "downtime_large"))}
     resting = every("downtime_small", "before_ms") + every("downtime_large", "before_ms")
     growth = statistics.median(felt[large]) / statistics.median(felt[small])
-    verdicts = [
+    judgements = [
         at_most(f"downtime felt, {small} MiB", felt[small], "ms", DOWNTIME_MS),
         at_most("  as reported", every("downtime_small", "reported_ms"), "ms", None),
         at_most(f"downtime felt, {large} MiB", felt[large], "ms", DOWNTIME_MS),
@@ -138,17 +138,17 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Verdict]:
     ]
     for title, name in (("bulk, process quiet", "bulk"), ("bulk, faults at full rate", "bulk_faulting")):
         rates = every(name, "bytes_per_second")
-        verdicts.append(at_most(title, [rate / 2**20 for rate in rates], "MiB/s", None))
-        verdicts.append(at_least("  ratio to the floor", ratios(rates, floor_bulk), "x", BULK))
+        judgements.append(at_most(title, [rate / 2**20 for rate in rates], "MiB/s", None))
+        judgements.append(at_least("  ratio to the floor", ratios(rates, floor_bulk), "x", BULK))
     busy_bulk = every("floor", "busy_bulk_bytes_per_second")
-    verdicts.append(at_most("  the floor's with its faults", [rate / 2**20 for rate in busy_bulk], "MiB/s", None))
+    judgements.append(at_most("  the floor's with its faults", [rate / 2**20 for rate in busy_bulk], "MiB/s", None))
     for title, name in (("lm-serve", "serve_bytes"), ("lm-restore", "restore_bytes")):
         sizes = [size / 2**20 for size in every("memory", name)]
-        verdicts.append(at_most(f"memory of {title}, {large} MiB moved", sizes, "MiB", MEMORY_MIB))
-    return verdicts + bench_rounds.judge(samples)
+        judgements.append(at_most(f"memory of {title}, {large} MiB moved", sizes, "MiB", MEMORY_MIB))
+    return judgements + bench_rounds.judge(samples)
 
 
-def show(console: Console, facts: dict[str, Any], verdicts: Sequence[Verdict]) -> None:
+def show(console: Console, facts: dict[str, Any], judgements: Sequence[Judgement]) -> None:
     """The table, for human eyes."""
     console.print(
         f"Linux {facts['kernel']}, {facts['processor']}, {facts['cores']} cores, {facts['memory_gib']} GiB, "
@@ -159,13 +159,13 @@ def show(console: Console, facts: dict[str, Any], verdicts: Sequence[Verdict]) -
     for name in ("runs", "median", "min", "max"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("asked for", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for line in verdicts:
+    table.add_column("judgement", no_wrap=True)
+    for line in judgements:
         digits = 2 if line.unit in ("ms", "x") else 0
         numbers = [f"{value:.{digits}f}" for value in (line.median, line.least, line.most)]
         numbers[0] += f" {line.unit}"
-        verdict = "" if line.holds is None else "[green]holds[/green]" if line.holds else "[red]does not hold[/red]"
-        table.add_row(line.measure, str(line.runs), *numbers, line.bound, verdict)
+        judgement = "" if line.holds is None else "[green]holds[/green]" if line.holds else "[red]does not hold[/red]"
+        table.add_row(line.measure, str(line.runs), *numbers, line.bound, judgement)
     console.print(table)
 
 
@@ -181,7 +181,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer runs and smaller processes")
     parser.add_argument("--runs", type=int, metavar="N", help="how often everything is measured")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="raw samples and verdicts")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="raw samples and judgements")
     given = parser.parse_args(words)
     if given.runs is not None and given.runs < 1:
         parser.error("--runs: at least one")
@@ -214,12 +214,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     finally:
         kill_descendants()
-    verdicts = judge(plan, samples)
-    show(console, facts, verdicts)
+    judgements = judge(plan, samples)
+    show(console, facts, judgements)
     if given.json:
-        result = {"machine": facts, "plan": asdict(plan), "verdicts": [asdict(v) for v in verdicts], "samples": samples}
+        judged = [asdict(judgement) for judgement in judgements]
+        result = {"machine": facts, "plan": asdict(plan), "verdicts": judged, "samples": samples}
         write_json(given.json, result)
-    return 0 if all(verdict.holds is not False for verdict in verdicts) else 1
+    return 0 if all(judgement.holds is not False for judgement in judgements) else 1
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from live_migration.experiments.judgements import Judgement, at_least, at_most, shown
 from live_migration.experiments.measures import Laboratory, Samples
 from live_migration.experiments.measures_rounds import measure_writer
-from live_migration.experiments.verdicts import Verdict, at_least, at_most, shown
 
 STRATEGIES = ("stop-and-copy", "pre-copy", "post-copy", "hybrid")
 SIDE_MIB, SIDE_RATE = 512, 20
@@ -50,7 +50,7 @@ def measures(laboratory: Laboratory) -> dict[str, Callable[[], Samples]]:
     return found
 
 
-def judge(samples: dict[str, list[Samples]]) -> list[Verdict]:
+def judge(samples: dict[str, list[Samples]]) -> list[Judgement]:
     """The table's lines; ratios are taken between measurements of the same round."""
 
     def every(name: str, value: str) -> list[float]:

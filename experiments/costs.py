@@ -59,7 +59,7 @@ def name_of(pid: int) -> str:
 class Costs:
     """Looks at commands ten times a second. Processes that share pages count them once: the largest share.
 
-    `memory`: of each look, every process's private and shared resident bytes. What is moved is found out only when it
+    `memory`: of each sample, every process's private and shared resident bytes. What is moved is found out only when it
     runs again, and was a command's child long before."""
 
     roots: dict[str, int] = field(default_factory=dict)
@@ -94,9 +94,9 @@ class Costs:
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD_SECONDS):
-            self.look()
+            self.sample()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """Snapshot now."""
         with self._lock:
             for name, root in self.roots.items():

@@ -153,12 +153,12 @@ def _restore(commands: Commands, begun: float, words: list[str], until: list[Com
     more = ["--tcp-close", "--action-script", str(script), *words]
     restore = commands.start("restore", order.network.destination, commands.destination, *more, wrap=wrap)
 
-    def look() -> float | None:
+    def poll() -> float | None:
         if (moment := commands.moment("post-resume")) is None and restore.process.poll() is not None:
             raise restore.failed()
         return moment
 
-    resumed = wait_for("criu's post-resume", look, MOVE_SECONDS, 0.001)
+    resumed = wait_for("criu's post-resume", poll, MOVE_SECONDS, 0.001)
     for pid in family(restore.process.pid):
         if name_of(pid) == commands.name:
             order.costs.spare(pid)
@@ -166,7 +166,7 @@ def _restore(commands: Commands, begun: float, words: list[str], until: list[Com
     for command in until:
         command.end()
     complete = time.time() if until else resumed
-    order.costs.look()
+    order.costs.sample()
     return Moved(pid=0, command=begun, start=begun, frozen=begun, resumed=resumed, complete=complete)
 
 
@@ -179,7 +179,7 @@ def _there(command: Command, path: Path) -> bool | None:
 def _wait_for_listener(command: Command, machine: Machine) -> None:
     """Wait until something listens on the port. ExperimentError when the command ends before."""
 
-    def look() -> bool | None:
+    def poll() -> bool | None:
         if command.process.poll() is not None:
             raise command.failed()
         words = machine.command("cat", "/proc/net/tcp", "/proc/net/tcp6")
@@ -187,4 +187,4 @@ def _wait_for_listener(command: Command, machine: Machine) -> None:
         # Local address and state are the second and fourth column (proc_net_tcp.rst); 0A: LISTEN.
         return any(f":{PORT:04X} " in line and " 0A " in line for line in lines) or None
 
-    wait_for(f"criu {command.name}'s port", look, MOVE_SECONDS, 0.005)
+    wait_for(f"criu {command.name}'s port", poll, MOVE_SECONDS, 0.005)

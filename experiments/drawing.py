@@ -85,7 +85,7 @@ def style_of(series: Series, everything: Sequence[Series]) -> Style:
 
 
 @contextmanager
-def look() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Everything in it is drawn with the settings above, whatever the user's own matplotlibrc says."""
     # Its stubs name every parameter and differ from version to version.
     parameters: Any = matplotlib.rcParams

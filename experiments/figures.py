@@ -111,7 +111,7 @@ def draw(results: Sequence[Result], floors: Sequence[Floor]) -> Iterator[Drawn]:
     """Every figure, from the verified runs; one after the other, since each takes some seconds."""
     verified = [one for one in results if one.verified]
     order = list(by_series(results))
-    with drawing.look():
+    with drawing.style():
         for one in FIGURES:
             figure = one.draw(verified, order, lambda link: floor_of(floors, link))
             yield Drawn(one.name, one.title, one.caption, drawing.save(figure))

@@ -47,15 +47,15 @@ class Followed:
             self._ended = True
             self._changed.notify_all()
 
-    def look(self, name: str) -> dict[str, Any] | None:
+    def event(self, name: str) -> dict[str, Any] | None:
         """An event if it has come."""
         return next((event for event in self.events if event["event"] == name), None)
 
     def wait(self, name: str, seconds: float = SECONDS) -> dict[str, Any]:
         """Wait for an event. ExperimentError when the command ends without it (with its own words), or in vain."""
         with self._changed:
-            self._changed.wait_for(lambda: self.look(name) or self._ended, seconds)
-            found = self.look(name)
+            self._changed.wait_for(lambda: self.event(name) or self._ended, seconds)
+            found = self.event(name)
         if found:
             return found
         if self._ended:

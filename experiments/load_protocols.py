@@ -26,7 +26,7 @@ class RedisServer:
 
     def _ask(self, *words: bytes) -> Answer:
         try:
-            return self.connection.ask(*words)
+            return self.connection.query(*words)
         except ValueError as error:
             raise ConnectionError(str(error)) from None
 

@@ -157,22 +157,22 @@ def kill_descendants(spared: Collection[int] = ()) -> None:
 T = TypeVar("T")
 
 
-def wait_for(what: str, look: Callable[[], T | None], seconds: float = SECONDS, pause: float = PAUSE) -> T:
+def wait_for(what: str, poll: Callable[[], T | None], seconds: float = SECONDS, pause: float = PAUSE) -> T:
     """Ask until there is an answer. Raises TimeoutError naming what was waited for."""
-    return _wait_for(what, look, seconds, lambda _: time.sleep(pause))
+    return _wait_for(what, poll, seconds, lambda _: time.sleep(pause))
 
 
 def wait_for_change(
-    what: str, look: Callable[[], T | None], path: Path, mask: int = ARRIVED, seconds: float = SECONDS
+    what: str, poll: Callable[[], T | None], path: Path, mask: int = ARRIVED, seconds: float = SECONDS
 ) -> T:
     """As wait_for(), asking when `path` has changed, and otherwise seldom (changes.py)."""
     with changes(path, mask) as wait:
-        return _wait_for(what, look, seconds, wait)
+        return _wait_for(what, poll, seconds, wait)
 
 
-def _wait_for(what: str, look: Callable[[], T | None], seconds: float, wait: Callable[[float], None]) -> T:
+def _wait_for(what: str, poll: Callable[[], T | None], seconds: float, wait: Callable[[float], None]) -> T:
     end = time.monotonic() + seconds
-    while (found := look()) is None:
+    while (found := poll()) is None:
         left = end - time.monotonic()
         if left < 0:
             raise TimeoutError(f"{what} did not come within {seconds:g} s")
@@ -211,7 +211,7 @@ class Command:
     def event(self, name: str, seconds: float = SECONDS) -> dict[str, Any]:
         """Wait for an event. Raises TimeoutError, or RuntimeError when the command ends without it."""
 
-        def look() -> dict[str, Any] | None:
+        def poll() -> dict[str, Any] | None:
             ended = self.process.poll() is not None
             for event in self.events():
                 if event["event"] == name:
@@ -220,7 +220,7 @@ class Command:
                 raise RuntimeError(f"{self.name} ended with {self.process.returncode} before {name!r}")
             return None
 
-        return wait_for_change(f"{name!r} of {self.name}", look, self.folder / f"{self.name}.out", WRITTEN, seconds)
+        return wait_for_change(f"{name!r} of {self.name}", poll, self.folder / f"{self.name}.out", WRITTEN, seconds)
 
     def report(self) -> dict[str, Any]:
         """Its report. Raises OSError where it has written none."""
@@ -292,12 +292,12 @@ def begin_move(
         words = ["nsenter", f"--target={inside}", "--mount", "--pid", "--", *words]
     source_command = starting(source, words, folder, f"serve{suffix}")
 
-    def look() -> bool | None:
+    def poll() -> bool | None:
         if source_command.process.poll() is not None:
             raise RuntimeError(f"lm-serve ended before there was a ticket\n{source_command.said()}")
         return ticket.exists() or None
 
-    wait_for_change("the ticket", look, folder)
+    wait_for_change("the ticket", poll, folder)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"--{strategy}", f"@{ticket}", "--json"]
     words += ["--report", str(folder / f"restore{suffix}.json"), *restore]
     return Move(source_command, starting(destination, words, folder, f"restore{suffix}"))

@@ -301,9 +301,9 @@ class Watch:
     def _run(self) -> None:
         assert self.trial
         while not self.ended.wait(0.1):
-            self._look(self.trial)
+            self._sample(self.trial)
 
-    def _look(self, trial: Trial) -> None:
+    def _sample(self, trial: Trial) -> None:
         for name, command in (("serve", trial.move.serve), ("restore", trial.move.restore)):
             first = command.process.pid
             for pid in {first, *descendants(first)} - {trial.pid}:

@@ -65,12 +65,12 @@ def move(order: Order) -> Moved:
     serve = Followed(source, [*words, *order.serve], folder, "lm-serve")
     order.costs.watch("serve", serve.process.pid)
 
-    def look() -> bool | None:
+    def poll() -> bool | None:
         if serve.process.poll() is not None:
             raise ExperimentError(f"lm-serve ended before there was a ticket: {serve.said()}")
         return ticket.exists() or None
 
-    wait_for("the ticket", look)
+    wait_for("the ticket", poll)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"@{ticket}", "--strategy", order.strategy, "--json"]
     words += ["--report", str(folder / "lm-restore.json"), "--pid", "namespace", "--stdio", "null", "--tcp", "close"]
     # Both machines have the same files here, and the file that a workload's results go to changes all the time.
@@ -85,10 +85,10 @@ def move(order: Order) -> Moved:
     order.costs.spare(pid)
     order.when_resumed(pid)
     complete = restore.wait("complete", MOVE_SECONDS)
-    order.costs.look()
+    order.costs.sample()
     serve.process.wait(MOVE_SECONDS)
     report = wait_for("lm-restore's report", lambda: restore.report() or None)
-    frozen = serve.look("frozen") or restore.look("frozen") or resumed
+    frozen = serve.event("frozen") or restore.event("frozen") or resumed
     moved = Moved(
         pid=pid,
         command=serve.started,

@@ -37,7 +37,7 @@ class Connection:
         self.stream.close()
         self.socket.close()
 
-    def ask(self, *words: bytes) -> Answer:
+    def query(self, *words: bytes) -> Answer:
         """One command and its answer."""
         return self.query_all([words])[0]
 

@@ -50,10 +50,10 @@ def start_python(cell: Cell, place: Place) -> RunningJob:
     words += [str(int(place.measured)), str(command)]
     job = start(place.network.source, words, place.folder, "python", start_new_session=True)
 
-    def look() -> bool | None:
+    def poll() -> bool | None:
         if job.process.poll() is not None:
             raise ExperimentError(f"python: it ended with {job.process.returncode}; {job.said()}")
         return Path(f"{command}.ready").exists() or None
 
-    wait_for("the job's numbers", look, READY_SECONDS, 0.02)
+    wait_for("the job's numbers", poll, READY_SECONDS, 0.02)
     return RunningJob(job, record, command)

@@ -130,7 +130,7 @@ def start_toucher(cell: Cell, place: Place) -> RunningToucher:
     words += [f"measure={int(place.measured)}"]
     command = start(place.network.source, words, place.folder, "toucher", start_new_session=True)
 
-    def look() -> Touched | None:
+    def poll() -> Touched | None:
         if command.process.poll() is not None:
             raise ExperimentError(f"toucher: it ended with {command.process.returncode}; {command.said()}")
         if not path.exists() or path.stat().st_size < PAGE:
@@ -138,7 +138,7 @@ def start_toucher(cell: Cell, place: Place) -> RunningToucher:
         touched = _open(path)
         return touched if touched.word(STATE) == RUNNING else None
 
-    return RunningToucher(command.process, wait_for("the toucher's memory", look, FILL_SECONDS, 0.02))
+    return RunningToucher(command.process, wait_for("the toucher's memory", poll, FILL_SECONDS, 0.02))
 
 
 def _open(path: Path) -> Touched:

@@ -34,8 +34,8 @@ def witness(pid: int, user: int, group: int) -> Iterator[int]:
         _make_witness(pid, user, group, write_end)
     os.close(write_end)
     try:
-        with open(read_end, "rb") as told:
-            text = told.read(NAME_BYTES)
+        with open(read_end, "rb") as pipe:
+            text = pipe.read(NAME_BYTES)
         if not text.isdigit():
             raise OSError(f"no witness with user id {user} in the PID namespace of process {pid}")
         yield int(text)

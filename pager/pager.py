@@ -88,7 +88,7 @@ class Latencies:
     max_us: float
 
 
-class RangeRefused(Exception):
+class UnpageableRange(Exception):
     """A range cannot be paged: `paged_range` and the errno."""
 
     def __init__(self, paged_range: PagedRange | None, error: int) -> None:
@@ -157,7 +157,7 @@ class Pager:
     def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:
         """Set the whole list of a space's ranges, instead of the one before; those paged on demand are registered.
 
-        Placed pages stay placed where the addresses have not changed. Raises RangeRefused."""
+        Placed pages stay placed where the addresses have not changed. Raises UnpageableRange."""
         ordered = sorted(ranges, key=lambda one: one.start)
         listed = [
             (one.start, one.end, one.start if one.source is None else one.source, one.source_space, one.kind)
@@ -167,7 +167,7 @@ class Pager:
         failed = ffi.new("size_t *")
         error = lib.lm_pager_set_ranges(self._pager, space, array, len(listed), failed)
         if error:
-            raise RangeRefused(ordered[failed[0]] if failed[0] < len(ordered) else None, -error)
+            raise UnpageableRange(ordered[failed[0]] if failed[0] < len(ordered) else None, -error)
 
     def start(self) -> None:
         """Begin to answer faults and events, and start the keeper. Raises OSError."""

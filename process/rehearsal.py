@@ -14,10 +14,10 @@ from live_migration.kernel.arch.arch import REGISTERS_SIZE
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.tracing import tracee
-from live_migration.process import questions, task, task_restore
+from live_migration.process import queries, task, task_restore
 from live_migration.process.attributes.credentials import Credentials
 from live_migration.process.scope import HostScan
-from live_migration.process.task import LiveTask, PendingSignals, ProcessAnswers, TaskDescription
+from live_migration.process.task import LiveTask, PendingSignals, ProcessReplies, TaskDescription
 from live_migration.process.threads import restore as thread_restore
 from live_migration.process.threads import threads
 from live_migration.process.threads.sleeps import slept
@@ -40,21 +40,23 @@ def rehearse_often(rehearse: Callable[[], None]) -> None:
             return
 
 
-def rehearse_description(live: LiveTask, asked: questions.Questions, scan: HostScan) -> None:
-    """On the source: describe the leader with empty registers and answers. Raises OSError, ProcessGone."""
+def rehearse_description(live: LiveTask, queried: queries.Queries, scan: HostScan) -> None:
+    """On the source: describe the leader with empty registers and replies. Raises OSError, ProcessGone."""
     description = live.description
     pid = description.host_pid
     empty = StoppedThread(pid, bytes(REGISTERS_SIZE), bytes(XSTATE_SIZE), 0, None)
     stopped = task.snapshot_stopped_task(ProcessSnapshot(pid), [tracee.Stop(pid, 0)], live, [empty])
     slept(live.sleeps.get(pid), pid, description.clocks.monotonic)
     pending = PendingSignals((), {pid: ()}, description.clocks.monotonic)
-    told = ProcessAnswers(
-        bytes(asked.of_process.answers.length), bytes(asked.of_process.timers.length), asked.of_process.posix_timers
+    of_process = queried.of_process
+    of_leader = ProcessReplies(
+        bytes(of_process.replies.length), bytes(of_process.timers.length), of_process.posix_timers
     )
-    answers = {pid: bytes(asked.leader_answers.length)}
+    of_threads = {pid: bytes(queried.leader_replies.length)}
     with contextlib.suppress(OSError, ValueError):
-        task.frozen_blockers(task.complete_task(stopped, pending, told, answers), answers, stopped.process, scan)
-    for program in (asked.of_leader, asked.of_thread):
+        described = task.complete_task(stopped, pending, of_leader, of_threads)
+        task.frozen_blockers(described, of_threads, stopped.process, scan)
+    for program in (queried.of_leader, queried.of_thread):
         program.encode(SOMEWHERE, program.size())
 
 

@@ -6,7 +6,7 @@ On the source:
     frozen   snapshot_stopped_task(process, stops, live)           what ptrace and /proc tell of the stopped threads
              query_process, query_thread(program)                  rows run in the leader, and in each thread
              snapshot_pending_signals(stopped)                     after the query of the timers
-             complete_task(stopped, pending, answers...)       the description that travels
+             complete_task(stopped, pending, replies...)       the description that travels
 
 The destination's side is process/task_restore.py.
 """
@@ -105,19 +105,19 @@ class PendingSignals:
 
 
 @dataclass(frozen=True)
-class ProcessQuestion:
-    """Where the answers of `query_process` stand."""
+class ProcessQuery:
+    """Where the replies of `query_process` stand."""
 
-    answers: Data
+    replies: Data
     timers: Data
     posix_timers: tuple[PosixTimer, ...]
 
 
 @dataclass(frozen=True)
-class ProcessAnswers:
-    """What the leader has told: raw structures, and when."""
+class ProcessReplies:
+    """The leader's reply, as raw structures."""
 
-    answers: bytes
+    replies: bytes
     timers: bytes
     posix_timers: tuple[PosixTimer, ...]
 
@@ -254,62 +254,63 @@ def late_signals(stopped: StoppedTask, described: PendingSignals, now: PendingSi
     return found + [(None, signals.signal_number(information)) for information in late]
 
 
-def query_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuestion:
+def query_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuery:
     """Rows for the frozen leader: actions of signals, limits, prctl settings, timers. They change nothing.
 
     `posix_timers` are those of `timers.snapshot_timers`, read again when frozen: it is one small file.
     """
-    answers = program.reserve(int(ffi.sizeof("lm_process_answers")))
-    signals.query_actions(program, answers + int(ffi.offsetof("lm_process_answers", "actions")))
-    limits.query_limits(program, answers + int(ffi.offsetof("lm_process_answers", "limits")))
-    prctl.query_attributes(program, answers)
-    return ProcessQuestion(answers, timers.query_timers(program, posix_timers), tuple(posix_timers))
+    replies = program.reserve(int(ffi.sizeof("lm_process_replies")))
+    signals.query_actions(program, replies + int(ffi.offsetof("lm_process_replies", "actions")))
+    limits.query_limits(program, replies + int(ffi.offsetof("lm_process_replies", "limits")))
+    prctl.query_attributes(program, replies)
+    return ProcessQuery(replies, timers.query_timers(program, posix_timers), tuple(posix_timers))
 
 
-def answer_process(outcome: Outcome, question: ProcessQuestion) -> ProcessAnswers:
-    """What the leader told."""
-    return ProcessAnswers(outcome.read(question.answers), outcome.read(question.timers), question.posix_timers)
+def reply_process(outcome: Outcome, query: ProcessQuery) -> ProcessReplies:
+    """The leader's reply."""
+    return ProcessReplies(outcome.read(query.replies), outcome.read(query.timers), query.posix_timers)
 
 
 def complete_task(
     stopped: StoppedTask,
     pending: PendingSignals,
-    answers: ProcessAnswers,
-    thread_answers: Mapping[int, bytes],
+    replies: ProcessReplies,
+    thread_replies: Mapping[int, bytes],
     path_at: Callable[[int], str] = lambda address: "",
 ) -> TaskDescription:
-    """The whole description; `thread_answers` are by host thread id (`threads.answer_thread`).
+    """The whole description; `thread_replies` are by host thread id (`threads.reply_thread`).
 
     `path_at` tells of which file the code at an address is; without it some timeouts begin again.
 
     Raises OSError when the time of an interrupted call cannot be read from the process's memory.
     """
-    raw = answers.answers
-    told_timers = timers.answer_timers(answers.timers, answers.posix_timers)
-    alarm, expired = timers.expired_by(told_timers, pending.monotonic - stopped.clocks.monotonic)
-    actions_offset = int(ffi.offsetof("lm_process_answers", "actions"))
+    raw = replies.replies
+    current_timers = timers.reply_timers(replies.timers, replies.posix_timers)
+    alarm, expired = timers.expired_by(current_timers, pending.monotonic - stopped.clocks.monotonic)
+    actions_offset = int(ffi.offsetof("lm_process_replies", "actions"))
     actions_size = signals.SIGNALS * int(ffi.sizeof("lm_kernel_sigaction"))
-    limits_offset = int(ffi.offsetof("lm_process_answers", "limits"))
+    limits_offset = int(ffi.offsetof("lm_process_replies", "limits"))
     shared = signals.without_expired(pending.shared, alarm, expired)
     usual = scheduling.usual_slice()
     whole = []
     for thread in stopped.threads:
-        outside, answers_of_thread = stopped.outside[thread.host_tid], thread_answers[thread.host_tid]
+        outside, replies_of_thread = stopped.outside[thread.host_tid], thread_replies[thread.host_tid]
         own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
-        registers, call = _decide(stopped, thread, signals.takes_any(thread.signal_mask, (*own, *shared)), path_at)
+        takes_signal = signals.takes_any(thread.signal_mask, (*own, *shared))
+        registers, call = _registers_to_resume(stopped, thread, takes_signal, path_at)
         whole.append(
             threads.complete_thread(
                 outside,
                 thread,
                 registers,
                 own,
-                answers_of_thread,
-                threads.credentials_of(stopped.process, outside, answers_of_thread),
+                replies_of_thread,
+                threads.credentials_of(stopped.process, outside, replies_of_thread),
                 call,
                 usual,
             )
         )
-    told = ffi.cast("lm_process_answers *", ffi.from_buffer(raw))
+    reply = ffi.cast("lm_process_replies *", ffi.from_buffer(raw))
     description = stopped.description
     return msgspec.structs.replace(
         description,
@@ -319,21 +320,21 @@ def complete_task(
         credentials=whole[0].credentials,
         limits=msgspec.structs.replace(
             description.limits,
-            limits=limits.answer_limits(raw[limits_offset : limits_offset + 16 * len(limits.LIMITS)]),
-            personality=max(0, told.personality),
+            limits=limits.reply_limits(raw[limits_offset : limits_offset + 16 * len(limits.LIMITS)]),
+            personality=max(0, reply.personality),
         ),
-        attributes=prctl.answer_attributes(raw),
-        memory_plan=msgspec.structs.replace(description.memory_plan, program_break=prctl.answer_break(raw)),
+        attributes=prctl.reply_attributes(raw),
+        memory_plan=msgspec.structs.replace(description.memory_plan, program_break=prctl.reply_break(raw)),
         signals=Signals(
-            actions=signals.answer_actions(raw[actions_offset : actions_offset + actions_size]),
+            actions=signals.reply_actions(raw[actions_offset : actions_offset + actions_size]),
             pending=shared,
             stopped=stopped.stopped,
         ),
-        timers=told_timers,
+        timers=current_timers,
     )
 
 
-def _decide(
+def _registers_to_resume(
     stopped: StoppedTask, thread: StoppedThread, takes_signal: bool, path_at: Callable[[int], str]
 ) -> tuple[Registers, interrupted.InterruptedCall | None]:
     registers = Registers(thread.registers)
@@ -347,11 +348,11 @@ def _decide(
             code = b""
     in_library = interrupted.is_c_library(path_at(registers.instruction_pointer)) if code else False
     seen = stopped.asleep.get(thread.host_tid, NOT_SEEN)
-    return interrupted.decide(registers, takes_signal, code, reader, seen, in_library)
+    return interrupted.registers_to_resume(registers, takes_signal, code, reader, seen, in_library)
 
 
 def frozen_blockers(
-    task: TaskDescription, thread_answers: Mapping[int, bytes], process: ProcessSnapshot, scan: HostScan
+    task: TaskDescription, thread_replies: Mapping[int, bytes], process: ProcessSnapshot, scan: HostScan
 ) -> list[Blocker]:
     """Blockers that only the frozen process could tell: keyrings, 32-bit code, new children. `process` is a snapshot of
     it."""
@@ -359,8 +360,8 @@ def frozen_blockers(
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
-        found += landlock_blockers(thread.tid, threads.witnesses_of(thread_answers[thread.host_tid]))
-        if threads.keyring_of(thread_answers[thread.host_tid]):
+        found += landlock_blockers(thread.tid, threads.witnesses_of(thread_replies[thread.host_tid]))
+        if threads.keyring_of(thread_replies[thread.host_tid]):
             found.append(
                 Blocker(
                     object=f"keyring of thread {thread.tid}",

@@ -98,7 +98,7 @@ typedef struct {
     uint64_t memory_nodes[16];
     int64_t witnesses[LM_MOST_WITNESSES];
     unsigned char affinity[1024];
-} lm_thread_answers;
+} lm_thread_replies;
 
 /* What a process has once; the leader tells it. */
 typedef struct {
@@ -113,7 +113,7 @@ typedef struct {
     int64_t program_break;
     int64_t personality;
     int64_t membarrier;
-} lm_process_answers;
+} lm_process_replies;
 
 typedef struct clone_args lm_clone_arguments;
 typedef struct sched_attr lm_scheduling;
@@ -177,14 +177,14 @@ typedef struct {
     int64_t witnesses[4];
     unsigned char affinity[1024];
     ...;
-} lm_thread_answers;
+} lm_thread_replies;
 typedef struct {
     lm_kernel_sigaction actions[64];
     uint64_t limits[16][2];
     int32_t subreaper;
     int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality, membarrier;
     ...;
-} lm_process_answers;
+} lm_process_replies;
 typedef struct {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
     ...;

@@ -105,7 +105,7 @@ def _show(frontend: Frontend, news: dict[str, Any]) -> None:
     elif kind == "exit":
         frontend.status = int(news["status"])
     elif kind == "failed":
-        frontend.events.failed_as_told(news["text"], news["code"], pid, news["blockers"])
+        frontend.events.failed_in_words(news["text"], news["code"], pid, news["blockers"])
         frontend.status = int(news["code"])
     else:
         frontend.pid = pid

@@ -305,7 +305,7 @@ def apply_final(frozen: Frozen) -> None:
     drop_discarded(staged, member.memory)
     failpoint("destination-laid-out")
     build.apply_threads(building, member, table, staged.custody)
-    failpoint("destination-built")
+    failpoint("destination-restored")
     blockers = compare_written(final, described, same_machine=False)
     # Checked only when there is a difference: it reads a file while the process is frozen.
     if blockers and is_same_machine(member.place):

@@ -49,7 +49,7 @@ from live_migration.process.descriptors.rows import descriptor_rows, last_rows
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.member import Member
 from live_migration.process.memory.bridge import is_needed, plan_bridge
-from live_migration.process.memory.layout_change import difference
+from live_migration.process.memory.layout_change import layout_difference
 from live_migration.process.memory.mapped_files import open_mapped_file
 from live_migration.process.memory.mappings import AddressSpace, Mapping
 from live_migration.process.memory.rows import Fetched, access_of, lock_rows
@@ -188,7 +188,7 @@ def _install(building: Construction, staged: DescriptorTable | None, final: Desc
 
 def _lay_out(building: Construction, before: AddressSpace, after: AddressSpace, table: DescriptorTable) -> None:
     """Change the husk's layout to the described one. `table` leads to files without a path."""
-    change = difference(before, after)
+    change = layout_difference(before, after)
     if not (change.unmap or change.make or change.protect):
         return
     program = Program("laying out the memory")
@@ -289,7 +289,7 @@ def rehearse(building: Construction) -> None:
     descriptor_blockers(few, building.options)
     descriptor_changes(few, few)
     memory = AddressSpace(mappings=staged.memory.mappings[:REHEARSED])
-    difference(memory, memory)
+    layout_difference(memory, memory)
     rehearse_restoring(staged.task, building.present, building.restore_ids)
     program = Program("rehearsal")
     program.call("getpid", SYS_getpid)

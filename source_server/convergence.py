@@ -22,7 +22,7 @@ SECONDS_PER_PAGE = 12e-6
 LONGEST_PAUSE = 2.0
 
 
-class Verdict(enum.Enum):
+class NextStep(enum.Enum):
     """What to do after a round."""
 
     GO_ON = "another round"
@@ -41,21 +41,21 @@ def allowed_downtime_ms(parameters: Parameters) -> float:
     return USUAL_DOWNTIME_MS if parameters.max_downtime_ms is None else parameters.max_downtime_ms
 
 
-def decide(rounds: Sequence[Round], parameters: Parameters) -> Verdict:
+def next_step(rounds: Sequence[Round], parameters: Parameters) -> NextStep:
     """What to do after the last of these rounds."""
     last = rounds[-1]
     if last.dirty <= FEW_PAGES:
-        return Verdict.FREEZE
+        return NextStep.FREEZE
     if last.dirty <= sendable(last, allowed_downtime_ms(parameters)):
         leaves_little = last.dirty <= MUCH_SHORTER * last.pages and len(rounds) < parameters.rounds
-        return Verdict.GO_ON if leaves_little and parameters.max_downtime_ms is None else Verdict.FREEZE
+        return NextStep.GO_ON if leaves_little and parameters.max_downtime_ms is None else NextStep.FREEZE
     if len(rounds) >= parameters.rounds:
-        return Verdict.NO_ROUNDS_LEFT
+        return NextStep.NO_ROUNDS_LEFT
     if len(rounds) > PATIENCE:
         dirty = [one.dirty for one in rounds[-PATIENCE - 1 :]]
         if all(after > SHRINKS * before for before, after in itertools.pairwise(dirty)):
-            return Verdict.NO_CONVERGENCE
-    return Verdict.GO_ON
+            return NextStep.NO_CONVERGENCE
+    return NextStep.GO_ON
 
 
 def pause_before_next(last: Round) -> float:

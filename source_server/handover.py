@@ -20,7 +20,7 @@ from live_migration.process import task as tasks
 from live_migration.process.threads.restore import retire_rows
 from live_migration.source_server import custody as custodies
 from live_migration.source_server.same_program import check_same_program
-from live_migration.source_server.snapshot import AskedSource, FrozenSource, SourceSnapshot, ask, describe_stopped
+from live_migration.source_server.snapshot import FrozenSource, QueriedSource, SourceSnapshot, describe_stopped, query
 from live_migration.wire import messages
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError
@@ -112,16 +112,16 @@ def thaw(state: Frozen) -> None:
         tracee.thaw(state.stops, True)
 
 
-def query_threads(state: Frozen) -> AskedSource:
+def query_threads(state: Frozen) -> QueriedSource:
     """Have the stopped threads tell what only they know: programs run in them."""
     seen = state.seen
     state.threads = sources.snapshot_threads(seen.pid, [stop.tid for stop in state.stops], seen.end_signal)
-    return ask(seen, state.stops, state.threads)
+    return query(seen, state.stops, state.threads)
 
 
-def describe(state: Frozen, asked: AskedSource) -> FrozenSource:
-    """Describe the stopped process whose threads were asked."""
-    return describe_stopped(state.seen, asked)
+def describe(state: Frozen, queried: QueriedSource) -> FrozenSource:
+    """Describe the stopped process whose threads have replied."""
+    return describe_stopped(state.seen, queried)
 
 
 def commit(

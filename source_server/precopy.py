@@ -22,11 +22,11 @@ from live_migration.process.descriptors.contents import inodes_without_path
 from live_migration.process.descriptors.files import File
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.member import Layout, Runs
-from live_migration.process.memory.layout_change import difference
+from live_migration.process.memory.layout_change import layout_difference
 from live_migration.process.memory.mapped_files import mapped_file_blockers, snapshot_mapped_files_live
 from live_migration.process.memory.mappings import AddressSpace, MappingKind, layout_text, mapping_blockers, reread
 from live_migration.process.threads.sleeps import longest_epoll_wait
-from live_migration.source_server.convergence import Verdict, allowed_downtime_ms, decide, pause_before_next
+from live_migration.source_server.convergence import NextStep, allowed_downtime_ms, next_step, pause_before_next
 from live_migration.source_server.pages.client import PageClient, PushRun
 from live_migration.source_server.pages.rounds import Rounds, round_ranges
 from live_migration.source_server.same_program import program_gone
@@ -236,16 +236,16 @@ def _say(copy: LiveCopy, text: str) -> None:
 def _run_rounds(copy: LiveCopy) -> None:
     if copy.parameters.strategy == AUTO:
         _choose(copy)
-    verdict = Verdict.GO_ON
-    while verdict is Verdict.GO_ON and len(copy.done) < copy.parameters.rounds:
+    step = NextStep.GO_ON
+    while step is NextStep.GO_ON and len(copy.done) < copy.parameters.rounds:
         if copy.done:
             time.sleep(pause_before_next(copy.done[-1]))
         _round(copy)
-        verdict = decide(copy.done, copy.parameters)
-    if verdict is Verdict.FREEZE or copy.resume_at_once:
+        step = next_step(copy.done, copy.parameters)
+    if step is NextStep.FREEZE or copy.resume_at_once:
         return
     last = copy.done[-1]
-    cause = f"{verdict.value}: {last.dirty} pages are dirty after round {len(copy.done)}"
+    cause = f"{step.value}: {last.dirty} pages are dirty after round {len(copy.done)}"
     if copy.parameters.no_convergence == "abort":
         raise LocalError(
             step=STEP,
@@ -362,7 +362,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     memory, files = snapshot_mapped_files_live(pid, memory)
     if blockers := [*mapping_blockers(memory, pathless), *mapped_file_blockers(files)]:
         raise Refused(blockers, object=f"process {pid}", step=STEP)
-    copy.client.discard_pushed(seen.space, difference(seen.memory, memory).unmap)
+    copy.client.discard_pushed(seen.space, layout_difference(seen.memory, memory).unmap)
     layout = layout_text(maps_text(pid), memory, pathless)
     copy.seen = dataclasses.replace(seen, memory=memory, layout=layout, files=files)
     return Layout(space=seen.space, memory=memory, files=files)

@@ -24,7 +24,7 @@ from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
 from live_migration.process.member import Runs
 from live_migration.process.memory import vdso
-from live_migration.process.memory.layout_change import difference
+from live_migration.process.memory.layout_change import layout_difference
 from live_migration.process.memory.mapped_files import flush_written_mappings, other_host_blockers
 from live_migration.process.memory.mappings import AddressSpace
 from live_migration.process.migration import MemberParts, claim_of, migration_of, without_staged
@@ -48,8 +48,8 @@ from live_migration.source_server.snapshot import (
     SourceSnapshot,
     changed_file_pages,
     check_blockers,
-    look,
     rehearse,
+    snapshot_source,
 )
 from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
@@ -81,7 +81,7 @@ def serve(options: ServeOptions, events: Events) -> int:
     with witnesses(options.pid) as seen_by, contextlib.ExitStack() as closed:
         if options.check:
             return int(check(options, events, seen_by))
-        look_or_refuse(options.pid, seen_by)
+        snapshot_or_refuse(options.pid, seen_by)
         session.happened(Event.LOOKED_AT)
         report = Report(side="source", outcome="failed", strategy="", pid=options.pid, started=started)
         connected = connect(options, events, session, report, closed)
@@ -99,16 +99,16 @@ def serve(options: ServeOptions, events: Events) -> int:
 def check(options: ServeOptions, events: Events, seen_by: Sequence[int]) -> ExitCode:
     """--check: list every blocker. Raises LocalError."""
     try:
-        seen, blockers = look(options.pid, seen_by)
+        seen, blockers = snapshot_source(options.pid, seen_by)
     except Refused as error:
         return events.checked(options.pid, list(error.blockers))
     blockers += witness_blockers(options.pid, seen_by)
     return events.checked(options.pid, [*blockers, *check_blockers(seen)])
 
 
-def look_or_refuse(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
+def snapshot_or_refuse(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
     """The process as it is now. Raises Refused, LocalError."""
-    seen, blockers = look(pid, seen_by)
+    seen, blockers = snapshot_source(pid, seen_by)
     blockers += witness_blockers(pid, seen_by)
     if blockers:
         raise Refused(blockers, object=f"process {pid}")
@@ -153,7 +153,7 @@ def move(connected: Connected, seen_by: Sequence[int]) -> None:
     """From the connection to the goodbye. Raises MigrationError, with the process running on."""
     # A destination may come after hours, and changes since then need not show at the freeze (an mlock or madvise of a
     # whole mapping, another program at the same addresses).
-    seen = look_or_refuse(connected.options.pid, seen_by)
+    seen = snapshot_or_refuse(connected.options.pid, seen_by)
     connect_pages(connected, seen)
     connected.session.happened(Event.LOOKED_AT)
     staged = stage(connected, seen)
@@ -317,13 +317,13 @@ def describe(
     if passing and not last:
         correct_early(copied, pusher, correction, None)
         return None
-    asked = handover.query_threads(state)
-    if asked.memory is not seen.memory:
+    queried = handover.query_threads(state)
+    if queried.memory is not seen.memory:
         # Memory that the destination makes anew has nothing of what was pushed there.
-        copied.connected.client.discard_pushed(seen.space, difference(seen.memory, asked.memory).unmap)
-    correct_early(copied, pusher, correction, asked.memory)
-    source = handover.describe(state, asked)
-    failpoint("source-asked")
+        copied.connected.client.discard_pushed(seen.space, layout_difference(seen.memory, queried.memory).unmap)
+    correct_early(copied, pusher, correction, queried.memory)
+    source = handover.describe(state, queried)
+    failpoint("source-queried")
     passing += passing_blockers(source.description.table, staged.same_machine)
     if passing and not last:
         source.descriptors.close()

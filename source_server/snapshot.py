@@ -1,6 +1,6 @@
 """The source's snapshot of the process: live, everything that is slow; then frozen, only what can have changed.
 
-Nothing here changes the process except `ask`, which runs programs in its stopped threads.
+Nothing here changes the process except `query`, which runs programs in its stopped threads.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from live_migration.process.memory.mappings import (
 from live_migration.process.memory.shared_memory import shared_memory_blockers
 from live_migration.process.migration import MemberParts
 from live_migration.process.numbering import Numbering
-from live_migration.process.questions import Questions, answers_of, compose_questions, current_questions, programs_for
+from live_migration.process.queries import Queries, compose_queries, current_queries, programs_for, replies_of
 from live_migration.process.rehearsal import rehearse_description
 from live_migration.process.scope import HostScan, Scope, scope_of
 from live_migration.process.threads import threads as thread_parts
@@ -95,7 +95,7 @@ class SourceSnapshot:
     files: list[MappedFile]
     gadgets: Gadgets
     end_signal: int
-    questions: Questions
+    queries: Queries
     contents: list[Content] = field(default_factory=list)
     pushed: list[Runs] = field(default_factory=list)
     ours: frozenset[str] = frozenset()
@@ -122,7 +122,7 @@ class SourceSnapshot:
 
 
 @dataclass(frozen=True)
-class AskedSource:
+class QueriedSource:
     """The stopped process, with the replies of its threads, not put together yet. `memory` is that of `SourceSnapshot`
     itself unless the layout has changed since."""
 
@@ -130,8 +130,8 @@ class AskedSource:
     memory: AddressSpace
     stopped: tasks.StoppedTask
     pending: tasks.PendingSignals
-    told: tasks.ProcessAnswers
-    answers: dict[int, bytes]
+    process_replies: tasks.ProcessReplies
+    thread_replies: dict[int, bytes]
 
 
 @dataclass
@@ -147,13 +147,13 @@ class FrozenSource:
     hot: list[Runs]
 
 
-def look(pid: int, seen_by: Sequence[int] = ()) -> tuple[SourceSnapshot, list[Blocker]]:
+def snapshot_source(pid: int, seen_by: Sequence[int] = ()) -> tuple[SourceSnapshot, list[Blocker]]:
     """The snapshot of the running process, and all the blockers that the source can find. `seen_by` are witnesses, for
     the freeze (process/threads/landlock.py).
 
     Raises Refused for a process that cannot be read, LocalError if there is none or no permission."""
     try:
-        return _look(pid, seen_by)
+        return _snapshot_source(pid, seen_by)
     except (ProcessGone, FileNotFoundError, ProcessLookupError):
         raise LocalError(
             step=STEP,
@@ -176,7 +176,7 @@ def _not_permitted(pid: int, error: OSError) -> LocalError:
     )
 
 
-def _look(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocker]]:
+def _snapshot_source(pid: int, seen_by: Sequence[int]) -> tuple[SourceSnapshot, list[Blocker]]:
     prepare()
     process, scan = ProcessSnapshot(pid), HostScan(scope_of(pid))
     first = process_blockers(process, scan)
@@ -232,7 +232,7 @@ def _snapshot_closely(
             files,
             gadgets or Gadgets(0, 0),
             end_signal or 0,
-            compose_questions(live.description.timers.posix_timers, seen_by),
+            compose_queries(live.description.timers.posix_timers, seen_by),
             snapshot_contents(descriptors.table, numbering),
         ),
         found,
@@ -301,31 +301,31 @@ def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
     return found
 
 
-def ask(look: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) -> AskedSource:
+def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads) -> QueriedSource:
     """Run one program in each of the stopped threads; `threads` were read before.
 
     Raises ProcessGone, OSError, SyscallFailed, Refused; the caller brings the threads home and takes the mapping
     away."""
-    process, pid, tids = ProcessSnapshot(look.pid), look.pid, threads.tids
-    stopped = tasks.snapshot_stopped_task(process, stops, look.task, _looked(threads))
+    process, pid, tids = ProcessSnapshot(seen.pid), seen.pid, threads.tids
+    stopped = tasks.snapshot_stopped_task(process, stops, seen.task, _stopped_threads(threads))
     if stopped.blockers:
         raise Refused(stopped.blockers, object=f"process {pid}", step="the frozen process")
-    questions = current_questions(look.questions, process)
-    programs = programs_for(questions, tids)
+    queries = current_queries(seen.queries, process)
+    programs = programs_for(queries, tids)
     layout = maps_text(pid)
-    pathless = inodes_without_path(look.descriptors.table)
-    memory = look.memory
-    if layout != look.layout:
-        memory = reread(pid, parse_maps(layout), look.memory, pathless, look.ours)
-    frame = frame_of(pid, look, memory.mappings)
+    pathless = inodes_without_path(seen.descriptors.table)
+    memory = seen.memory
+    if layout != seen.layout:
+        memory = reread(pid, parse_maps(layout), seen.memory, pathless, seen.ours)
+    frame = frame_of(pid, seen, memory.mappings)
     taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
     with room_refused(pid, length):
-        map_stub(threads, look.gadgets, frame, free_range(taken, length), length)
+        map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
     outcomes = run_in_source(threads, programs)
     pending = tasks.snapshot_pending_signals(stopped)
-    told, answers = answers_of(questions, tids, outcomes)
-    return AskedSource(threads, memory, stopped, pending, told, answers)
+    of_process, of_threads = replies_of(queries, tids, outcomes)
+    return QueriedSource(threads, memory, stopped, pending, of_process, of_threads)
 
 
 @contextlib.contextmanager
@@ -341,62 +341,64 @@ def room_refused(pid: int, length: int) -> Iterator[None]:
         raise Refused(found, object=f"process {pid}", step=STEP) from None
 
 
-def describe_stopped(look: SourceSnapshot, asked: AskedSource) -> FrozenSource:
+def describe_stopped(seen: SourceSnapshot, queried: QueriedSource) -> FrozenSource:
     """Put together the threads' replies and what can be read of the stopped process from outside.
 
     Raises ProcessGone, OSError."""
-    process, pid = asked.stopped.process, look.pid
-    memory, same = asked.memory, asked.memory is look.memory
-    task = tasks.complete_task(asked.stopped, asked.pending, asked.told, asked.answers, _paths(memory))
-    scan = HostScan(look.scope)
-    descriptors = snapshot_descriptors(process, look.descriptors, frozen=True, scan=scan)
+    process, pid = queried.stopped.process, seen.pid
+    memory, same = queried.memory, queried.memory is seen.memory
+    task = tasks.complete_task(
+        queried.stopped, queried.pending, queried.process_replies, queried.thread_replies, _paths(memory)
+    )
+    scan = HostScan(seen.scope)
+    descriptors = snapshot_descriptors(process, seen.descriptors, frozen=True, scan=scan)
     changed = changed_file_pages(pid, memory)
     if same:
-        files = snapshot_written_again(pid, look.files, memory.mappings)
+        files = snapshot_written_again(pid, seen.files, memory.mappings)
     else:
         files = snapshot_mapped_files(pid, memory.mappings)
     member = Member(
-        space=look.space,
+        space=seen.space,
         place=descriptors.table.place,
-        executable=look.executable,
+        executable=seen.executable,
         memory=memory,
         task=task,
-        session=asked.stopped.session.id,
+        session=queried.stopped.session.id,
         descriptors=descriptors.table.descriptors,
         changed=changed,
-        dropped=no_longer(_of_private_files(look.pushed, memory), changed),
+        dropped=no_longer(_of_private_files(seen.pushed, memory), changed),
     )
-    contents = snapshot_contents(descriptors.table, look.numbering)
-    description = MemberParts(member, descriptors.table, contents, files, asked.stopped.session)
-    blockers = tasks.frozen_blockers(task, asked.answers, process, scan)
+    contents = snapshot_contents(descriptors.table, seen.numbering)
+    description = MemberParts(member, descriptors.table, contents, files, queried.stopped.session)
+    blockers = tasks.frozen_blockers(task, queried.thread_replies, process, scan)
     pathless = inodes_without_path(descriptors.table)
     # A file without a path may have lost its descriptor while its mapping stays.
-    if not same or pathless != inodes_without_path(look.descriptors.table):
+    if not same or pathless != inodes_without_path(seen.descriptors.table):
         blockers += mapping_blockers(memory, pathless)
     hot = hot_runs(member)
-    return FrozenSource(asked.threads, asked.stopped, asked.pending, descriptors, description, blockers, hot)
+    return FrozenSource(queried.threads, queried.stopped, queried.pending, descriptors, description, blockers, hot)
 
 
-def rehearse(look: SourceSnapshot) -> None:
+def rehearse(seen: SourceSnapshot) -> None:
     """Do once, for nothing, what is done while the process is frozen: code that has not run for a while runs much
     slower.
 
     It changes nothing in the running process, and never fails: the freeze will say what is wrong."""
     with contextlib.suppress(OSError, ProcessGone):
-        maps_text(look.pid)
-        process = ProcessSnapshot(look.pid)
-        programs_for(current_questions(look.questions, process), list(look.task.outside))
-        free_range([(mapping.start, mapping.end) for mapping in look.memory.mappings], PAGE)
-        rehearse_description(look.task, look.questions, HostScan(look.scope))
-        see_and_describe(process, look.descriptors, frozen=False).close()
-        changed = changed_file_pages(look.pid, look.memory)
-        no_longer(look.pushed, changed)
-        snapshot_contents(look.descriptors.table, look.numbering)
-        snapshot_written_again(look.pid, look.files, look.memory.mappings)
-        hot_runs(look.description().member)
+        maps_text(seen.pid)
+        process = ProcessSnapshot(seen.pid)
+        programs_for(current_queries(seen.queries, process), list(seen.task.outside))
+        free_range([(mapping.start, mapping.end) for mapping in seen.memory.mappings], PAGE)
+        rehearse_description(seen.task, seen.queries, HostScan(seen.scope))
+        see_and_describe(process, seen.descriptors, frozen=False).close()
+        changed = changed_file_pages(seen.pid, seen.memory)
+        no_longer(seen.pushed, changed)
+        snapshot_contents(seen.descriptors.table, seen.numbering)
+        snapshot_written_again(seen.pid, seen.files, seen.memory.mappings)
+        hot_runs(seen.description().member)
 
 
-def _looked(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
+def _stopped_threads(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
     """The threads as process/ knows them, from what was read at the freeze."""
     states = [thread_state(threads, index) for index in range(len(threads.tids))]
     return [
@@ -414,13 +416,13 @@ def _paths(memory: AddressSpace) -> Callable[[int], str]:
     return path_at
 
 
-def frame_of(pid: int, look: SourceSnapshot, mappings: Sequence[Mapping | MapEntry]) -> int:
+def frame_of(pid: int, seen: SourceSnapshot, mappings: Sequence[Mapping | MapEntry]) -> int:
     """Where the leader's frame may stand during its remote syscalls. `mappings` are the present ones: a stack grows.
 
     Raises LocalError, ProcessGone, OSError."""
     # The stack is one of the last mappings.
     stack = next(((one.start, one.end) for one in reversed(mappings) if one.path == "[stack]"), None)
-    place = place_frame(pid, look.gadgets, stack)
+    place = place_frame(pid, seen.gadgets, stack)
     if place is not None:
         return place
     raise LocalError(

@@ -37,5 +37,5 @@ class Events(Protocol):
     def failed(self, error: MigrationError, pid: int = 0) -> None:
         """It ends with this error."""
 
-    def failed_as_told(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
+    def failed_in_words(self, text: str, code: int, pid: int, blockers: Sequence[dict[str, str]]) -> None:
         """It ends with an error that another process of this side has put into words."""

@@ -61,18 +61,18 @@ static int put_back(int tid, struct held *held) {
 }
 
 /* Whether the thread is at the call by which its program reports that it is done. */
-static int has_told(int tid, uint64_t ending, int *told) {
+static int has_reported(int tid, uint64_t ending, int *reported) {
     struct user_regs_struct registers;
     int error = lm_trace_get_registers(tid, &registers);
 
-    *told = error == 0 && lm_arch_row(&registers) == ending + LM_ENDING_TELLS * LM_ROW_SIZE;
+    *reported = error == 0 && lm_arch_row(&registers) == ending + LM_ENDING_TELLS * LM_ROW_SIZE;
     return error;
 }
 
 static int wait_for_end(int tid, uint64_t ending, struct held *held) {
     for (int stops = 0; stops < STOPS_BOUND; stops++) {
         int status = 0;
-        int told = 0;
+        int reported = 0;
         int error = lm_trace_wait(tid, 0, &status);
 
         if (error != 0)
@@ -82,8 +82,8 @@ static int wait_for_end(int tid, uint64_t ending, struct held *held) {
         if (status >> 16 == 0) {
             switch (WSTOPSIG(status)) {
             case END_SIGNAL:
-                error = has_told(tid, ending, &told);
-                if (error != 0 || told)
+                error = has_reported(tid, ending, &reported);
+                if (error != 0 || reported)
                     return error;
                 error = lm_trace_memory(PTRACE_GETSIGINFO, tid, 0, &held->info);
                 held->count = 1;

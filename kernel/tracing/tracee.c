@@ -47,7 +47,7 @@ int lm_trace_wait(int tid, int options, int *status) {
     }
 }
 
-int lm_trace_look(int tid, int options, int *status) {
+int lm_trace_peek(int tid, int options, int *status) {
     siginfo_t found = {0};
 
     while (waitid(P_PID, (id_t)tid, &found, options | WEXITED | WNOWAIT | __WALL) < 0) {
@@ -95,7 +95,7 @@ static int is_zombie(int tid) {
 static int wait_bounded(int tid, int64_t deadline, int *status) {
     for (int tries = 0;; tries++) {
         const struct timespec pause = {0, SLEEP_NS};
-        int error = lm_trace_look(tid, WNOHANG, status);
+        int error = lm_trace_peek(tid, WNOHANG, status);
 
         if (error != -EAGAIN)
             return error == -ECHILD ? -ESRCH : error;
@@ -103,7 +103,7 @@ static int wait_bounded(int tid, int64_t deadline, int *status) {
             sched_yield();
             continue;
         }
-        if (is_zombie(tid) && lm_trace_look(tid, WNOHANG, status) != 0) {
+        if (is_zombie(tid) && lm_trace_peek(tid, WNOHANG, status) != 0) {
             *status = 0;
             return -ESRCH;
         }

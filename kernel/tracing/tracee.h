@@ -38,7 +38,7 @@ int lm_trace_wait(int tid, int options, int *status);
 /* The same, but a signal that the tracee has stopped for is left where it is until the tracee is resumed. The
  * kernel keeps the number where waitpid takes it from (wait_task_stopped): a tracer that died between that
  * and PTRACE_CONT would take the signal with it. */
-int lm_trace_look(int tid, int options, int *status);
+int lm_trace_peek(int tid, int options, int *status);
 
 /* PTRACE_INTERRUPT and wait for a stop; signals that come first are let through to the process, as they would
  * have been, so that the stop is one at which the tracer's death is harmless: PTRACE_EVENT_STOP, of the

@@ -90,9 +90,9 @@ def query_limits(program: Program, place: Data) -> None:
         program.call(label, numbers.SYS_prlimit64, 0, index, 0, place + index * 16, check=False)
 
 
-def answer_limits(answers: bytes) -> tuple[tuple[int, int], ...]:
+def reply_limits(replies: bytes) -> tuple[tuple[int, int], ...]:
     """The (soft, hard) pairs that `query_limits` brought."""
-    words = memoryview(answers).cast("Q")
+    words = memoryview(replies).cast("Q")
     return tuple((words[index], words[index + 1]) for index in range(0, len(words), 2))
 
 

@@ -46,7 +46,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
-    """One per process: answers of prctl(2)."""
+    """One per process: replies of prctl(2)."""
 
     dumpable: int = 1
     subreaper: int = 0
@@ -101,11 +101,11 @@ def _laid_out_stat(process: ProcessSnapshot) -> list[str]:
 
 
 def _field(place: Data, name: str) -> Data:
-    return place + int(ffi.offsetof("lm_process_answers", name))
+    return place + int(ffi.offsetof("lm_process_replies", name))
 
 
 def query_attributes(program: Program, place: Data) -> None:
-    """Rows that query the process's settings; `place` takes one lm_process_answers."""
+    """Rows that query the process's settings; `place` takes one lm_process_replies."""
     subreaper = _field(place, "subreaper")
     label = "PR_GET_CHILD_SUBREAPER"
     program.call(label, numbers.SYS_prctl, int(lib.PR_GET_CHILD_SUBREAPER), subreaper, 0, 0, 0, check=False)
@@ -115,30 +115,30 @@ def query_attributes(program: Program, place: Data) -> None:
         ("write_execute_denied", "PR_GET_MDWE"),
         ("memory_merge", "PR_GET_MEMORY_MERGE"),
     ):
-        told = program.call(option, numbers.SYS_prctl, int(getattr(lib, option)), 0, 0, 0, 0, check=False)
-        program.store(_field(place, name), told)
+        result = program.call(option, numbers.SYS_prctl, int(getattr(lib, option)), 0, 0, 0, 0, check=False)
+        program.store(_field(place, name), result)
     program.store(_field(place, "program_break"), program.call("brk", numbers.SYS_brk, 0))
-    told = program.call("personality", numbers.SYS_personality, 0xFFFFFFFF, check=False)
-    program.store(_field(place, "personality"), told)
+    result = program.call("personality", numbers.SYS_personality, 0xFFFFFFFF, check=False)
+    program.store(_field(place, "personality"), result)
     program.store(_field(place, "membarrier"), query_registrations(program))
 
 
-def answer_attributes(answers: bytes) -> Attributes:
+def reply_attributes(replies: bytes) -> Attributes:
     """What `query_attributes` brought. A setting this kernel lacks counts as 0."""
-    told = ffi.cast("lm_process_answers *", ffi.from_buffer(answers))
+    reply = ffi.cast("lm_process_replies *", ffi.from_buffer(replies))
     return Attributes(
-        dumpable=max(0, told.dumpable),
-        subreaper=told.subreaper,
-        huge_pages_disabled=max(0, told.huge_pages_disabled),
-        write_execute_denied=max(0, told.write_execute_denied),
-        memory_merge=max(0, told.memory_merge),
-        membarrier=max(0, told.membarrier),
+        dumpable=max(0, reply.dumpable),
+        subreaper=reply.subreaper,
+        huge_pages_disabled=max(0, reply.huge_pages_disabled),
+        write_execute_denied=max(0, reply.write_execute_denied),
+        memory_merge=max(0, reply.memory_merge),
+        membarrier=max(0, reply.membarrier),
     )
 
 
-def answer_break(answers: bytes) -> int:
+def reply_break(replies: bytes) -> int:
     """The exact program break that `query_attributes` brought."""
-    return int(ffi.cast("lm_process_answers *", ffi.from_buffer(answers)).program_break)
+    return int(ffi.cast("lm_process_replies *", ffi.from_buffer(replies)).program_break)
 
 
 def restore_attributes(program: Program, attributes: Attributes) -> None:

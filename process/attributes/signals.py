@@ -55,21 +55,21 @@ def query_actions(program: Program, place: Data) -> None:
             program.call(label, numbers.SYS_rt_sigaction, number, 0, target, SIGNAL_SET_SIZE, check=False)
 
 
-def answer_actions(answers: bytes) -> tuple[Action, ...]:
+def reply_actions(replies: bytes) -> tuple[Action, ...]:
     """The actions in 64 kernel sigactions, without those that are the plain default."""
-    told = ffi.cast("lm_kernel_sigaction *", ffi.from_buffer(answers))
+    actions = ffi.cast("lm_kernel_sigaction *", ffi.from_buffer(replies))
     size = int(ffi.sizeof("lm_kernel_sigaction"))
     default = bytes(size)
     return tuple(
         Action(
             number=index + 1,
-            handler=told[index].handler,
-            flags=told[index].flags,
-            restorer=told[index].restorer,
-            mask=told[index].mask,
+            handler=actions[index].handler,
+            flags=actions[index].flags,
+            restorer=actions[index].restorer,
+            mask=actions[index].mask,
         )
         for index in range(SIGNALS)
-        if answers[index * size : (index + 1) * size] != default
+        if replies[index * size : (index + 1) * size] != default
     )
 
 

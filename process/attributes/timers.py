@@ -99,29 +99,29 @@ def query_timers(program: Program, posix_timers: Sequence[PosixTimer]) -> Data:
     return place
 
 
-def answer_timers(answers: bytes, posix_timers: Sequence[PosixTimer]) -> Timers:
+def reply_timers(replies: bytes, posix_timers: Sequence[PosixTimer]) -> Timers:
     """The timers with the times that `query_timers` brought."""
     interval_size = int(ffi.sizeof("lm_interval_setting"))
     size = int(ffi.sizeof("lm_timer_setting"))
-    intervals = ffi.from_buffer("lm_interval_setting[]", answers[: INTERVAL_TIMERS * interval_size])
-    settings = ffi.from_buffer("lm_timer_setting[]", answers[INTERVAL_TIMERS * interval_size :])
+    intervals = ffi.from_buffer("lm_interval_setting[]", replies[: INTERVAL_TIMERS * interval_size])
+    settings = ffi.from_buffer("lm_timer_setting[]", replies[INTERVAL_TIMERS * interval_size :])
     if len(settings) != len(posix_timers):
-        raise ValueError(f"{len(answers)} bytes for {len(posix_timers)} timers of {size} bytes")
+        raise ValueError(f"{len(replies)} bytes for {len(posix_timers)} timers of {size} bytes")
     return Timers(
         interval_timers=tuple(
             IntervalTimer(
-                remaining=told.it_value.tv_sec * SECOND + told.it_value.tv_usec * MICROSECOND,
-                interval=told.it_interval.tv_sec * SECOND + told.it_interval.tv_usec * MICROSECOND,
+                remaining=reply.it_value.tv_sec * SECOND + reply.it_value.tv_usec * MICROSECOND,
+                interval=reply.it_interval.tv_sec * SECOND + reply.it_interval.tv_usec * MICROSECOND,
             )
-            for told in intervals
+            for reply in intervals
         ),
         posix_timers=tuple(
             msgspec.structs.replace(
                 timer,
-                remaining=told.it_value.tv_sec * SECOND + told.it_value.tv_nsec,
-                interval=told.it_interval.tv_sec * SECOND + told.it_interval.tv_nsec,
+                remaining=reply.it_value.tv_sec * SECOND + reply.it_value.tv_nsec,
+                interval=reply.it_interval.tv_sec * SECOND + reply.it_interval.tv_nsec,
             )
-            for timer, told in zip(posix_timers, settings, strict=True)
+            for timer, reply in zip(posix_timers, settings, strict=True)
         ),
     )
 

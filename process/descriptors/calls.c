@@ -23,15 +23,15 @@ long lm_tee(int from, int to, unsigned long length) {
     return copied < 0 ? -errno : copied;
 }
 
-int lm_get_owner(int number, int *told) {
+int lm_get_owner(int number, int *found) {
     struct f_owner_ex owner;
 
     if (fcntl(number, F_GETOWN_EX, &owner) < 0)
         return -errno;
-    told[0] = owner.type;
-    told[1] = owner.pid;
-    told[2] = fcntl(number, F_GETSIG);
-    return told[2] < 0 ? -errno : 0;
+    found[0] = owner.type;
+    found[1] = owner.pid;
+    found[2] = fcntl(number, F_GETSIG);
+    return found[2] < 0 ? -errno : 0;
 }
 
 int lm_signalfd(unsigned long mask, int flags) {

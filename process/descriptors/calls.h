@@ -13,7 +13,7 @@
 long lm_tee(int from, int to, unsigned long length);
 /* F_GETOWN_EX and F_GETSIG: who gets a signal when the descriptor is ready, and which: type, id, signal.
  */
-int lm_get_owner(int number, int *told);
+int lm_get_owner(int number, int *owner);
 /* signalfd(2) for the signals in `mask`, bit 0 for signal 1. */
 int lm_signalfd(unsigned long mask, int flags);
 

@@ -128,7 +128,7 @@ def file_blockers(one: OpenFile[File], _: BlockerContext) -> list[Blocker]:
     return []
 
 
-def difference(
+def file_difference(
     file: File, found: os.stat_result, compare: Literal["strict", "size", "trust"], same_machine: bool
 ) -> str | None:
     """How the destination's file differs from the source's, in words, or None. On the `same_machine` a file does not
@@ -161,7 +161,7 @@ def preflight_file(
         if same_machine and error.errno == errno.ENOENT and path == file.path:
             return []
         return [Blocker(name, f"{path}: {error.strerror}", "copy it here or point to it with --map-path OLD=NEW")]
-    wrong = difference(file, found, "trust" if is_writable(flags) else options.files, same_machine)
+    wrong = file_difference(file, found, "trust" if is_writable(flags) else options.files, same_machine)
     if wrong is not None:
         return [Blocker(name, f"{path}: {wrong}", "copy it here with its times, or relax --files")]
     if flags & os.O_PATH:

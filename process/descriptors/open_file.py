@@ -177,10 +177,10 @@ def position_and_flags(information: str) -> tuple[int, int]:
 
 def owner_of(pid: int, duplicate: int) -> Owner | None:
     """The owner for signals of an open file of process `pid`, or None."""
-    told = ffi.new("int[3]")
-    if lib.lm_get_owner(duplicate, told) < 0:
+    found = ffi.new("int[3]")
+    if lib.lm_get_owner(duplicate, found) < 0:
         return None  # O_PATH
-    kind, own, signal = told
+    kind, own, signal = found
     if own == 0:
         return Owner(type=kind, id=0, signal=signal, own=True) if signal else None
     if kind == lib.F_OWNER_PGRP and own != pid:

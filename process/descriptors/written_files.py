@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from live_migration.process.descriptors.files import File, difference, is_writable
+from live_migration.process.descriptors.files import File, file_difference, is_writable
 from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.registry import AnyObject
@@ -58,7 +58,7 @@ def compare_written_files(table: DescriptorTable, options: DescriptorOptions, sa
     for one, file in written_files(table):
         path = options.map_path(file.path)
         try:
-            wrong = difference(file, os.stat(path), options.files, same_machine)
+            wrong = file_difference(file, os.stat(path), options.files, same_machine)
         except OSError as error:
             wrong = str(error.strerror)
         if wrong is not None:

@@ -40,7 +40,7 @@ def _part(mapping: Mapping, start: int, end: int) -> Mapping:
     return msgspec.structs.replace(mapping, start=start, end=end, offset=offset)
 
 
-def difference(staged: AddressSpace, final: AddressSpace) -> Change:
+def layout_difference(staged: AddressSpace, final: AddressSpace) -> Change:
     """Compare two layouts piece by piece, a piece being what lies between two neighbouring borders of either."""
     if staged.mappings == final.mappings:
         return Change(unmap=[], make=[], protect=[])

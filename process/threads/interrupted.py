@@ -92,7 +92,7 @@ def wound_back(state: Registers, already_slept: int, in_library: bool) -> Regist
     return state.replaced(arguments=shorter).rewound()
 
 
-def decide(
+def registers_to_resume(
     state: Registers,
     unblocked_signal: bool,
     code: bytes,

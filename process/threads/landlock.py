@@ -69,14 +69,14 @@ def query_witnesses(program: Program, place: Data, seen_by: Sequence[int]) -> No
     for index in range(len(seen_by), MOST_WITNESSES if seen_by else 0):
         program.store(place + index * size, NOT_ASKED)
     for index, one in enumerate(seen_by):
-        told = program.call("kcmp", numbers.SYS_kcmp, one, one, int(lib.KCMP_VM), 0, 0, check=False)
-        program.store(place + index * size, told)
+        result = program.call("kcmp", numbers.SYS_kcmp, one, one, int(lib.KCMP_VM), 0, 0, check=False)
+        program.store(place + index * size, result)
 
 
-def landlock_blockers(tid: int, answers: Sequence[int]) -> list[Blocker]:
-    """The blocker of a thread that may examine none of the witnesses; `answers` are what `query_witnesses` brought, all
+def landlock_blockers(tid: int, replies: Sequence[int]) -> list[Blocker]:
+    """The blocker of a thread that may examine none of the witnesses; `replies` are what `query_witnesses` brought, all
     of it 0 if there were none."""
-    if ALLOWED in answers:
+    if ALLOWED in replies:
         return []
     return [
         Blocker(

@@ -32,8 +32,8 @@ MOST_NAMES = 1 << 20
 def kept_fields(auxiliary_vector: bytes) -> int:
     """How many bytes of the area the kernel keeps, as this vector of it says."""
     whole = auxiliary_vector[: len(auxiliary_vector) // VECTOR_ENTRY.size * VECTOR_ENTRY.size]
-    told = (int(value) for key, value in VECTOR_ENTRY.iter_unpack(whole) if key == AT_RSEQ_FEATURE_SIZE)
-    return max(told, default=FIRST_FEATURES)
+    sizes = (int(value) for key, value in VECTOR_ENTRY.iter_unpack(whole) if key == AT_RSEQ_FEATURE_SIZE)
+    return max(sizes, default=FIRST_FEATURES)
 
 
 def rseq_blockers(

@@ -2,7 +2,7 @@
 
 A thread is described in two steps. What can be read from outside (`snapshot_thread_outside`) is read while it runs.
 What only the stopped thread can tell comes from ptrace and from a short program that runs in it (`query_thread`): some
-forty system calls that change nothing, whose results stand in one structure, `lm_thread_answers`.
+forty system calls that change nothing, whose results stand in one structure, `lm_thread_replies`.
 """
 
 from __future__ import annotations
@@ -147,16 +147,16 @@ def snapshot_stopped_thread(tid: int) -> StoppedThread:
 
 def stopped_thread(tid: int, registers: bytes, xstate: bytes, signal_mask: int) -> StoppedThread:
     """A stopped tracee of which everything but the rseq registration has been read."""
-    told = tracee.rseq_configuration(tid)
+    area = tracee.rseq_configuration(tid)
     rseq = None
-    if told.address:
-        rseq = Rseq(address=told.address, length=told.size, signature=told.signature, flags=told.flags)
+    if area.address:
+        rseq = Rseq(address=area.address, length=area.size, signature=area.signature, flags=area.flags)
     return StoppedThread(tid, registers, xstate, signal_mask, rseq)
 
 
-def _field(answers: Data, name: str) -> Data:
-    """The place of one field of lm_thread_answers in the data area."""
-    return answers + int(ffi.offsetof("lm_thread_answers", name))
+def _field(replies: Data, name: str) -> Data:
+    """The place of one field of lm_thread_replies in the data area."""
+    return replies + int(ffi.offsetof("lm_thread_replies", name))
 
 
 def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
@@ -165,51 +165,51 @@ def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
     `seen_by` are the witnesses (process/threads/landlock.py). The same program serves every thread. Nothing in it
     changes anything, so that it may end after any row.
     """
-    answers = program.reserve(int(ffi.sizeof("lm_thread_answers")))
+    replies = program.reserve(int(ffi.sizeof("lm_thread_replies")))
 
-    def told(name: str, label: str, number: int, *arguments: int | Data) -> None:
-        program.store(_field(answers, name), program.call(label, number, *arguments, check=False))
+    def row(name: str, label: str, number: int, *arguments: int | Data) -> None:
+        program.store(_field(replies, name), program.call(label, number, *arguments, check=False))
 
     def prctl(option: str, *arguments: int | Data) -> None:
         program.call(option, numbers.SYS_prctl, int(getattr(lib, option)), *arguments, check=False)
 
     def prctl_told(name: str, option: str, *arguments: int) -> None:
-        told(name, option, numbers.SYS_prctl, int(getattr(lib, option)), *arguments, 0, 0, 0)
+        row(name, option, numbers.SYS_prctl, int(getattr(lib, option)), *arguments, 0, 0, 0)
 
-    program.call("sigaltstack", numbers.SYS_sigaltstack, 0, _field(answers, "alternate_stack"), check=False)
-    prctl("PR_GET_TID_ADDRESS", _field(answers, "clear_child_tid"), 0, 0, 0)
-    prctl("PR_GET_PDEATHSIG", _field(answers, "parent_death_signal"), 0, 0, 0)
-    prctl("PR_GET_TSC", _field(answers, "timestamp_mode"), 0, 0, 0)
-    prctl("PR_GET_NAME", _field(answers, "name"), 0, 0, 0)
+    program.call("sigaltstack", numbers.SYS_sigaltstack, 0, _field(replies, "alternate_stack"), check=False)
+    prctl("PR_GET_TID_ADDRESS", _field(replies, "clear_child_tid"), 0, 0, 0)
+    prctl("PR_GET_PDEATHSIG", _field(replies, "parent_death_signal"), 0, 0, 0)
+    prctl("PR_GET_TSC", _field(replies, "timestamp_mode"), 0, 0, 0)
+    prctl("PR_GET_NAME", _field(replies, "name"), 0, 0, 0)
     program.call(
         "get_robust_list",
         numbers.SYS_get_robust_list,
         0,
-        _field(answers, "robust_list"),
-        _field(answers, "robust_list_length"),
+        _field(replies, "robust_list"),
+        _field(replies, "robust_list_length"),
         check=False,
     )
     scheduling = int(ffi.sizeof("lm_scheduling"))
     program.call(
-        "sched_getattr", numbers.SYS_sched_getattr, 0, _field(answers, "scheduling"), scheduling, 0, check=False
+        "sched_getattr", numbers.SYS_sched_getattr, 0, _field(replies, "scheduling"), scheduling, 0, check=False
     )
-    program.store(_field(answers, "capability_header"), CAPABILITY_VERSION_3)
+    program.store(_field(replies, "capability_header"), CAPABILITY_VERSION_3)
     program.call(
         "capget",
         numbers.SYS_capget,
-        _field(answers, "capability_header"),
-        _field(answers, "capabilities"),
+        _field(replies, "capability_header"),
+        _field(replies, "capabilities"),
         check=False,
     )
     for label, number, name in (
         ("getresuid", numbers.SYS_getresuid, "user_ids"),
         ("getresgid", numbers.SYS_getresgid, "group_ids"),
     ):
-        place = _field(answers, name)
+        place = _field(replies, name)
         program.call(label, number, place, place + 4, place + 8, check=False)
-    told("file_user_id", "setfsuid", numbers.SYS_setfsuid, KEEP_FILE_ID)
-    told("file_group_id", "setfsgid", numbers.SYS_setfsgid, KEEP_FILE_ID)
-    told("group_count", "getgroups", numbers.SYS_getgroups, 0, 0)
+    row("file_user_id", "setfsuid", numbers.SYS_setfsuid, KEEP_FILE_ID)
+    row("file_group_id", "setfsgid", numbers.SYS_setfsgid, KEEP_FILE_ID)
+    row("group_count", "getgroups", numbers.SYS_getgroups, 0, 0)
     prctl_told("secure_bits", "PR_GET_SECUREBITS", 0)
     prctl_told("no_new_privileges", "PR_GET_NO_NEW_PRIVS", 0)
     prctl_told("timer_slack", "PR_GET_TIMERSLACK", 0)
@@ -217,47 +217,47 @@ def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
     prctl_told("io_flusher", "PR_GET_IO_FLUSHER", 0)
     for name, control in SPECULATION_CONTROLS.items():
         prctl_told(name, "PR_GET_SPECULATION_CTRL", int(getattr(lib, control)))
-    told("cpuid_enabled", "ARCH_GET_CPUID", numbers.SYS_arch_prctl, int(lib.ARCH_GET_CPUID), 0)
-    told("io_priority", "ioprio_get", numbers.SYS_ioprio_get, int(lib.IOPRIO_WHO_PROCESS), 0)
+    row("cpuid_enabled", "ARCH_GET_CPUID", numbers.SYS_arch_prctl, int(lib.ARCH_GET_CPUID), 0)
+    row("io_priority", "ioprio_get", numbers.SYS_ioprio_get, int(lib.IOPRIO_WHO_PROCESS), 0)
     for name, keyring in (
         ("thread_keyring", int(lib.KEY_SPEC_THREAD_KEYRING)),
         ("process_keyring", int(lib.KEY_SPEC_PROCESS_KEYRING)),
     ):
-        told(name, "keyctl", numbers.SYS_keyctl, int(lib.KEYCTL_GET_KEYRING_ID), keyring & 0xFFFFFFFF, 0)
-    policy, nodes = _field(answers, "memory_policy"), _field(answers, "memory_nodes")
+        row(name, "keyctl", numbers.SYS_keyctl, int(lib.KEYCTL_GET_KEYRING_ID), keyring & 0xFFFFFFFF, 0)
+    policy, nodes = _field(replies, "memory_policy"), _field(replies, "memory_nodes")
     program.call("get_mempolicy", numbers.SYS_get_mempolicy, policy, nodes, NODES, 0, 0, check=False)
-    place = _field(answers, "affinity")
-    told("affinity_length", "sched_getaffinity", numbers.SYS_sched_getaffinity, 0, 1024, place)
-    query_witnesses(program, _field(answers, "witnesses"), seen_by)
-    return answers
+    place = _field(replies, "affinity")
+    row("affinity_length", "sched_getaffinity", numbers.SYS_sched_getaffinity, 0, 1024, place)
+    query_witnesses(program, _field(replies, "witnesses"), seen_by)
+    return replies
 
 
-def answer_thread(outcome: Outcome, answers: Data) -> bytes:
-    """The answers of one thread as the bytes of lm_thread_answers; equal bytes mean that nothing has changed."""
-    return outcome.read(answers)
+def reply_thread(outcome: Outcome, replies: Data) -> bytes:
+    """The replies of one thread as the bytes of lm_thread_replies; equal bytes mean that nothing has changed."""
+    return outcome.read(replies)
 
 
 def credentials_of(
-    process: ProcessSnapshot, outside: ThreadOutside, answers: bytes
+    process: ProcessSnapshot, outside: ThreadOutside, replies: bytes
 ) -> credentials.Credentials:
-    """A frozen thread's credentials: as it told them, with the groups, bounding and ambient capabilities of its status,
-    which is read again if anything else has changed since. Raises ProcessGone.
+    """A frozen thread's credentials: as it reply them, with the groups, bounding and ambient capabilities of its
+    status, which is read again if anything else has changed since. Raises ProcessGone.
     """
-    told = ffi.cast("lm_thread_answers *", ffi.from_buffer(answers))
-    low, high = told.capabilities[0], told.capabilities[1]
+    reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
+    low, high = reply.capabilities[0], reply.capabilities[1]
     known = outside.credentials
     now = msgspec.structs.replace(
         known,
-        user_ids=(*told.user_ids, told.file_user_id & 0xFFFFFFFF),
-        group_ids=(*told.group_ids, told.file_group_id & 0xFFFFFFFF),
+        user_ids=(*reply.user_ids, reply.file_user_id & 0xFFFFFFFF),
+        group_ids=(*reply.group_ids, reply.file_group_id & 0xFFFFFFFF),
         inheritable=low.inheritable | high.inheritable << 32,
         permitted=low.permitted | high.permitted << 32,
         effective=low.effective | high.effective << 32,
-        no_new_privileges=told.no_new_privileges == 1,
+        no_new_privileges=reply.no_new_privileges == 1,
     )
-    if now != known or told.group_count != len(known.groups):
+    if now != known or reply.group_count != len(known.groups):
         now = credentials.snapshot_credentials(process.thread_status(outside.host_tid))
-    return msgspec.structs.replace(now, secure_bits=told.secure_bits)
+    return msgspec.structs.replace(now, secure_bits=reply.secure_bits)
 
 
 def complete_thread(
@@ -265,7 +265,7 @@ def complete_thread(
     stopped: StoppedThread,
     final: Registers,
     pending: tuple[bytes, ...],
-    answers: bytes,
+    replies: bytes,
     held: credentials.Credentials,
     call: InterruptedCall | None = None,
     usual: int = 0,
@@ -274,13 +274,13 @@ def complete_thread(
 
     `final` are the registers to go on with, `held` are its credentials (`credentials_of`), `usual` is `usual_slice`.
     """
-    told = ffi.cast("lm_thread_answers *", ffi.from_buffer(answers))
-    attributes = told.scheduling
-    stack = told.alternate_stack
+    reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
+    attributes = reply.scheduling
+    stack = reply.alternate_stack
     return Thread(
         tid=outside.tid,
         host_tid=outside.host_tid,
-        name=bytes(ffi.string(told.name)),
+        name=bytes(ffi.string(reply.name)),
         scheduling=Scheduling(
             policy=attributes.sched_policy,
             flags=attributes.sched_flags,
@@ -289,26 +289,26 @@ def complete_thread(
             runtime=chosen_runtime(attributes.sched_policy, attributes.sched_runtime, usual),
             deadline=attributes.sched_deadline,
             period=attributes.sched_period,
-            affinity=affinity_bytes(bytes(ffi.buffer(told.affinity, max(0, told.affinity_length)))),
-            io_priority=max(0, told.io_priority),
-            timer_slack=told.timer_slack,
-            memory_policy=told.memory_policy,
-            memory_nodes=affinity_bytes(bytes(ffi.buffer(told.memory_nodes))),
+            affinity=affinity_bytes(bytes(ffi.buffer(reply.affinity, max(0, reply.affinity_length)))),
+            io_priority=max(0, reply.io_priority),
+            timer_slack=reply.timer_slack,
+            memory_policy=reply.memory_policy,
+            memory_nodes=affinity_bytes(bytes(ffi.buffer(reply.memory_nodes))),
         ),
         credentials=held,
-        robust_list=told.robust_list,
-        robust_list_length=told.robust_list_length,
-        clear_child_tid=told.clear_child_tid,
+        robust_list=reply.robust_list,
+        robust_list_length=reply.robust_list_length,
+        clear_child_tid=reply.clear_child_tid,
         alternate_stack=AlternateStack(
             address=int(ffi.cast("uintptr_t", stack.ss_sp)), size=stack.ss_size, flags=stack.ss_flags
         ),
-        parent_death_signal=told.parent_death_signal,
-        timestamp_mode=told.timestamp_mode,
-        machine_check_policy=told.machine_check_policy,
-        io_flusher=max(0, told.io_flusher),
-        cpuid_enabled=told.cpuid_enabled,
-        store_bypass=max(0, told.store_bypass),
-        indirect_branch=max(0, told.indirect_branch),
+        parent_death_signal=reply.parent_death_signal,
+        timestamp_mode=reply.timestamp_mode,
+        machine_check_policy=reply.machine_check_policy,
+        io_flusher=max(0, reply.io_flusher),
+        cpuid_enabled=reply.cpuid_enabled,
+        store_bypass=max(0, reply.store_bypass),
+        indirect_branch=max(0, reply.indirect_branch),
         rseq=stopped.rseq,
         registers=final.raw,
         xstate=stopped.xstate.rstrip(b"\0"),
@@ -326,15 +326,15 @@ def whole_xstate(thread: Thread) -> bytes:
     return thread.xstate.ljust(thread.xstate_size, b"\0")
 
 
-def witnesses_of(answers: bytes) -> list[int]:
-    """What the thread told of its witnesses (process/threads/landlock.py)."""
-    return list(ffi.cast("lm_thread_answers *", ffi.from_buffer(answers)).witnesses)
+def witnesses_of(replies: bytes) -> list[int]:
+    """What the thread reply of its witnesses (process/threads/landlock.py)."""
+    return list(ffi.cast("lm_thread_replies *", ffi.from_buffer(replies)).witnesses)
 
 
-def keyring_of(answers: bytes) -> bool:
+def keyring_of(replies: bytes) -> bool:
     """Whether the thread has a keyring of its own or its process has one (keyrings(7)): neither can be moved."""
-    told = ffi.cast("lm_thread_answers *", ffi.from_buffer(answers))
-    return bool(told.thread_keyring > 0 or told.process_keyring > 0)
+    reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
+    return bool(reply.thread_keyring > 0 or reply.process_keyring > 0)
 
 
 def hot_addresses(thread: Thread) -> list[tuple[int, int]]:

@@ -13,16 +13,16 @@
 enum { ANY = ~0, SERVING = 1 << LM_CLIENT_CONNECTED };
 static const uint32_t entered_from[] = {
     [LM_CLIENT_IDLE] = 0,          [LM_CLIENT_CONNECTED] = (uint32_t)ANY, [LM_CLIENT_LOST] = SERVING,
-    [LM_CLIENT_REFUSED] = SERVING, [LM_CLIENT_FAILED] = SERVING,
+    [LM_CLIENT_DROPPED] = SERVING, [LM_CLIENT_FAILED] = SERVING,
 };
 
 /* The connections are of no use any more: end both, so that the other thread and the peer notice. */
 static void drop(struct lm_page_client *client, const char *which, int error) {
     if (error == -EACCES)
-        lm_status_set(&client->status, LM_CLIENT_REFUSED,
+        lm_status_set(&client->status, LM_CLIENT_DROPPED,
                       "a request on the %s connection comes before the freeze", which);
     else if (error == -EPROTO || error == -EPROTONOSUPPORT)
-        lm_status_set(&client->status, LM_CLIENT_REFUSED,
+        lm_status_set(&client->status, LM_CLIENT_DROPPED,
                       "a request on the %s connection breaks the page stream's %s", which,
                       error == -EPROTO ? "rules" : "version");
     else

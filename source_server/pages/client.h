@@ -26,12 +26,12 @@
 #include <stdatomic.h>
 
 /* cffi: begin */
-/* IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol, or sent a request too early;
+/* IDLE before connect; LOST when the peer is gone; DROPPED when it broke the protocol, or sent a request too early;
  * FAILED when the memory could not be read. */
 #define LM_CLIENT_IDLE 0
 #define LM_CLIENT_CONNECTED 1
 #define LM_CLIENT_LOST 2
-#define LM_CLIENT_REFUSED 3
+#define LM_CLIENT_DROPPED 3
 #define LM_CLIENT_FAILED 4
 
 struct lm_page_client;

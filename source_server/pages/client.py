@@ -24,13 +24,13 @@ STATISTICS_SIZE: int = ffi.sizeof("struct lm_client_statistics")
 
 
 class ClientState(enum.IntEnum):
-    """IDLE before connect; LOST when the peer is gone; REFUSED when it broke the protocol or sent a request too early;
+    """IDLE before connect; LOST when the peer is gone; DROPPED when it broke the protocol or sent a request too early;
     FAILED when the memory could not be read."""
 
     IDLE = lib.LM_CLIENT_IDLE
     CONNECTED = lib.LM_CLIENT_CONNECTED
     LOST = lib.LM_CLIENT_LOST
-    REFUSED = lib.LM_CLIENT_REFUSED
+    DROPPED = lib.LM_CLIENT_DROPPED
     FAILED = lib.LM_CLIENT_FAILED
 
 

@@ -60,8 +60,8 @@ class Rounds:
     def __init__(self, client: PageClient, space: int, pid: int, tracker: Tracker) -> None:
         self.kind = tracker.kind
         self._pid = pid
-        told = {"kind": int(tracker.kind), "pagemap": tracker.pagemap, "control": tracker.control}
-        self._rounds = lib.lm_rounds_create(client.handle, space, ffi.new("struct lm_dirty_tracker *", told))
+        fields = {"kind": int(tracker.kind), "pagemap": tracker.pagemap, "control": tracker.control}
+        self._rounds = lib.lm_rounds_create(client.handle, space, ffi.new("struct lm_dirty_tracker *", fields))
         if not self._rounds:
             tracker.close()
             raise MemoryError("no memory for the rounds")

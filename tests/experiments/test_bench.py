@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from live_migration.experiments.judgements import at_least, at_most
 from live_migration.experiments.machines import descendants, wait_for
 from live_migration.experiments.measures import largest_gap
-from live_migration.experiments.verdicts import at_least, at_most
 
 MILLISECOND = 1_000_000
 

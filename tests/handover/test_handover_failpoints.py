@@ -28,9 +28,9 @@ AFTER_COMMIT = [
 BEFORE_COMMIT = [failpoint for failpoint in FAILPOINTS if failpoint not in AFTER_COMMIT]
 # From here on the programs that run in the source have their mapping there, which nobody can take away any more when
 # lm-serve dies by SIGKILL.
-STUB_IS_THERE = ("source-asked", "source-final-sent", "source-ready", "source-parked")
+STUB_IS_THERE = ("source-queried", "source-final-sent", "source-ready", "source-parked")
 HANGING_SOURCE = ("source-frozen", "source-final-sent", "source-parked")
-HANGING_DESTINATION = ("destination-final", "destination-built", "destination-ready")
+HANGING_DESTINATION = ("destination-final", "destination-restored", "destination-ready")
 # Failpoints that only a strategy with rounds comes to.
 ROUNDS = ("source-round", "destination-round")
 # What the side that goes on may end with: it was told why, or it lost the other one.

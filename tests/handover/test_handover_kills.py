@@ -33,7 +33,7 @@ COLD = 64
 # Failpoints at which the worker's death is set for later, and how many seconds at most.
 AIMED = {
     "destination-final": 0.006,
-    "destination-built": 0.002,
+    "destination-restored": 0.002,
     "destination-ready": 0.0006,
     "destination-waiting": 0.0006,
     "destination-committed": 0.0002,
@@ -58,7 +58,7 @@ class Shot:
     masks: list[str]
     ended: dict[int, int] = field(default_factory=dict)
 
-    def look(self) -> None:
+    def read(self) -> None:
         """Take note of the commands that have ended."""
         for pid in (self.serve, self.restore):
             with contextlib.suppress(ChildProcessError):
@@ -69,7 +69,7 @@ class Shot:
 
     def victim(self) -> int:
         """The process to kill; 0 if it has ended already, or does not exist yet."""
-        self.look()
+        self.read()
         if self.target == "serve":
             return 0 if self.serve in self.ended else self.serve
         if self.target == "restore":
@@ -130,8 +130,8 @@ def outcome(shot: Shot) -> int:
     begin = time.monotonic()
     output = shot.subject.folder / "serve.txt"
 
-    def look() -> int | None:
-        shot.look()
+    def poll() -> int | None:
+        shot.read()
         left = laws.left_over(shot.subject)
         moved = laws.let_go(shot.subject)
         if moved:
@@ -146,7 +146,7 @@ def outcome(shot: Shot) -> int:
             os.kill(shot.serve, signal.SIGTERM)
         return None
 
-    return wait_for("an outcome", look, 30)
+    return wait_for("an outcome", poll, 30)
 
 
 def check(shot: Shot) -> str:
@@ -309,14 +309,14 @@ STATUS = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINAT
 
 
 @pytest.mark.parametrize("number", STATUS)
-@pytest.mark.parametrize("fault", ["destination-described", "destination-pushed", "destination-built"])
+@pytest.mark.parametrize("fault", ["destination-described", "destination-pushed", "destination-restored"])
 def test_lm_serve_is_told_to_stop_before_commit(
     fault: str, number: signal.Signals, program: Path, tmp_path: Path, orphans: None
 ) -> None:
     """While the destination takes its time: before the freeze, and in it."""
     subject = laws.start_subject(program, tmp_path / "subject")
     move = laws.begin(subject, fault=f"{fault}:hang")
-    if fault == "destination-built":
+    if fault == "destination-restored":
         move.serve.event("frozen")
     else:
         move.serve.event("staged" if fault == "destination-pushed" else "listening")

@@ -132,11 +132,11 @@ class Moved:
 def wait(pid: int) -> int:
     """The status of a command, which ends soon."""
 
-    def look() -> int | None:
+    def poll() -> int | None:
         found, status = os.waitpid(pid, os.WNOHANG)
         return status + 1 if found else None
 
-    return wait_for("its end", look, 30) - 1
+    return wait_for("its end", poll, 30) - 1
 
 
 @pytest.fixture
@@ -147,12 +147,12 @@ def moved(tmp_path: Path, orphans: None) -> Iterator[Moved]:
 
 
 def test_odd_messages_of_the_source(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = live_migration.restorer.finish.take_state
+    original = live_migration.restorer.finish.take_state
     turns = itertools.count()
 
     def take_state(pager: Pager) -> PagerState:
         """The last page comes after all that is said, of which one is heard in a turn."""
-        state = look(pager)
+        state = original(pager)
         early = next(turns) < 2 * len(OF_THE_SOURCE)
         return PagerState.RUNNING if state is PagerState.COMPLETE and early else state
 

@@ -121,7 +121,7 @@ def attended(tids: list[int]) -> int:
     gone = 0
     for tid in tids:
         status = ffi.new("int *")
-        while (error := lib.lm_trace_look(tid, os.WNOHANG, status)) == 0 and os.WIFSTOPPED(status[0]):
+        while (error := lib.lm_trace_peek(tid, os.WNOHANG, status)) == 0 and os.WIFSTOPPED(status[0]):
             tracee.release(tracee.Stop(tid, status[0]))
         assert error in (0, -errno.EAGAIN, -errno.ECHILD)
         gone += error != -errno.EAGAIN
@@ -164,7 +164,7 @@ def test_a_signal_that_a_dead_tracer_had_heard_of_is_not_lost(children: list[Chi
         tracee.seize(child.pid)
         os.kill(child.pid, signal.SIGUSR1)
         status = ffi.new("int *")
-        lib.lm_trace_look(child.pid, 0, status)
+        lib.lm_trace_peek(child.pid, 0, status)
         os.write(writer, tracee.Stop(child.pid, status[0]).kind.name.encode())
         time.sleep(60)
         os._exit(1)

@@ -11,10 +11,10 @@ from live_migration.kernel.tracing import tracee
 from tests.kernel.husks import stopped_husk
 from tests.kernel.vector_state import CONTROL_WORD, MXCSR, XMM, XSTATE_BV, vector_registers
 
-COMPONENTS = cpu.look().components
+COMPONENTS = cpu.read_processor().components
 EXTENDED = [pytest.param(one, id=str(one.number)) for one in COMPONENTS]
 ALL = 1 | 2 | sum(1 << one.number for one in COMPONENTS)
-INITIAL = bytearray(cpu.look().xstate_size)
+INITIAL = bytearray(cpu.read_processor().xstate_size)
 INITIAL[CONTROL_WORD : CONTROL_WORD + 2] = b"\x7f\x03"
 INITIAL[MXCSR : MXCSR + 4] = b"\x80\x1f\0\0"
 

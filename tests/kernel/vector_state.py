@@ -32,7 +32,7 @@ def vector_registers(xstate: bytes) -> bytes:
     # MXCSR belongs to both (13.5.3).
     if not (used >> SSE | used >> AVX) & 1:
         image[MXCSR:MXCSR_MASK] = INITIAL_MXCSR
-    for component in cpu.look().components:
+    for component in cpu.read_processor().components:
         end = component.offset + component.length
         if not used >> component.number & 1 and end <= len(image):
             image[component.offset : end] = bytes(component.length)

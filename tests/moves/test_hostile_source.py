@@ -69,11 +69,11 @@ def refused(
 def wait(pid: int) -> int:
     """The status of a command, which ends soon."""
 
-    def look() -> int | None:
+    def poll() -> int | None:
         found, status = os.waitpid(pid, os.WNOHANG)
         return status + 1 if found else None
 
-    return wait_for("its end", look, 30) - 1
+    return wait_for("its end", poll, 30) - 1
 
 
 def with_file_mapping(migration: Migration, path: Path) -> Migration:

@@ -346,7 +346,7 @@ def test_a_destination_that_breaks_the_rules_is_dropped(program: Path, which: in
             store.open(True)
             client.connect(pairs[0], pairs[2], SESSION)
             pairs[which].sendall(data)
-            assert client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+            assert client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
             assert client.cause.startswith("a request on the " + ("fault" if which == 1 else "bulk"))
     finally:
         source.close()
@@ -376,7 +376,7 @@ def test_a_process_that_runs_is_not_told_of(program: Path, which: int, kind: int
                 pushed += pairs[3].recv(1 << 16)
             pairs[which].sendall(request(kind, BASE, 1, 1))
             assert pairs[which].recv(1 << 16) == b""
-            assert client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+            assert client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
             name = "fault" if which == 1 else "bulk"
             assert client.cause == f"a request on the {name} connection comes before the freeze"
             assert client.counters["requests"] == 0

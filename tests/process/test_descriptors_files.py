@@ -54,9 +54,9 @@ def test_offset_flags_and_duplicates(tmp_path: Path) -> None:
         def between(opened: OpenedDescriptors, live: Snapshot) -> None:
             child.go_on()
 
-        look = snapshot_descriptors(ProcessSnapshot(child.pid))
-        numbers = {d.number: d for d in look.table.descriptors}
-        one = next(d.number for d in look.table.descriptors if d.open_file == numbers[20].open_file)
+        seen = snapshot_descriptors(ProcessSnapshot(child.pid))
+        numbers = {d.number: d for d in seen.table.descriptors}
+        one = next(d.number for d in seen.table.descriptors if d.open_file == numbers[20].open_file)
         assert one != 20
         assert not numbers[20].close_on_exec
         assert numbers[21].close_on_exec
@@ -223,8 +223,8 @@ def test_outside_ends_are_named(tmp_path: Path) -> None:
         signal.pause()
     try:
         with running("ready()", stderr=write_end) as child:
-            look = snapshot_descriptors(ProcessSnapshot(child.pid))
-            table = without(look.table, child.report)
+            seen = snapshot_descriptors(ProcessSnapshot(child.pid))
+            table = without(seen.table, child.report)
             standard = next(d for d in table.open_files if d.number == 2)
             assert standard.standard == 2
             assert {holder.pid for holder in standard.holders} >= {other}

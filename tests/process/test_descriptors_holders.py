@@ -70,9 +70,9 @@ def test_locks_of_descriptions_are_handed_over_on_one_machine(tmp_path: Path) ->
 
 def test_locks_are_taken_anew_elsewhere(tmp_path: Path) -> None:
     with running(LOCKS, cwd=tmp_path) as child:
-        look = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
-        look.close()
-    table = travel(without(look.table, child.report))
+        seen = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
+        seen.close()
+    table = travel(without(seen.table, child.report))
     opened = open_descriptors(table, NULL, source_access=False)
     try:
         update_descriptors(opened, table)
@@ -151,9 +151,9 @@ def test_each_standard_descriptor_is_replaced_by_its_own() -> None:
             live = snapshot_descriptors(ProcessSnapshot(child.pid))
             frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
             frozen.close()
-            for look in (live, frozen):
-                by_identity = look.table.by_identity()
-                found = {each.number: by_identity[each.open_file].standard for each in look.table.descriptors}
+            for seen in (live, frozen):
+                by_identity = seen.table.by_identity()
+                found = {each.number: by_identity[each.open_file].standard for each in seen.table.descriptors}
                 assert {number: found[number] for number in (0, 1, 2, 20)} == {0: 0, 1: 1, 2: 2, 20: 0}
             assert live.table.descriptors == frozen.table.descriptors
             table = without(live.table, child.report)

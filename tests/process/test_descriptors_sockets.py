@@ -40,10 +40,10 @@ def blockers(child: Child, options: DescriptorOptions = NULL) -> list[str]:
     return [str(one) for one in descriptor_blockers(table, options)]
 
 
-def retire(look: Snapshot) -> None:
+def retire(seen: Snapshot) -> None:
     """As after COMMIT: do what is held of the descriptors."""
     file = os.memfd_create("held")
-    write_held(file, look.table.place.pid, hold_descriptors(look.table))
+    write_held(file, seen.table.place.pid, hold_descriptors(seen.table))
     assert lib.lm_held_run(file, lib.LM_HELD_COMMIT) == 0
     os.close(file)
 
@@ -112,10 +112,10 @@ def test_descriptors_under_way_are_an_blocker() -> None:
     ready()
     """
     with running(code) as child:
-        look = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
-        look.close()
+        seen = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
+        seen.close()
         before = len(os.listdir("/proc/self/fd"))
-        causes = [one.cause for one in descriptor_blockers(without(look.table, child.report), NULL)]
+        causes = [one.cause for one in descriptor_blockers(without(seen.table, child.report), NULL)]
         assert causes == ["descriptors are on their way in it"]
         assert len(os.listdir("/proc/self/fd")) == before
 
@@ -213,17 +213,17 @@ def test_listeners_are_made_anew(short_path: Path) -> None:
         assert f"{short_path / 'path.sock'} exists here" in taken
         assert any("is taken here" in cause for cause in taken)
         assert f"@lm-test-{child.pid} cannot be bound here: Address already in use" in taken
-        look = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
+        seen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
         # As after COMMIT: the source's listeners listen no more and the child ends.
-        retire(look)
-        look.close()
+        retire(seen)
+        seen.close()
         child.process.kill()
         child.process.wait()
         (short_path / "path.sock").unlink()
         assert preflight_elsewhere(table) == []
         opened = open_descriptors(table, NULL, source_access=False)
         try:
-            update_descriptors(opened, travel(without(look.table, child.report)))
+            update_descriptors(opened, travel(without(seen.table, child.report)))
             identities = {d.number: d.open_file for d in table.descriptors}
             check_listeners(lambda number: opened.numbers[identities[number]])
             assert (short_path / "path.sock").stat().st_mode & 0o777 == 0o640
@@ -289,14 +289,14 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
             child.go_on()
             with socket.create_connection(where) as waiting:
                 waiting.sendall(b"me too")
-                look = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
-                retire(look)
+                seen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
+                retire(seen)
                 for one in (client, waiting):
                     one.settimeout(5)
                     assert one.recv(10) == b""
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection(where)
-                look.close()
+                seen.close()
                 child.process.kill()
                 child.process.wait()
                 # No reset came after the end.

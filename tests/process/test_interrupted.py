@@ -114,7 +114,7 @@ def moved(pid: int, write_first: int | None = None, *, stopped_before: bool = Fa
     state = tracee.get_registers(pid)
     asleep = sleeps.slept(before, pid, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
     code = tracee.read_memory(pid, state.instruction_pointer - 7, 7)
-    final, call = interrupted.decide(state, False, code, interrupted.Reader(pid), asleep, in_library=True)
+    final, call = interrupted.registers_to_resume(state, False, code, interrupted.Reader(pid), asleep, in_library=True)
     xstate = tracee.get_xstate(pid)
     copy = helpers.remote_syscall(pid, numbers.SYS_clone, CLONE_TRACED, 0, 0, 0, 0)
     tracee.wait(copy)
@@ -168,7 +168,8 @@ def test_a_sleep_that_has_gone_on_once_is_not_taken_for_another_call(
 def test_a_call_that_nothing_tells_is_seen_to_fail() -> None:
     blank = Registers(bytes(REGISTERS_SIZE))
     state = blank.replaced(result=-516, syscall_number=int(numbers.SYS_restart_syscall))
-    final, call = interrupted.decide(state, False, bytes(7), interrupted.Reader(os.getpid()), sleeps.NOT_SEEN)
+    reader = interrupted.Reader(os.getpid())
+    final, call = interrupted.registers_to_resume(state, False, bytes(7), reader, sleeps.NOT_SEEN)
     assert call is None
     assert (final.result, final.syscall_number) == (-errno.EINTR, -1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from live_migration.process.memory.layout_change import Change, difference
+from live_migration.process.memory.layout_change import Change, layout_difference
 from live_migration.process.memory.mappings import PAGE, AddressSpace, Mapping, MappingKind
 from live_migration.source_server.pages.rounds import round_ranges
 
@@ -26,7 +26,7 @@ def library(first: int, last: int) -> Mapping:
 
 
 def change(before: list[Mapping], after: list[Mapping]) -> Change:
-    return difference(AddressSpace(mappings=before), AddressSpace(mappings=after))
+    return layout_difference(AddressSpace(mappings=before), AddressSpace(mappings=after))
 
 
 def pages(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

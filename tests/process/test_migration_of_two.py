@@ -23,7 +23,7 @@ from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.rows import descriptor_rows
 from live_migration.process.descriptors.snapshot import snapshot_descriptors
 from live_migration.process.member import Member, Runs
-from live_migration.process.memory.layout_change import difference
+from live_migration.process.memory.layout_change import layout_difference
 from live_migration.process.memory.mapped_files import snapshot_mapped_files
 from live_migration.process.memory.mappings import PAGE, AddressSpace, snapshot_address_space
 from live_migration.process.memory.shared_memory import shared_memory_blockers
@@ -237,8 +237,8 @@ def test_a_final_description_leaves_out_what_is_known_of_each_member(pair: Pair)
     assert [member.memory for member in whole.members] == [first.memory, grown]
     assert whole.mapped_files == staged.mapped_files
     assert new_file_blockers(whole, staged, NULL) == []
-    assert not difference(first.memory, whole.members[0].memory).unmap
-    assert difference(second.memory, whole.members[1].memory).unmap == [
+    assert not layout_difference(first.memory, whole.members[0].memory).unmap
+    assert layout_difference(second.memory, whole.members[1].memory).unmap == [
         (second.memory.mappings[0].start, second.memory.mappings[0].end)
     ]
     fewer = without_staged(replace(final, mapped_files=staged.mapped_files[1:]), memories, staged.mapped_files)

@@ -128,7 +128,7 @@ def test_a_moved_call_goes_on(blocked: Blocked) -> None:
     pid = blocked.process.pid
     tracee.freeze(pid)
     state, mask, vectors = tracee.get_registers(pid), tracee.get_signal_mask(pid), tracee.get_xstate(pid)
-    final, call = interrupted.decide(state, False, bytes(7), interrupted.Reader(pid), sleeps.NOT_SEEN)
+    final, call = interrupted.registers_to_resume(state, False, bytes(7), interrupted.Reader(pid), sleeps.NOT_SEEN)
     assert call is None
     copy = helpers.remote_syscall(pid, numbers.SYS_clone, CLONE_TRACED, 0, 0, 0, 0)
     tracee.wait(copy)

@@ -76,12 +76,12 @@ def describe(held: helpers.Held, live: task.LiveTask) -> tuple[TaskDescription, 
     with helpers.area_in(held.pid) as area:
         program = Program("ask the process")
         question = task.query_process(program, timers.snapshot_timers(ProcessSnapshot(held.pid)))
-        answers = task.answer_process(helpers.run(held.pid, area, program), question)
+        answers = task.reply_process(helpers.run(held.pid, area, program), question)
         asked = {}
         for stop in held.stops:
             program = Program("ask a thread")
             place = threads.query_thread(program)
-            asked[stop.tid] = threads.answer_thread(helpers.run(stop.tid, area, program), place)
+            asked[stop.tid] = threads.reply_thread(helpers.run(stop.tid, area, program), place)
     pending = task.snapshot_pending_signals(stopped)
     return task.complete_task(stopped, pending, answers, asked), asked
 

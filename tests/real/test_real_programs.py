@@ -48,14 +48,14 @@ def inside(machine: Machine) -> Iterator[None]:
 def connect(machine: Machine, seconds: float = 30) -> socket.socket:
     """A connection to the program on a machine, as soon as it listens."""
 
-    def look() -> socket.socket | None:
+    def poll() -> socket.socket | None:
         try:
             return socket.create_connection(("127.0.0.1", PORT), 60)
         except ConnectionRefusedError:
             return None
 
     with inside(machine):
-        return wait_for("the program's port", look, seconds)
+        return wait_for("the program's port", poll, seconds)
 
 
 def started(machine: Machine, words: list[str], folder: Path) -> int:

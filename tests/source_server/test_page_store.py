@@ -155,7 +155,7 @@ def test_two_clients_get_the_same_pages_at_once(served: Served) -> None:
 def test_the_end_of_one_client_is_nothing_to_the_other(served: Served) -> None:
     first, second = served.peers
     first.bulk.sendall(bytes(HEADER))
-    assert first.client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+    assert first.client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
     served.pages("fault", second, random.Random(1))
     first.client.close()
     served.pages("bulk", second, random.Random(2))
@@ -197,5 +197,5 @@ def test_a_store_that_is_not_open_answers_no_client(served: Served) -> None:
     ):
         with pytest.raises((AssertionError, ConnectionError)):
             peer.ask(getattr(peer, link), kind, 0, served.address, 1)
-        assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.REFUSED
+        assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
         assert peer.client.cause == f"a request on the {link} connection comes before the freeze"

@@ -26,8 +26,8 @@ from live_migration.source_server.pages.client import PageClient
 from live_migration.source_server.pages.pusher import Pusher, pushing
 from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.same_program import check_same_program
-from live_migration.source_server.serve import look_or_refuse
-from live_migration.source_server.snapshot import SourceSnapshot, look
+from live_migration.source_server.serve import snapshot_or_refuse
+from live_migration.source_server.snapshot import SourceSnapshot, snapshot_source
 from live_migration.source_server.tracking import start_tracking
 from live_migration.wire.errors import LocalError, Refused
 from live_migration.wire.handshake import Side
@@ -46,7 +46,7 @@ def frozen(seen: SourceSnapshot) -> contextlib.AbstractContextManager[handover.F
 def seen() -> Iterator[SourceSnapshot]:
     process = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
     try:
-        found, blockers = look(process.pid)
+        found, blockers = snapshot_source(process.pid)
         assert not blockers
         yield found
     finally:
@@ -130,7 +130,7 @@ def test_what_is_mapped_and_unmapped_while_it_is_looked_at_is_known_at_the_freez
 
     place = say(at_the_freeze)
     monkeypatch.setattr(mappings, "smaps", read_in_between)
-    seen, blockers = look(pid)
+    seen, blockers = snapshot_source(pid)
     monkeypatch.undo()
     assert not blockers
     with frozen(seen) as state:
@@ -143,7 +143,7 @@ def test_no_copy_is_dropped_of_what_is_a_file_no_more(mapping_program: tuple[int
     """A page that was pushed shows the file again: only where the file is still mapped, not where other memory is."""
     pid, say = mapping_program
     place = say("map")
-    seen, _ = look(pid)
+    seen, _ = snapshot_source(pid)
     whole = next(mapping for mapping in seen.memory.mappings if mapping.start <= place < mapping.end)
     seen.pushed.append(Runs(whole.start, whole.length // PAGE))
     with frozen(seen) as state:
@@ -167,7 +167,7 @@ def changed_after_the_look(program: str, answer: str) -> Iterator[SourceSnapshot
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdout.readline()
-            seen, blockers = look(process.pid)
+            seen, blockers = snapshot_source(process.pid)
             assert not blockers
             process.stdin.write(b"\n")
             process.stdin.flush()
@@ -238,7 +238,7 @@ def replaced() -> Iterator[SourceSnapshot]:
         ["sh", "-c", "read word; exec sleep 60"], stdin=subprocess.PIPE, env=without_preload()
     )
     try:
-        seen, _ = look(process.pid)
+        seen, _ = snapshot_source(process.pid)
         assert process.stdin is not None
         with process.stdin as words:
             words.write(b"go\n")
@@ -280,7 +280,7 @@ def test_no_thread_is_sent_to_code_that_has_changed(seen: SourceSnapshot) -> Non
 
 def test_what_executes_another_program_before_a_destination_comes_is_looked_at_anew(replaced: SourceSnapshot) -> None:
     with witnesses(replaced.pid) as seen_by:
-        seen = look_or_refuse(replaced.pid, seen_by)
+        seen = snapshot_or_refuse(replaced.pid, seen_by)
         assert seen.executable != replaced.executable
         freeze(seen)
 
@@ -290,11 +290,11 @@ def test_what_is_advised_before_a_destination_comes_is_known(
 ) -> None:
     """Advice for the whole of a mapping leaves the text of /proc/PID/maps as it was."""
     pid, say = mapping_program
-    seen, _ = look(pid)
+    seen, _ = snapshot_source(pid)
     place = say("advise")
     assert maps_text(pid) == seen.layout
     with witnesses(pid) as seen_by:
-        now = look_or_refuse(pid, seen_by)
+        now = snapshot_or_refuse(pid, seen_by)
     assert "dc" not in next(one.flags for one in seen.memory.mappings if one.start <= place < one.end)
     assert "dc" in next(one.flags for one in now.memory.mappings if one.start <= place < one.end)
 

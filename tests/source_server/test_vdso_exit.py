@@ -16,7 +16,7 @@ from live_migration.kernel.injection.return_detour import return_place
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
 from live_migration.process.memory.vdso import entry_points, own_code
-from live_migration.source_server.snapshot import SourceSnapshot, look
+from live_migration.source_server.snapshot import SourceSnapshot, snapshot_source
 from live_migration.source_server.vdso_exit import is_inside, leave_vdso
 from tests.kernel.home_help import Target, kill_at_random
 from tests.kernel.husks import kill_and_reap
@@ -46,7 +46,7 @@ def target(binary: Path, tmp_path: Path) -> Iterator[Target]:
 
 
 def known(pid: int) -> SourceSnapshot:
-    seen, _ = look(pid)
+    seen, _ = snapshot_source(pid)
     return seen
 
 

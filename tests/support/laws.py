@@ -120,21 +120,21 @@ class Subject:
         """Wait until every thread has gone on. Raises TimeoutError."""
         before = self.rows()
 
-        def look() -> bool | None:
+        def poll() -> bool | None:
             now = self.rows()
             return all(now[row] >= before[row] + more for row in rows) or None
 
-        wait_for("progress", look, seconds)
+        wait_for("progress", poll, seconds)
 
     def await_standstill(self, seconds: float = 10) -> None:
         """Wait until the walker, which needs every page, appends nothing any more for a while. Raises TimeoutError."""
 
-        def look() -> bool | None:
+        def poll() -> bool | None:
             before = self.rows()[Row.WALKER]
             time.sleep(0.2)
             return self.rows()[Row.WALKER] == before or None
 
-        wait_for("a standstill", look, seconds)
+        wait_for("a standstill", poll, seconds)
 
     def signal(self, pid: int, number: int, row: Row) -> None:
         """Send the process a signal whose handler appends a record, and wait for the record."""

@@ -54,13 +54,13 @@ class Running:
     def verdict(self, seconds: float = 60) -> str:
         """What it found; with its own output if it said nothing."""
 
-        def look() -> str | None:
+        def poll() -> str | None:
             with contextlib.suppress(FileNotFoundError):
                 return (self.folder / "result").read_text().strip()
             return None
 
         try:
-            return wait_for_change("the verdict", look, self.folder, seconds=seconds)
+            return wait_for_change("the verdict", poll, self.folder, seconds=seconds)
         except TimeoutError:
             printed = [(self.folder / f"program.{kind}").read_text() for kind in ("out", "err")]
             return "no verdict; it printed: " + "".join(printed)

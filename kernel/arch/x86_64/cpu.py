@@ -85,7 +85,7 @@ class Processor(msgspec.Struct, frozen=True, kw_only=True):
     components: list[Component]
 
 
-def look() -> Processor:
+def read_processor() -> Processor:
     """What this host's processor offers."""
     features = [
         name
@@ -105,7 +105,7 @@ def look() -> Processor:
 
 def describe() -> dict[str, Any]:
     """The same as plain values, to be sent."""
-    plain: dict[str, Any] = msgspec.to_builtins(look())
+    plain: dict[str, Any] = msgspec.to_builtins(read_processor())
     return plain
 
 

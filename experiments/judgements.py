@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """A line of the table: what was measured, over how many runs, and whether the bound holds."""
 
     measure: str
@@ -22,22 +22,22 @@ class Verdict:
     """None: shown for comparison, nothing is asked for."""
 
 
-def at_most(measure: str, values: Sequence[float], unit: str, bound: float | None) -> Verdict:
+def at_most(measure: str, values: Sequence[float], unit: str, bound: float | None) -> Judgement:
     """The median may not be more than the bound."""
     median = statistics.median(values)
     asked = "" if bound is None else f"<= {bound:g} {unit}"
     holds = None if bound is None else median <= bound
-    return Verdict(measure, len(values), median, min(values), max(values), unit, asked, holds)
+    return Judgement(measure, len(values), median, min(values), max(values), unit, asked, holds)
 
 
-def at_least(measure: str, values: Sequence[float], unit: str, bound: float) -> Verdict:
+def at_least(measure: str, values: Sequence[float], unit: str, bound: float) -> Judgement:
     """The median may not be less than the bound."""
     median = statistics.median(values)
-    return Verdict(
+    return Judgement(
         measure, len(values), median, min(values), max(values), unit, f">= {bound:g} {unit}", median >= bound
     )
 
 
-def shown(measure: str, values: Sequence[float], unit: str) -> Verdict:
+def shown(measure: str, values: Sequence[float], unit: str) -> Judgement:
     """For comparison; nothing is asked for."""
     return at_most(measure, values or [0.0], unit, None)
