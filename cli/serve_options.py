@@ -162,6 +162,6 @@ def _check_together(given: argparse.Namespace) -> None:
     if given.check and (given.to is not None or given.listen is not None or given.ticket_file):
         raise usage_error(
             "--check",
-            "it looks at the process alone, without another side",
+            "it needs no other side",
             "leave --to, --listen and --ticket-file out",
         )

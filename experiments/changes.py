@@ -1,4 +1,4 @@
-"""Waiting until something becomes of files, instead of looking at them again and again (inotify(7))."""
+"""Waiting until something becomes of files, instead of polling them (inotify(7))."""
 
 from __future__ import annotations
 

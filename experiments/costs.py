@@ -57,7 +57,7 @@ def name_of(pid: int) -> str:
 
 @dataclass
 class Costs:
-    """Looks at commands ten times a second. Processes that share pages count them once: the largest share.
+    """Samples commands ten times a second. Processes that share pages count them once: the largest share.
 
     `memory`: of each sample, every process's private and shared resident bytes. What is moved is found out only when it
     runs again, and was a command's child long before."""
@@ -81,7 +81,7 @@ class Costs:
         self._thread.join()
 
     def watch(self, name: str, pid: int) -> None:
-        """From now on a command is looked at."""
+        """From now on sample a command."""
         with self._lock:
             self.roots[name] = pid
             self.seconds[name] = {}
@@ -97,7 +97,7 @@ class Costs:
             self.sample()
 
     def sample(self) -> None:
-        """Snapshot now."""
+        """Take a sample now."""
         with self._lock:
             for name, root in self.roots.items():
                 looked: dict[int, tuple[int, int]] = {}

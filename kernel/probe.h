@@ -22,7 +22,7 @@ int lm_probe_soft_dirty(void);
 /* PAGEMAP_SCAN on our own memory. */
 int lm_probe_pagemap_scan(void);
 
-/* clone3(2) with set_tid: asked for our own id, a kernel that lets us choose answers that it is taken. */
+/* clone3(2) with set_tid: a kernel that lets us choose says that our own id is taken. */
 int lm_probe_chosen_id(void);
 
 /* unshare(2) of a PID and of a time namespace, in a process that ends at once. */

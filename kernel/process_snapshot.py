@@ -10,9 +10,9 @@ from live_migration.kernel.proc import read_proc
 
 
 class ProcessSnapshot:
-    """A process as it is while this is asked: a file is read when it is first asked for, and stays what it was then.
+    """A process as it is while this is used: a file is read when it is first needed, and stays what it was then.
 
-    Everything raises ProcessGone when the process has ended, and PermissionError where it may not be looked at."""
+    Everything raises ProcessGone when the process has ended, and PermissionError if it may not be read."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

@@ -18,7 +18,7 @@ struct attributes {
 
 enum { SHORT_NS = 200000, LONG_NS = 10000000 };
 
-/* For ordinary threads `runtime` is the length of a slice since Linux 6.12: who asks for a shorter one than
+/* For ordinary threads `runtime` is the length of a slice since Linux 6.12: a thread that wants a shorter one than
  * the thread that runs has takes its place when it wakes. Older kernels ignore it. */
 static void set(int policy, uint64_t runtime) {
     int nice = getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid));

@@ -180,7 +180,7 @@ static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, st
 static void adapt(struct lm_pager *pager, uint64_t took_ns) {
     const uint64_t short_ns = 20000000, long_ns = 40000000;
     uint64_t base = pager->base_ns && pager->base_ns < took_ns ? pager->base_ns : took_ns;
-    uint32_t pages = pager->prefetch.run_pages; /* which no other thread looks at */
+    uint32_t pages = pager->prefetch.run_pages; /* which no other thread reads */
     if (took_ns > base + long_ns && pages > RUN_LEAST)
         pages = pages * 3 / 4 > RUN_LEAST ? pages * 3 / 4 : RUN_LEAST;
     else if (took_ns < base + short_ns && pages < LM_RUN_PAGES)

@@ -2,7 +2,7 @@
 
 What a member shares with a process that stays cannot be moved with it: children, memory, open files, the other ends
 of pipes and sockets. All questions about those that stay go to one `HostScan`. It lists them once, and reads each of
-them once, when it is first asked for.
+them once, when it is first needed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def scope_of(*pids: int) -> Scope:
 
 @dataclass(frozen=True)
 class OtherProcess:
-    """A process that stays. Nothing is known of one that has gone or may not be looked at."""
+    """A process that stays. Nothing is known of one that has gone or may not be read."""
 
     process: ProcessSnapshot
 
@@ -213,7 +213,7 @@ def links_of(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def maps_of(pid: int) -> str:
-    """The text of /proc/PID/maps; empty if the process has gone or may not be looked at."""
+    """The text of /proc/PID/maps; empty if the process has gone or may not be read."""
     try:
         return Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except OSError:

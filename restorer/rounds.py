@@ -127,7 +127,7 @@ def drop_discarded(staged: Staged, memory: AddressSpace) -> None:
 
 
 def _drop_shared_rows(program: Program, start: int, length: int, memory: AddressSpace) -> None:
-    # MADV_REMOVE asks for the right to write (madvise(2)).
+    # MADV_REMOVE needs the right to write (madvise(2)).
     protection = next(one.protection for one in memory.mappings if one.start <= start < one.end)
     writable = bool(protection & mmap.PROT_WRITE)
     if not writable:

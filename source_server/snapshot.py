@@ -75,7 +75,7 @@ from live_migration.wire.exit_codes import ExitCode
 STAGING_PUSH = 1
 FINAL_PUSH = 2
 PAGE = os.sysconf("SC_PAGESIZE")
-STEP = "looking at the process"
+STEP = "reading the process"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@
  *                 <-----------------  FRAMEs that cover the run exactly, the last one bears LAST
  *     REQUEST map {space, address, pages} --------->      which of these pages exist?
  *                 <-----------------  FRAMEs absent for those that do not; END {id; LAST}
- *                 <-----------------  FRAMEs of a push (nobody asked), then END {push id}; in a push also
- *                                     DISCARD (what was pushed there is not true any more: ask again) and
+ *                 <-----------------  FRAMEs of a push (not requested), then END {push id}; in a push also
+ *                                     DISCARD (what was pushed there has changed: request it again) and
  *                                     GONE (it is zero now), both without payload
  *
  * Poison is a page that the source's kernel lets nobody read: a guard (MADV_GUARD_INSTALL), or broken memory. Whoever
@@ -34,7 +34,7 @@
  *     28 u32  check     check     mixes the 28 bytes before it: a torn or foreign stream is noticed at once
  *
  * Pages are always 4096 bytes, whatever they are made of on either host. All lengths are bounded here, before
- * anybody allocates. There are no errors to recover from within a stream: who sees one drops the connection.
+ * anybody allocates. Nothing recovers from an error within a stream: the side that sees one drops the connection.
  */
 #ifndef LM_WIRE_PAGE_STREAM_H
 #define LM_WIRE_PAGE_STREAM_H
@@ -69,7 +69,7 @@
 #define LM_FRAME_POISON 9
 #define LM_FRAME_LAST 1
 
-/* What the destination asks. LM_REQUEST_SHARED: the page tables of the process do not tell which pages exist.
+/* What the destination requests. LM_REQUEST_SHARED: the page tables of the process do not tell which pages exist.
  */
 struct lm_request {
     uint8_t kind;

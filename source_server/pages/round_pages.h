@@ -17,7 +17,7 @@ struct lm_round_result {
     uint64_t deferred;  /* written to in every one of the last rounds: not sent */
     uint64_t discarded; /* to be discarded by the destination */
     uint64_t bytes;     /* written to the connection */
-    uint64_t cut;       /* 1: the time was over before all had been looked at */
+    uint64_t cut;       /* 1: the time was over before all had been scanned */
 };
 /* cffi: end */
 

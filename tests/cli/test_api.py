@@ -192,7 +192,7 @@ def test_errors_are_the_commands_own() -> None:
     with pytest.raises(MigrationFailed) as error:
         serve(4194304)
     assert error.value.code == ExitCode.NO_PROCESS
-    assert str(error.value).startswith("looking at the process: process 4194304: there is no such process; ")
+    assert str(error.value).startswith("reading the process: process 4194304: there is no such process; ")
     with pytest.raises(MigrationFailed, match="its secret has 3 characters") as error:
         restore("lm://127.0.0.1:5/abc")
     assert error.value.code == ExitCode.BAD_TICKET

@@ -213,7 +213,7 @@ def test_lm_serve_refuses(arguments: str, sentence: str) -> None:
         ("serve", "12 --to lm://127.0.0.1:5/ --ticket-file t",
          "--to and --ticket-file: the side that listens makes the ticket; leave one out"),
         ("serve", "12 --check --listen :5",
-         "--check: it looks at the process alone, without another side; leave --to, --listen and --ticket-file out"),
+         "--check: it needs no other side; leave --to, --listen and --ticket-file out"),
         ("restore", "lm://127.0.0.1:5/ --listen :5",
          "TICKET and --listen: one connects, the other waits; give one of them"),
         ("restore", "lm://127.0.0.1:5/ --ticket-file t",

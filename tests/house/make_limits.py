@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.programs_list import Program, all_programs
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
-# By the first part of a program's name; what comes first is asked for first.
+# By the first part of a program's name; the first match counts.
 GROUPS = {
     "Threads and processor state": ("threads", "thread", "registers", "float", "vdso", "clocks", "rseq", "clear"),
     "Locks": ("mutex", "condition"),

@@ -1,4 +1,4 @@
-"""Stopping, looking at and letting go of real threads."""
+"""Stopping, reading and releasing real threads."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_no_such_process() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     sentence = (
-        f"looking at the process: process {process.pid}: there is no such process; "
+        f"reading the process: process {process.pid}: there is no such process; "
         "name the id of a running process, as this PID namespace sees it"
     )
     refused(SERVE, [process.pid], ExitCode.NO_PROCESS, sentence)
@@ -174,7 +174,7 @@ def as_nobody(main: object, words: list[str], output: Path) -> tuple[int, str]:
 def test_no_permission(subject: laws.Subject) -> None:
     status, said = as_nobody(live_migration.cli.serve.main, [str(subject.pid)], subject.folder / "out")
     assert said.splitlines() == [
-        f"lm-serve: looking at the process: process {subject.pid}: it may not be traced (Permission denied); "
+        f"lm-serve: reading the process: process {subject.pid}: it may not be traced (Permission denied); "
         "run lm-serve as root or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE"
     ]
     assert status == ExitCode.NO_PERMISSION
@@ -210,7 +210,7 @@ def test_folders_that_cannot_be_written_to(subject: laws.Subject) -> None:
          "waits; give one of them"),
         (SERVE, "1 --to lm://127.0.0.1:1/ --ticket-file x", "the options: --to and --ticket-file: the side that "
          "listens makes the ticket; leave one out"),
-        (SERVE, "1 --check --listen :0", "the options: --check: it looks at the process alone, without another side; "
+        (SERVE, "1 --check --listen :0", "the options: --check: it needs no other side; "
          "leave --to, --listen and --ticket-file out"),
         (SERVE, "0", "argument PID: '0' is not a process id (1 to 4194304); lm-serve --help lists the options"),
         (RESTORE, "", "the options: TICKET: there is none; give the one that lm-serve printed, or wait for lm-serve "

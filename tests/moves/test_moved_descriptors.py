@@ -71,7 +71,7 @@ def program(code: str, folder: Path, machine: Machine | None, *words: str) -> It
     yield one, int(path.read_text())
 
 
-def ask(address: tuple[str, int]) -> int:
+def query(address: tuple[str, int]) -> int:
     """One question on a connection of its own."""
     with socket.create_connection(address, timeout=10) as connection:
         connection.sendall(b"?\n")
@@ -96,7 +96,7 @@ def test_on_one_machine_no_client_is_turned_away(tmp_path: Path, orphans: None) 
         def clients() -> None:
             while not done.is_set():
                 try:
-                    answers.append(ask(("127.0.0.1", port)))
+                    answers.append(query(("127.0.0.1", port)))
                 except (OSError, ValueError) as error:
                     # ValueError: the stream has ended before there was an answer.
                     errors.append(error)

@@ -49,7 +49,7 @@ class Program:
         """The answer to the oldest command that has none."""
         return int(self._line())
 
-    def ask(self, verb: str, *arguments: int) -> int:
+    def run(self, verb: str, *arguments: int) -> int:
         """Give a command, return its answer."""
         self.send(verb, *arguments)
         return self.answer()
@@ -107,7 +107,7 @@ def take_userfaultfd(program: Program) -> int:
         handle = pidfd.open_pidfd(program.pid)
         stack.callback(os.close, handle)
         taken = pidfd.fetch_descriptor(handle, number)
-    assert program.ask("close", number) == 0
+    assert program.run("close", number) == 0
     return taken
 
 

@@ -93,7 +93,7 @@ def test_faults_are_answered_from_memory(program: Path, kind: str) -> None:
     with paged(program, 300, kind) as one:
         one.connect()
         one.pager.start()
-        assert one.destination.ask("check", 0, 300) == 0
+        assert one.destination.run("check", 0, 300) == 0
         # The thread that waits for the last page runs before that is counted.
         eventually(lambda: one.pager.counters["wanted_pages"] == 0)
         counters = one.pager.counters
@@ -111,19 +111,19 @@ def test_faults_of_threads_beside_bulk(program: Path) -> None:
         one.destination.send("threads", 2000, 4, 2000)
         one.complete()
         assert one.destination.answer() == 0
-        assert one.destination.ask("check", 0, 2000) == 0
+        assert one.destination.run("check", 0, 2000) == 0
 
 
 def test_children_and_what_is_moved_get_their_pages(program: Path) -> None:
     with paged(program, 900) as one:
         one.connect()
         one.pager.start()
-        assert one.destination.ask("fork-twice", 0, 300) == 0
-        assert one.destination.ask("move", 300, 300, 0) == 0
-        assert one.destination.ask("dontneed", 600, 100) == 0
-        assert one.destination.ask("check-moved", 300, 300, 0) == 0
-        assert one.destination.ask("check-zero", 600, 100) == 0
-        assert one.destination.ask("check", 700, 200) == 0
+        assert one.destination.run("fork-twice", 0, 300) == 0
+        assert one.destination.run("move", 300, 300, 0) == 0
+        assert one.destination.run("dontneed", 600, 100) == 0
+        assert one.destination.run("check-moved", 300, 300, 0) == 0
+        assert one.destination.run("check-zero", 600, 100) == 0
+        assert one.destination.run("check", 700, 200) == 0
         one.complete()
 
 
@@ -131,10 +131,10 @@ def test_what_the_source_has_not_is_zero(program: Path) -> None:
     with paged(program, 1000, content=content_of(200)) as one:
         one.connect()
         one.pager.start()
-        assert one.destination.ask("check-zero", 500, 100) == 0
+        assert one.destination.run("check-zero", 500, 100) == 0
         one.complete()
-        assert one.destination.ask("check", 0, 200) == 0
-        assert one.destination.ask("check-zero", 200, 800) == 0
+        assert one.destination.run("check", 0, 200) == 0
+        assert one.destination.run("check-zero", 200, 800) == 0
         counters = one.pager.counters
         assert counters["absent_pages"] + counters["local_faults"] >= 700
 
@@ -166,7 +166,7 @@ def test_a_pager_goes_on_with_a_source_of_another_kind(program: Path) -> None:
             one.connect()
             one.complete()
             assert one.destination.answer() == 0
-            assert one.destination.ask("check", 0, 1000) == 0
+            assert one.destination.run("check", 0, 1000) == 0
         finally:
             close_all([*fault, *bulk])
 

@@ -59,7 +59,7 @@ def test_a_lost_connection_is_a_pause(program: Path, which: int) -> None:
         more = connect(move.client, move.pager, 2)
         move.complete()
         assert move.destination.answer() == 0
-        assert move.destination.ask("check", 0, 30000) == 0
+        assert move.destination.run("check", 0, 30000) == 0
         for link in more:
             link.close()
 
@@ -186,7 +186,7 @@ def test_closing_the_pager_of_a_living_process_leaves_the_keeper(program: Path) 
 def test_a_process_killed_before_its_pager_leaves_nothing(program: Path) -> None:
     with moving(program, 100) as move:
         keeper = move.pager.keeper
-        assert move.destination.ask("check", 0, 10) == 0
+        assert move.destination.run("check", 0, 10) == 0
         move.destination.close()
         move.pager.close()
         assert not is_alive(keeper)
@@ -262,7 +262,7 @@ def test_a_source_that_breaks_the_rules_is_dropped(program: Path, number: int) -
         # A better source goes on.
         more = connect(move.client, move.pager, 3)
         move.complete()
-        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.run("check", 0, 100) == 0
         for link in (*fault, *bulk, *more):
             link.close()
 
@@ -413,7 +413,7 @@ def test_random_bytes_never_crash_the_pager(program: Path) -> None:
 
 def test_a_source_that_lost_the_memory_says_so(program: Path) -> None:
     with moving(program, 1000) as move:
-        assert move.destination.ask("check", 0, 10) == 0
+        assert move.destination.run("check", 0, 10) == 0
         move.source.close()
         move.destination.send("check", 500, 1)
         assert move.pager.wait(PagerState.STAGED, 10) is PagerState.FAILED

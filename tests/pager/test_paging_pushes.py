@@ -67,7 +67,7 @@ def test_pushed_pages_do_not_travel_again(program: Path, kind: str) -> None:
         push(move, 1, [PushRun(0, BASE, BASE + 2000 * PAGE)])
         assert move.pager.counters["wanted_pages"] == 1000
         move.complete()
-        assert move.destination.ask("check", 0, 3000) == 0
+        assert move.destination.run("check", 0, 3000) == 0
         assert move.pager.counters["prefetched_pages"] < 1000
 
 
@@ -87,7 +87,7 @@ def test_a_second_push_brings_what_has_changed(program: Path) -> None:
         push(move, 3, whole, changed=True)
         assert move.client.counters["pushed_pages"] == before + 3
         move.complete()
-        assert move.destination.ask("check", 200, 1800) == 0
+        assert move.destination.run("check", 200, 1800) == 0
 
 
 def test_what_was_discarded_is_pushed_whatever_it_is(program: Path) -> None:
@@ -125,14 +125,14 @@ def test_written_ranges_take_pushes_whatever_their_protection(program: Path) -> 
                 PagedRange(BASE + 50 * PAGE, end, RangeKind.ANONYMOUS),
             ]
         )
-        assert move.destination.ask("map", 50, 50) == 0
-        assert move.destination.ask("protect", 50, 25) == 0
+        assert move.destination.run("map", 50, 50) == 0
+        assert move.destination.run("protect", 50, 25) == 0
         move.pager.set_ranges(
             [PagedRange(BASE, BASE + 50 * PAGE), PagedRange(BASE + 50 * PAGE, end, RangeKind.WRITTEN)]
         )
         push(move, 9, [PushRun(0, BASE + 50 * PAGE, end)])
         move.complete()
-        assert move.destination.ask("check", 0, 100) == 0
+        assert move.destination.run("check", 0, 100) == 0
 
 
 def test_objects_travel_by_offset(program: Path) -> None:
@@ -162,8 +162,8 @@ def test_hot_pages_overwrite_what_was_pushed(program: Path) -> None:
         assert peek(move.destination.pid, 8) == peek(move.destination.pid, 11) == b"hot page"
         move.complete()
         assert peek(move.destination.pid, 11) == b"hot page"
-        assert move.destination.ask("check", 0, 8) == 0
-        assert move.destination.ask("check", 12, 88) == 0
+        assert move.destination.run("check", 0, 8) == 0
+        assert move.destination.run("check", 12, 88) == 0
 
 
 def test_final_ranges_keep_what_was_placed(program: Path) -> None:
@@ -180,18 +180,18 @@ def test_final_ranges_keep_what_was_placed(program: Path) -> None:
         move.complete()
         placed = sum(page % 11 != 5 and page % 7 != 3 for page in range(1000))
         assert move.pager.counters["total_pages"] == placed
-        assert move.destination.ask("check", 0, 1000) == 0
+        assert move.destination.run("check", 0, 1000) == 0
 
 
 def test_discarded_pages_are_fetched_again(program: Path) -> None:
     with moving(program, 400) as move:
         push(move, 1, [PushRun(0, BASE, BASE + 400 * PAGE)])
         poke(move.source.pid, 100, b"fresher!")
-        assert move.destination.ask("dontneed", 100, 100) == 0
+        assert move.destination.run("dontneed", 100, 100) == 0
         move.pager.discard(BASE + 100 * PAGE, BASE + 200 * PAGE)
         move.complete()
         assert peek(move.destination.pid, 100) == b"fresher!"
-        assert move.destination.ask("check", 101, 299) == 0
+        assert move.destination.run("check", 101, 299) == 0
 
 
 def test_a_push_to_nowhere_is_refused(program: Path) -> None:

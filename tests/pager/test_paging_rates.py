@@ -82,9 +82,9 @@ def over_a_slow_link(move: Move, rate: int) -> SlowLink:
 def test_a_policy_given_by_hand_holds(program: Path, policy: int) -> None:
     with moving(program, 5000) as move:
         move.client.compress(policy)
-        assert move.destination.ask("check", 0, 300) == 0
+        assert move.destination.run("check", 0, 300) == 0
         move.complete()
-        assert move.destination.ask("check", 0, 5000) == 0
+        assert move.destination.run("check", 0, 5000) == 0
         counters = move.client.counters
         if policy == COMPRESS_NONE:
             assert counters["packed_pages"] == 0
@@ -102,7 +102,7 @@ def test_what_does_not_shrink_travels_raw(program: Path) -> None:
             memory.seek(BASE)
             memory.write(noise)
         move.client.compress(3)
-        assert move.destination.ask("get", 7, 0) == noise[7 * PAGE]
+        assert move.destination.run("get", 7, 0) == noise[7 * PAGE]
         assert move.client.counters["packed_pages"] == 0
         move.complete()
 
@@ -116,7 +116,7 @@ def test_a_slow_link_is_worth_compressing_for(program: Path) -> None:
         assert counters["packed_pages"] > 0.5 * counters["pages"]
         assert counters["wire_bytes"] < 0.8 * counters["bytes"]
         assert counters["link_rate"] > 0
-        assert move.destination.ask("check", 0, 12000) == 0
+        assert move.destination.run("check", 0, 12000) == 0
         slow.close()
 
 
@@ -137,7 +137,7 @@ def test_a_limit_holds_bulk_back_and_never_faults(program: Path, side: str) -> N
         begin = time.monotonic()
         move.pager.prefetch_start()
         # Far faster than the limit allows for the pages that these faults bring.
-        assert move.destination.ask("check", 2000, 1500) == 0
+        assert move.destination.run("check", 2000, 1500) == 0
         faults_took = time.monotonic() - begin
         limited.limit(2_000_000)
         move.complete()
@@ -154,7 +154,7 @@ def test_what_is_hot_comes_first_also_beside_faults(program: Path, faults: int) 
         move.pager.limit(2_000_000)
         move.client.compress(COMPRESS_NONE)
         for number in range(faults):
-            assert move.destination.ask("check", 500 * number, 1) == 0
+            assert move.destination.run("check", 500 * number, 1) == 0
         move.pager.prefetch_first([HotRun(address, address + PAGE) for address in hot])
         move.pager.prefetch_start()
 

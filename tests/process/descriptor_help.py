@@ -106,7 +106,7 @@ def moved(
     source_access: bool = False,
     finish: Callable[[OpenedDescriptors, DescriptorTable], None] | None = None,
 ) -> Iterator[Callable[[int], int]]:
-    """Snapshot live, open, look frozen, update: yields a function from the child's number to the descriptor
+    """Snapshot live, open, snapshot frozen, update: yields a function from the child's number to the descriptor
     here.
     """
     options = options or DescriptorOptions(stdio="null")

@@ -1,4 +1,4 @@
-"""eventfd, timerfd, signalfd, inotify, memfd and epoll: looked at in a child, opened here, compared."""
+"""eventfd, timerfd, signalfd, inotify, memfd and epoll: described in a child, opened here, compared."""
 
 from __future__ import annotations
 

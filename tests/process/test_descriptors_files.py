@@ -1,4 +1,4 @@
-"""Regular files, directories, devices and pipes: looked at in a child, opened here, compared."""
+"""Regular files, directories, devices and pipes: described in a child, opened here, compared."""
 
 from __future__ import annotations
 

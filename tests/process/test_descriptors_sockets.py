@@ -1,4 +1,4 @@
-"""Unix, TCP and UDP sockets: looked at in a child, opened here, compared and used."""
+"""Unix, TCP and UDP sockets: described in a child, opened here, compared and used."""
 
 from __future__ import annotations
 

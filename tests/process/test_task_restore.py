@@ -74,12 +74,12 @@ def describe(held: helpers.Held, live: task.LiveTask) -> tuple[TaskDescription, 
     """The whole way of a description, as the source goes it."""
     stopped = task.snapshot_stopped_task(ProcessSnapshot(held.pid), held.stops, live)
     with helpers.area_in(held.pid) as area:
-        program = Program("ask the process")
+        program = Program("query the process")
         question = task.query_process(program, timers.snapshot_timers(ProcessSnapshot(held.pid)))
         answers = task.reply_process(helpers.run(held.pid, area, program), question)
         asked = {}
         for stop in held.stops:
-            program = Program("ask a thread")
+            program = Program("query a thread")
             place = threads.query_thread(program)
             asked[stop.tid] = threads.reply_thread(helpers.run(stop.tid, area, program), place)
     pending = task.snapshot_pending_signals(stopped)

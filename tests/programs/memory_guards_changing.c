@@ -35,7 +35,7 @@ int main(int argc, char **argv) {
     memset(memory, 1, (size_t)REGIONS * REGION);
     check_ready();
     for (int i = 0; !check_is_moved(); i++) {
-        /* Made by the test when the process has been looked at: what has guards before is refused. */
+        /* Made by the test after the snapshot of the process: what has guards before is refused. */
         if (made < REGIONS && check_exists("begin")) {
             SYS(madvise(memory + (size_t)made * REGION, PAGE, INSTALL));
             made++;

@@ -8,7 +8,7 @@
 static volatile bool stop;
 static volatile uint64_t rounds;
 
-/* Maps, fills, checks and unmaps, all the time: while being looked at, staged and frozen too. */
+/* Maps, fills, checks and unmaps, all the time, also during snapshot, staging and freeze. */
 static void *keep_mapping(void *argument) {
     for (uint64_t round = 0; !stop; round++) {
         char *memory = check_map(8 * PAGE);

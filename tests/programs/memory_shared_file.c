@@ -8,7 +8,7 @@
 
 static volatile bool stop;
 
-/* The file's time of modification moves on while the process is looked at. */
+/* The file's modification time moves on during the snapshot. */
 static void *write_on(void *page) {
     while (!stop) {
         ++*(volatile uint64_t *)page;

@@ -111,20 +111,20 @@ def test_redis(strategy: str, machines: Machines, tmp_path: Path) -> None:
     for first in range(0, entries, 500):
         old.query_all([(b"SET", key_of(number), value_of(number)) for number in range(first, first + 500)])
     old.query_all([(b"ZADD", b"sorted", b"%d" % number, b"member %d" % number) for number in range(1000)])
-    old.ask(b"PEXPIRE", key_of(0), b"600000")
+    old.query(b"PEXPIRE", key_of(0), b"600000")
     move = moved(pid, machines, tmp_path, strategy, "--tcp", "close")
     assert ended(old.socket)
     with inside(machines[1]):
         new = Connection("127.0.0.1", PORT, 60)
     for first in range(0, entries, 500):
-        found = new.ask(b"MGET", *(key_of(number) for number in range(first, first + 500)))
+        found = new.query(b"MGET", *(key_of(number) for number in range(first, first + 500)))
         assert found == [value_of(number) for number in range(first, first + 500)]
-    assert new.ask(b"ZRANK", b"sorted", b"member 777") == 777
-    left = new.ask(b"PTTL", key_of(0))
+    assert new.query(b"ZRANK", b"sorted", b"member 777") == 777
+    left = new.query(b"PTTL", key_of(0))
     assert isinstance(left, int)
     assert 0 < left <= 600000
-    assert new.ask(b"FLUSHALL") == b"OK"
-    assert new.ask(b"DBSIZE") == 0
+    assert new.query(b"FLUSHALL") == b"OK"
+    assert new.query(b"DBSIZE") == 0
     finish(move)
     new.socket.sendall(b"SHUTDOWN NOSAVE\r\n")
     assert move.restore.process.wait(30) == 0

@@ -25,7 +25,7 @@ HEADER = lib.LM_HEADER_SIZE
 
 @dataclass
 class Peer:
-    """A destination by hand: it asks, and keeps the frames that come."""
+    """A destination by hand: it sends requests, and keeps the frames that come."""
 
     fault: socket.socket
     bulk: socket.socket
@@ -33,7 +33,7 @@ class Peer:
     identifiers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     absent: set[int] = field(default_factory=set)
 
-    def ask(self, link: socket.socket, kind: int, space: int, address: int, pages: int) -> dict[int, bytes]:
+    def request(self, link: socket.socket, kind: int, space: int, address: int, pages: int) -> dict[int, bytes]:
         """The content of each page that an answer brings, by its address."""
         identifier = next(self.identifiers)
         request = ffi.new("struct lm_request *")
@@ -100,7 +100,7 @@ class Served:
             first = rng.randrange(PAGES)
             count = rng.randint(1, min(most, PAGES - first))
             space, base, content = rng.choice([(0, self.address, self.memory), (FIRST_OBJECT, 0, self.content)])
-            got = peer.ask(getattr(peer, link), kind, space, base + first * PAGE, count)
+            got = peer.request(getattr(peer, link), kind, space, base + first * PAGE, count)
             assert set(got) == {base + page * PAGE for page in range(first, first + count)}
             for address, page in got.items():
                 offset = address - base
@@ -196,6 +196,6 @@ def test_a_store_that_is_not_open_answers_no_client(served: Served) -> None:
         served.peers, (lib.LM_REQUEST_FAULT, lib.LM_REQUEST_RUN), ("fault", "bulk"), strict=True
     ):
         with pytest.raises((AssertionError, ConnectionError)):
-            peer.ask(getattr(peer, link), kind, 0, served.address, 1)
+            peer.request(getattr(peer, link), kind, 0, served.address, 1)
         assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
         assert peer.client.cause == f"a request on the {link} connection comes before the freeze"

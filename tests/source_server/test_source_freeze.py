@@ -159,8 +159,8 @@ def test_no_copy_is_dropped_of_what_is_a_file_no_more(mapping_program: tuple[int
 
 @contextlib.contextmanager
 def changed_after_the_look(program: str, answer: str) -> Iterator[SourceSnapshot]:
-    """The look at a Python program that says that it is ready, and has changed itself since: a line told it to, and it
-    has answered."""
+    """The snapshot of a Python program that says that it is ready, and has changed itself since: a line told it to, and
+    it has answered."""
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=without_preload()) as process:
         try:
@@ -233,7 +233,7 @@ def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceSnapshot) ->
 
 @pytest.fixture
 def replaced() -> Iterator[SourceSnapshot]:
-    """A process that has executed another program since it was looked at."""
+    """A process that has executed another program since its snapshot."""
     process = subprocess.Popen(
         ["sh", "-c", "read word; exec sleep 60"], stdin=subprocess.PIPE, env=without_preload()
     )

@@ -1,4 +1,4 @@
-"""The laws of the handover, as things that can be looked at: a program that shows when one is broken, and what is left.
+"""The laws of the handover, as things that can be observed: a program that shows when one is broken, and what is left.
 
 The program (laws_program.c) appends records to a file with numbers that only grow, one row of numbers for each thread.
 Two copies that both ran, or one that ran and was thrown away, show as a number that is there twice or not at all.
@@ -82,7 +82,7 @@ class Picture:
 
 
 def picture(pid: int) -> Picture:
-    """Snapshot at a process from outside. Pending signals and mappings can differ for a moment: compare until equal."""
+    """What a process shows from outside. Pending signals and mappings can differ for a moment: compare until equal."""
     proc = Path(f"/proc/{pid}")
     descriptors = []
     for name in sorted(os.listdir(proc / "fd"), key=int):
