@@ -51,8 +51,8 @@ def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
 
 
 def last_operators(number: int) -> set[int]:
-    """The processes that were the last to operate on a semaphore of the set (semctl(2), GETPID); none for a set that has
-    gone or may not be read."""
+    """The processes that were the last to operate on a semaphore of the set (semctl(2), GETPID); none for a set that
+    has gone or may not be read."""
     semctl = ctypes.CDLL(None).semctl
     found = set()
     for index in range(MOST_SEMAPHORES):
