@@ -26,6 +26,7 @@ PYTHON_EXCEPTIONS = {
     "signal_count": "struct lm_husk_custody",
     "FAULT": "a role of the handshake that C plays",
     "IDLE": "a state that comes from C as a number",
+    "DROPPED": "a state that comes from C as a number",
     "daemon_threads": "read by socketserver",
     "load": "a field of the results, for whoever reads them",
     "faulted": "a field of the report",
