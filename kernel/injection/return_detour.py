@@ -63,10 +63,12 @@ def _run(tid: int, deadline: float) -> tracee.Stop:
     """Let the thread run to a stop of its own, or stop it at the deadline."""
     while True:
         tracee.resume_to_syscall(tid)
-        while (stop := tracee.wait_no_hang(tid)) is None:
+        while (stop := tracee.peek(tid)) is None:
             if time.monotonic() > deadline:
                 tracee.interrupt(tid)
-                return tracee.wait(tid)
+                last = tracee.peek(tid, 0)
+                assert last is not None
+                return last
             time.sleep(POLL_SECONDS)
         # It may have been interrupted twice before, or be stopped with its whole process.
         if stop.event != tracee.EVENT_STOP or time.monotonic() > deadline:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -118,17 +118,23 @@ def detach(tid: int, signal_number: int = 0) -> None:
 
 
 def wait(tid: int) -> Stop:
-    """Wait for the next stop. Raises ProcessGone with the exit status when it ended instead."""
-    stop = wait_no_hang(tid, 0)
+    """Wait for the next stop. Raises ProcessGone with the exit status when it ended instead.
+
+    Only for tracees of ours: a signal at whose delivery one stops is lost if we die before it is resumed."""
+    stop = _stop_of(tid, lib.lm_trace_wait, 0)
     assert stop is not None
     return stop
 
 
-def wait_no_hang(tid: int, options: int = os.WNOHANG) -> Stop | None:
-    """The next stop if there is one already. Raises ProcessGone with the exit status when it ended
-    instead."""
+def peek(tid: int, options: int = os.WNOHANG) -> Stop | None:
+    """The next stop, without taking it: a signal that comes with it arrives even if we die. None when there is none
+    yet, which `options` 0 waits for. Raises ProcessGone with the exit status when it ended instead."""
+    return _stop_of(tid, lib.lm_trace_peek, options)
+
+
+def _stop_of(tid: int, function: Callable[..., int], options: int) -> Stop | None:
     status = ffi.new("int *")
-    error = lib.lm_trace_wait(tid, options, status)
+    error = function(tid, options, status)
     if error == -errno.EAGAIN:
         return None
     if error == -errno.ECHILD:
