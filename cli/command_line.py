@@ -31,6 +31,22 @@ class OneSentenceParser(argparse.ArgumentParser):
         self.exit(ExitCode.USAGE, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
 
 
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both commands have: what is told, to whom, and whether a secret is needed."""
+    add = parser.add_argument
+    add("--report", metavar="FILE", help="write what happened to FILE, as JSON (docs/report.md)")
+    add("--json", action="store_true", help="print every event as one JSON object a line")
+    add(
+        "--json-fd",
+        metavar="FD",
+        type=parse_descriptor,
+        help="write every event, notes and progress too, to this open descriptor, and nothing elsewhere: for a program "
+        "that starts this one",
+    )
+    add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
+    add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
+
+
 def parse_rate(text: str) -> int:
     """Bytes per second: `50M`, `1.5G`, `800000`, with K, M, G and T as powers of 1024. Not 0."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?(?:/s)?", text.strip(), re.IGNORECASE | re.ASCII)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from live_migration.cli.command_line import (
     LOOPBACK,
     OneSentenceParser,
+    add_common_options,
     destination_of,
-    parse_descriptor,
     parse_listen,
     parse_number,
     parse_rate,
@@ -159,17 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="strict",
         help="trust: move although this processor lacks something of the source's (default: strict)",
     )
-    add("--report", metavar="FILE", help="write what happened to FILE, as JSON (docs/report.md)")
-    add("--json", action="store_true", help="print every event as one JSON object a line")
-    add(
-        "--json-fd",
-        metavar="FD",
-        type=parse_descriptor,
-        help="write every event, notes and progress too, to this open descriptor, and nothing elsewhere: for a program "
-        "that starts this one",
-    )
-    add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
-    add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
+    add_common_options(parser)
     return parser  # fmt: skip
 
 

@@ -2,7 +2,7 @@
  * Custody of the source while nobody may know whether COMMIT was sent.
  *
  * Before the handover the threads are parked in a stub that waits for a word in its own memory: 1, stay for
- * ever, or 2, walk home. COMMIT is the moment in which its bytes enter the control socket, and the kernel
+ * ever, or 2, return to where they were. COMMIT is the moment in which its bytes enter the control socket, and the kernel
  * counts those, whatever becomes of lm-serve. The custodian, a process that does nothing else, holds a
  * duplicate of that socket and outlives lm-serve: when lm-serve dies while the threads are parked and
  * undecided, it compares the count with the one taken before, and writes the word.
@@ -17,7 +17,7 @@
  * no before the threads go home, and where it has died, the custodian runs what is left of it.
  *
  * It is also the last bound of a freeze: when lm-serve itself hangs, long after the time that the freeze may
- * take, the custodian kills it, and the threads walk home.
+ * take, the custodian kills it, and the threads return to their work.
  */
 #ifndef LM_SOURCE_SERVER_CUSTODY_H
 #define LM_SOURCE_SERVER_CUSTODY_H
