@@ -42,7 +42,7 @@ static int receive(struct lm_pager *pager, uint32_t id) {
             return -EPROTO;
         lm_count(&pager->statistics->eager_bytes, LM_HEADER_SIZE + lm_frame_payload(&frame));
         if (frame.kind == LM_FRAME_END)
-            return 0;
+            return lm_discarded_order(pager);
         bool discard = frame.kind == LM_FRAME_DISCARD || frame.kind == LM_FRAME_GONE;
         error = discard ? lm_discarded_note(pager, &frame) : lm_place_frame(pager, LM_FOR_PUSH, &frame, data);
         if (error)

@@ -11,6 +11,8 @@
 int lm_discarded_note(struct lm_pager *pager, const struct lm_frame *frame);
 /* The same for pages that could not be pushed again. */
 int lm_discarded_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space);
+/* After a push: each page is in one run at most, as it was named last. Returns 0 or -ENOMEM. */
+int lm_discarded_order(struct lm_pager *pager);
 
 /* cffi: begin */
 /* A stretch of the process's memory to be dropped there: madvise(2) MADV_DONTNEED, MADV_REMOVE where shared.

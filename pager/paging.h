@@ -106,6 +106,7 @@ struct lm_discarded_run {
 struct lm_discarded {
     struct lm_discarded_run *runs;
     size_t count, capacity;
+    size_t ordered; /* so many there were when they were put in order last */
 };
 
 struct lm_object {

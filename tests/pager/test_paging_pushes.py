@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from live_migration._lm import ffi, lib
 from live_migration.pager.pager import PagedRange, RangeKind
 from live_migration.source_server.pages.client import PushRun
 from live_migration.source_server.pages.store import FIRST_OBJECT
@@ -207,3 +210,38 @@ def test_an_unknown_space_cannot_be_pushed(program: Path) -> None:
     with moving(program, 10) as move, pytest.raises(OSError, match="No such file") as caught:
         move.client.push(1, [PushRun(77, BASE, BASE + PAGE)])
     assert caught.value.errno == errno.ENOENT
+
+
+def sent_frames(link: socket.socket, frames: list[tuple[int, int, int, int]]) -> None:
+    """Frames of push 2 as (kind, space, first page, pages), and its end."""
+    for kind, space, page, pages in [*frames, (int(lib.LM_FRAME_END), 0, 0, 0)]:
+        frame = ffi.new("struct lm_frame *", {"kind": kind, "space": space, "pages": pages, "id": 2})
+        frame.address = BASE + page * PAGE if pages else 0
+        lib.lm_frame_seal(frame)
+        link.sendall(bytes(ffi.buffer(frame)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pages_that_are_taken_back_again_and_again_count_once(program: Path, seed: int) -> None:
+    """A quarter of a megabyte of frames that overlap; of each page the last word counts."""
+    pages, numbers = 1000, random.Random(seed)
+    discard, gone = int(lib.LM_FRAME_DISCARD), int(lib.LM_FRAME_GONE)
+    frames = []
+    for _ in range(8000):
+        first = numbers.randrange(pages - 1)
+        frames.append((numbers.choice((discard, gone)), 0, first, numbers.randint(1, min(pages - first, 300))))
+    last = dict.fromkeys(range(pages), 0)
+    for kind, _, first, count in frames:
+        last.update(dict.fromkeys(range(first, first + count), kind))
+    with moving(program, pages) as move:
+        # Only every second page exists.
+        push(move, 1, [PushRun(0, BASE, BASE + pages * PAGE, present=True)])
+        before = move.pager.counters
+        both(lambda: sent_frames(move.links[2], frames), lambda: move.pager.receive_push(2))
+        drops = move.pager.drops()
+        assert sum(drops.lengths) == before["pushed_pages"] * PAGE
+        assert len(drops.starts) <= pages
+        assert list(drops.starts) == sorted(set(drops.starts))
+        move.pager.dropped(in_order=True)
+        assert all(last.values()), "each page was named"
+        assert move.pager.counters["wanted_pages"] == sum(kind == discard for kind in last.values())
