@@ -154,8 +154,7 @@ def start(connected: Connected) -> Started:
     asked = clocks.snapshot_clocks()
     options, control, line = connected.options, connected.control, connected.line
     with contextlib.closing(make_secret()) as secret:
-        wishes = msgspec.to_builtins(options.parameters)
-        control.send(messages.Greeting(host=here, parameters=wishes, challenge=secret.challenge()))
+        control.send(messages.Greeting(host=here, parameters=options.parameters, challenge=secret.challenge()))
         message = expect(connected, messages.Description, GREETING_SECONDS)
     described = unpack_migration(message.payload)
     if not secret.is_proven(connected.roles.session, claim_of(described), message.proof):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
+
+CpuFacts = Mapping[str, int | list[str | list[int]]]
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,16 +24,16 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     page_size: int
     boot_id: str
-    cpu: dict[str, Any]
+    cpu: dict[str, int | list[str | list[int]]]
     vdso: str
 
 
-def snapshot_host(cpu: dict[str, Any], vdso: str) -> HostFacts:
+def snapshot_host(cpu: CpuFacts, vdso: str) -> HostFacts:
     """The facts of this host; the caller finds `cpu` and `vdso`. Raises OSError if /proc is missing."""
     return HostFacts(
         machine=os.uname().machine,
         page_size=os.sysconf("SC_PAGESIZE"),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        cpu=cpu,
+        cpu=dict(cpu),
         vdso=vdso,
     )

@@ -8,6 +8,10 @@ Every message is one frame, all numbers little endian:
     9   3   0
     12      the message: MessagePack, a map whose "kind" says which of the structs below it is
 
+What a message may become is bounded before anything is made of it: a compressed one unpacks to at most UNPACKED_LEAST
+bytes or MOST_UNPACKED times its own length, and it holds at most MOST_VALUES values (numbers, words, lists, maps), each
+of which takes some hundred bytes of memory at most.
+
 Unknown fields are skipped. An unknown kind, or a number out of its range, breaks the protocol. After COMMIT nothing
 may fail any more, and such a message is passed over. docs/protocol.md tells who sends what, and when. The payloads
 (`msgspec.Raw`) are MessagePack too; their types belong to the folders above, which decode them with `unpack`.
@@ -21,8 +25,9 @@ from typing import Annotated, TypeVar
 import msgspec
 import zstandard
 
+from live_migration._lm import ffi, lib
 from live_migration.wire.blockers import Blocker
-from live_migration.wire.errors import MigrationError, ProtocolError, Refused, RemoteError
+from live_migration.wire.errors import LocalError, MigrationError, ProtocolError, Refused, RemoteError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.host import HostFacts
 from live_migration.wire.same_host import Challenge
@@ -30,6 +35,8 @@ from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRA
 
 LONGEST = 64 << 20
 COMPRESS_FROM = 64 << 10
+UNPACKED_LEAST, MOST_UNPACKED = 64 << 10, 64
+MOST_VALUES = 1 << 22
 PLAIN, ZSTD = 1, 2
 HEADER = struct.Struct("<IIB3s")
 NOTHING = msgspec.Raw(b"\xc0")
@@ -50,7 +57,7 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     """
 
     host: HostFacts
-    parameters: dict[str, str | int | float | bool | None] = {}
+    parameters: Parameters = Parameters()
     challenge: Challenge | None = None
 
 
@@ -238,10 +245,7 @@ def unpack(payload: msgspec.Raw, kind: type[Payload]) -> Payload:
 
 def parameters_of(greeting: Greeting) -> Parameters:
     """What the destination wants. ProtocolError for parameters that cannot be."""
-    try:
-        parameters = msgspec.convert(greeting.parameters, Parameters)
-    except msgspec.ValidationError as error:
-        raise broken(f"its parameters cannot be read: {error}") from None
+    parameters = greeting.parameters
     known = parameters.strategy in (*STRATEGIES, AUTO) and parameters.no_convergence in NO_CONVERGENCE
     times = [limit for limit in (parameters.max_downtime_ms, parameters.round_timeout) if limit is not None]
     limits = 0 <= parameters.rounds <= MOST_ROUNDS and parameters.bandwidth_limit >= 0
@@ -263,16 +267,39 @@ def broken(cause: str) -> ProtocolError:
 def encode(message: Message, *, compress: bool | None = None) -> bytes:
     """The frame of a message. By default it is compressed from COMPRESS_FROM bytes on.
 
-    ValueError when it is longer than a frame can be.
+    LocalError when it is more than a message can be.
     """
     plain = msgspec.msgpack.encode(message)
-    if len(plain) > LONGEST:
-        raise ValueError(f"a message of {len(plain)} bytes is longer than a frame can be ({LONGEST})")
+    if cause := _too_much(plain):
+        raise LocalError(
+            step="the control connection",
+            object=f"what the other side is to be told ({type(message).__name__})",
+            cause=cause,
+            remedy="move a process with fewer mappings, threads and descriptors",
+            code=ExitCode.REFUSED,
+        )
     if compress or (compress is None and len(plain) >= COMPRESS_FROM):
         packed = zstandard.ZstdCompressor(level=1).compress(plain)
-        if len(packed) < len(plain):
+        if len(packed) < len(plain) <= _most_unpacked(len(packed)):
             return HEADER.pack(len(packed), len(plain), ZSTD, b"\0\0\0") + packed
     return HEADER.pack(len(plain), len(plain), PLAIN, b"\0\0\0") + plain
+
+
+def _most_unpacked(length: int) -> int:
+    """How many bytes a compressed message of this length may become."""
+    return max(UNPACKED_LEAST, MOST_UNPACKED * length)
+
+
+def _too_much(body: bytes) -> str | None:
+    """Why these bytes are more than a message can be, or None."""
+    if len(body) > LONGEST:
+        return f"it has {len(body)} bytes, at most {LONGEST} are possible"
+    # A value takes a byte at least.
+    if len(body) > MOST_VALUES:
+        count = int(lib.lm_count_values(ffi.from_buffer(body), len(body), MOST_VALUES))
+        if count > MOST_VALUES:
+            return f"it has more than {MOST_VALUES} values"
+    return None
 
 
 def _decode_body(body: bytes, unpacked: int, form: int) -> Message:
@@ -283,6 +310,8 @@ def _decode_body(body: bytes, unpacked: int, form: int) -> Message:
             body = zstandard.ZstdDecompressor().decompress(body, max_output_size=unpacked)
         except zstandard.ZstdError as error:
             raise broken(f"it cannot be decompressed ({error})") from None
+    if cause := _too_much(body):
+        raise broken(cause)
     try:
         message: Message = msgspec.msgpack.decode(body, type=Message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -329,6 +358,8 @@ class FrameReader:
             raise broken(f"it claims to be {max(length, unpacked)} bytes long, at most {LONGEST} are possible")
         if form == PLAIN and length != unpacked:
             raise broken("its two lengths differ")
+        if form == ZSTD and unpacked > _most_unpacked(length):
+            raise broken(f"its {length} bytes claim to become {unpacked}, {_most_unpacked(length)} are possible")
         self._length, self._unpacked, self._form = length, unpacked, form
 
 

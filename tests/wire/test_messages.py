@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
 
 import msgspec
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from live_migration._lm import lib
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import MOST_ODD, ControlChannel, Odd
 from live_migration.wire.errors import ConnectionLost, LocalError, ProtocolError, Refused, RemoteError
@@ -19,6 +22,7 @@ from live_migration.wire.host import snapshot_host
 from live_migration.wire.messages import (
     HEADER,
     LONGEST,
+    MOST_VALUES,
     PLAIN,
     ZSTD,
     Abort,
@@ -47,9 +51,10 @@ from live_migration.wire.messages import (
     pack,
     unpack,
 )
+from live_migration.wire.strategy import Parameters
 
 EVERY: list[Message] = [
-    Greeting(host=snapshot_host({"avx": True}, ""), parameters={"strategy": "post-copy"}),
+    Greeting(host=snapshot_host({"xcr0": 7}, ""), parameters=Parameters(strategy="hybrid")),
     Description(payload=pack({"a": [1, 2]})),
     Blockers(found=[Blocker("descriptor 3", "a terminal", "redirect it")]),
     Staged(pid=7),
@@ -90,11 +95,17 @@ def test_every_message_survives_any_cut(compress: bool | None, cuts: list[int]) 
 
 
 def test_large_ones_are_compressed_and_small_ones_not() -> None:
-    assert encode(Final(payload=pack(bytes(1 << 20))))[8] == ZSTD
-    assert len(encode(Final(payload=pack(bytes(1 << 20))))) < 1000
+    numbers = [number * 4096 for number in range(100_000)]
+    assert encode(Final(payload=pack(numbers)))[8] == ZSTD
     assert encode(Freezing())[8] == PLAIN
-    with pytest.raises(ValueError, match="longer than a frame can be"):
-        encode(Final(payload=pack(bytes(LONGEST))))
+
+
+def test_more_than_a_message_can_be_is_not_sent() -> None:
+    too_long, too_many = Final(payload=pack(bytes(LONGEST))), Final(payload=pack([0] * MOST_VALUES))
+    for message, cause in ((too_long, f"at most {LONGEST} are possible"), (too_many, f"more than {MOST_VALUES}")):
+        with pytest.raises(LocalError, match=f"what the other side is to be told .Final.: it has .*{cause}") as caught:
+            encode(message)
+        assert caught.value.code == ExitCode.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,7 @@ def test_large_ones_are_compressed_and_small_ones_not() -> None:
         (HEADER.pack(1, 1, 3, bytes(3)), "its form 3 does not exist"),
         (HEADER.pack(LONGEST + 1, LONGEST + 1, 1, bytes(3)), f"at most {LONGEST} are possible"),
         (HEADER.pack(10, LONGEST + 1, 2, bytes(3)), f"at most {LONGEST} are possible"),
+        (HEADER.pack(2300, 2300 * 64 + 1, 2, bytes(3)), "its 2300 bytes claim to become 147201, 147200 are possible"),
         (HEADER.pack(10, 11, 1, bytes(3)), "its two lengths differ"),
         (HEADER.pack(0, 0, 1, bytes(3)), "bytes long"),
         (HEADER.pack(1, 1, 1, bytes(3)) + b"\xc1", "it cannot be read"),
@@ -119,10 +131,56 @@ def test_a_frame_that_cannot_be(frame: bytes, cause: str) -> None:
 
 
 def test_a_decompression_bomb_stays_small() -> None:
-    frame = bytearray(encode(Final(payload=pack(bytes(32 << 20)))))
-    frame[4:8] = (1000).to_bytes(4, "little")
-    with pytest.raises(ProtocolError, match="not what its header says"):
-        read_all(bytes(frame), [])
+    plain = msgspec.msgpack.encode(Final(payload=pack(bytes(32 << 20))))
+    packed = zstandard.ZstdCompressor().compress(plain)
+    for claimed, cause in ((1000, "not what its header says"), (len(plain), "bytes claim to become")):
+        with pytest.raises(ProtocolError, match=cause):
+            read_all(HEADER.pack(len(packed), claimed, ZSTD, bytes(3)) + packed, [])
+    # What compresses better than a message may goes as it is.
+    assert encode(Final(payload=pack(bytes(1 << 20))))[8] == PLAIN
+
+
+def test_what_a_message_becomes_is_bounded() -> None:
+    """Every value of it is an object here, of a hundred bytes or so."""
+    hosts: list[dict[str, object]] = [{}, {"host": {"cpu": {"x": [{}] * 1000}}}]
+    for host in hosts:
+        body = msgspec.msgpack.encode({"kind": "greeting", **host, "more": [[]] * MOST_VALUES})
+        with pytest.raises(ProtocolError, match=f"more than {MOST_VALUES} values"):
+            read_all(HEADER.pack(len(body), len(body), PLAIN, bytes(3)) + body, [])
+    greeting = msgspec.to_builtins(EVERY[0])
+    greeting["host"]["cpu"] = {"x": [{}]}
+    body = msgspec.msgpack.encode(greeting)
+    with pytest.raises(ProtocolError, match=r"Expected `str | array`, got `object` - at `\$.host.cpu"):
+        read_all(HEADER.pack(len(body), len(body), PLAIN, bytes(3)) + body, [])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def values_of(value: object) -> int:
+    """How many values a value consists of."""
+    if isinstance(value, dict):
+        return 1 + sum(1 + values_of(one) for one in value.values())
+    return 1 + sum(map(values_of, value)) if isinstance(value, list) else 1
+
+
+@given(VALUES, st.integers(0, 70_000))
+def test_values_are_counted(value: object, length: int) -> None:
+    for one in (value, [value] * 20, "x" * length, bytes(length), [None] * length):
+        body = msgspec.msgpack.encode(one)
+        assert lib.lm_count_values(body, len(body), MOST_VALUES) == values_of(one)
+        assert lib.lm_count_values(body, len(body) - 1, MOST_VALUES) == -errno.EPROTO
+        assert lib.lm_count_values(body + b"\0", len(body) + 1, MOST_VALUES) == -errno.EPROTO
+
+
+def test_counting_ends_early() -> None:
+    body = msgspec.msgpack.encode([[0, 1]] * 1000)
+    assert lib.lm_count_values(body, len(body), 10) == 11
+    for bad in (b"", b"\xc1", b"\xc7\x00\x01", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdc\0"):
+        assert lib.lm_count_values(bad, len(bad), 10) == -errno.EPROTO
 
 
 @given(st.sampled_from(EVERY), st.data())
