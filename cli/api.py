@@ -121,6 +121,9 @@ def restore(
     map_path: Mapping[str, str] | None = None,
     tcp: Literal["refuse", "close"] = "refuse",
     cpu: Literal["strict", "trust"] = "strict",
+    max_memory: int | None = None,
+    allow_uid: Sequence[int | str] = (),
+    allow_path: Sequence[str | os.PathLike[str]] = (),
     insecure: bool = False,
     verbose: int = 0,
     on_event: OnEvent | None = None,
@@ -130,8 +133,9 @@ def restore(
 
     With `detach` it returns when every page has arrived, and the process lives on. Without `detach` it returns when the
     process has ended; the report's `exit_status` is then the status of the process. `max_downtime` is in milliseconds,
-    `round_timeout` in seconds, `bandwidth_limit` in bytes per second; `map_path` tells where files are here
-    ({"/old": "/new"}); with `stdio` "attach" this process's descriptors 0 to 2 replace those that cannot be moved.
+    `round_timeout` in seconds, `bandwidth_limit` in bytes per second, `max_memory` in bytes; `map_path` tells where
+    files are here ({"/old": "/new"}); with `stdio` "attach" this process's descriptors 0 to 2 replace those that cannot
+    be moved.
     Everything else is as in `lm-restore --help`, including environment variables.
 
     `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or
@@ -142,8 +146,10 @@ def restore(
         listen=listen, ticket_file=ticket_file, strategy=strategy, max_rounds=max_rounds,
         max_downtime=None if max_downtime is None else f"{max_downtime:f}ms", round_timeout=round_timeout,
         on_no_convergence=on_no_convergence, bandwidth_limit=bandwidth_limit, prefetch=prefetch, pid=pid,
-        detach=detach, stdio=stdio, files=files, tcp=tcp, cpu=cpu, insecure=insecure,
+        detach=detach, stdio=stdio, files=files, tcp=tcp, cpu=cpu,
+        max_memory=max_memory, insecure=insecure,
     )  # fmt: skip
+    words += [f"--allow-uid={user}" for user in allow_uid] + [f"--allow-path={os.fspath(path)}" for path in allow_path]
     words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]
     words += ["-v"] * verbose
     # lm-restore's frontend may be killed at any time: its worker knows what is right then. A signal that it can catch

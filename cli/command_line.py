@@ -58,6 +58,14 @@ def parse_rate(text: str) -> int:
     return rate
 
 
+def parse_size(text: str) -> int:
+    """Bytes: `800000`, `512M`, `1.5G`, with K, M, G and T as powers of 1024."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount such as 800K, 512M or 1.5G (bytes)")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
 def parse_seconds(text: str) -> float:
     """Seconds: `5`, `0.5`, `5s`, `500ms`. Not 0."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|ms)?", text.strip(), re.ASCII)

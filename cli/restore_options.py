@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
+import re
 from collections.abc import Mapping, Sequence
 
 from live_migration.cli.command_line import (
@@ -15,6 +17,7 @@ from live_migration.cli.command_line import (
     parse_number,
     parse_rate,
     parse_seconds,
+    parse_size,
     take_ticket,
     usage_error,
 )
@@ -42,6 +45,22 @@ def _mapped_path(text: str) -> tuple[str, str]:
     if not equals or not old.startswith("/") or not new.startswith("/"):
         raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW with two absolute paths")
     return os.path.normpath(old), os.path.normpath(new)
+
+
+def _absolute_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
+    return os.path.normpath(text)
+
+
+def _user(text: str) -> int:
+    """A user's number, from its name or the number itself."""
+    if re.fullmatch(r"[0-9]{1,10}", text, re.ASCII):
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no user {text!r} here") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -159,6 +178,31 @@ def make_parser() -> argparse.ArgumentParser:
         default="strict",
         help="trust: move although this processor lacks something of the source's (default: strict)",
     )
+    add(
+        "--max-memory",
+        metavar="SIZE",
+        type=parse_size,
+        help="refuse a process that has more memory, in bytes, with K, M or G (default: what this host and the control "
+        "group of lm-restore have room for)",
+    )
+    add(
+        "--allow-uid",
+        metavar="USER",
+        type=_user,
+        action="append",
+        default=[],
+        help="refuse a process of another user, by name or number; unless it is root's, it must have no capabilities, "
+        "and only groups that its user has here; may be repeated (default: everybody, as far as lm-restore may)",
+    )
+    add(
+        "--allow-path",
+        metavar="PATH",
+        type=_absolute_path,
+        action="append",
+        default=[],
+        help="refuse a process that has a file, directory or socket elsewhere than under PATH; may be repeated "
+        "(default: everything that lm-restore may open)",
+    )
     add_common_options(parser)
     return parser  # fmt: skip
 
@@ -247,6 +291,9 @@ def parse_options(
         map_path=tuple(given.map_path),
         tcp=given.tcp,
         cpu=given.cpu,
+        max_memory=given.max_memory,
+        allow_uid=tuple(given.allow_uid),
+        allow_path=tuple(given.allow_path),
         report=given.report,
         json=given.json,
         verbose=given.verbose,

@@ -44,6 +44,7 @@ from live_migration.process.migration import (
 )
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.restorer import stage as build
+from live_migration.restorer.allowed import allowed_blockers
 from live_migration.restorer.custody import start_custody
 from live_migration.restorer.finish import follow
 from live_migration.restorer.frontend_events import FrontendEvents
@@ -52,9 +53,11 @@ from live_migration.restorer.husk_process import end_husk, is_killed, start_husk
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.phases import Armed, Connected, Frozen, Running, Staged, Started, reached, tell, write
 from live_migration.restorer.preflight import Peer, new_file_blockers, preflight
+from live_migration.restorer.room import grown_blockers
 from live_migration.restorer.rounds import correct, drop_discarded, memory_ranges, take_freezing, take_rounds
 from live_migration.restorer.waiting import (
     LAST_WORDS_SECONDS,
+    check_arrived,
     expect,
     interrupted_by_frontend,
     last_words,
@@ -116,7 +119,7 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
         raise stopped(line, session)
     session.happened(Event.CONNECTED)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
-    described = msgspec.convert(words, DescriptorOptions)
+    described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
     return Connected(options, described, line, roles, ControlChannel(roles.control), session, report)
 
 
@@ -161,7 +164,10 @@ def start(connected: Connected) -> Started:
         described = out_of_reach(described)
     task = only_member(described).task
     failpoint("destination-described")
-    blockers = preflight(described, Peer(greeting.host, here), options, connected.descriptor_options)
+    # What is not allowed is not even looked for.
+    blockers = allowed_blockers(described, options.allow_uid, connected.descriptor_options) or preflight(
+        described, Peer(greeting.host, here), options, connected.descriptor_options
+    )
     if blockers:
         raise Refused(blockers, object=f"process {task.host_pid}")
     offsets = clocks.offsets_for(task.clocks, asked, clocks.read_offsets())
@@ -289,9 +295,10 @@ def apply_final(frozen: Frozen) -> None:
     building, pager, described = staged.building, staged.pager, staged.connected.descriptor_options
     member = only_member(final)
     table = table_of(final, member)
-    appeared = [
+    appeared = allowed_blockers(final, staged.connected.options.allow_uid, described) or [
         *descriptor_blockers(whole_table(final), described),
         *new_file_blockers(final, staged.described, described),
+        *grown_blockers(member, building.staged, staged.husk.pid, staged.connected.options.max_memory),
     ]
     if appeared:
         raise Refused(appeared, object=f"process {member.task.host_pid}", step="the frozen process")
@@ -334,6 +341,7 @@ def wait_until_complete(staged: Staged) -> None:
         connected.line.hear()
         if connected.line.is_to_stop:
             raise stopped(connected.line, connected.session)
+        check_arrived(staged)
     if state is not PagerState.COMPLETE:
         raise last_words(connected, LAST_WORDS_SECONDS) or lost_pages(pager.cause, connected.session)
 

@@ -20,6 +20,9 @@ class RestoreOptions:
     files         "strict" (size and mtime), "size" or "trust"
     map_path      (old, new) prefixes of paths
     tcp           "refuse" or "close" established connections
+    max_memory    refuse a process with more bytes of memory
+    allow_uid     users that a process may have; none: everybody
+    allow_path    what it may have open, mapped, bound or as its directory; none: everything
     cpu           "strict", or "trust" that the process uses nothing that this processor lacks
     report        file for the report
     json, verbose how to tell
@@ -39,3 +42,6 @@ class RestoreOptions:
     json: bool
     verbose: int
     json_fd: int | None = None
+    max_memory: int | None = None
+    allow_uid: tuple[int, ...] = ()
+    allow_path: tuple[str, ...] = ()

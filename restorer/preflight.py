@@ -18,11 +18,11 @@ from live_migration.process.memory.bridge import bridge_blockers
 from live_migration.process.memory.mapped_files import preflight_mapped_files, unnamed_blockers
 from live_migration.process.migration import Migration, whole_table
 from live_migration.process.threads.rseq_fields import rseq_blockers
+from live_migration.restorer import room
 from live_migration.restorer.husk_process import taken_ids
 from live_migration.restorer.options import RestoreOptions
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.host import HostFacts
-from live_migration.wire.report import show_bytes
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,16 @@ def preflight(
 ) -> list[Blocker]:
     """The blockers to restoring all members of a migration on this host. Raises OSError."""
     table = whole_table(migration)
+    needed = sum(member.resident for member in migration.members)
     return [
         *_host_blockers(hosts, options),
         *_ability_blockers(migration, hosts, options),
         *(one for member in migration.members for one in member_blockers(member, options, described)),
+        *(
+            one
+            for member in migration.members
+            for one in room.count_blockers(member, len(migration.open_files))
+        ),
         *preflight_mapped_files(migration.mapped_files, described),
         *(
             one
@@ -50,7 +56,8 @@ def preflight(
         ),
         *descriptor_blockers(table, described),
         *preflight_descriptors(table, described),
-        *room_blockers(sum(member.resident for member in migration.members), available_bytes()),
+        *room.memory_blockers(needed, room.available()),
+        *room.most_memory_blockers(needed, options.max_memory),
     ]
 
 
@@ -76,6 +83,7 @@ def new_file_blockers(final: Migration, staged: Migration, described: Descriptor
     for member, before in zip(final.members, staged.members, strict=True):
         if not member.as_staged:
             found += unnamed_blockers(member.memory.mappings, final.mapped_files, described)
+            found += room.mapping_blockers(len(member.memory.mappings))
         if limits.directories(member.task.limits) != limits.directories(before.task.limits):
             found += limits.preflight_limits(member.task.limits, described.map_bytes)
     for one in final.open_files:
@@ -84,26 +92,6 @@ def new_file_blockers(final: Migration, staged: Migration, described: Descriptor
             same_machine = is_same_machine(final.members[0].place)
             found += preflight_file(one.object, one.flags, one.name, described, same_machine)
     return found
-
-
-def available_bytes() -> int:
-    """Bytes of memory and swap that this host can give (proc_meminfo(5)). Raises OSError."""
-    with open("/proc/meminfo") as meminfo:
-        known = dict(line.split(":", 1) for line in meminfo)
-    return sum(int(known.get(name, "0").split()[0]) for name in ("MemAvailable", "SwapFree")) * 1024
-
-
-def room_blockers(needed: int, available: int) -> list[Blocker]:
-    """Whether there is room for so many bytes."""
-    if needed <= available:
-        return []
-    return [
-        Blocker(
-            "this host's memory",
-            f"has room for {show_bytes(available)}, the process needs {show_bytes(needed)}",
-            "end something here, add swap, or choose another host",
-        )
-    ]
 
 
 def _ability_blockers(migration: Migration, hosts: Peer, options: RestoreOptions) -> list[Blocker]:

@@ -18,8 +18,10 @@ from live_migration.process.member import Layout
 from live_migration.process.memory.mapped_files import preflight_mapped_files, unnamed_blockers
 from live_migration.process.memory.mappings import AddressSpace, MappingKind, eager_mappings, paged_on_demand
 from live_migration.restorer import stage as build
+from live_migration.restorer.allowed import path_blockers
 from live_migration.restorer.husk import run as run_in
 from live_migration.restorer.phases import Staged
+from live_migration.restorer.room import mapping_blockers
 from live_migration.restorer.waiting import expect, interrupted_by_frontend, receive_push
 from live_migration.wire import messages
 from live_migration.wire.errors import Refused
@@ -86,12 +88,13 @@ def _follow_layout(staged: Staged, layout: Layout) -> None:
     """Lay the husk out as the source is now."""
     if layout.space != staged.building.staged.space:
         raise messages.broken(f"it lays out the memory of space {layout.space}, which no member has")
-    blockers = [
+    blockers = path_blockers(layout, staged.connected.descriptor_options) or [
         *preflight_mapped_files(layout.files, staged.connected.descriptor_options),
         *unnamed_blockers(layout.memory.mappings, layout.files, staged.connected.descriptor_options),
+        *mapping_blockers(len(layout.memory.mappings)),
     ]
     if blockers:
-        raise Refused(blockers, object="a file that the process has mapped meanwhile")
+        raise Refused(blockers, object="what the process has mapped meanwhile")
     build.follow_layout(staged.building, layout.memory)
     members = [staged.building.staged]
     staged.described = msgspec.structs.replace(staged.described, members=members, mapped_files=layout.files)

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.phases import Connected, Staged
+from live_migration.restorer.room import arrived_blockers
 from live_migration.wire import messages
-from live_migration.wire.errors import LocalError, MigrationError
+from live_migration.wire.errors import LocalError, MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.session import Session
 
@@ -55,6 +56,14 @@ def receive_push(staged: Staged, identifier: int) -> None:
         if connected.line.is_to_stop:
             raise stopped(connected.line, connected.session) from None
         raise last_words(connected, LAST_WORDS_SECONDS) or lost_pages(str(error), connected.session) from error
+    check_arrived(staged)
+
+
+def check_arrived(staged: Staged) -> None:
+    """Raise Refused when more has arrived than --max-memory allows."""
+    blockers = arrived_blockers(staged.husk.pid, staged.connected.options.max_memory)
+    if blockers:
+        raise Refused(blockers, step="receiving pages")
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from live_migration.kernel.tracing import tracee
 from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
 from live_migration.process.attributes.limits import memory_limit_blockers
-from live_migration.process.attributes.status import resident_bytes
+from live_migration.process.attributes.status import resident_bytes, shared_bytes
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
 from live_migration.process.descriptors.options import DescriptorOptions
@@ -60,6 +60,7 @@ from live_migration.process.memory.mappings import (
     paged_on_demand,
     reread,
     snapshot_address_space,
+    travelling_bytes,
 )
 from live_migration.process.memory.shared_memory import shared_memory_blockers
 from live_migration.process.migration import MemberParts
@@ -116,7 +117,7 @@ class SourceSnapshot:
             task=msgspec.structs.replace(self.task.description, clocks=snapshot_clocks(now)),
             session=self.task.session.id,
             descriptors=self.descriptors.table.descriptors,
-            resident=resident_bytes(now.status),
+            resident=resident_bytes(now.status) + shared_bytes(now.status, travelling_bytes(self.memory)),
         )
         return MemberParts(member, self.descriptors.table, self.contents, self.files, self.task.session)
 

@@ -15,8 +15,14 @@ LINES_THAT_CHANGE = re.compile(rb"^(?:" + b"|".join(CHANGING) + rb"):.*\n", re.M
 
 def resident_bytes(status: dict[str, str]) -> int:
     """Bytes of anonymous memory that a process has in memory or in swap; 0 for one without memory. Shared memory does
-    not count, for RssShmem includes files on a tmpfs, which do not travel."""
+    not count (`shared_bytes`)."""
     return sum(int(status.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
+
+
+def shared_bytes(status: dict[str, str], most: int) -> int:
+    """Bytes of shared memory that it has in memory, at most so many: RssShmem includes files on a tmpfs, which do not
+    travel."""
+    return min(int(status.get("RssShmem", "0").split()[0]) * 1024, most)
 
 
 def proof(raw: bytes) -> bytes:

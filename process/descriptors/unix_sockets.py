@@ -380,6 +380,7 @@ def bind_unix(made: socket.socket, one: UnixSocket, context: OpenContext) -> Non
         path = context.map_path(path)
         made.bind(path)
     else:
+        context.map_path(os.path.normpath(os.path.join(one.directory, path)))
         before = os.open(".", os.O_PATH | os.O_CLOEXEC)
         try:
             os.chdir(context.map_path(one.directory))

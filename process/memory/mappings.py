@@ -220,6 +220,12 @@ def paged_on_demand(space: AddressSpace) -> list[Mapping]:
     ]
 
 
+def travelling_bytes(space: AddressSpace) -> int:
+    """How long the mappings of shared memory are that travels with the process."""
+    kinds = (MappingKind.SHARED_ANONYMOUS, MappingKind.BY_DESCRIPTOR)
+    return sum(mapping.length for mapping in space.mappings if mapping.kind in kinds)
+
+
 def is_private_file(mapping: Mapping) -> bool:
     """Whether the mapping has pages of its own beside those of its file."""
     return mapping.kind is MappingKind.PRIVATE_FILE or (

@@ -21,7 +21,7 @@ import live_migration.cli.serve
 import live_migration.restorer.frontend
 import live_migration.source_server.serve
 from live_migration.experiments.machines import wait_for
-from live_migration.restorer.preflight import available_bytes, room_blockers
+from live_migration.restorer.room import Available, available, memory_blockers
 from live_migration.wire.exit_codes import ExitCode
 from tests.conftest import skip
 from tests.support import laws
@@ -51,13 +51,13 @@ def subject(program: Path, tmp_path: Path, orphans: None) -> Iterator[laws.Subje
 
 
 def test_no_room() -> None:
-    assert room_blockers(1 << 30, 1 << 30) == []
-    (found,) = room_blockers(3 << 30, 1 << 29)
+    assert memory_blockers(1 << 30, Available(1 << 30, [])) == []
+    (found,) = memory_blockers(3 << 30, Available(1 << 29, []))
     assert str(found) == (
         "this host's memory: has room for 512 MiB, the process needs 3.0 GiB; end something here, add swap, or choose "
         "another host"
     )
-    assert available_bytes() > 1 << 20
+    assert available().memory > 1 << 20
 
 
 def blocker(pid: int, *sentences: str) -> None:

@@ -41,6 +41,7 @@ from live_migration.process.numbering import FIRST_OBJECT, Numbering
 from live_migration.process.scope import HostScan, Scope, scope_of
 from live_migration.process.task import snapshot_task
 from live_migration.restorer import preflight as preflights
+from live_migration.restorer import room
 from live_migration.restorer.migrate import only_member, unpack_migration
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.preflight import new_file_blockers
@@ -251,9 +252,9 @@ def test_every_member_is_judged_by_the_destination(pair: Pair, monkeypatch: pyte
         Meeting(), Parameters(), "auto", True, "null", "trust", (), "refuse", "trust", None, False, 0
     )
     migration = travelled(pair.migration)
-    monkeypatch.setattr(preflights, "available_bytes", lambda: 2 << 20)
+    monkeypatch.setattr(room, "available", lambda: room.Available(2 << 20, []))
     assert texts(preflights.preflight(migration, preflights.Peer(here, here), options, NULL)) == []
-    monkeypatch.setattr(preflights, "available_bytes", lambda: (2 << 20) - 1)
+    monkeypatch.setattr(room, "available", lambda: room.Available((2 << 20) - 1, []))
     missing = replace(migration.members[1], executable="/nowhere/program")
     found = preflights.preflight(
         replace(migration, members=[migration.members[0], missing]), preflights.Peer(here, here), options, NULL

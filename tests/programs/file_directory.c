@@ -1,5 +1,6 @@
 /*
  * feature: open directories, with their position, and paths relative to them
+ * restore: --allow-uid root --allow-path / --max-memory 1G
  */
 #include "check.h"
 #include <dirent.h>
