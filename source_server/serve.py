@@ -21,6 +21,7 @@ from live_migration.kernel.memory.own_memory import make_own
 from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
 from live_migration.process.descriptors.holding import hold_descriptors
+from live_migration.process.descriptors.snapshot import changed_since
 from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
 from live_migration.process.member import Runs
 from live_migration.process.memory import vdso
@@ -292,7 +293,7 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
             return None
         send_final(copied, source, pusher, deadline)
         # Beside the wait for READY, which does not come before the push has arrived.
-        preparing = pusher.begin(lambda: prepare_held(custody, source))
+        preparing = pusher.begin(lambda: beside_ready(custody, source))
         failpoint("source-final-sent")
         connected.events.emit("frozen", connected.options.pid)
         handed_over = await_ready(connected, deadline)
@@ -362,9 +363,13 @@ def await_ready(connected: Connected, deadline: float) -> list[int]:
     return messages.unpack(ready.payload, list[int])
 
 
-def prepare_held(custody: custodies.Custody, source: FrozenSource) -> None:
-    """Write down what is to be done to descriptors after the handover or without it. Raises OSError."""
+def beside_ready(custody: custodies.Custody, source: FrozenSource) -> None:
+    """Write down what is to be done to descriptors after the handover or without it, and look up what the description
+    took from before the freeze. Raises OSError, Refused."""
     custody.prepare(source.threads.pid, hold_descriptors(source.description.table))
+    changed = changed_since(source.descriptors)
+    if changed:
+        raise Refused(changed, object=f"process {source.threads.pid}", step="the frozen process")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""TCP and UDP sockets, v4 and v6: unconnected, bound, listening, and connected UDP.
+"""Sockets of TCP, UDP, UDP-Lite and ICMP (ping), v4 and v6: unconnected, bound, listening, and connected UDP.
 
 An established TCP connection cannot move. It is a blocker, or with --tcp close it ends for both sides: the peer gets a
 clean FIN, and the process finds a connection that its peer has closed.
@@ -20,17 +20,32 @@ from live_migration.process.descriptors.held import Held
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, give_to
 from live_migration.process.descriptors.socket_ends import end_connection, stop_listening
-from live_migration.process.descriptors.socket_options import Option, is_socket, read_options, set_options
+from live_migration.process.descriptors.socket_options import (
+    changed_options,
+    option_blockers,
+    set_all_options,
+    snapshot_options,
+)
 from live_migration.wire.blockers import Blocker
 
 TCP_CLOSE, TCP_LISTEN = 7, 10
+SUPPORTED = {
+    (family, kind, protocol)
+    for family in (socket.AF_INET, socket.AF_INET6)
+    for kind, protocol in (
+        (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+        (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+        (socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE),
+        (socket.SOCK_DGRAM, socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6),
+    )
+}
 
 
 class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="inet"):
-    """A TCP or UDP socket. `state` is TCP's (enum of netinet/tcp.h), 7 for UDP.
+    """Such a socket. `state` is TCP's (enum of netinet/tcp.h), 7 for the others.
 
     `address` is what it is bound to, port 0 when it is not; `peer` what it is connected to. `waiting` are the
-    connections that a listener has not accepted.
+    connections that a listener has not accepted. `unsent` are bytes of a datagram that has not gone.
     """
 
     inode: int
@@ -44,11 +59,12 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     peer: list[str | int] | None
     backlog: int
     waiting: int
-    options: list[Option]
+    unsent: int
+    options: bytes
 
     @property
     def is_tcp(self) -> bool:
-        """TCP, not UDP?"""
+        """TCP, and no datagrams?"""
         return self.type == socket.SOCK_STREAM
 
     @property
@@ -58,18 +74,15 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
 
 def is_supported(seen: Seen) -> bool:
-    """Is it TCP or UDP, and has it no filter?"""
-    if not is_socket(seen):
+    """Is it TCP, UDP, UDP-Lite or ICMP?"""
+    if seen.flags & os.O_PATH:
         return False
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
-        return one.family in (socket.AF_INET, socket.AF_INET6) and (one.type, one.proto) in (
-            (socket.SOCK_STREAM, socket.IPPROTO_TCP),
-            (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
-        )
+        return (one.family, one.type, one.proto) in SUPPORTED
 
 
 def snapshot_inet(seen: Seen, context: SnapshotContext) -> InetSocket:
-    """Describe a TCP or UDP socket from outside; the options only if no earlier snapshot has them."""
+    """Describe such a socket from outside. Of a connection that an earlier snapshot has, nothing else changes."""
     before = context.before.get(seen.link)
     if not isinstance(before, InetSocket):
         before = None
@@ -79,14 +92,17 @@ def snapshot_inet(seen: Seen, context: SnapshotContext) -> InetSocket:
         if result < 0 and result not in (-errno.EOPNOTSUPP, -errno.ENOPROTOOPT):
             raise OSError(-result, os.strerror(-result), "TCP_INFO")
     listening = state.state == TCP_LISTEN
-    same = before is not None and before.state == state.state
-    if before is not None and same and state.state != TCP_CLOSE:
-        queue = (state.backlog, state.waiting) if listening else (0, 0)
-        return msgspec.structs.replace(before, backlog=queue[0], waiting=queue[1])
+    established = state.state not in (TCP_CLOSE, TCP_LISTEN)
+    if before is not None and before.state == state.state and established:
+        return before
+    queue = (state.backlog, state.waiting) if listening else (0, 0)
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+        options = b"" if established else snapshot_options(one, seen, context)
+        if before is not None and before.state == state.state and listening:
+            return msgspec.structs.replace(before, backlog=queue[0], waiting=queue[1], options=options)
         peer: list[str | int] | None = None
         with contextlib.suppress(OSError):
-            peer = list(one.getpeername())
+            peer = with_interface(one, one.getpeername())
         return InetSocket(
             inode=seen.status.st_ino,
             uid=seen.status.st_uid,
@@ -95,12 +111,30 @@ def snapshot_inet(seen: Seen, context: SnapshotContext) -> InetSocket:
             type=one.type,
             protocol=one.proto,
             state=state.state,
-            address=list(one.getsockname()),
+            address=with_interface(one, one.getsockname()),
             peer=peer,
-            backlog=state.backlog if listening else 0,
-            waiting=state.waiting if listening else 0,
-            options=before.options if before is not None and same else read_options(one),
+            backlog=queue[0],
+            waiting=queue[1],
+            unsent=max(0, lib.lm_unsent(one.fileno())) if seen.frozen and one.type == socket.SOCK_DGRAM else 0,
+            options=options,
         )
+
+
+def with_interface(one: socket.socket, address: tuple[str | int, ...]) -> list[str | int]:
+    """An address of a socket as it travels: an interface by its name, for its number is this host's."""
+    found = list(address)
+    if len(found) == 4 and found[3]:
+        name = ffi.new("char[16]")
+        if lib.lm_interface_name(one.fileno(), found[3], name) == 0:
+            found[3] = ffi.string(name).decode(errors="surrogateescape")
+    return found
+
+
+def here(address: list[str | int]) -> tuple[str | int, ...]:
+    """The same on this host. Raises OSError when it has no such interface."""
+    if len(address) == 4 and isinstance(address[3], str):
+        return (*address[:3], socket.if_nametoindex(address[3]))
+    return tuple(address)
 
 
 def text(address: list[str | int]) -> str:
@@ -137,13 +171,20 @@ def inet_blockers(open_file: OpenFile[InetSocket], context: BlockerContext) -> l
                 "let it end before the move, or give lm-restore --tcp close, which closes it",
             )
         ]
-    return []
+    return option_blockers(name, one.options) + unsent_blockers(open_file)
+
+
+def unsent_blockers(open_file: OpenFile[InetSocket]) -> list[Blocker]:
+    """What passes: a datagram that is half written (MSG_MORE, UDP_CORK), or that the network has not taken yet."""
+    if not open_file.object.unsent:
+        return []
+    return [Blocker(open_file.name, "it has a datagram that has not been sent", "try again when it has been sent")]
 
 
 def preflight_inet(open_file: OpenFile[InetSocket], context: PreflightContext) -> list[Blocker]:
-    """Can its address be bound on the destination, if it has to be? This binds it for a moment."""
+    """Can it have its options on the destination, and be bound, if it has to be? This binds it for a moment."""
     one, name = open_file.object, open_file.name
-    if (context.reach.source and context.reach.same_network) or one.is_established or not one.address[1]:
+    if one.is_established or (context.reach.source and context.reach.same_network and one.address[1]):
         return []
     try:
         with make_inet(one):
@@ -161,14 +202,18 @@ def bind_blocker(one: InetSocket, name: str, error: OSError) -> Blocker:
         return Blocker(name, f"this host does not have the address of {where}", "give the address to an interface here")
     if error.errno in (errno.EACCES, errno.EPERM):
         return Blocker(name, f"no permission to open {where} here", "run lm-restore as root")
-    return Blocker(name, f"{where} cannot be opened here: {error.strerror}", "see ip(7) about this error")
+    if error.errno == errno.ENODEV:
+        return Blocker(
+            name, f"this host lacks a network interface of it: {error.strerror}", "make one of that name here"
+        )
+    return Blocker(name, f"it cannot be opened here ({where}): {error.strerror}", "see ip(7) about this error")
 
 
 def make_inet(one: InetSocket) -> socket.socket:
     """A socket with its options, bound where it was, neither listening nor connected. Raises OSError."""
     made = socket.socket(one.family, one.type, one.protocol)
     try:
-        set_options(made, one.options)
+        set_all_options(made.fileno(), one.options)
         give_to(made.fileno(), one.uid, one.gid)
         if one.address[1]:
             bind_inet(made, one)
@@ -179,10 +224,9 @@ def make_inet(one: InetSocket) -> socket.socket:
 
 
 def bind_inet(made: socket.socket, one: InetSocket) -> None:
-    """Bind it. A connected UDP socket may have its address from the route, and another host does not have that one.
-    """
+    """Bind it. A connected UDP socket may have its address from the route, and another host does not have that one."""
     try:
-        made.bind(tuple(one.address))
+        made.bind(here(one.address))
     except OSError as error:
         if one.is_tcp or one.peer is None or error.errno != errno.EADDRNOTAVAIL:
             raise
@@ -207,11 +251,18 @@ def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
         if one.state == TCP_LISTEN:
             made.listen(one.backlog)
         elif not one.is_tcp and one.peer is not None:
-            made.connect(tuple(one.peer))
+            made.connect(here(one.peer))
     except BaseException:
         made.close()
         raise
     return made.detach()
+
+
+def changed_inet(one: OpenFile[InetSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
+    """Whether its options are others than those of its description."""
+    if one.object.is_established:
+        return []
+    return changed_options(one.name, one.object.options, duplicate, context)
 
 
 def hold_inet(one: OpenFile[InetSocket]) -> Held | None:
@@ -219,6 +270,12 @@ def hold_inet(one: OpenFile[InetSocket]) -> Held | None:
     if one.object.state == TCP_LISTEN:
         return Held(one.number, one.object.inode, commit=stop_listening(one.flags, one.object.waiting))
     return Held(one.number, one.object.inode, commit=end_connection()) if one.object.is_established else None
+
+
+def update_inet(number: int, one: OpenFile[InetSocket], before: InetSocket, context: OpenContext) -> None:
+    """The options that have changed, of what is not the source's own. Raises OSError."""
+    if one.object.options != before.options and before.inode not in context.handed_over:
+        set_all_options(number, one.object.options, before.options)
 
 
 INET_SOCKET = Kind(
@@ -230,7 +287,10 @@ INET_SOCKET = Kind(
     holders=Holders.BY_OBJECT,
     leads_outside=leads_outside,
     blockers=inet_blockers,
+    passing=unsent_blockers,
+    changed=changed_inet,
     hold=hold_inet,
     preflight=preflight_inet,
     open=open_inet,
+    update=update_inet,
 )

@@ -25,12 +25,22 @@ from live_migration.wire.blockers import Blocker
 class SnapshotContext:
     """What one snapshot of process `pid` has for all kinds. Close it.
 
-    `before` is what an earlier snapshot knew, by link, of objects whose link names them.
+    `before` is what an earlier snapshot knew, by link, of objects whose link names them. `recent` has, by link, what
+    takes long to read: a frozen process's snapshot takes it from there, and whether it has changed is looked up later
+    (`Kind.changed`).
     """
 
     pid: int
     before: Mapping[str, msgspec.Struct] = field(default_factory=dict)
+    recent: dict[str, bytes] = field(default_factory=dict)
     opened: dict[str, int] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[int], Any]) -> Any:
+        """What `make` finds out for `pid`, at the first use."""
+        if name not in self.found:
+            self.found[name] = make(self.pid)
+        return self.found[name]
 
     def descriptor(self, name: str, make: Callable[[int], int]) -> int:
         """A descriptor of this process through which a kind queries the kernel: made for `pid` at the first use, and
@@ -154,6 +164,7 @@ class Kind(Generic[Object]):
     blockers    why it cannot be moved, including what passes by itself
     passing     the blockers of a frozen process that pass when it runs
     is_file     whether the object is a FileObject
+    changed     the blockers of a frozen process in what its snapshot took from an earlier one
     hold        for a frozen process: what is done at the source after the handover (commit), or without it (undo), as
                 rows of system calls (held.py), which C runs
 
@@ -188,6 +199,7 @@ class Kind(Generic[Object]):
     blockers: Callable[[OpenFile[Object], BlockerContext], list[Blocker]] = _no_blockers
     passing: Callable[[OpenFile[Object]], list[Blocker]] = _no_blockers
     is_file: bool = False
+    changed: Callable[[OpenFile[Object], int, SnapshotContext], list[Blocker]] = _no_blockers
     hold: Callable[[OpenFile[Object]], Held | None] = _nothing
 
     preflight: Callable[[OpenFile[Object], PreflightContext], list[Blocker]] = _no_blockers

@@ -132,7 +132,7 @@ class OpenContext:
     `same_network` says that it also lives in this network namespace. `shared` is what several open files have in
     common, by its type and inode (`DescriptorTable.shared_by_inode`). `anchors` are descriptors by which what several
     open files share is found again; `content_wanted` are the files, by device and inode of the source, whose content
-    has to be written before the process runs. `monotonic` is the process's clock.
+    has to be written before the process runs. `monotonic` is the process's clock, `process` its id here (the husk's).
     """
 
     map_path: Callable[[str], str]
@@ -148,6 +148,7 @@ class OpenContext:
     handed_over: set[int] = field(default_factory=set)
     made_paths: list[str] = field(default_factory=list)
     monotonic: Callable[[], int] = time.monotonic_ns
+    process: int = 0
 
     def fetch(self, source_number: int, inode: int) -> int | None:
         """A duplicate of the source's descriptor, where the source can be reached and has what is described there; else

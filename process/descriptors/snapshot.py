@@ -36,16 +36,20 @@ from live_migration.process.descriptors.stdio import STANDARD
 from live_migration.process.descriptors.table import Descriptor, DescriptorTable
 from live_migration.process.numbering import Numbering
 from live_migration.process.scope import DescriptorAt, HostScan, scope_of
+from live_migration.wire.blockers import Blocker
 
 
 @dataclass
 class Snapshot:
     """A snapshot of the descriptors: the table, and for a frozen process a duplicate of each open file, by identity.
+
+    `recent` is brought up to date by every later snapshot of the running process (`SnapshotContext.recent`).
     """
 
     table: DescriptorTable
     numbering: Numbering
     duplicates: dict[int, int] = field(default_factory=dict)
+    recent: dict[str, bytes] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close the duplicates."""
@@ -159,7 +163,8 @@ def describe(
     """The table of what was seen, identities carried over from the previous one."""
     known = {d.number: d.open_file for d in previous.table.descriptors} if previous else {}
     before = previous.table.by_identity() if previous else {}
-    context = SnapshotContext(place.pid, objects_by_link(previous.table) if previous else {})
+    recent = previous.recent if previous else {}
+    context = SnapshotContext(place.pid, objects_by_link(previous.table) if previous else {}, recent)
     descriptors: list[Descriptor] = []
     open_files: list[OpenFile[AnyObject]] = []
     duplicates: dict[int, int] = {}
@@ -194,7 +199,22 @@ def describe(
         shared=[each for kind, those in of_kind.items() for each in kind.snapshot_shared(those)],
         frozen=frozen,
     )
-    return Snapshot(table, numbering, duplicates)
+    return Snapshot(table, numbering, duplicates, recent)
+
+
+def changed_since(taken: Snapshot) -> list[Blocker]:
+    """What has changed in a frozen process since the running one was read, of what its snapshot did not read again.
+    Raises OSError."""
+    context = SnapshotContext(taken.table.place.pid)
+    try:
+        return [
+            blocker
+            for one in taken.table.open_files
+            if one.standard is None
+            for blocker in kind_of(one.object).changed(one, taken.duplicates[one.identity], context)
+        ]
+    finally:
+        context.close()
 
 
 def objects_by_link(table: DescriptorTable) -> dict[str, AnyObject]:

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <net/if.h>
@@ -163,11 +164,18 @@ int lm_closed_tcp_socket(int family) {
     return result;
 }
 
-int lm_has_socket_filter(int number) {
-    socklen_t instructions = 0;
+int lm_interface_name(int number, unsigned int interface, char *name) {
+    struct ifreq request = {.ifr_ifindex = (int)interface};
 
-    /* With no room given it tells how many instructions there are; eBPF has none of the classic kind to show. */
-    if (getsockopt(number, SOL_SOCKET, SO_GET_FILTER, NULL, &instructions) != 0)
-        return errno == EACCES ? 1 : -errno;
-    return instructions > 0;
+    if (ioctl(number, SIOCGIFNAME, &request) != 0)
+        return -errno;
+    memcpy(name, request.ifr_name, IFNAMSIZ);
+    name[IFNAMSIZ - 1] = 0;
+    return 0;
+}
+
+int lm_unsent(int number) {
+    int bytes = 0;
+
+    return ioctl(number, SIOCOUTQ, &bytes) == 0 ? bytes : -errno;
 }

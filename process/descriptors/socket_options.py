@@ -1,139 +1,130 @@
-"""The options of sockets: read as bytes, and set on the destination where a new socket's differ.
+"""The options of sockets, all from one table (socket_option_table.c).
 
-Copying only what differs keeps the destination's own defaults, and needs no privilege for an option that
-nobody has touched.
+It takes 40 to 100 us to read those of one socket. So what the last look at the running process has found counts in the
+freeze, and while the destination gets ready it is compared with what they are (`changed_options`). On the destination
+only what differs from a new socket's is set: that keeps the destination's own defaults, and needs no privilege for an
+option that nobody has touched.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import socket
-from collections.abc import Iterable
+import sys
+from pathlib import Path
+from typing import Any
 
-import msgspec
-
-from live_migration._lm import lib
+from live_migration._lm import ffi, lib
+from live_migration.process.descriptors.kind import SnapshotContext
 from live_migration.process.descriptors.open_file import Seen
+from live_migration.wire.blockers import Blocker
 
-INT = 4
-LARGEST_OPTION = 64
-ANY = (
-    socket.SO_REUSEADDR, socket.SO_KEEPALIVE, socket.SO_BROADCAST, socket.SO_OOBINLINE, socket.SO_LINGER,
-    socket.SO_RCVLOWAT, socket.SO_RCVTIMEO, socket.SO_SNDTIMEO, socket.SO_PRIORITY, socket.SO_MARK,
-    socket.SO_DONTROUTE, lib.SO_TIMESTAMP, lib.SO_TIMESTAMPNS, lib.SO_RXQ_OVFL, lib.SO_NO_CHECK, lib.SO_BUSY_POLL,
-    lib.SO_PREFER_BUSY_POLL,
-)  # fmt: skip
-UNIX = (socket.SO_PASSCRED, lib.SO_PASSSEC, lib.SO_PEEK_OFF)
-INET = (socket.SO_REUSEPORT, lib.SO_ZEROCOPY)
-IP = (
-    socket.IP_TOS, socket.IP_TTL, socket.IP_MULTICAST_TTL, socket.IP_MULTICAST_LOOP, socket.IP_MULTICAST_IF,
-    lib.IP_MULTICAST_ALL, lib.IP_MTU_DISCOVER, lib.IP_RECVERR, lib.IP_PKTINFO, lib.IP_RECVTTL, socket.IP_RECVTOS,
-    lib.IP_FREEBIND, lib.IP_BIND_ADDRESS_NO_PORT, socket.IP_TRANSPARENT,
-)  # fmt: skip
-IPV6 = (
-    socket.IPV6_V6ONLY, socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS, socket.IPV6_MULTICAST_LOOP,
-    socket.IPV6_MULTICAST_IF, socket.IPV6_RECVPKTINFO, socket.IPV6_RECVHOPLIMIT, socket.IPV6_RECVTCLASS,
-    socket.IPV6_TCLASS, socket.IPV6_DONTFRAG, lib.IPV6_MTU_DISCOVER, lib.IPV6_RECVERR, lib.IPV6_FREEBIND,
-)  # fmt: skip
-# Refused for a stream (net/ipv4/ip_sockglue.c, net/ipv6/ipv6_sockglue.c), and nothing that anybody has set in an
-# accepted connection: the kernel keeps there by which device, and with how many hops left, the first packet came.
-NOT_OF_STREAMS = frozenset(
-    {
-        (socket.IPPROTO_IP, socket.IP_MULTICAST_TTL), (socket.IPPROTO_IP, socket.IP_MULTICAST_IF),
-        (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS), (socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF),
-    }
-)  # fmt: skip
-TCP = (
-    socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_SYNCNT,
-    socket.TCP_LINGER2, socket.TCP_DEFER_ACCEPT, socket.TCP_USER_TIMEOUT, socket.TCP_FASTOPEN, socket.TCP_CONGESTION,
-    lib.TCP_NOTSENT_LOWAT,
-)  # fmt: skip
-SIZES = ((socket.SO_SNDBUF, lib.SO_SNDBUFFORCE, 1), (socket.SO_RCVBUF, lib.SO_RCVBUFFORCE, 2))
+LARGEST = 60_000
+allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
-class Option(msgspec.Struct, frozen=True, array_like=True):
-    """An option's level, number and value as getsockopt(2) gives it."""
-
-    level: int
-    name: int
-    value: bytes
-
-
-def has_filter(seen: Seen) -> bool:
-    """Is it a socket with a filter (SO_ATTACH_FILTER, SO_ATTACH_BPF), which cannot be read back?"""
-    return bool(lib.lm_has_socket_filter(seen.duplicate) == 1)
+def snapshot_options(one: socket.socket, seen: Seen, context: SnapshotContext) -> bytes:
+    """The options of a socket, of a frozen process as they were when it was last read. Raises OSError."""
+    known = context.recent.get(seen.link) if seen.frozen else None
+    if known is None:
+        known = context.recent[seen.link] = read_options(one, context)
+    return known
 
 
-def is_socket(seen: Seen) -> bool:
-    """Is it a socket of which everything can be read?"""
-    return not seen.flags & os.O_PATH and not has_filter(seen)
+def changed_options(name: str, options: bytes, duplicate: int, context: SnapshotContext) -> list[Blocker]:
+    """A blocker if a socket's options are others than those. Raises OSError."""
+    with socket.socket(fileno=os.dup(duplicate)) as one:
+        if read_options(one, context) == options:
+            return []
+    return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
 
 
-def known_options(family: int, kind: int, protocol: int) -> list[tuple[int, int]]:
-    """Levels and numbers of the options that sockets of this kind have and that travel."""
-    found = [(socket.SOL_SOCKET, name) for name in ANY]
-    if family == socket.AF_UNIX:
-        return found + [(socket.SOL_SOCKET, name) for name in UNIX]
-    found += [(socket.SOL_SOCKET, name) for name in INET]
-    found += [(socket.IPPROTO_IP, name) for name in IP]
-    if family == socket.AF_INET6:
-        found += [(socket.IPPROTO_IPV6, name) for name in IPV6]
-    if kind == socket.SOCK_STREAM:
-        found = [option for option in found if option not in NOT_OF_STREAMS]
-    if kind == socket.SOCK_STREAM and protocol == socket.IPPROTO_TCP:
-        found += [(socket.IPPROTO_TCP, name) for name in TCP]
+def read_options(one: socket.socket, context: SnapshotContext) -> bytes:
+    """The options of a socket, as records for `set_options`. Raises OSError."""
+    groups: list[Any] = []
+    if one.family != socket.AF_UNIX and one.type == socket.SOCK_DGRAM:
+        groups = context.once("groups", joined_groups)
+    room = context.once("room for options", lambda _: allocate("char[]", LARGEST))
+    sizes = ffi.new("struct lm_buffer_sizes *", usual_sizes(one.family, one.type))
+    known = ffi.new("struct lm_group[]", groups)
+    length: int = lib.lm_read_socket_options(one.fileno(), sizes, known, len(groups), room, LARGEST)
+    if length < 0:
+        raise OSError(-length, os.strerror(-length), "options of a socket")
+    return bytes(ffi.buffer(room, length))
+
+
+@functools.cache
+def usual_sizes(family: int, kind: int) -> tuple[int, int]:
+    """The sizes of a new socket's buffers, for sending and receiving."""
+    with socket.socket(family, kind) as new:
+        return tuple(new.getsockopt(socket.SOL_SOCKET, name) for name in (socket.SO_SNDBUF, socket.SO_RCVBUF))  # type: ignore[return-value]
+
+
+def joined_groups(pid: int) -> list[tuple[int, int, bytes]]:
+    """The multicast groups that somebody in a process's network namespace has joined: family, number of the interface,
+    address. Which sockets have joined them, only these tell.
+    """
+    found = []
+    interface = 0
+    for line in lines_of(f"/proc/{pid}/net/igmp")[1:]:
+        words = line.split()
+        if line[:1] != "\t":
+            interface = int(words[0])
+        else:
+            # Printed as a number of this machine, though it is in the network's order.
+            found.append((int(socket.AF_INET), interface, int(words[0], 16).to_bytes(4, sys.byteorder)))
+    for line in lines_of(f"/proc/{pid}/net/igmp6"):
+        number, _, address, *_ = line.split()
+        found.append((int(socket.AF_INET6), int(number), bytes.fromhex(address)))
     return found
 
 
-def read_options(one: socket.socket) -> list[Option]:
-    """The options of a socket; those that this kernel does not have are left out."""
-    found = []
-    for level, name in known_options(one.family, one.type, one.proto):
-        with contextlib.suppress(OSError):
-            found.append(Option(level, name, one.getsockopt(level, name, LARGEST_OPTION)))
-    with contextlib.suppress(OSError):
-        found.append(Option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, one.getsockopt(1, socket.SO_BINDTODEVICE, 16)))
-    return found + read_sizes(one)
-
-
-def read_sizes(one: socket.socket) -> list[Option]:
-    """The sizes of the buffers that were set by the process: SO_BUF_LOCK tells which (Linux 5.14)."""
+def lines_of(path: str) -> list[str]:
+    """The lines of a file, none if there is no such protocol."""
     try:
-        locked = one.getsockopt(socket.SOL_SOCKET, lib.SO_BUF_LOCK)
-    except OSError:
+        return Path(path).read_text().splitlines()
+    except FileNotFoundError:
         return []
-    return [
-        Option(socket.SOL_SOCKET, name, one.getsockopt(socket.SOL_SOCKET, name, INT))
-        for name, _, lock in SIZES
-        if locked & lock
-    ]
 
 
-def set_options(one: socket.socket, options: Iterable[Option]) -> None:
-    """Give a new socket these options. Raises OSError naming the option's level and number."""
-    for option in options:
-        try:
-            present = one.getsockopt(option.level, option.name, LARGEST_OPTION)
-        except OSError:
-            present = b""
-        if present == option.value:
-            continue
-        try:
-            set_option(one, option)
-        except OSError as error:
-            raise OSError(error.errno, f"socket option {option.level}/{option.name}: {error.strerror}") from error
+def set_options(number: int, options: bytes, before: bytes = b"", *, filters: bool) -> None:
+    """Give a socket its options, filters or all but filters, and take back those of `before` that it has no longer.
+    Raises OSError naming the option.
+    """
+    failed = ffi.new("const char **")
+    result = lib.lm_set_socket_options(number, before, len(before), options, len(options), filters, failed)
+    if result < 0:
+        name = ffi.string(failed[0]).decode() if failed[0] else "of a socket"
+        raise OSError(-result, f"the option {name} cannot be set here: {os.strerror(-result)}")
 
 
-def set_option(one: socket.socket, option: Option) -> None:
-    """Set one option. Buffer sizes are doubled by the kernel when they are set (socket(7))."""
-    for name, forced, _ in SIZES:
-        if (option.level, option.name) == (socket.SOL_SOCKET, name):
-            size = int.from_bytes(option.value, "little") // 2
-            try:
-                one.setsockopt(socket.SOL_SOCKET, forced, size)
-            except PermissionError:
-                # Without CAP_NET_ADMIN it is as large as net.core.rmem_max or wmem_max allows.
-                one.setsockopt(socket.SOL_SOCKET, name, size)
-            return
-    one.setsockopt(option.level, option.name, option.value)
+def set_all_options(number: int, options: bytes, before: bytes = b"") -> None:
+    """Give a socket its options and filters. Raises OSError naming the option."""
+    set_options(number, options, before, filters=False)
+    set_options(number, options, before, filters=True)
+
+
+def option_blockers(name: str, options: bytes) -> list[Blocker]:
+    """Options that cannot be moved."""
+    at, found = ffi.new("size_t *"), []
+    while (option := lib.lm_refused_socket_option(options, len(options), at)) != ffi.NULL:
+        what = ffi.string(option).decode()
+        found.append(Blocker(name, *REFUSED[what]))
+    return found
+
+
+REFUSED = {
+    "SO_ATTACH_BPF": (
+        "a socket with a filter of eBPF (SO_ATTACH_BPF), which cannot be read back",
+        "let the process detach it before the move",
+    ),
+    "TCP_REPAIR": (
+        "a socket that is being repaired (TCP_REPAIR)",
+        "let the process end that, or close the socket, before the move",
+    ),
+    "TCP_ULP": (
+        "a socket with a protocol of the kernel on top of TCP (TCP_ULP)",
+        "let the process close it before the move",
+    ),
+}

@@ -12,7 +12,9 @@ import os
 import select
 import socket
 import stat
+import struct
 from collections.abc import Callable, Collection, Container
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -30,12 +32,20 @@ from live_migration.process.descriptors.kind import (
 )
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, close_all, give_to
 from live_migration.process.descriptors.socket_ends import stop_listening
-from live_migration.process.descriptors.socket_options import Option, is_socket, read_options, set_options
+from live_migration.process.descriptors.socket_options import (
+    changed_options,
+    option_blockers,
+    set_all_options,
+    set_options,
+    snapshot_options,
+)
 from live_migration.process.scope import holders_text
 from live_migration.wire.blockers import Blocker
 
 CONNECTED, LISTENING = 1, 10
 LARGEST_MESSAGE = 1 << 20
+SO_PASSPIDFD, SCM_PIDFD = 76, 4
+TELLS_SENDERS = (socket.SO_PASSCRED, SO_PASSPIDFD)
 
 
 class SocketFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +62,8 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     `address` and `peer_address` are as bound: empty, b"\\0name" for an abstract one, or a path; `directory`
     is the one that a relative path starts from. `shutdown`: bit 0 no more to receive, bit 1 no more to
     send. `queue` is what waits to be received: pieces of a stream, or messages; filled in when frozen.
-    `waiting` are the connections that a listener has not accepted.
+    `waiting` are the connections that a listener has not accepted. `sender` are user and group of the process when it
+    sent what waits, where the receiver is told (SO_PASSCRED).
     """
 
     inode: int
@@ -70,10 +81,11 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     backlog: int
     waiting: int
     queued: int
-    options: list[Option]
+    options: bytes
     queue: list[bytes] = []
     carries_descriptors: bool = False
     senders: bool = False
+    sender: tuple[int, int] | None = None
 
 
 def raw_address(address: str | bytes | None) -> bytes:
@@ -82,8 +94,8 @@ def raw_address(address: str | bytes | None) -> bytes:
 
 
 def is_unix(seen: Seen) -> bool:
-    """Is it one, and has it no filter?"""
-    if not is_socket(seen):
+    """Is it one?"""
+    if seen.flags & os.O_PATH:
         return False
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
         return one.family == socket.AF_UNIX
@@ -105,7 +117,7 @@ def open_questions(pid: int) -> int:
 
 
 def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
-    """Describe a unix socket from outside; the options only if no earlier snapshot has them."""
+    """Describe a unix socket from outside. Of one that is connected and has nothing queued, only options change."""
     before = context.before.get(seen.link)
     if not isinstance(before, UnixSocket):
         before = None
@@ -117,7 +129,8 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
     listening = found.state == LISTENING
     quiet = listening or (before is not None and before.type == socket.SOCK_STREAM and not found.queued)
     if before is not None and before.state == found.state and (listening or found.has_peer) and quiet:
-        # Nothing else of it changes any more.
+        with socket.socket(fileno=os.dup(seen.duplicate)) as one:
+            options = snapshot_options(one, seen, context)
         return msgspec.structs.replace(
             before,
             peer=found.peer,
@@ -126,6 +139,7 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
             waiting=found.queued if listening else 0,
             queued=0,
             queue=[],
+            options=options,
         )
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
         address = raw_address(one.getsockname())
@@ -133,10 +147,9 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
         if found.has_peer:
             with contextlib.suppress(OSError):
                 peer_address = raw_address(one.getpeername())
-        queue: list[bytes] = []
-        carries = senders = False
+        peeked = Peeked()
         if seen.frozen and not listening and is_readable(one):
-            queue, carries, senders = peek_queue(one, found.queued, found.shutdown, peer_address)
+            peeked = peek_queue(one, found.queued, found.shutdown, peer_address)
         return UnixSocket(
             inode=seen.status.st_ino,
             type=one.type,
@@ -153,10 +166,11 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
             backlog=found.backlog if listening else 0,
             waiting=found.queued if listening else 0,
             queued=0 if listening else found.queued,
-            options=before.options if before is not None and before.state == found.state else read_options(one),
-            queue=queue,
-            carries_descriptors=carries,
-            senders=senders,
+            options=snapshot_options(one, seen, context),
+            queue=peeked.queue,
+            carries_descriptors=peeked.descriptors,
+            senders=peeked.others or any(each[0] != seen.pid for each in peeked.senders) or len(peeked.senders) > 1,
+            sender=next((each[1:] for each in peeked.senders), None),
         )
 
 
@@ -183,50 +197,68 @@ def is_readable(one: socket.socket) -> bool:
     """Is there something to receive, an empty message included?"""
     poll = select.poll()
     poll.register(one, select.POLLIN)
-    return bool(poll.poll(0))
+    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
-def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: bytes) -> tuple[list[bytes], bool, bool]:
-    """What is to be received, left where it is; do descriptors travel with it; have others than the peer sent it?
+@dataclass
+class Peeked:
+    """What is to be received. Do descriptors travel with it, have others than the peer sent it? `senders` are process,
+    user and group of who did, where the receiver is told.
+    """
+
+    queue: list[bytes] = field(default_factory=list)
+    descriptors: bool = False
+    others: bool = False
+    senders: set[tuple[int, int, int]] = field(default_factory=set)
+
+    def receive(self, one: socket.socket, size: int) -> tuple[bytes, bytes]:
+        """Peek at a piece or message: its bytes, and who sent it. Raises BlockingIOError when there is none."""
+        room = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+        data, control, _, sender = one.recvmsg(size, room, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        self.descriptors |= drop_descriptors(control)
+        if any(one.getsockopt(socket.SOL_SOCKET, each) for each in TELLS_SENDERS):
+            told = [struct.unpack("3i", what) for _, kind, what in control if kind == socket.SCM_CREDENTIALS]
+            self.senders.add((told or [(0, 0, 0)])[0])
+        return data, raw_address(sender)
+
+
+def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: bytes) -> Peeked:
+    """What is to be received, left where it is.
 
     A stream is peeked at in one go, messages one after the other with SO_PEEK_OFF, which is put back.
     """
-    flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-    room = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+    found = Peeked()
     if one.type == socket.SOCK_STREAM:
-        if not queued:
-            return [], False, False
-        data, control, _, _ = one.recvmsg(queued, room, flags)
-        dropped = drop_descriptors(control)
-        return [data], dropped or len(data) < queued, False
+        if queued:
+            found.queue = [found.receive(one, queued)[0]]
+            # It ends where descriptors travel, and where another sender begins.
+            found.descriptors |= len(found.queue[0]) < queued
+        return found
     before = one.getsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF)
-    messages: list[bytes] = []
-    carries = senders = False
     one.setsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF, 0)
     try:
         while True:
-            data, control, _, sender = one.recvmsg(LARGEST_MESSAGE, room, flags)
+            data, sender = found.receive(one, LARGEST_MESSAGE)
             if not data and one.type == socket.SOCK_SEQPACKET and shutdown & 1:
                 break
-            messages.append(data)
-            carries |= drop_descriptors(control)
-            senders |= raw_address(sender) != peer_address and bool(sender)
+            found.queue.append(data)
+            found.others |= bool(sender) and sender != peer_address
     except BlockingIOError:
-        return messages, carries, senders
+        return found
     finally:
         one.setsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF, before)
-    return messages, carries, senders
+    return found
 
 
 def drop_descriptors(control: list[tuple[int, int, bytes]]) -> bool:
-    """Close the duplicates that peeking at passed descriptors has made; were there any?"""
+    """Close the duplicates, and pidfds of senders, that peeking has made; were there descriptors?"""
     found = False
     for level, kind, data in control:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, SCM_PIDFD):
             numbers = array.array("i")
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
             close_all(numbers)
-            found = True
+            found |= kind == socket.SCM_RIGHTS
     return found
 
 
@@ -275,7 +307,7 @@ def unix_blockers(one: OpenFile[UnixSocket], context: BlockerContext) -> list[Bl
         found.append(
             Blocker(one.name, f"{holders} has the other end", "end the connection before the move, or end that process")
         )
-    return found + queue_blockers(one)
+    return found + option_blockers(one.name, one.object.options) + queue_blockers(one)
 
 
 def queue_blockers(one: OpenFile[UnixSocket]) -> list[Blocker]:
@@ -289,8 +321,7 @@ def queue_blockers(one: OpenFile[UnixSocket]) -> list[Blocker]:
 
 
 def preflight_unix(open_file: OpenFile[UnixSocket], context: PreflightContext) -> list[Blocker]:
-    """Is its address free on the destination, if it has to be bound, and is the peer of a datagram socket there?
-    """
+    """Is its address free on the destination, if it has to be bound, and is the peer of a datagram socket there?"""
     one, name, map_path = open_file.object, open_file.name, context.options.map_path
     abstract = one.address[:1] == b"\0"
     bind = not (context.reach.source and (context.reach.same_network or not abstract))
@@ -307,8 +338,7 @@ def preflight_unix(open_file: OpenFile[UnixSocket], context: PreflightContext) -
 
 
 def preflight_address(one: UnixSocket, name: str, path: str | None) -> list[Blocker]:
-    """Is the address free? `path` is where it is here, None for an abstract one or one that is not to be bound.
-    """
+    """Is the address free? `path` is where it is here, None for an abstract one or one that is not to be bound."""
     if path is None:
         if one.address[0] != 0 or (one.has_peer and one.type != socket.SOCK_DGRAM):
             return []
@@ -343,8 +373,7 @@ def path_here(one: UnixSocket, map_path: Callable[[str], str]) -> str | None:
 
 
 def open_unix(open_file: OpenFile[UnixSocket], context: OpenContext) -> int:
-    """A socket like it. A bound one is the source's own if that can be reached: nothing can be bound twice.
-    """
+    """A socket like it. A bound one is the source's own if that can be reached: nothing can be bound twice."""
     one = open_file.object
     if one.address and (one.state == LISTENING or not one.has_peer or one.type == socket.SOCK_DGRAM):
         abstract = one.address[0] == 0
@@ -356,7 +385,7 @@ def open_unix(open_file: OpenFile[UnixSocket], context: OpenContext) -> int:
         return open_pair(one, context)
     made = socket.socket(socket.AF_UNIX, one.type | socket.SOCK_CLOEXEC)
     try:
-        set_options(made, one.options)
+        set_all_options(made.fileno(), one.options)
         give_to(made.fileno(), one.uid, one.gid)
         if one.address:
             bind_unix(made, one, context)
@@ -408,9 +437,9 @@ def open_pair(one: UnixSocket, context: OpenContext) -> int:
         if one.peer:
             context.anchors["unix", 0, one.peer] = context.anchors[key][::-1]
     number = os.dup(context.anchors[key][0])
-    with socket.socket(fileno=os.dup(number)) as made:
-        set_options(made, one.options)
-        give_to(number, one.uid, one.gid)
+    # A filter would have a say in what is queued, and waits until that is done.
+    set_options(number, one.options, filters=False)
+    give_to(number, one.uid, one.gid)
     return number
 
 
@@ -425,15 +454,23 @@ def fill_unix(one: UnixSocket, context: OpenContext) -> None:
     anchors = context.anchors.get(("unix", 0, one.inode))
     if anchors is None or not one.queue:
         return
+    told = []
+    if one.sender is not None:
+        told = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("3i", context.process, *one.sender))]
     with socket.socket(fileno=os.dup(anchors[1])) as other:
         for message in one.queue:
-            if other.send(message, socket.MSG_DONTWAIT) != len(message):
+            if other.sendmsg([message], told, socket.MSG_DONTWAIT) != len(message):
                 raise OSError(105, "the socket is too small here for what waited in it on the source")
 
 
-def shut_unix(_: int, open_file: OpenFile[UnixSocket], __: UnixSocket, context: OpenContext) -> None:
-    """Shut the directions that are shut, after what was sent before is queued."""
+def update_unix(number: int, open_file: OpenFile[UnixSocket], before: UnixSocket, context: OpenContext) -> None:
+    """Set filters and what has changed of the options, and shut the directions that are shut. What was sent before is
+    queued by now.
+    """
     one = open_file.object
+    if one.inode not in context.handed_over:
+        known = before.options if before is not one else b""
+        set_all_options(number, one.options, known)
     anchors = context.anchors.get(("unix", 0, one.inode))
     if anchors is None or not one.shutdown:
         return
@@ -448,6 +485,11 @@ def listen_rows(program: Program, one: OpenFile[UnixSocket], context: RowsContex
     """
     if one.object.state == LISTENING and one.object.inode not in context.handed_over:
         program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, one.object.backlog)
+
+
+def changed_unix(one: OpenFile[UnixSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
+    """Whether its options are others than those of its description."""
+    return changed_options(one.name, one.object.options, duplicate, context)
 
 
 def hold_unix(one: OpenFile[UnixSocket]) -> Held | None:
@@ -468,11 +510,12 @@ UNIX_SOCKET = Kind(
     leads_outside=leads_outside,
     blockers=unix_blockers,
     passing=queue_blockers,
+    changed=changed_unix,
     hold=hold_unix,
     preflight=preflight_unix,
     connects=has_peer,
     open=open_unix,
     fill=fill_all,
-    update=shut_unix,
+    update=update_unix,
     last_rows=listen_rows,
 )

@@ -13,7 +13,6 @@ import msgspec
 from live_migration._lm import lib
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
-from live_migration.process.descriptors.socket_options import has_filter
 from live_migration.wire.blockers import Blocker
 
 MESSAGE_QUEUE = (
@@ -77,12 +76,7 @@ def snapshot_unmovable(seen: Seen, _: SnapshotContext) -> Unmovable:
 
 
 def snapshot_socket(seen: Seen) -> Unmovable:
-    """Say what kind of socket it is, or what it has that cannot be moved."""
-    if has_filter(seen):
-        return Unmovable(
-            cause="a socket with a filter (SO_ATTACH_FILTER), which cannot be read back",
-            remedy="let the process detach it before the move",
-        )
+    """Say what kind of socket it is."""
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
         family = getattr(one.family, "name", f"address family {one.family}")
         return Unmovable(cause=f"a socket of {family}, type {int(one.type)}, protocol {one.proto}", remedy=CLOSE_BEFORE)

@@ -113,6 +113,7 @@ def moved(
     live = snapshot_descriptors(ProcessSnapshot(child.pid))
     staged = without(travel(live.table), child.report)
     opened = open_descriptors(staged, options, source_access=source_access)
+    opened.context.process = os.getpid()
     try:
         if between is not None:
             between(opened, live)

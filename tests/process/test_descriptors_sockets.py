@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import tempfile
@@ -16,16 +17,23 @@ from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.inet_sockets import InetSocket
+from live_migration.process.descriptors.kind import SnapshotContext
 from live_migration.process.descriptors.opening import OpenedDescriptors, open_descriptors, update_descriptors
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
-from live_migration.process.descriptors.socket_options import read_options, set_options
+from live_migration.process.descriptors.snapshot import (
+    Snapshot,
+    changed_since,
+    see_and_describe,
+    snapshot_descriptors,
+)
+from live_migration.process.descriptors.socket_options import read_options, set_all_options
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.unix_sockets import UnixSocket
 from live_migration.source_server.held import write_held
 from live_migration.wire.blockers import Blocker
 from tests.process.descriptor_help import Child, moved, running, travel, without
 
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 NULL = DescriptorOptions(stdio="null")
 
 
@@ -323,26 +331,6 @@ def test_other_sockets_are_named() -> None:
     ]
 
 
-def test_socket_filters_are_named() -> None:
-    """What a filter lets through cannot be read back, and without it the process would see other packets."""
-
-    code = """
-    import ctypes
-    accept_all = ctypes.create_string_buffer(bytes([6, 0, 0, 0, 255, 255, 255, 255]))
-    program = (1).to_bytes(8, "little") + ctypes.addressof(accept_all).to_bytes(8, "little")
-    put(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach(), 20)
-    filtered = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    filtered.setsockopt(socket.SOL_SOCKET, 26, program)
-    put(filtered.detach(), 21)
-    ready()
-    """
-    with running(code) as child:
-        found = blockers(child)
-    assert len(found) == 1
-    assert "a socket with a filter (SO_ATTACH_FILTER)" in found[0]
-    assert "let the process detach it" in found[0]
-
-
 def test_a_process_in_another_network_namespace() -> None:
     code = """
     import ctypes
@@ -378,4 +366,49 @@ def test_the_options_of_an_accepted_connection_fit_a_new_socket(family: socket.A
         client = socket.create_connection(listener.getsockname()[:2])
         accepted, _ = listener.accept()
     with client, accepted, socket.socket(family, socket.SOCK_STREAM) as made:
-        set_options(made, read_options(accepted))
+        set_all_options(made.fileno(), read_options(accepted, SnapshotContext(os.getpid())))
+
+
+def test_options_that_change_before_the_freeze_are_seen_there_and_after_it() -> None:
+    """What the rehearsal has seen is set anew, taken back too; what came later is found out while the destination gets
+    ready.
+    """
+    lo, ttl, late = socket.if_nametoindex("lo"), 77, 78
+    group = socket.inet_aton("239.1.2.3") + bytes(4) + lo.to_bytes(4, "little")
+    accept_all = ctypes.create_string_buffer(bytes([6, 0, 0, 0, 255, 255, 255, 255]))
+    program = (1).to_bytes(8, "little") + ctypes.addressof(accept_all).to_bytes(8, "little")
+    first, second = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+
+    def attach(one: socket.socket) -> None:
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+    def detach(one: socket.socket) -> None:
+        one.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, group)
+        one.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+    def change(_: OpenedDescriptors, live: Snapshot) -> None:
+        process = ProcessSnapshot(live.table.place.pid)
+        detach(first)
+        attach(second)
+        first.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        see_and_describe(process, live, frozen=False).close()
+        frozen = snapshot_descriptors(process, live, frozen=True)
+        assert changed_since(frozen) == []
+        frozen.close()
+
+    attach(first)
+    with first, second, running(
+        f"put({first.fileno()}, 20); put({second.fileno()}, 21); ready()", pass_fds=[first.fileno(), second.fileno()]
+    ) as child:
+        with moved(child, between=change) as here, sock(here(20)) as moved_first, sock(here(21)) as moved_second:
+            assert moved_first.getsockopt(socket.IPPROTO_IP, socket.IP_TTL) == ttl
+            attach(moved_first)
+            detach(moved_second)
+        live = snapshot_descriptors(ProcessSnapshot(child.pid))
+        first.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, late)
+        frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
+        found = changed_since(frozen)
+        frozen.close()
+        assert [each.object.split()[1] for each in found] == ["20"]
+        assert "options changed" in found[0].cause

@@ -37,7 +37,15 @@ int main(int argc, char **argv) {
     CHECK(used == sizeof(block) && memcmp(got, block, used) == 0, "%zu bytes on their way changed", used);
     check_expect(stream[1], "back", 4);
     CHECK(read(stream[0], text, 1) == -1 && errno == EAGAIN, "there is more than was sent");
-    CHECK(SYS(recv(datagram[1], text, 100, 0)) == 5 && memcmp(text, "first", 5) == 0, "a datagram changed");
+    struct ucred sender;
+    char control[CMSG_SPACE(sizeof(sender))];
+    struct iovec part = {text, sizeof(text)};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+    CHECK(SYS(recvmsg(datagram[1], &message, 0)) == 5 && memcmp(text, "first", 5) == 0, "a datagram changed");
+    memcpy(&sender, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(sender));
+    CHECK(sender.pid == getpid() && sender.uid == getuid() && sender.gid == getgid(), "sent by %d, %d:%d",
+          sender.pid, (int)sender.uid, (int)sender.gid);
     CHECK(SYS(recv(datagram[1], text, 100, 0)) == 0, "an empty datagram changed");
     CHECK(SYS(recv(datagram[1], text, 100, 0)) == 5 && memcmp(text, "third", 5) == 0, "a datagram changed");
     CHECK(SYS(recv(sequence[0], text, 100, 0)) == 6 && memcmp(text, "packet", 6) == 0, "a packet changed");

@@ -1,0 +1,33 @@
+#ifndef LM_PROCESS_SOCKET_OPTIONS_H
+#define LM_PROCESS_SOCKET_OPTIONS_H
+/* Every option that a socket keeps, from one table: read at the source, set at the destination, or refused. */
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+/* A multicast group that somebody on the source has joined: `family` AF_INET or AF_INET6, the interface's number. */
+struct lm_group {
+    int family;
+    unsigned int interface;
+    unsigned char address[16];
+};
+/* Which sizes of buffers a socket has that nobody has set. */
+struct lm_buffer_sizes {
+    int send;
+    int receive;
+};
+int lm_usual_buffer_sizes(int number, struct lm_buffer_sizes *sizes);
+/* Writes the options of a socket into `room`, as records in the order in which they are to be set, and returns how many
+ * bytes they take; -ENOSPC if there is no room. Sizes that are `usual`, and not fixed, are left out. Which of
+ * the `groups` the socket has joined is found out too. */
+long lm_read_socket_options(int number, const struct lm_buffer_sizes *usual, const struct lm_group *groups,
+                            unsigned int group_count, char *room, size_t size);
+/* Which of the options that were read cannot be moved: its name, or NULL. `*at` is where to begin, and where to go on. */
+const char *lm_refused_socket_option(const char *options, size_t length, size_t *at);
+/* Gives a socket the options; those of `before` (may be empty) that can be taken back, and are not among them, are
+ * taken back. Filters alone, or all but filters. Where setting one fails, `*failed` is its name. Returns 0 or
+ * -errno, -EPROTO for what is no record. */
+int lm_set_socket_options(int number, const char *before, size_t before_length, const char *options,
+                          size_t length, int filters, const char **failed);
+/* cffi: end */
+#endif
