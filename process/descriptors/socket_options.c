@@ -194,12 +194,6 @@ static void put_group(struct writer *writer, const struct lm_group *group) {
     put(writer, level, MCAST_MSFILTER, filter, GROUP_FILTER_SIZE(filter->gf_numsrc));
 }
 
-int lm_usual_buffer_sizes(int number, struct lm_buffer_sizes *sizes) {
-    sizes->send = integer_option(number, SOL_SOCKET, SO_SNDBUF);
-    sizes->receive = integer_option(number, SOL_SOCKET, SO_RCVBUF);
-    return sizes->send < 0 ? sizes->send : sizes->receive < 0 ? sizes->receive : 0;
-}
-
 long lm_read_socket_options(int number, const struct lm_buffer_sizes *usual, const struct lm_group *groups,
                             unsigned int group_count, char *room, size_t size) {
     struct writer writer = {.socket = number, .room = room, .size = size};

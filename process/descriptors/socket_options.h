@@ -16,7 +16,6 @@ struct lm_buffer_sizes {
     int send;
     int receive;
 };
-int lm_usual_buffer_sizes(int number, struct lm_buffer_sizes *sizes);
 /* Writes the options of a socket into `room`, as records in the order in which they are to be set, and returns how many
  * bytes they take; -ENOSPC if there is no room. Sizes that are `usual`, and not fixed, are left out. Which of
  * the `groups` the socket has joined is found out too. */
