@@ -1,28 +1,41 @@
 """inotify(7): the files and directories that are watched, under the same watch descriptors.
 
-The kernel tells a watch by the file's handle, which open_by_handle_at(2) turns into a path. Watch
-descriptors count up and cannot be chosen, so numbers in between are used up with a file of our own.
+On one host the instance itself is handed over, with the events that come meanwhile. Else it is made anew: the kernel
+tells a watch by the file's handle, which open_by_handle_at(2) turns into a path. Watch descriptors count up and cannot
+be chosen, so numbers in between are used up with a file of our own. What the new one has seen before the process runs
+is dropped: the process has heard of it at the source, or lm-restore has caused it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
 
 from live_migration._lm import lib
+from live_migration.kernel.kcmp import same_open_file
+from live_migration.process.descriptors.file_locks import is_same_file
 from live_migration.process.descriptors.kind import (
     BlockerContext,
     Kind,
     PreflightContext,
     SnapshotContext,
 )
-from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
+from live_migration.process.descriptors.open_file import (
+    OpenContext,
+    OpenFile,
+    Seen,
+    close_all,
+    read_information,
+    set_flags,
+)
 from live_migration.wire.blockers import Blocker
 
 WATCH = re.compile(
@@ -36,16 +49,19 @@ MOST_WATCHES = 1 << 20
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
-    """A watched file or directory; `path` is None when it has none any more."""
+    """A watched file or directory; `path` is None when it has none any more. `device` and `inode` are the source's."""
 
     watch: int
     path: str | None
     mask: int
+    device: int = 0
+    inode: int = 0
 
 
 class Inotify(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="inotify"):
-    """An inotify instance; `queued` are the bytes of events not read yet."""
+    """An inotify instance; `queued` are the bytes of events not read yet. `inode` it shares with other such objects."""
 
+    inode: int
     watches: list[Watch]
     queued: int
 
@@ -53,21 +69,20 @@ class Inotify(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 def snapshot_inotify(seen: Seen, _: SnapshotContext) -> Inotify:
     """Describe an inotify instance from outside."""
     watches = [
-        Watch(
-            watch=int(watch, 16),
-            path=path_of_handle(seen.pid, int(device, 16), int(kind, 16), bytes.fromhex(handle)),
-            mask=int(mask, 16) & MASK,
-        )
+        watch_of(seen.pid, int(watch, 16), int(mask, 16) & MASK, int(device, 16), int(kind, 16), bytes.fromhex(handle))
         for watch, device, mask, kind, handle in WATCH.findall(seen.information)
     ]
-    queued = int.from_bytes(fcntl.ioctl(seen.duplicate, termios.FIONREAD, bytes(4)), "little")
-    return Inotify(watches=sorted(watches, key=lambda each: each.watch), queued=queued)
+    watches.sort(key=lambda each: each.watch)
+    return Inotify(inode=seen.status.st_ino, watches=watches, queued=bytes_queued(seen.duplicate))
 
 
-def path_of_handle(pid: int, device: int, kind: int, handle: bytes) -> str | None:
-    """The path of the file with that handle on the file system `device` (the kernel's number: major << 20 |
-    minor).
-    """
+def bytes_queued(number: int) -> int:
+    """The bytes of events that nobody has read."""
+    return int.from_bytes(fcntl.ioctl(number, termios.FIONREAD, bytes(4)), "little")
+
+
+def watch_of(pid: int, watch: int, mask: int, device: int, kind: int, handle: bytes) -> Watch:
+    """A watch of the file with that handle on the file system `device` (the kernel's number: major << 20 | minor)."""
     wanted = f"{device >> 20}:{device & 0xFFFFF}"
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         fields = line.split()
@@ -84,11 +99,14 @@ def path_of_handle(pid: int, device: int, kind: int, handle: bytes) -> str | Non
         if found < 0:
             continue
         try:
-            path = os.readlink(f"/proc/self/fd/{found}")
-            return path if os.fstat(found).st_nlink and not path.endswith(" (deleted)") else None
+            path, status = os.readlink(f"/proc/self/fd/{found}"), os.fstat(found)
+            named = status.st_nlink and not path.endswith(" (deleted)")
+            return Watch(
+                watch=watch, path=path if named else None, mask=mask, device=status.st_dev, inode=status.st_ino
+            )
         finally:
             os.close(found)
-    return None
+    return Watch(watch=watch, path=None, mask=mask)
 
 
 def inotify_blockers(one: OpenFile[Inotify], context: BlockerContext) -> list[Blocker]:
@@ -108,6 +126,13 @@ def event_blockers(one: OpenFile[Inotify]) -> list[Blocker]:
     return [Blocker(one.name, "it holds events that are not read yet", "try again when the process has read them")]
 
 
+def changed_inotify(one: OpenFile[Inotify], duplicate: int, _: SnapshotContext) -> list[Blocker]:
+    """A blocker if an event has come since the instance was described: the destination has dropped it."""
+    if not bytes_queued(duplicate):
+        return []
+    return [Blocker(one.name, "it got an event at the moment of the freeze", "try again")]
+
+
 def preflight_inotify(one: OpenFile[Inotify], context: PreflightContext) -> list[Blocker]:
     """Are the watched files there on the destination?"""
     map_path = context.options.map_path
@@ -121,14 +146,40 @@ def preflight_inotify(one: OpenFile[Inotify], context: PreflightContext) -> list
 
 
 def open_inotify(one: OpenFile[Inotify], context: OpenContext) -> int:
-    """An instance with the same watches under the same watch descriptors."""
+    """The source's own instance, or one with the same watches under the same watch descriptors."""
+    handed = fetch_instance(one, context)
+    if handed is not None:
+        context.anchors["inotify of the source", one.identity, 0] = (handed, handed)
+        return handed
     number = checked(lib.lm_inotify_init(os.O_CLOEXEC | os.O_NONBLOCK))
+    context.anchors["inotify", one.identity, 0] = (number, number)
     add_watches(number, one.object.watches, context.map_path, 0)
     return number
 
 
+def fetch_instance(one: OpenFile[Inotify], context: OpenContext) -> int | None:
+    """The source's own, if it can be reached and watches what the same paths lead to here; else None."""
+    if not context.same_machine or not all(is_here(each, context.map_path) for each in one.object.watches):
+        return None
+    fetched = context.fetch(one.number, one.object.inode)
+    if fetched is not None:
+        watched = {int(each[0], 16) for each in WATCH.findall(read_information(os.getpid(), fetched))}
+        if watched == {each.watch for each in one.object.watches}:
+            return fetched
+        close_all([fetched])
+    return None
+
+
+def is_here(watch: Watch, map_path: Callable[[str], str]) -> bool:
+    """Does the path of a watch lead to the same file here?"""
+    return watch.path is not None and is_same_file(map_path(watch.path), watch.device, watch.inode)
+
+
 def update_inotify(number: int, one: OpenFile[Inotify], before: Inotify, context: OpenContext) -> None:
     """Add and remove the watches that differ by now."""
+    if ("inotify of the source", one.identity, 0) in context.anchors:
+        check_still_the_same(number, one, context)
+        return
     after, map_path = one.object, context.map_path
     old = {each.watch: each for each in before.watches}
     new = {each.watch: each for each in after.watches}
@@ -157,13 +208,36 @@ def add_watches(number: int, watches: list[Watch], map_path: Callable[[str], str
             if highest != each.watch:
                 raise OSError(22, f"inotify watch {each.watch} became {highest} here")
         # The events of the removed fillers are not for the process.
-        os.set_blocking(number, False)
-        while True:
-            os.read(number, 65536)
-    except BlockingIOError:
-        return
+        drop_events(number)
     finally:
         os.close(filler)
+
+
+def check_still_the_same(number: int, one: OpenFile[Inotify], context: OpenContext) -> None:
+    """Raises OSError if the process has replaced the instance since it was handed over."""
+    now = context.fetch(one.number, one.object.inode)
+    try:
+        if now is None or not same_open_file(os.getpid(), now, os.getpid(), number):
+            raise OSError(errno.ESTALE, "the process has replaced it by another one since; try again")
+    finally:
+        close_all([] if now is None else [now])
+
+
+def drop_events(number: int) -> None:
+    """Forget what an instance has seen until now."""
+    os.set_blocking(number, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.read(number, 65536)
+
+
+def drop_all_events(all_of_them: Collection[OpenFile[Inotify]], context: OpenContext) -> None:
+    """Forget what the instances that were made here have seen until now: lm-restore has opened and mapped files."""
+    for one in all_of_them:
+        made = context.anchors.get(("inotify", one.identity, 0))
+        if made is not None:
+            drop_events(made[0])
+            set_flags(made[0], one.flags)
 
 
 def checked(result: int) -> int:
@@ -179,7 +253,9 @@ INOTIFY = Kind(
     snapshot=snapshot_inotify,
     blockers=inotify_blockers,
     passing=event_blockers,
+    changed=changed_inotify,
     preflight=preflight_inotify,
     open=open_inotify,
     update=update_inotify,
+    seal=drop_all_events,
 )

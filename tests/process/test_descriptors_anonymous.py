@@ -25,8 +25,10 @@ from live_migration.process.descriptors.opening import (
 )
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.rows import descriptor_rows
-from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
+from live_migration.process.descriptors.snapshot import Snapshot, changed_since, snapshot_descriptors
+from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.restorer.descriptor_install import Installed, install_rows, lowest_free
+from live_migration.wire.blockers import Blocker
 from tests.kernel.husks import stopped_husk
 from tests.process.descriptor_help import moved, running, without
 
@@ -108,12 +110,22 @@ def test_signalfd_and_inotify(tmp_path: Path) -> None:
     lib.lm_inotify_add(21, b"one", 0x200)
     ready()
     """
+    queued: list[list[Blocker]] = []
     with running(code, cwd=tmp_path) as child:
 
         def between(opened: OpenedDescriptors, live: Snapshot) -> None:
             child.go_on()
 
-        with moved(child, between=between) as here:
+        def finish(opened: OpenedDescriptors, final: DescriptorTable) -> None:
+            # The process has heard of it at the source; or it is about what lm-restore does.
+            (tmp_path / "two").write_text("changed, and heard of")
+            seal_descriptors(opened, final)
+            queued.append(changed_since(frozen := snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)))
+            frozen.close()
+
+        with moved(child, between=between, finish=finish) as here:
+            # An event that the source got after the freeze.
+            assert "got an event" in queued[0][0].cause
             information = Path(f"/proc/self/fdinfo/{here(20)}").read_text()
             assert f"sigmask:\t{1 << (signal.SIGUSR2 - 1) | 1 << 63:016x}" in information
             watches = [
