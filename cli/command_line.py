@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from live_migration.cli.output import never_waiting
 from live_migration.cli.rendering import RenderedEvents, make_events
 from live_migration.wire.addresses import split_address
 from live_migration.wire.errors import LocalError, MigrationError
@@ -167,7 +168,11 @@ def run_command(name: str, arguments: Sequence[str] | None, work: Callable[[], i
 
     Errors become one sentence on standard error and a code of the table in wire/exit_codes.py.
     """
-    events = _events_before_options(name, sys.argv[1:] if arguments is None else arguments)
+    with never_waiting():
+        return _run(_events_before_options(name, sys.argv[1:] if arguments is None else arguments), work)
+
+
+def _run(events: RenderedEvents, work: Callable[[], int]) -> int:
     try:
         return int(work())
     except MigrationError as error:

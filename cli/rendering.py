@@ -7,17 +7,16 @@ event as one object a line, flushed at once. Everything for human eyes goes to s
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import msgspec
-
+from live_migration.cli.output import Outlet
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.plain_text import json_line, printable
 from live_migration.wire.report import Report, show_bytes, summary
 from live_migration.wire.ticket import Ticket
 
@@ -30,6 +29,9 @@ SENTENCES = {
     "stalled": "the connection is lost; process {pid} waits for its pages, and both sides keep everything",
     "ended": "process {pid} has ended",
 }
+
+
+PROGRAM_SECONDS = 60.0
 
 
 class Renderer(Protocol):
@@ -49,16 +51,16 @@ class Renderer(Protocol):
 
 
 def _print(text: str, *, to_error: bool = False) -> None:
-    """Print and flush. A reader that has gone away does not end a migration."""
+    """Print and flush, without what a terminal would obey. A reader that has gone away does not end a migration."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr if to_error else sys.stdout, flush=True)
+        print(printable(text), file=sys.stderr if to_error else sys.stdout, flush=True)
 
 
 class JsonLines:
     """One object a line on standard output; notes on standard error."""
 
     def event(self, event: dict[str, Any], sentence: str) -> None:
-        _print(msgspec.json.encode(event).decode())
+        _print(json_line(event).decode().rstrip("\n"))
 
     def answer(self, text: str) -> None:
         """An event says it."""
@@ -77,11 +79,10 @@ class DescriptorLines:
     """Everything, notes and progress too, as one object a line on a descriptor that a program reads."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._outlet = Outlet(descriptor)
 
     def event(self, event: dict[str, Any], sentence: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._descriptor, msgspec.json.encode(event) + b"\n")
+        self._outlet.write(json_line(event))
 
     def answer(self, text: str) -> None:
         """Said by an event instead."""
@@ -94,7 +95,8 @@ class DescriptorLines:
         self.event({"event": "progress", "pid": 0, "time": time.time(), **counted}, "")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """The program has some time to read what it has not read."""
+        self._outlet.drain(PROGRAM_SECONDS)
 
 
 class PlainLines:
@@ -138,7 +140,7 @@ class Terminal:
             _print(text, to_error=True)
             return
         with contextlib.suppress(OSError, ValueError):
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, pages: int, total: int, faults: int) -> None:
         fields = {"amount": f"{show_bytes(pages * 4096)} of {show_bytes(total * 4096)}", "faults": faults}

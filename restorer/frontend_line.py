@@ -4,13 +4,22 @@ line."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
+import select
 import socket
+import sys
+import termios
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+
+from live_migration.wire.plain_text import json_line
+
+ENOUGH = 16 << 10
+"""Bytes of news that nobody has taken, beyond which it does not matter how far the worker has come."""
 
 
 @dataclass
@@ -49,6 +58,7 @@ class Line:
     connection: socket.socket
     page: mmap.mmap
     held: bytes = b""
+    unsent: bytearray = field(default_factory=bytearray)
     frontend_is_gone: bool = False
     orders: list[tuple[str, int]] = field(default_factory=list)
 
@@ -62,11 +72,33 @@ class Line:
         return self.frontend_is_gone or bool(self.orders)
 
     def send(self, event: str, **details: Any) -> None:
-        """Tell the frontend."""
+        """Tell the frontend. It may be stopped: this never waits, and news that it has not taken is kept, except how
+        much has arrived."""
+        if event != "progress" or not (self.unsent or self._unread() > ENOUGH):
+            self.unsent += json_line({"event": event, **details})
+        self._send_some()
+
+    def drain(self) -> None:
+        """At the end: wait until the frontend takes what it has not taken, or is gone."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLOUT)
+        while self.unsent:
+            poll.poll()
+            self._send_some()
+
+    def _send_some(self) -> None:
         try:
-            self.connection.sendall(msgspec.json.encode({"event": event, **details}) + b"\n")
+            while self.unsent:
+                del self.unsent[: self.connection.send(self.unsent, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)]
+        except BlockingIOError:
+            pass
         except OSError:
             self.frontend_is_gone = True
+            self.unsent.clear()
+
+    def _unread(self) -> int:
+        """Bytes that lie in the socket (unix(7), SIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self.connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def hear(self) -> None:
         """Take in what the frontend has said, or that it is gone."""

@@ -30,11 +30,13 @@ def start_worker(options: RestoreOptions) -> Worker:
     if pid == 0:
         ours.close()
         status = int(ExitCode.BUG)
+        line = Line(theirs, page)
         try:
-            status = _be_worker(options, Line(theirs, page))
+            status = _be_worker(options, line)
         except BaseException:
             traceback.print_exc()
         finally:
+            line.drain()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from live_migration.wire.plain_text import one_line
+
 
 class Blocker(msgspec.Struct, frozen=True):
     """One reason why a process cannot be moved: what it is about, why, and what to do.
@@ -16,4 +18,4 @@ class Blocker(msgspec.Struct, frozen=True):
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.object}: {self.cause}; {self.remedy}"
+        return one_line(f"{self.object}: {self.cause}; {self.remedy}")

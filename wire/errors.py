@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.plain_text import one_line
 
 
 class MigrationError(Exception):
@@ -33,7 +34,7 @@ class MigrationError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        return f"{self.whose}{self.step}: {self.object}: {self.cause}; {self.remedy}"
+        return one_line(f"{self.whose}{self.step}: {self.object}: {self.cause}; {self.remedy}")
 
 
 class LocalError(MigrationError):
