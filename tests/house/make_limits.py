@@ -20,7 +20,7 @@ GROUPS = {
         "children", "command", "credentials", "directories", "limit", "limits", "membarrier", "process", "root",
         "scheduling", "session",
     ),
-    "Descriptors": ("epoll", "eventfd", "fifo", "file", "files", "pipes"),
+    "Descriptors": ("epoll", "eventfd", "fifo", "file", "files", "inotify", "pipes"),
     "Sockets": ("socket", "socketpair"),
 }  # fmt: skip
 HEAD = """# What moves, and what does not
