@@ -96,7 +96,8 @@ def test_a_death_before_commit(failpoint: str, subject: laws.Subject) -> None:
 @pytest.mark.parametrize("failpoint", HANGING_SOURCE)
 def test_a_hanging_source_is_bounded(failpoint: str, subject: laws.Subject) -> None:
     """Even a stopped lm-serve freezes nobody: its custodian ends it."""
-    move = laws.begin(subject, fault=f"{failpoint}:hang", serve=["--max-freeze", "0.2"])
+    # Long enough to reach the failpoint beside other programs.
+    move = laws.begin(subject, fault=f"{failpoint}:hang", serve=["--max-freeze", "1"])
     assert ends(move.serve) == -signal.SIGKILL, move.said()
     assert ends(move.restore) == ExitCode.LOST_BEFORE, move.said()
     laws.assert_untouched(subject, stub_allowed=failpoint in STUB_IS_THERE)
@@ -104,10 +105,10 @@ def test_a_hanging_source_is_bounded(failpoint: str, subject: laws.Subject) -> N
 
 @pytest.mark.parametrize("failpoint", HANGING_DESTINATION)
 def test_a_hanging_destination_is_bounded(failpoint: str, subject: laws.Subject) -> None:
-    move = laws.begin(subject, fault=f"{failpoint}:hang", serve=["--max-freeze", "0.2"])
+    move = laws.begin(subject, fault=f"{failpoint}:hang", serve=["--max-freeze", "1"])
     assert ends(move.serve) == ExitCode.TIMEOUT, move.said()
     assert str(failed_event(move.serve)["error"]) == (
-        f"the freeze: process {subject.pid}: it was not over after 0.2 s, and the process runs on here; "
+        f"the freeze: process {subject.pid}: it was not over after 1 s, and the process runs on here; "
         "choose post-copy, a faster link, or a higher --max-freeze"
     )
     subject.await_progress()

@@ -94,7 +94,8 @@ def kill_at_random(target: Target, work: Callable[[], None], disturbed: bool, ti
                 time.sleep(chance.choice((0, 0, 0.0002)))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            assert words.read(200) == b""
+            said = words.read(200)
+            assert not said, said.decode()
         target.check_runs()
     # None is lost; the last one may still be on its way to its handler.
     wait_until(lambda: target.handled() >= target.signals)
