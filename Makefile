@@ -37,7 +37,7 @@ WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
-.PHONY: setup demo test test-real test-experiments test-dist test-kernels check bench experiments dist sanitize clean packages programs format
+.PHONY: setup demo test test-real test-experiments test-dist test-kernels check chaos bench experiments dist sanitize clean packages programs format
 
 setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
@@ -90,6 +90,9 @@ test-experiments: setup
 test-kernels: setup
 	@tests/install_packages.sh $(KERNEL_PACKAGES)
 	$(PYTEST) tests/kernels/test_kernels.py
+
+chaos: setup
+	@$(BIN)/python -m tests.chaos.trial --trials $(or $(TRIALS),1000) --seed $(or $(SEED),1)
 
 bench: setup
 	@$(BIN)/python -m live_migration.experiments.bench

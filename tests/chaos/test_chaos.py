@@ -1,0 +1,30 @@
+"""A few trials of tests/chaos/trial.py; `make chaos` makes a thousand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import trial
+from tests.support import laws
+
+# As many as take less than a minute on two processors.
+TRIALS = range(1, 11)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return laws.build(tmp_path_factory.mktemp("laws"))
+
+
+@pytest.mark.parametrize("number", TRIALS)
+def test_one_failure_breaks_no_law(number: int, program: Path, tmp_path: Path, orphans: None) -> None:
+    trial.make(trial.draw(number), program, tmp_path / "subject")
+
+
+def test_a_number_is_a_trial() -> None:
+    plans = [trial.draw(number) for number in range(2000)]
+    assert plans == [trial.draw(number) for number in range(2000)]
+    assert {plan.step for plan in plans} == set(trial.STEPS)
+    assert {plan.target for plan in plans} == set(trial.Target)
