@@ -80,6 +80,7 @@ from live_migration.wire.session import Event, Session, State, begin
 from live_migration.wire.session import rehearse as rehearse_session
 
 GREETING_SECONDS = 30.0
+IMPOSSIBLE = (ArithmeticError, LookupError, TypeError, ValueError)
 FINAL_SECONDS = 3600.0
 COMPARED_AGAIN_SECONDS = 0.2
 TICK_MS = 100
@@ -104,6 +105,10 @@ def migrate(options: RestoreOptions, line: Line) -> int:
     except MigrationError as error:
         give_up(connected, error)
         raise
+    except BaseException as error:
+        # A bug, which leaves nothing behind either.
+        give_up(connected, unexpected(error))
+        raise
     running = resume(armed, commit, time.monotonic_ns())
     return follow(running)
 
@@ -125,10 +130,11 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
 
 @contextlib.contextmanager
 def naming_failures(session: Session) -> Iterator[None]:
-    """Within, a failure to restore the process becomes a MigrationError that says so."""
+    """Within, a failure to restore the process becomes a MigrationError that says so; what is described may be
+    impossible in many ways, a number that is too large for instance."""
     try:
         yield
-    except (SyscallFailed, OSError, ProcessGone, ProgramTooLarge, LookupError) as error:
+    except (SyscallFailed, OSError, ProcessGone, ProgramTooLarge, *IMPOSSIBLE) as error:
         raise LocalError(
             step="restoring the process",
             object="the husk",
@@ -137,13 +143,25 @@ def naming_failures(session: Session) -> Iterator[None]:
         ) from error
 
 
+def unexpected(error: BaseException) -> LocalError:
+    """What the other side is told of an error that nobody has thought of."""
+    return LocalError(
+        step="restoring the process",
+        object="lm-restore",
+        cause=f"an error of its own ({type(error).__name__})",
+        remedy="look at what it says",
+        code=ExitCode.BUG,
+    )
+
+
 def give_up(connected: Connected, error: MigrationError) -> None:
     """Before COMMIT: nothing of the husk is left, and the source is told why."""
     connected.report.error = str(error)
     connected.session.ended_by(error)
     if connected.session.may_destroy():
         for take_back in connected.undo:
-            take_back()
+            with contextlib.suppress(OSError):
+                take_back()
     tell(connected.control, error)
     write(connected)
 

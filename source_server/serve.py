@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from live_migration.kernel import cpu_dma_latency, pidfd
 from live_migration.kernel.arch.arch import cpu
+from live_migration.kernel.errors import ProcessGone, SyscallFailed
+from live_migration.kernel.injection.program import ProgramTooLarge
 from live_migration.kernel.memory.own_memory import make_own
 from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
@@ -55,6 +57,7 @@ from live_migration.source_server.snapshot import (
 from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
 from live_migration.wire import messages, same_host
+from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
 from live_migration.wire.events import Events
@@ -87,7 +90,8 @@ def serve(options: ServeOptions, events: Events) -> int:
         report = Report(side="source", outcome="failed", strategy="", pid=options.pid, started=started)
         connected = connect(options, events, session, report, closed)
         try:
-            move(connected, seen_by)
+            with naming_failures(session, options.pid):
+                move(connected, seen_by)
         except MigrationError as error:
             give_up(connected, error)
             raise
@@ -97,6 +101,29 @@ def serve(options: ServeOptions, events: Events) -> int:
     return int(ExitCode.OK)
 
 
+@contextlib.contextmanager
+def naming_failures(session: Session, pid: int) -> Iterator[None]:
+    """Within, a failure of a call, or of what is made of a peer's or the process's words, becomes a MigrationError."""
+    try:
+        yield
+    except (SyscallFailed, OSError, ProcessGone, ProgramTooLarge, ArithmeticError, LookupError, ValueError) as error:
+        raise LocalError(
+            step="moving the process",
+            object=f"process {pid}",
+            cause=str(error),
+            remedy=f"{session.said(pid) or 'it runs on here'}; remove the cause before another try",
+        ) from error
+
+
+def name_blockers(seen: SourceSnapshot) -> list[Blocker]:
+    """A blocker if a name cannot be told to the other side."""
+    try:
+        messages.pack(migration_of([seen.description()]))
+    except LocalError as error:
+        return [Blocker(error.object, error.cause, error.remedy)]
+    return []
+
+
 def check(options: ServeOptions, events: Events, seen_by: Sequence[int]) -> ExitCode:
     """--check: list every blocker. Raises LocalError."""
     try:
@@ -104,13 +131,13 @@ def check(options: ServeOptions, events: Events, seen_by: Sequence[int]) -> Exit
     except Refused as error:
         return events.checked(options.pid, list(error.blockers))
     blockers += witness_blockers(options.pid, seen_by)
-    return events.checked(options.pid, [*blockers, *check_blockers(seen)])
+    return events.checked(options.pid, [*blockers, *check_blockers(seen), *name_blockers(seen)])
 
 
 def snapshot_or_refuse(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
     """The process as it is now. Raises Refused, LocalError."""
     seen, blockers = snapshot_source(pid, seen_by)
-    blockers += witness_blockers(pid, seen_by)
+    blockers += [*witness_blockers(pid, seen_by), *name_blockers(seen)]
     if blockers:
         raise Refused(blockers, object=f"process {pid}")
     return seen

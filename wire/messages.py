@@ -231,8 +231,17 @@ Message = (
 
 
 def pack(value: object) -> msgspec.Raw:
-    """A value of a folder above, as a payload."""
-    return msgspec.Raw(msgspec.msgpack.encode(value))
+    """A value of a folder above, as a payload. LocalError when it cannot be told, for a name in it is not UTF-8."""
+    try:
+        return msgspec.Raw(msgspec.msgpack.encode(value))
+    except UnicodeEncodeError as error:
+        raise LocalError(
+            step="describing the process",
+            object=error.object,
+            cause="this name is not UTF-8",
+            remedy="rename it, or let the process close it",
+            code=ExitCode.REFUSED,
+        ) from None
 
 
 def unpack(payload: msgspec.Raw, kind: type[Payload]) -> Payload:

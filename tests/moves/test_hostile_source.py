@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,9 +18,11 @@ import live_migration.source_server.serve
 import live_migration.wire.same_host
 from live_migration.experiments.machines import wait_for
 from live_migration.kernel.process_snapshot import ProcessSnapshot
+from live_migration.process.descriptors.open_file import OpenFile
+from live_migration.process.descriptors.reach import Place
 from live_migration.process.descriptors.snapshot import snapshot_descriptors
 from live_migration.process.descriptors.table import Descriptor
-from live_migration.process.memory.mappings import MappingKind
+from live_migration.process.memory.mappings import AddressSpace, MappingKind
 from live_migration.process.migration import Migration, migration_of
 from live_migration.wire.exit_codes import ExitCode
 from tests.support import laws
@@ -137,18 +140,66 @@ def test_a_socket_of_a_process_that_is_not_moved(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        named = snapshot_descriptors(ProcessSnapshot(os.getpid()))
-        (theirs,) = (one for one in named.table.open_files if one.number == listener.fileno())
+        place, theirs = snapshot_of(listener)
 
         def alter(told: Migration) -> Migration:
-            (member,) = told.members
-            identity = max(one.identity for one in told.open_files) + 1
-            added = Descriptor(number=theirs.number, open_file=identity, close_on_exec=True)
-            member = replace(member, place=named.table.place, descriptors=[*member.descriptors, added])
-            taken = replace(theirs, identity=identity, holders=[], peer_holders=[])
-            return replace(told, members=[member], open_files=[*told.open_files, taken])
+            return replace(told, members=[replace(told.members[0], place=place)])
 
         monkeypatch.setattr(live_migration.wire.same_host, "_read", lambda _: b"")
-        codes, said, _ = refused(subject, monkeypatch, alter)
+        codes, said, _ = refused(subject, monkeypatch, lambda told: alter(with_open_file(told, theirs)))
     assert codes == [ExitCode.REFUSED, ExitCode.REFUSED]
     assert f"{path} exists here" in said
+
+
+def snapshot_of(listener: socket.socket) -> tuple[Place, OpenFile[Any]]:
+    """One of this process's sockets as lm-serve would describe it, and where this process runs."""
+    named = snapshot_descriptors(ProcessSnapshot(os.getpid()))
+    (found,) = (one for one in named.table.open_files if one.number == listener.fileno())
+    return named.table.place, found
+
+
+def with_open_file(told: Migration, one: OpenFile[Any]) -> Migration:
+    """A descriptor more."""
+    (member,) = told.members
+    identity = max(one.identity for one in told.open_files) + 1
+    added = Descriptor(number=one.number, open_file=identity, close_on_exec=True)
+    member = replace(member, descriptors=[*member.descriptors, added])
+    taken = replace(one, identity=identity, holders=[], peer_holders=[])
+    return replace(told, members=[member], open_files=[*told.open_files, taken])
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"executable": "/bin/true\0x"}, "embedded null byte"),
+        ({"descriptors": [Descriptor(number=1 << 40, open_file=1 << 40, close_on_exec=True)]}, "not described"),
+        ({"memory": AddressSpace(mappings=[])}, ""),
+    ],
+)
+def test_what_cannot_be_leaves_nothing_behind(
+    subject: laws.Subject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+    cause: str,
+) -> None:
+    """Found when the husk is being filled, and sockets are bound already."""
+    before, made = tmp_path / "before", tmp_path / "made"
+    monkeypatch.setattr(live_migration.wire.same_host, "_read", lambda _: b"")
+    monkeypatch.setattr(live_migration.restorer.migrate, "preflight", lambda *_: [])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(before))
+        listener.listen()
+        _, theirs = snapshot_of(listener)
+        theirs = replace(theirs, object=replace(theirs.object, address=os.fsencode(made)))
+
+        def alter(told: Migration) -> Migration:
+            told = with_open_file(told, theirs)
+            return replace(told, members=[replace(told.members[0], **change)])
+
+        codes, said, _ = refused(subject, monkeypatch, alter)
+    assert codes[0] in (ExitCode.SYSTEM, ExitCode.PROTOCOL)
+    assert codes[1] not in (ExitCode.BUG, ExitCode.OK)
+    assert cause in said
+    assert "Traceback" not in said
+    assert not os.path.lexists(made)
