@@ -15,7 +15,7 @@
 # A venv keeps the interpreter that it was made with; PYTHON chooses another one.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev pkg-config python3-venv python3-dev iproute2 \
+PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3
 KERNEL_PACKAGES := qemu-system-x86
 LAYERS := kernel wire process pager source_server restorer

@@ -92,7 +92,7 @@ def make_ffi() -> cffi.FFI:
         "\n".join(f'#include "{path.relative_to(ROOT)}"' for path in headers()),
         sources=sources(),
         extra_objects=[str(STUB)],
-        libraries=["zstd", "pthread"],
+        libraries=["zstd", "ssl", "crypto", "pthread"],
         # One file for every Python from 3.11 on, named _lm.abi3.so.
         py_limited_api=True,
         extra_compile_args=flags,

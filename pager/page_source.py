@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check_errno
+from live_migration.wire.stream import Stream
 
 
 class PageSource:
@@ -26,14 +26,14 @@ class PageSource:
             lib.lm_page_source_close(self.take())
 
 
-def socket_source(link: socket.socket, role: int, session: bytes, attempt: int = 1) -> PageSource:
-    """Pages over a connected socket (`role` LM_ROLE_FAULT or LM_ROLE_BULK), which is duplicated and made blocking.
+def socket_source(stream: Stream, role: int, session: bytes, attempt: int = 1) -> PageSource:
+    """Pages over a connection (`role` LM_ROLE_FAULT or LM_ROLE_BULK), which is shared with whoever gives it.
 
     Raises OSError."""
     if len(session) != 16:
         raise ValueError(f"a session's name has 16 bytes, not {len(session)}")
     made = ffi.new("struct lm_page_source **")
-    check_errno(lib.lm_socket_source_create(link.fileno(), role, session, attempt, made))
+    check_errno(lib.lm_socket_source_create(stream.link(), role, session, attempt, made))
     return PageSource(made[0])
 
 

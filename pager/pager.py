@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import socket
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check_errno
 from live_migration.pager.page_source import PageSource, socket_source
 from live_migration.wire import status
+from live_migration.wire.stream import Stream
 
 DROP_WORDS: int = ffi.sizeof("struct lm_drop") // 8
 FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
@@ -143,9 +143,8 @@ class Pager:
         """Add an object of `size` bytes that pushes write to through a duplicate of the descriptor. Raises OSError."""
         check_errno(lib.lm_pager_add_object(self._pager, number, descriptor, size))
 
-    def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
-        """Take pages from two connected sockets, which are duplicated and made blocking; also after a loss. Raises
-        OSError."""
+    def connect(self, fault: Stream, bulk: Stream, session: bytes, attempt: int = 1) -> None:
+        """Take pages from two connections, which are shared; also after a loss. Raises OSError."""
         with contextlib.closing(socket_source(fault, lib.LM_ROLE_FAULT, session, attempt)) as faults:
             self.connect_sources(faults, socket_source(bulk, lib.LM_ROLE_BULK, session, attempt))
 

@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "pager/paging.h"
 
+#include "wire/channel.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -59,7 +61,7 @@ void lm_pager_lost(struct lm_pager *pager, const char *which, int error) {
     const char *why = error == -EPIPE             ? "closed by the source"
                       : error == -EPROTO          ? "the source broke the rules of the page stream"
                       : error == -EPROTONOSUPPORT ? "the source speaks another version of the page stream"
-                                                  : strerror(-error);
+                                                  : lm_channel_cause(error);
     lm_status_set(&pager->status, LM_PAGER_STALLED, "the %s connection is lost: %s", which, why);
     lm_page_source_shutdown(pager->fault);
     lm_page_source_shutdown(pager->bulk);

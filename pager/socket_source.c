@@ -82,8 +82,8 @@ static const struct lm_page_source_operations operations = {.request = request,
                                                             .shutdown = end,
                                                             .close = destroy};
 
-int lm_socket_source_create(int fd, uint32_t role, const uint8_t *session, uint32_t attempt,
-                            struct lm_page_source **source) {
+int lm_socket_source_create(const struct lm_link *link, uint32_t role, const uint8_t *session,
+                            uint32_t attempt, struct lm_page_source **source) {
     struct socket_source *self = calloc(1, sizeof *self);
     if (!self)
         return -ENOMEM;
@@ -95,7 +95,7 @@ int lm_socket_source_create(int fd, uint32_t role, const uint8_t *session, uint3
         error = lm_inbox_init(&self->inbox, role == LM_ROLE_FAULT ? FAULT_INBOX : BULK_INBOX);
     self->channel.fd = -1;
     if (!error)
-        error = lm_channel_init(&self->channel, fd, role, session, attempt);
+        error = lm_channel_init(&self->channel, link, role, session, attempt);
     if (error) {
         destroy(&self->source);
         return error;

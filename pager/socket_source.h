@@ -6,10 +6,10 @@
 #include "wire/channel.h"
 
 /* cffi: begin */
-/* `fd` is a connected socket, which is duplicated; `role` LM_ROLE_FAULT or LM_ROLE_BULK; `session` is 16 bytes. Returns 0
+/* `link` as for lm_channel_init; `role` LM_ROLE_FAULT or LM_ROLE_BULK; `session` is 16 bytes. Returns 0
  * or -errno. */
-int lm_socket_source_create(int fd, uint32_t role, const uint8_t *session, uint32_t attempt,
-                            struct lm_page_source **source);
+int lm_socket_source_create(const struct lm_link *link, uint32_t role, const uint8_t *session,
+                            uint32_t attempt, struct lm_page_source **source);
 /* cffi: end */
 
 #endif

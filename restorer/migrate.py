@@ -125,7 +125,7 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
     session.happened(Event.CONNECTED)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
-    return Connected(options, described, line, roles, ControlChannel(roles.control), session, report)
+    return Connected(options, described, line, roles, ControlChannel(roles.control.socket), session, report)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -78,7 +77,7 @@ def interrupted_by_frontend(connected: Connected) -> Iterator[None]:
                 return
             connected.line.hear()
         with contextlib.suppress(OSError):
-            connected.roles.bulk.shutdown(socket.SHUT_RDWR)
+            connected.roles.bulk.shutdown()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

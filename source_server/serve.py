@@ -158,7 +158,8 @@ def connect(
     closed.callback(roles.close)
     store = closed.enter_context(PageStore())
     client = closed.enter_context(PageClient(store))
-    return Connected(options, events, session, roles, ControlChannel(roles.control), store, client, custody, report)
+    control = ControlChannel(roles.control.socket)
+    return Connected(options, events, session, roles, control, store, client, custody, report)
 
 
 def give_up(connected: Connected, error: MigrationError) -> None:

@@ -30,11 +30,11 @@ static void set_options(int fd, uint32_t role) {
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof count);
 }
 
-int lm_channel_init(struct lm_channel *channel, int fd, uint32_t role, const uint8_t session[16],
-                    uint32_t attempt) {
+int lm_channel_init(struct lm_channel *channel, const struct lm_link *link, uint32_t role,
+                    const uint8_t session[16], uint32_t attempt) {
     memset(channel, 0, sizeof *channel);
     channel->fd = -1;
-    int own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int own = fcntl(link->fd, F_DUPFD_CLOEXEC, 3);
     if (own < 0)
         return -errno;
     int flags = fcntl(own, F_GETFL);
@@ -45,6 +45,7 @@ int lm_channel_init(struct lm_channel *channel, int fd, uint32_t role, const uin
     }
     set_options(own, role);
     channel->fd = own;
+    channel->tls = lm_tls_get(link->tls);
     channel->role = role;
     channel->attempt = attempt;
     if (session)
@@ -56,23 +57,39 @@ void lm_channel_deinit(struct lm_channel *channel) {
     if (channel->fd >= 0)
         close(channel->fd);
     channel->fd = -1;
+    lm_tls_put(channel->tls);
+    channel->tls = NULL;
 }
 
 int lm_channel_descriptor(const struct lm_channel *channel) {
     return channel->fd;
 }
 
+/* Wait until the transport has something; nobody holds TLS's lock meanwhile. */
+static int wait_for_bytes(const struct lm_channel *channel) {
+    struct pollfd bytes = {.fd = channel->fd, .events = POLLIN};
+    return poll(&bytes, 1, -1) < 0 && errno != EINTR ? -errno : 0;
+}
+
+static ssize_t receive(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
+    if (channel->tls)
+        return lm_tls_read(channel->tls, buffer, size);
+    ssize_t count = recv(channel->fd, buffer, size, wait ? 0 : MSG_DONTWAIT);
+    return count > 0 ? count : count == 0 ? -EPIPE : -errno;
+}
+
 ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
     for (;;) {
-        ssize_t count = recv(channel->fd, buffer, size, wait ? 0 : MSG_DONTWAIT);
-        if (count > 0) {
+        ssize_t count = receive(channel, buffer, size, wait);
+        if (count > 0)
             channel->received += (uint64_t)count;
+        if (count == -EAGAIN && wait) {
+            int error = wait_for_bytes(channel);
+            if (error)
+                return error;
+        } else if (count != -EINTR) {
             return count;
         }
-        if (count == 0)
-            return -EPIPE;
-        if (errno != EINTR)
-            return -errno;
     }
 }
 
@@ -97,38 +114,76 @@ static int wait_for_room(struct lm_channel *channel) {
     return ready < 0 && errno != EINTR ? -errno : 0;
 }
 
-int lm_channel_writev(struct lm_channel *channel, struct iovec *parts, int count) {
-    while (count) {
-        if (!parts->iov_len) {
-            parts++;
-            count--;
-            continue;
+/* Pass over so many bytes of the vector. */
+static void advance(struct iovec **parts, int *count, size_t done) {
+    while (*count && (done || !(*parts)->iov_len)) {
+        size_t step = done < (*parts)->iov_len ? done : (*parts)->iov_len;
+        (*parts)->iov_base = (char *)(*parts)->iov_base + step;
+        (*parts)->iov_len -= step;
+        done -= step;
+        if (!(*parts)->iov_len) {
+            (*parts)++;
+            (*count)--;
         }
+    }
+}
+
+static int write_socket(struct lm_channel *channel, struct iovec *parts, int count) {
+    for (advance(&parts, &count, 0); count;) {
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
         ssize_t done = sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (done < 0) {
-            if (errno == EINTR)
-                continue;
-            if (errno != EAGAIN)
-                return -errno;
-            int error = wait_for_room(channel);
-            if (error)
-                return error;
-            continue;
-        }
-        channel->sent += (uint64_t)done;
-        while (done) {
-            size_t step = (size_t)done < parts->iov_len ? (size_t)done : parts->iov_len;
-            parts->iov_base = (char *)parts->iov_base + step;
-            parts->iov_len -= step;
-            done -= (ssize_t)step;
-            if (!parts->iov_len) {
-                parts++;
-                count--;
-            }
+        int error = done < 0 && errno != EINTR ? -errno : 0;
+        if (error == -EAGAIN)
+            error = wait_for_room(channel);
+        if (error)
+            return error;
+        if (done > 0) {
+            channel->sent += (uint64_t)done;
+            advance(&parts, &count, (size_t)done);
         }
     }
     return 0;
+}
+
+static int write_record(struct lm_channel *channel, const void *record, size_t size, bool more) {
+    for (;;) {
+        ssize_t done = lm_tls_write(channel->tls, record, size, more);
+        int error = done == -EAGAIN ? wait_for_room(channel) : done < 0 ? (int)done : 0;
+        if (error || done > 0) {
+            channel->sent += error ? 0 : (uint64_t)done;
+            return error;
+        }
+    }
+}
+
+/* As few records as there can be. What fills one is written from where it lies, and the rest is put together: a page and
+ * the header before it are one record. */
+static int write_records(struct lm_channel *channel, struct iovec *parts, int count) {
+    unsigned char gathered[LM_TLS_RECORD_BYTES];
+    size_t held = 0;
+    int error = 0;
+    for (advance(&parts, &count, 0); count && !error;) {
+        if (!held && parts->iov_len >= LM_TLS_RECORD_BYTES) {
+            bool more = count > 1 || parts->iov_len > LM_TLS_RECORD_BYTES;
+            error = write_record(channel, parts->iov_base, LM_TLS_RECORD_BYTES, more);
+            advance(&parts, &count, LM_TLS_RECORD_BYTES);
+            continue;
+        }
+        size_t room = sizeof gathered - held;
+        size_t step = parts->iov_len < room ? parts->iov_len : room;
+        memcpy(gathered + held, parts->iov_base, step);
+        held += step;
+        advance(&parts, &count, step);
+        if (held == sizeof gathered || !count) {
+            error = write_record(channel, gathered, held, count != 0);
+            held = 0;
+        }
+    }
+    return error;
+}
+
+int lm_channel_writev(struct lm_channel *channel, struct iovec *parts, int count) {
+    return channel->tls ? write_records(channel, parts, count) : write_socket(channel, parts, count);
 }
 
 int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size) {
@@ -137,12 +192,16 @@ int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size
 }
 
 size_t lm_channel_pending(const struct lm_channel *channel) {
-    return 0;
+    return channel->tls ? lm_tls_pending(channel->tls) : 0;
 }
 
 size_t lm_channel_unsent(const struct lm_channel *channel) {
     int unsent = 0;
     return ioctl(channel->fd, SIOCOUTQNSD, &unsent) < 0 ? 0 : (size_t)unsent;
+}
+
+const char *lm_channel_cause(int error) {
+    return error == -EBADMSG ? "what came was changed on its way" : strerror(-error);
 }
 
 void lm_channel_shutdown(struct lm_channel *channel) {

@@ -1,61 +1,67 @@
 """Connections: the three of a session, authenticated, whichever side listens.
 
-`accept_roles` and `connect_roles` end with the same thing, a `Roles`: connected blocking sockets for
-control, fault and bulk, of which nothing was read beyond the handshake (wire/handshake.py).
-
-Strangers on the listening port cannot get in the way: each has a few seconds, at most MOST_STRANGERS are
-heard at a time (the oldest is dropped), none takes a place before it has proven that it has the secret, and
-once the three connections stand the port is closed.
+`connect_roles` here and `accept_roles` (wire/reception.py) end with the same thing, a `Roles`: streams for control,
+fault and bulk, of which nothing was read beyond the handshake (wire/handshake.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import secrets
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from live_migration.wire.addresses import show_address
 from live_migration.wire.errors import LocalError, MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import (
     NO_SESSION,
-    SESSION_BYTES,
-    Claimed,
+    VERDICT_BYTES,
     Connecting,
+    Done,
+    Form,
     Hello,
-    Listening,
-    Proven,
     Role,
     Side,
     Verdict,
+    encode_knock,
+    foreign,
+    read_refusal,
+    refused,
     wrong,
 )
+from live_migration.wire.keys import Keys, derive_keys
+from live_migration.wire.stream import Stream, TlsContext
 from live_migration.wire.ticket import Ticket
 
-HANDSHAKE_SECONDS = 5.0
 SET_UP_SECONDS = 15.0
-MOST_STRANGERS = 64
+TRY_AGAIN_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.5
+WAITING_FOR_ACCEPT = 4096
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
+AHEAD = {Role.CONTROL: 0, Role.FAULT: 16 << 10, Role.BULK: 128 << 10}
+"""How many bytes TLS may take from the socket beyond a record: none where poll(2) has to tell of each message."""
+FIRST_OF_TLS = range(20, 25)
+"""What a record of TLS begins with (RFC 8446, B.1)."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The connections of one session."""
+    """The connections of one session. `secret` is the session's: the keys of more connections come from it."""
 
     session: bytes
     attempt: int
-    control: socket.socket
-    fault: socket.socket
-    bulk: socket.socket
+    control: Stream
+    fault: Stream
+    bulk: Stream
+    secret: bytes = field(default=b"", repr=False)
 
     def close(self) -> None:
         for connection in (self.control, self.fault, self.bulk):
             connection.close()
+
 
 
 class Listener:
@@ -74,7 +80,7 @@ class Listener:
             if family == socket.AF_INET6 and host == "::":
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             self.socket.bind(address)
-            self.socket.listen(MOST_STRANGERS)
+            self.socket.listen(WAITING_FOR_ACCEPT)
         except OSError as error:
             self.socket.close()
             raise _cannot_listen(host, port, error) from None
@@ -101,7 +107,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> LocalError:
     )
 
 
-def _prepare(connection: socket.socket) -> socket.socket:
+def prepare(connection: socket.socket) -> socket.socket:
     """Blocking, without delay, and with keep-alive: a host that vanished is noticed after half a minute."""
     connection.setblocking(True)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -111,30 +117,83 @@ def _prepare(connection: socket.socket) -> socket.socket:
     return connection
 
 
-def connect_roles(ticket: Ticket, side: Side, *, attempt: int = 1, session: bytes = NO_SESSION) -> Roles:
+def form_of(secret: bytes, context: TlsContext) -> Form:
+    """How the connections of a ticket with this secret are protected."""
+    if context.certified:
+        return Form.CERTIFICATES
+    return Form.TICKET if secret else Form.NONE
+
+
+def connect_roles(ticket: Ticket, side: Side, *, context: TlsContext | None = None) -> Roles:
     """Connect to the side that made the ticket and authenticate, three times.
 
-    LocalError (NO_PEER) when nobody is there, ProtocolError when the peer is not the right one. Takes
-    at most SET_UP_SECONDS.
+    LocalError (NO_PEER) when nobody is there, ProtocolError when the peer is not the right one. Whoever is cut off on
+    the way tries again for TRY_AGAIN_SECONDS. Takes at most SET_UP_SECONDS.
     """
     deadline = time.monotonic() + SET_UP_SECONDS
-    connections: dict[Role, socket.socket] = {}
+    context = context or TlsContext()
+    form = form_of(ticket.secret, context)
+    streams: dict[Role, Stream] = {}
+    session, secret = NO_SESSION, ticket.secret
     try:
         for role in Role:
-            connection = _connect(ticket, deadline)
-            connections[role] = connection
-            session = _introduce(connection, Connecting(ticket.secret, side, role, session, attempt), deadline).session
-        control, fault, bulk = (_prepare(connections[role]) for role in Role)
+            caller = _Caller(ticket, context, form, derive_keys(secret, side, role), Hello(side, role, 1, session))
+            streams[role], done = _call(caller, deadline)
+            session, secret = done.hello.session, done.secret
     except BaseException:
-        for connection in connections.values():
-            connection.close()
+        for stream in streams.values():
+            stream.close()
         raise
-    return Roles(session, attempt, control, fault, bulk)
+    control, fault, bulk = (streams[role] for role in Role)
+    return Roles(session, 1, control, fault, bulk, secret)
+
+
+@dataclass(frozen=True)
+class _Caller:
+    """What is needed to make one connection."""
+
+    ticket: Ticket
+    context: TlsContext
+    form: Form
+    keys: Keys
+    hello: Hello
+
+
+class _CutOffError(Exception):
+    """The connection ended before the peer said anything that counts; `error` says so."""
+
+    def __init__(self, error: ProtocolError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _call(caller: _Caller, deadline: float) -> tuple[Stream, Done]:
+    """Connect and go through the handshake, again where it is cut off: a listener that is flooded drops some."""
+    pause, end = FIRST_PAUSE_SECONDS, min(deadline, time.monotonic() + TRY_AGAIN_SECONDS)
+    cut_off: MigrationError | None = None
+    while True:
+        try:
+            stream = Stream(_connect(caller.ticket, deadline))
+        except LocalError as error:
+            raise cut_off or error from None
+        try:
+            return stream, _introduce(stream, caller, deadline)
+        except _CutOffError as error:
+            stream.close()
+            cut_off = error.error
+        except BaseException:
+            stream.close()
+            raise
+        if time.monotonic() + pause > end:
+            raise cut_off
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _connect(ticket: Ticket, deadline: float) -> socket.socket:
     try:
-        return socket.create_connection((ticket.host, ticket.port), timeout=max(0.1, deadline - time.monotonic()))
+        left = max(0.1, deadline - time.monotonic())
+        return prepare(socket.create_connection((ticket.host, ticket.port), timeout=left))
     except OSError as error:
         cause = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
         raise LocalError(
@@ -146,201 +205,72 @@ def _connect(ticket: Ticket, deadline: float) -> socket.socket:
         ) from None
 
 
-def _introduce(connection: socket.socket, handshake: Connecting, deadline: float) -> Hello:
-    """Drive the connecting side's handshake to its end; the peer's hello."""
+def _introduce(stream: Stream, caller: _Caller, deadline: float) -> Done:
+    """Drive the connecting side's handshake to its end. Raises _CutOffError, ProtocolError."""
     try:
+        knock = encode_knock(caller.form, caller.keys)
+        if caller.form is Form.NONE:
+            stream.socket.sendall(knock)
+        else:
+            stream.socket.send(knock, socket.MSG_MORE)
+            _secure(stream, caller, deadline)
+        handshake = Connecting(caller.keys, stream.exported(), caller.hello)
+        stream.send(handshake.hello)
         while True:
-            connection.settimeout(max(0.1, deadline - time.monotonic()))
-            connection.sendall(handshake.to_send())
-            done = handshake.receive(connection.recv(handshake.wanted()))
+            try:
+                done = handshake.receive(_or_cut_off(stream.receive(handshake.wanted()), handshake.wanted()))
+            except BlockingIOError:
+                _wait(stream, deadline)
+                continue
             if done:
-                return done.hello
-    except TimeoutError:
-        cause, remedy = "it did not answer", "check that the port is the one of the ticket"
-        raise wrong(cause, remedy, ExitCode.TIMEOUT) from None
+                return done
     except OSError as error:
         cause = f"it broke off the connection ({error.strerror})"
-        raise wrong(cause, "look at what the other side says") from None
-    except ProtocolError:
-        with contextlib.suppress(OSError):
-            connection.sendall(handshake.to_send())
-        raise
+        raise _CutOffError(wrong(cause, "look at what the other side says")) from None
 
 
-@dataclass
-class _Stranger:
-    """A connection whose handshake is under way."""
-
-    connection: socket.socket
-    handshake: Listening
-    deadline: float
-
-
-class _Reception:
-    """The state of one accept_roles: strangers in their handshakes, and the places taken so far."""
-
-    def __init__(self, secret: bytes, side: Side, on_refused: Callable[[MigrationError], None]) -> None:
-        self.secret = secret
-        self.side = side
-        self.on_refused = on_refused
-        self.strangers: dict[int, _Stranger] = {}
-        self.places: dict[Role, socket.socket] = {}
-        self.session = b""
-        self.deadline = 0.0
-        self.start_over()
-
-    def start_over(self) -> None:
-        """Discard the peer that had begun; a new session for the next one."""
-        for connection in self.places.values():
-            connection.close()
-        self.places = {}
-        self.session = secrets.token_bytes(SESSION_BYTES)
-        self.deadline = 0.0
-
-    def close(self) -> None:
-        for stranger in self.strangers.values():
-            stranger.connection.close()
-        self.strangers = {}
-
-    def admit(self, connection: socket.socket) -> None:
-        """Begin a handshake; the one that has waited longest makes room if there are too many."""
-        if len(self.strangers) >= MOST_STRANGERS:
-            self.drop(next(iter(self.strangers)))
-        connection.setblocking(False)
-        deadline = time.monotonic() + HANDSHAKE_SECONDS
-        self.strangers[connection.fileno()] = _Stranger(connection, Listening(self.secret, self.side), deadline)
-
-    def drop(self, number: int) -> None:
-        self.strangers.pop(number).connection.close()
-
-    def hear(self, number: int) -> None:
-        """Bytes of a stranger are there: go on with its handshake, or let it go."""
-        stranger = self.strangers[number]
-        handshake = stranger.handshake
+def _secure(stream: Stream, caller: _Caller, deadline: float) -> None:
+    """Go through TLS's handshake, unless a refusal comes in its place."""
+    keys, ahead = caller.keys, AHEAD[caller.hello.role]
+    stream.secure(caller.context, listening=False, identity=keys.tag, key=keys.key, ahead=ahead)
+    begun = False
+    while True:
         try:
-            event = handshake.receive(stranger.connection.recv(handshake.wanted()))
-            refusal = self.verdict(event.hello) if event else None
-            if refusal:
-                raise handshake.refuse(refusal)
-            if isinstance(event, Claimed):
-                handshake.welcome(self.session)
-            elif isinstance(event, Proven):
-                handshake.accept()
-            # A few dozen bytes into an empty buffer: they fit, or the stranger does not want them.
-            answer = handshake.to_send()
-            if stranger.connection.send(answer) != len(answer):
-                raise OSError(errno.EPIPE, "it does not read")
+            stream.handshake()
+            return
         except BlockingIOError:
-            return
+            _wait(stream, deadline)
         except OSError as error:
-            self.drop(number)
-            self.on_refused(wrong(f"it broke off the connection ({error.strerror})", "connect again"))
-            return
-        except ProtocolError as error:
-            with contextlib.suppress(OSError):
-                stranger.connection.send(handshake.to_send())
-            self.drop(number)
-            self.on_refused(error)
-            return
-        if isinstance(event, Proven):
-            del self.strangers[number]
-            self.places[event.hello.role] = stranger.connection
-            if event.hello.role == Role.CONTROL:
-                self.deadline = time.monotonic() + SET_UP_SECONDS
-
-    def verdict(self, hello: Hello) -> Verdict | None:
-        """Why this hello cannot have its place, or None."""
-        if hello.role in self.places:
-            return Verdict.TAKEN
-        begins = hello.role == Role.CONTROL
-        if hello.attempt != 1 or hello.session != (NO_SESSION if begins else self.session):
-            return Verdict.OTHER_SESSION
-        return None if begins or Role.CONTROL in self.places else Verdict.OTHER_SESSION
-
-    def expire(self) -> float | None:
-        """Drop who took too long; the seconds until the next one will have."""
-        now = time.monotonic()
-        for number in [number for number, stranger in self.strangers.items() if stranger.deadline <= now]:
-            self.drop(number)
-            self.on_refused(wrong(f"it said nothing for {HANDSHAKE_SECONDS:.0f} s", "connect again"))
-        if self.deadline and self.deadline <= now:
-            self.start_over()
-        deadlines = [stranger.deadline for stranger in self.strangers.values()]
-        if self.deadline:
-            deadlines.append(self.deadline)
-        return max(0.0, min(deadlines) - now) if deadlines else None
+            raise insecure_peer(error, caller.form) from None
+        if not begun:
+            begin = _or_cut_off(stream.socket.recv(VERDICT_BYTES, socket.MSG_PEEK), VERDICT_BYTES)
+            begun = begin[0] in FIRST_OF_TLS
+            if not begun:
+                raise read_refusal(begin)
 
 
-def accept_roles(
-    listener: Listener,
-    secret: bytes,
-    side: Side,
-    *,
-    watch: Sequence[int] = (),
-    timeout: float | None = None,
-    on_refused: Callable[[MigrationError], None] = lambda error: None,
-) -> Roles | None:
-    """Wait for the peer that has the ticket, and hand out its three connections; the port is then closed.
-
-    None when a descriptor of `watch` became readable first (a pidfd: the process ended). `on_refused` hears
-    of everybody who was turned away, which is no reason to stop. `timeout` in seconds: LocalError
-    (TIMEOUT).
-    """
-    reception = _Reception(secret, side, on_refused)
-    end = None if timeout is None else time.monotonic() + timeout
-    complete = False
-    try:
-        while len(reception.places) < len(Role):
-            pause = reception.expire()
-            if end is not None:
-                left = end - time.monotonic()
-                if left <= 0:
-                    raise _nobody_came(listener, timeout)
-                pause = left if pause is None else min(left, pause)
-            ready = _wait(listener, reception, watch, pause)
-            if any(number in watch for number, _ in ready):
-                return None
-            _serve_ready(listener, reception, ready)
-        complete = True
-    finally:
-        reception.close()
-        if complete:
-            listener.close()
-        else:
-            reception.start_over()
-    control, fault, bulk = (_prepare(reception.places[role]) for role in Role)
-    return Roles(reception.session, 1, control, fault, bulk)
+def insecure_peer(error: OSError, form: Form) -> OSError | ProtocolError:
+    """What a failed TLS handshake says about the peer; the error itself if it was cut off."""
+    if error.errno == errno.EPROTO:
+        return foreign()
+    if error.errno != errno.EACCES:
+        return error
+    if form is Form.TICKET:
+        return refused(Verdict.WRONG_TICKET)
+    cause = "it has no certificate that counts here, or does not take ours"
+    return wrong(cause, "look at --tls-cert and --tls-ca on both sides", ExitCode.BAD_TICKET)
 
 
-def _nobody_came(listener: Listener, timeout: float | None) -> LocalError:
-    return LocalError(
-        step="waiting for the other side",
-        object=show_address(listener.host, listener.port),
-        cause=f"nobody with the ticket came within {timeout} s",
-        remedy="start the other side with this ticket",
-        code=ExitCode.TIMEOUT,
-    )
+def _or_cut_off(data: bytes, missing: int) -> bytes:
+    if not data:
+        cause = f"it closed the connection with {missing} bytes of the handshake missing"
+        raise _CutOffError(wrong(cause, "look at what the other side says, and that nothing else uses its port"))
+    return data
 
 
-def _wait(
-    listener: Listener, reception: _Reception, watch: Sequence[int], pause: float | None
-) -> list[tuple[int, int]]:
+def _wait(stream: Stream, deadline: float) -> None:
+    """Wait for bytes. ProtocolError (TIMEOUT) when none come."""
     poll = select.poll()
-    poll.register(listener.socket, select.POLLIN)
-    for number in [*watch, *reception.strangers]:
-        poll.register(number, select.POLLIN)
-    for connection in reception.places.values():
-        poll.register(connection, select.POLLRDHUP)
-    return poll.poll(None if pause is None else int(pause * 1000) + 1)
-
-
-def _serve_ready(listener: Listener, reception: _Reception, ready: list[tuple[int, int]]) -> None:
-    if any(number in [place.fileno() for place in reception.places.values()] for number, _ in ready):
-        reception.start_over()
-        return
-    for number, _ in ready:
-        if number == listener.socket.fileno():
-            with contextlib.suppress(OSError):
-                reception.admit(listener.socket.accept()[0])
-        elif number in reception.strangers:
-            reception.hear(number)
+    poll.register(stream.fileno(), select.POLLIN)
+    if not poll.poll(max(0.1, deadline - time.monotonic()) * 1000):
+        raise wrong("it did not answer", "check that the port is the one of the ticket", ExitCode.TIMEOUT)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from live_migration.wire.addresses import address_to_print, is_loopback
-from live_migration.wire.connection import Listener, Roles, accept_roles, connect_roles
+from live_migration.wire.connection import Listener, Roles, connect_roles
 from live_migration.wire.errors import MigrationError
 from live_migration.wire.handshake import Side
+from live_migration.wire.reception import accept_roles
 from live_migration.wire.ticket import Ticket, make_ticket, write_ticket_file
 
 

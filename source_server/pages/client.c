@@ -27,7 +27,7 @@ static void drop(struct lm_page_client *client, const char *which, int error) {
                       error == -EPROTO ? "rules" : "version");
     else
         lm_status_set(&client->status, LM_CLIENT_LOST, "the %s connection: %s", which,
-                      error == -EPIPE ? "closed by the peer" : strerror(-error));
+                      error == -EPIPE ? "closed by the peer" : lm_channel_cause(error));
     lm_channel_shutdown(&client->fault);
     lm_channel_shutdown(&client->bulk);
 }
@@ -136,15 +136,15 @@ static int start_threads(struct lm_page_client *client) {
     return 0;
 }
 
-int lm_page_client_connect(struct lm_page_client *client, int fault_fd, int bulk_fd, const uint8_t *session,
-                           uint32_t attempt) {
+int lm_page_client_connect(struct lm_page_client *client, const struct lm_link *fault,
+                           const struct lm_link *bulk, const uint8_t *session, uint32_t attempt) {
     end_threads(client);
     /* What was gathered for the last connections belongs to nothing. */
     lm_page_sender_drop(&client->fault_sender);
     lm_page_sender_drop(&client->bulk_sender);
-    int error = lm_channel_init(&client->fault, fault_fd, LM_ROLE_FAULT, session, attempt);
+    int error = lm_channel_init(&client->fault, fault, LM_ROLE_FAULT, session, attempt);
     if (!error)
-        error = lm_channel_init(&client->bulk, bulk_fd, LM_ROLE_BULK, session, attempt);
+        error = lm_channel_init(&client->bulk, bulk, LM_ROLE_BULK, session, attempt);
     if (!error) {
         lm_status_set(&client->status, LM_CLIENT_CONNECTED, "%s", "");
         error = start_threads(client);

@@ -42,10 +42,10 @@ struct lm_page_client *lm_page_client_create(struct lm_page_store *store,
 /* Ends the threads and closes everything. */
 void lm_page_client_destroy(struct lm_page_client *client);
 
-/* Begin to serve on two connected sockets (they are duplicated), or go on with new ones after the last two were lost.
+/* Begin to serve on two links (lm_channel_init), or go on with new ones after the last two were lost.
  * `session` is 16 bytes. Returns 0 or -errno. */
-int lm_page_client_connect(struct lm_page_client *client, int fault_fd, int bulk_fd, const uint8_t *session,
-                           uint32_t attempt);
+int lm_page_client_connect(struct lm_page_client *client, const struct lm_link *fault,
+                           const struct lm_link *bulk, const uint8_t *session, uint32_t attempt);
 
 /* Bytes per second for the bulk stream, 0 for no limit. Faults are never held back. */
 void lm_page_client_limit(struct lm_page_client *client, uint64_t bytes_per_second);

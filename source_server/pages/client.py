@@ -8,7 +8,6 @@ lengths are in bytes.
 from __future__ import annotations
 
 import enum
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check_errno
 from live_migration.source_server.pages.store import PageStore
 from live_migration.wire import status
+from live_migration.wire.stream import Stream
 
 COMPRESS_AUTO: int = lib.LM_COMPRESS_AUTO
 COMPRESS_NONE: int = lib.LM_COMPRESS_NONE
@@ -75,11 +75,11 @@ class PageClient:
             lib.lm_page_client_destroy(self._client)
             self._client = None
 
-    def connect(self, fault: socket.socket, bulk: socket.socket, session: bytes, attempt: int = 1) -> None:
-        """Begin to serve on two connected sockets, or go on with new ones after the last two were lost. Raises OSError.
+    def connect(self, fault: Stream, bulk: Stream, session: bytes, attempt: int = 1) -> None:
+        """Begin to serve on two connections, or go on with new ones after the last two were lost. Raises OSError.
 
-        The sockets are duplicated and made blocking; the caller may close its own."""
-        check_errno(lib.lm_page_client_connect(self._client, fault.fileno(), bulk.fileno(), _session(session), attempt))
+        They are shared; the caller may close its own."""
+        check_errno(lib.lm_page_client_connect(self._client, fault.link(), bulk.link(), _session(session), attempt))
 
     def limit(self, bytes_per_second: int) -> None:
         """Hold the bulk stream back to so many bytes per second; 0: no limit."""

@@ -16,6 +16,7 @@ from live_migration.kernel import pidfd
 from live_migration.pager.pager import PagedRange, Pager, PagerState, RangeKind
 from live_migration.source_server.pages.client import PageClient
 from live_migration.source_server.pages.store import PageStore
+from live_migration.wire.stream import Stream
 
 PAGE = 4096
 BASE = 0x200000000000
@@ -114,8 +115,8 @@ def take_userfaultfd(program: Program) -> int:
 def connect(client: PageClient, pager: Pager, attempt: int = 1) -> list[socket.socket]:
     """Join both by two connections; the tests' own ends of which are returned."""
     fault, bulk = connected_pair(), connected_pair()
-    client.connect(fault[0], bulk[0], SESSION, attempt)
-    pager.connect(fault[1], bulk[1], SESSION, attempt)
+    client.connect(Stream(fault[0]), Stream(bulk[0]), SESSION, attempt)
+    pager.connect(Stream(fault[1]), Stream(bulk[1]), SESSION, attempt)
     return [*fault, *bulk]
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from live_migration.pager.page_source import memory_source
 from live_migration.pager.pager import PagedRange, Pager, PagerState, RangeKind
+from live_migration.wire.stream import Stream
 from tests.pager.paging import BASE, PAGE, SESSION, Program, close_all, connected_pair, eventually, take_userfaultfd
 
 WORD = (1 << 64) - 1
@@ -154,7 +155,7 @@ def test_a_pager_goes_on_with_a_source_of_another_kind(program: Path) -> None:
     with paged(program, 1000) as one:
         fault, bulk = connected_pair(), connected_pair()
         try:
-            one.pager.connect(fault[0], bulk[0], SESSION)
+            one.pager.connect(Stream(fault[0]), Stream(bulk[0]), SESSION)
             one.pager.start()
             one.pager.prefetch_start()
             # Nobody serves there; both kinds of requests have been asked for in vain.

@@ -19,6 +19,7 @@ from live_migration._lm import ffi, lib
 from live_migration.pager.pager import PagedRange, Pager, PagerState
 from live_migration.source_server.pages.client import ClientState, PageClient, PushRun
 from live_migration.source_server.pages.store import PageStore
+from live_migration.wire.stream import Stream
 from tests.pager.paging import (
     BASE,
     PAGE,
@@ -80,10 +81,11 @@ def test_faults_wait_for_a_connection(program: Path) -> None:
 PAGER_PROCESS = """
 import socket, sys, time
 from live_migration.pager.pager import PagedRange, Pager
+from live_migration.wire.stream import Stream
 descriptor, pid, fault, bulk, base, pages, mode = map(int, sys.argv[1:])
 pager = Pager()
 pager.add_space(0, descriptor, pid)
-pager.connect(socket.socket(fileno=fault), socket.socket(fileno=bulk), bytes(range(16)))
+pager.connect(Stream(socket.socket(fileno=fault)), Stream(socket.socket(fileno=bulk)), bytes(range(16)))
 pager.set_ranges([PagedRange(base, base + pages * 4096)])
 pager.start()
 print(pager.keeper, flush=True)
@@ -131,7 +133,7 @@ def test_a_killed_pager_never_means_zeros(program: Path, verb: str, mode: int) -
     with PageStore() as store, PageClient(store) as client:
         store.add_process(0, source.pid)
         store.open(True)
-        client.connect(fault[0], bulk[0], SESSION)
+        client.connect(Stream(fault[0]), Stream(bulk[0]), SESSION)
         process, keeper = start_pager(destination, pages, fault[1], bulk[1], mode)
         try:
             for link in (*fault, *bulk):
@@ -246,7 +248,7 @@ def broken_answers(address: int, identifier: int) -> list[bytes]:
 def test_a_source_that_breaks_the_rules_is_dropped(program: Path, number: int) -> None:
     with moving(program, 100) as move:
         fault, bulk = connected_pair(), connected_pair()
-        move.pager.connect(fault[1], bulk[1], SESSION, 2)
+        move.pager.connect(Stream(fault[1]), Stream(bulk[1]), SESSION, 2)
         move.pager.prefetch_start()
         request = hear(bulk[0])
         assert request[0] == lib.LM_REQUEST_RUN
@@ -271,7 +273,7 @@ def test_a_neighbour_that_somebody_waits_for_and_that_does_not_come_is_asked_for
     """While its answer is under way nobody asks for it again."""
     with moving(program, 100) as move, Path(f"/proc/{move.source.pid}/mem").open("rb") as memory:
         fault, bulk = connected_pair(), connected_pair()
-        move.pager.connect(fault[1], bulk[1], SESSION, 2)
+        move.pager.connect(Stream(fault[1]), Stream(bulk[1]), SESSION, 2)
 
         def answer(address: int, identifier: int, flags: int) -> None:
             memory.seek(address)
@@ -344,7 +346,7 @@ def test_a_destination_that_breaks_the_rules_is_dropped(program: Path, which: in
         with PageStore() as store, PageClient(store) as client:
             store.add_process(0, source.pid)
             store.open(True)
-            client.connect(pairs[0], pairs[2], SESSION)
+            client.connect(Stream(pairs[0]), Stream(pairs[2]), SESSION)
             pairs[which].sendall(data)
             assert client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
             assert client.cause.startswith("a request on the " + ("fault" if which == 1 else "bulk"))
@@ -369,7 +371,7 @@ def test_a_process_that_runs_is_not_told_of(program: Path, which: int, kind: int
             if again:
                 store.open(True)
                 store.open(False)
-            client.connect(pairs[0], pairs[2], SESSION)
+            client.connect(Stream(pairs[0]), Stream(pairs[2]), SESSION)
             client.push(7, [PushRun(0, BASE, BASE + PAGE)])
             pushed = b""
             while len(pushed) < 32 or pushed[-32:] != frame(END, 0, 0, 0, 7):
@@ -382,7 +384,7 @@ def test_a_process_that_runs_is_not_told_of(program: Path, which: int, kind: int
             assert client.counters["requests"] == 0
             # When it holds still.
             store.open(True)
-            client.connect(more[0], more[2], SESSION, 2)
+            client.connect(Stream(more[0]), Stream(more[2]), SESSION, 2)
             more[which].sendall(request(kind, BASE, 1, 1))
             assert more[which].recv(1 << 16) != b""
     finally:
@@ -396,7 +398,7 @@ def test_random_bytes_never_crash_the_pager(program: Path) -> None:
     with moving(program, 64) as move:
         for attempt in range(60):
             fault, bulk = connected_pair(), connected_pair()
-            move.pager.connect(fault[1], bulk[1], SESSION, attempt + 2)
+            move.pager.connect(Stream(fault[1]), Stream(bulk[1]), SESSION, attempt + 2)
             if attempt == 0:
                 move.pager.prefetch_start()
             asked = hear(bulk[0])
@@ -432,9 +434,9 @@ def test_calls_out_of_order_are_errors() -> None:
             pager.prefetch_start()
         with pytest.raises(OSError, match="No such file"):
             store.add_process(0, 0x3FFFFFFF)
-        pager.connect(pairs[0], pairs[2], SESSION)
+        pager.connect(Stream(pairs[0]), Stream(pairs[2]), SESSION)
         with pytest.raises(ValueError, match="16 bytes"):
-            pager.connect(pairs[0], pairs[2], b"short")
+            pager.connect(Stream(pairs[0]), Stream(pairs[2]), b"short")
         for link in pairs:
             link.close()
     assert PagedRange(0, PAGE).source is None

@@ -15,6 +15,7 @@ import pytest
 from live_migration.kernel.memory.pagemap import present_runs
 from live_migration.pager.pager import HotRun
 from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PushRun
+from live_migration.wire.stream import Stream
 from tests.pager.paging import BASE, PAGE, SESSION, Move, connected_pair, eventually, moving
 
 pytestmark = pytest.mark.alone
@@ -73,8 +74,8 @@ def over_a_slow_link(move: Move, rate: int) -> SlowLink:
     """Connect both again, the bulk connection over a slow link."""
     fault, slow = connected_pair(), SlowLink(rate)
     move.links += fault
-    move.client.connect(fault[0], slow.server, SESSION, 2)
-    move.pager.connect(fault[1], slow.client, SESSION, 2)
+    move.client.connect(Stream(fault[0]), Stream(slow.server), SESSION, 2)
+    move.pager.connect(Stream(fault[1]), Stream(slow.client), SESSION, 2)
     return slow
 
 

@@ -17,6 +17,7 @@ import pytest
 from live_migration._lm import ffi, lib
 from live_migration.source_server.pages.client import COMPRESS_NONE, ClientState, PageClient, PushRun
 from live_migration.source_server.pages.store import FIRST_OBJECT, PageStore
+from live_migration.wire.stream import Stream
 from tests.pager.paging import PAGE, SESSION, connected_pair
 
 PAGES = 96
@@ -78,7 +79,7 @@ def connect(client: PageClient, stack: ExitStack, attempt: int = 1) -> Peer:
     for link in (*fault, *bulk):
         stack.callback(link.close)
     client.compress(COMPRESS_NONE)
-    client.connect(fault[0], bulk[0], SESSION, attempt)
+    client.connect(Stream(fault[0]), Stream(bulk[0]), SESSION, attempt)
     return Peer(fault[1], bulk[1], client)
 
 

@@ -56,9 +56,9 @@ def test_the_wrong_ticket(subject: laws.Subject) -> None:
     refused(
         RESTORE,
         [f"lm://{ticket.host}:{ticket.port}/"],
-        ExitCode.BAD_TICKET,
-        "the peer is at fault, the handshake: the peer: has another ticket; "
-        "use the ticket that the listening side printed this time",
+        ExitCode.PROTOCOL,
+        "the peer is at fault, the handshake: the peer: protects the connection in another way; "
+        "give --insecure to both sides or to none, and certificates to both or to none",
     )
     stop(serving)
 
@@ -223,9 +223,9 @@ def test_the_environment_with_a_ticket_file(leaving: laws.Subject) -> None:
     refused(
         SERVE,
         [leaving.pid],
-        ExitCode.BAD_TICKET,
-        "the peer is at fault, the handshake: the peer: has another ticket; "
-        "use the ticket that the listening side printed this time",
+        ExitCode.PROTOCOL,
+        "the peer is at fault, the handshake: the peer: protects the connection in another way; "
+        "give --insecure to both sides or to none, and certificates to both or to none",
         LM_DEST_IP="127.0.0.1",
         LM_DEST_PORT=port,
     )
