@@ -24,7 +24,6 @@ PYTHON_EXCEPTIONS = {
     "set_tid_size": "struct clone_args",
     "no_length": "struct lm_custody",
     "signal_count": "struct lm_husk_custody",
-    "FAULT": "a role of the handshake that C plays",
     "IDLE": "a state that comes from C as a number",
     "DROPPED": "a state that comes from C as a number",
     "daemon_threads": "read by socketserver",
