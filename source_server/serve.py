@@ -375,7 +375,7 @@ def send_final(copied: Copied, source: FrozenSource, pusher: Pusher, deadline: f
     connected.custody.describing(len(described))
     connected.session.happened(Event.FINAL)
     connected.control.send_bytes(described, left(deadline))
-    runs = push_runs(seen.space, [*source.hot, *description.member.changed], description.contents)
+    runs = push_runs(seen.space, [*source.hot, *description.member.changed], description.contents, copied.staged.served)
     pusher.do(lambda: connected.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
 
 
@@ -448,10 +448,23 @@ def final(seen: SourceSnapshot, description: MemberParts, corrected: int) -> mes
     return messages.Final(payload=messages.pack(told))
 
 
-def push_runs(space: int, runs: Iterable[Runs], contents: Iterable[Content]) -> list[PushRun]:
-    """Pages of a process and whole files to push, as a client of the page store wants them."""
+def push_runs(
+    space: int, runs: Iterable[Runs], contents: Iterable[Content], pushed: Iterable[Content] = ()
+) -> list[PushRun]:
+    """Pages of a process and files to push, as a client of the page store wants them: of a file what is no hole. One
+    that was `pushed` as another object, when it had another size, goes as a whole: data may have become a hole.
+    """
+    spaces = {(one.device, one.inode): one.space for one in pushed}
     pages = [PushRun(space, run.address, run.address + run.pages * PAGE) for run in runs]
-    return pages + [PushRun(one.space, 0, -(-one.size // PAGE) * PAGE) for one in contents]
+    return pages + [
+        PushRun(
+            one.space,
+            0,
+            -(-one.size // PAGE) * PAGE,
+            present=spaces.get((one.device, one.inode), one.space) == one.space,
+        )
+        for one in contents
+    ]
 
 
 def left(deadline: float) -> float:

@@ -24,7 +24,7 @@ F_SETLK = 6
 
 
 def snapshot_locks(seen: Seen) -> list[Lock]:
-    """The locks of the open file, and those of the process on the same file."""
+    """The locks of the open file, and those of the process that it took by it."""
     if "lock:" not in seen.information:
         return []
     return [

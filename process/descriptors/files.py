@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import os
 import stat
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -41,6 +42,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="fil
     device: int
     inode: int
     size: int
+    accessed: int
     modified: int
     mode: int
     uid: int
@@ -79,6 +81,7 @@ def snapshot_file(seen: Seen, _: SnapshotContext) -> File:
         device=seen.status.st_dev,
         inode=seen.status.st_ino,
         size=seen.status.st_size,
+        accessed=seen.status.st_atime_ns,
         modified=seen.status.st_mtime_ns,
         mode=stat.S_IMODE(seen.status.st_mode),
         uid=seen.status.st_uid,
@@ -214,9 +217,7 @@ def make_unlinked(file: File, context: OpenContext) -> int:
         # The file system has no O_TMPFILE, or the directory is missing here.
         number = os.memfd_create(os.path.basename(file.path), os.MFD_CLOEXEC)
     try:
-        os.fchmod(number, file.mode)
-        if os.geteuid() == 0:
-            os.fchown(number, file.uid, file.gid)
+        give_rights(number, file)
         os.truncate(number, file.size)
     except OSError:
         close_all([number])
@@ -224,11 +225,31 @@ def make_unlinked(file: File, context: OpenContext) -> int:
     return number
 
 
+def give_rights(number: int, file: FileObject) -> None:
+    """Give a file that was made here its owner, as far as this process may, and its permissions, where they differ. To
+    give it an owner takes away some of its permissions."""
+    found = os.fstat(number)
+    if os.geteuid() == 0 and (found.st_uid, found.st_gid) != (file.uid, file.gid):
+        os.fchown(number, file.uid, file.gid)
+    if stat.S_IMODE(os.fstat(number).st_mode) != file.mode:
+        os.fchmod(number, file.mode)
+
+
+def give_times(all_of_them: Collection[OpenFile[Any]], context: OpenContext) -> None:
+    """Give the files that were made here their times, when their content is in place. Raises OSError."""
+    for file in {one.object.inode: one.object for one in all_of_them}.values():
+        made = context.content_wanted.get((file.device, file.inode))
+        if made is not None:
+            os.utime(made, ns=(file.accessed, file.modified))
+
+
 def update_bytes(number: int, one: OpenFile[Any], file: FileObject, context: OpenContext) -> None:
-    """Give a file its size, if its bytes travel, then the locks and the offset of its open file."""
+    """Give a file its size and rights, if its bytes travel, then the locks and the offset of its open file."""
     made = context.content_wanted.get((file.device, file.inode))
-    if made is not None and os.fstat(made).st_size != file.size:
-        os.truncate(made, file.size)
+    if made is not None:
+        if os.fstat(made).st_size != file.size:
+            os.truncate(made, file.size)
+        give_rights(made, file)
     take_locks(number, one.locks)
     seek(number, one.offset)
 
@@ -250,4 +271,5 @@ FILE = Kind(
     open=open_file,
     may_vanish=True,
     update=update_file,
+    seal=give_times,
 )

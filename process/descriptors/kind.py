@@ -117,6 +117,26 @@ class FileObject(Protocol):
     def linked(self) -> bool:
         """Does its path still name it?"""
 
+    @property
+    def mode(self) -> int:
+        """Its permissions."""
+
+    @property
+    def uid(self) -> int:
+        """Its owner."""
+
+    @property
+    def gid(self) -> int:
+        """Its group."""
+
+    @property
+    def accessed(self) -> int:
+        """When it was read, in nanoseconds since the epoch."""
+
+    @property
+    def modified(self) -> int:
+        """When it was written to."""
+
 
 def _always(*_: object) -> bool:
     return True

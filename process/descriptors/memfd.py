@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from live_migration.process.descriptors.files import update_bytes
+from live_migration.process.descriptors.files import give_rights, give_times, update_bytes
 from live_migration.process.descriptors.kind import Kind, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, close_all, reopen
 
@@ -28,6 +28,8 @@ class MemFd(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="me
     mode: int
     uid: int
     gid: int
+    accessed: int
+    modified: int
     huge_page: int
 
     @property
@@ -53,6 +55,8 @@ def snapshot_memfd(seen: Seen, _: SnapshotContext) -> MemFd:
         mode=stat.S_IMODE(seen.status.st_mode),
         uid=seen.status.st_uid,
         gid=seen.status.st_gid,
+        accessed=seen.status.st_atime_ns,
+        modified=seen.status.st_mtime_ns,
         huge_page=seen.status.st_blksize if seen.status.st_blksize >= 512 * page else 0,
     )
 
@@ -85,9 +89,7 @@ def make_memfd(memory: MemFd) -> int:
     number = os.memfd_create(memory.name, kind)
     try:
         os.truncate(number, memory.size)
-        os.fchmod(number, memory.mode)
-        if os.geteuid() == 0:
-            os.fchown(number, memory.uid, memory.gid)
+        give_rights(number, memory)
     except OSError:
         close_all([number])
         raise
@@ -95,7 +97,8 @@ def make_memfd(memory: MemFd) -> int:
 
 
 def seal_memfds(all_of_them: Collection[OpenFile[MemFd]], context: OpenContext) -> None:
-    """Give every memfd its seals. Raises OSError."""
+    """Give every memfd its times and seals. Raises OSError."""
+    give_times(all_of_them, context)
     for memory in {one.object.inode: one.object for one in all_of_them}.values():
         seal_memfd(context.anchors["memfd", memory.device, memory.inode][0], memory)
 

@@ -17,7 +17,7 @@ from live_migration.kernel.injection.syscall_numbers import SYS_fcntl
 from live_migration.process.descriptors.file_locks import lock_rows
 from live_migration.process.descriptors.kind import RowsContext
 from live_migration.process.descriptors.open_file import OpenFile, Owner
-from live_migration.process.descriptors.registry import AnyObject, file_of, kind_of
+from live_migration.process.descriptors.registry import AnyObject, kind_of
 from live_migration.process.descriptors.table import DescriptorTable
 
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
@@ -26,17 +26,11 @@ SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME | os.O_ASYNC
 def descriptor_rows(program: Program, table: DescriptorTable) -> None:
     """Append every row that the descriptors of `table` need, except those of `last_rows`."""
     context = rows_context(table, ())
-    locked: set[tuple[int, int]] = set()
     for one in table.open_files:
         if one.standard is not None:
             continue
         kind_of(one.object).rows(program, one, context)
-        if one.locks:
-            file = file_of(one.object)
-            identity = (file.device, file.inode) if file is not None else (0, 0)
-            if identity not in locked:
-                lock_rows(program, one.number, one.locks)
-            locked.add(identity)
+        lock_rows(program, one.number, one.locks)
         if one.owner is not None:
             owner_rows(program, one, one.owner)
 

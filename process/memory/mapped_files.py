@@ -81,6 +81,7 @@ def _add_file(found: dict[tuple[str, int], MappedFile], pid: int, mapping: Mappi
             device=status.st_dev,
             inode=status.st_ino,
             size=status.st_size,
+            accessed=status.st_atime_ns,
             modified=status.st_mtime_ns,
             mode=status.st_mode,
             uid=status.st_uid,

@@ -72,6 +72,22 @@ bool lm_push_memory_knows(const struct lm_push_memory *memory, uint32_t space, u
     return entry && entry->page;
 }
 
+uint64_t lm_push_memory_next(const struct lm_push_memory *memory, uint32_t space, uint64_t start,
+                             uint64_t end) {
+    /* Looking page by page costs little where the next one is near, and looking through the table where it is far. */
+    uint64_t near = start + memory->size / 4 * LM_PAGE_SIZE, lowest = end;
+    for (; start < end && start < near; start += LM_PAGE_SIZE)
+        if (lm_push_memory_knows(memory, space, start))
+            return start;
+    for (size_t i = 0; start < end && i < memory->size; i++) {
+        const struct lm_push_entry *entry = &memory->entries[i];
+        uint64_t address = (entry->page - 1) * LM_PAGE_SIZE;
+        if (entry->page && entry->space == space && address >= start && address < lowest)
+            lowest = address;
+    }
+    return lowest;
+}
+
 /* Make the table twice as large while three quarters are full. Returns false when it must not grow any more.
  */
 static bool make_room(struct lm_push_memory *memory) {

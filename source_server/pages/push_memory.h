@@ -33,6 +33,9 @@ bool lm_push_memory_same(const struct lm_push_memory *memory, uint32_t space, ui
                          const void *page);
 /* Whether it was pushed at all. */
 bool lm_push_memory_knows(const struct lm_push_memory *memory, uint32_t space, uint64_t address);
+/* The first page in [start, end) that was pushed, or `end`. */
+uint64_t lm_push_memory_next(const struct lm_push_memory *memory, uint32_t space, uint64_t start,
+                             uint64_t end);
 /* Remember its content, if there is room. */
 void lm_push_memory_keep(struct lm_push_memory *memory, uint32_t space, uint64_t address, const void *page);
 /* Discard what is known of the content with which the pages in [start, end) were pushed. */

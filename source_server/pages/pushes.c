@@ -77,6 +77,18 @@ static int push_some(struct lm_page_client *client, const struct lm_page_reader 
     return error ? error : lm_page_sender_flush(&client->bulk_sender, false);
 }
 
+/* Where to go on, so that what is not there and was not pushed before is left out. */
+static int next_wanted(struct lm_page_client *client, const struct lm_page_reader *reader, uint64_t at,
+                       const struct lm_push_run *run, uint32_t flags, uint64_t *next) {
+    *next = at;
+    if (!(run->flags & LM_PUSH_PRESENT))
+        return 0;
+    int error = lm_page_reader_next(reader, at, run->end, next);
+    if (!error && *next > at && flags & LM_PUSH_CHANGED)
+        *next = lm_push_memory_next(&client->memory, run->space, at, *next);
+    return error;
+}
+
 /* Send one piece after the other, each under the lock, so that answers to requests can go in between. */
 static int push_run(struct lm_page_client *client, uint32_t id, const struct lm_push_run *run,
                     uint32_t flags) {
@@ -88,6 +100,9 @@ static int push_run(struct lm_page_client *client, uint32_t id, const struct lm_
         return -EINVAL;
     int error = 0;
     for (uint64_t at = run->start; !error && at < run->end;) {
+        error = next_wanted(client, reader, at, run, flags, &at);
+        if (error || at >= run->end)
+            break;
         uint64_t left = (run->end - at) / LM_PAGE_SIZE;
         uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
         pthread_mutex_lock(&client->bulk_lock);

@@ -26,14 +26,15 @@ struct lm_page_reader_operations {
 struct lm_page_reader {
     const struct lm_page_reader_operations *operations;
     uint32_t space;
-    int pid;     /* of a process */
-    int memory;  /* /proc/PID/mem, or the object */
-    int pagemap; /* /proc/PID/pagemap, -1 for an object */
+    int pid;            /* of a process */
+    int memory;         /* /proc/PID/mem, or the object */
+    int pagemap;        /* /proc/PID/pagemap, -1 for an object */
+    bool shares_offset; /* the object's open file is the process's own */
 };
 
 /* Open the memory of process `pid`. Returns 0 or -errno. */
 int lm_page_reader_init_process(struct lm_page_reader *reader, uint32_t space, int pid);
-/* Read from a duplicate of `fd`, by offset. Past its end there are zeros. */
+/* Read what `fd` stands for, by offset. Past its end there are zeros. */
 int lm_page_reader_init_object(struct lm_page_reader *reader, uint32_t space, int fd);
 void lm_page_reader_deinit(struct lm_page_reader *reader);
 

@@ -41,6 +41,7 @@ TAIL = """
 No blockers, but limits:
 
 - A terminal, pipe or socket at descriptors 0 to 2 that leads outside is replaced: `--stdio attach|null`.
+- The process and all its threads are in lm-restore's control groups, and have its login uid and audit session.
 - With rounds (pre-copy, hybrid, auto), nothing is copied before the freeze while a file is open with O_DIRECT, since
   page tables do not tell what a device writes. A file that is opened and closed between two snapshots is not seen.
 - While rounds are copied, the process cannot register its memory with a userfaultfd of its own (EBUSY).

@@ -1,6 +1,7 @@
 /*
  * feature: open files that have no name any more, mapped ones too
- * limits: their content travels; the destination needs room for it
+ * limits: their content travels, with owner, mode and times, and without holes; the destination needs room for it.
+ * Extended attributes and flags (chattr(1)) do not
  */
 #include "check.h"
 
@@ -10,6 +11,7 @@ int main(int argc, char **argv) {
     check_start(argc, argv);
     int unlinked = SYS(open(check_path("unlinked"), O_RDWR | O_CREAT | O_EXCL, 0640)),
         nameless = SYS(open(check_directory, O_RDWR | O_TMPFILE, 0600)),
+        sparse = SYS(open(check_directory, O_RDWR | O_TMPFILE, 0600)),
         empty = SYS(dup(SYS(open(check_path("empty"), O_RDWR | O_CREAT, 0600))));
     check_fill(content, sizeof(content), 1);
     check_write(unlinked, content, sizeof(content));
@@ -19,7 +21,22 @@ int main(int argc, char **argv) {
     CHECK(memory != MAP_FAILED, "mmap: %s", strerror(errno));
     SYS(unlink(check_path("unlinked")));
     SYS(unlink(check_path("empty")));
+    SYS(ftruncate(sparse, 60L << 30));
+    CHECK(SYS(pwrite(sparse, "far", 3, 50L << 30)) == 3, "pwrite");
+    SYS(fchown(nameless, 123, 456));
+    SYS(fchmod(nameless, 06751));
+    SYS(futimens(nameless, (struct timespec[]){{1000, 1}, {2000, 2}}));
     check_move();
+    SYS(fstat(nameless, &status));
+    CHECK(status.st_uid == 123 && status.st_gid == 456 && (status.st_mode & 07777) == 06751,
+          "owner %d:%d, mode %o", (int)status.st_uid, (int)status.st_gid, status.st_mode & 07777);
+    CHECK(status.st_atim.tv_sec == 1000 && status.st_mtim.tv_sec == 2000 && status.st_mtim.tv_nsec == 2,
+          "times %ld and %ld", (long)status.st_atim.tv_sec, (long)status.st_mtim.tv_sec);
+    CHECK(SYS(pread(sparse, found, 3, 50L << 30)) == 3 && memcmp(found, "far", 3) == 0,
+          "the sparse one changed");
+    SYS(fstat(sparse, &status));
+    CHECK(status.st_size == 60L << 30 && status.st_blocks < 1000,
+          "the sparse one has %ld bytes in %ld blocks", (long)status.st_size, (long)status.st_blocks);
     CHECK(SYS(lseek(unlinked, 0, SEEK_CUR)) == (off_t)(50 * PAGE), "its offset is %ld",
           (long)lseek(unlinked, 0, SEEK_CUR));
     CHECK(SYS(pread(unlinked, found, sizeof(found), 0)) == sizeof(found), "a short read");
