@@ -166,5 +166,10 @@ __attribute__((noreturn)) void lm_custodian_run(struct lm_custody *custody, int 
     /* lm-serve's memory is no business of the custodian's, and what follows looks at no other than these. */
     lm_own_memory_drop(kept, 2);
     watch(custody, lifeline);
-    _exit(take_over(custody, control_socket) == 0 ? 0 : 1);
+    int error = take_over(custody, control_socket);
+    uint32_t state = __atomic_load_n(&custody->state, __ATOMIC_SEQ_CST);
+
+    if (state == LM_CUSTODY_AT_HOME || state == LM_CUSTODY_NO)
+        lm_leftover_take_away(custody->leftover);
+    _exit(error == 0 ? 0 : 1);
 }

@@ -16,11 +16,15 @@
  * What kinds of descriptors hold (held.h) goes the same way: lm-serve runs the table of COMMIT, or that of the
  * no before the threads go home, and where it has died, the custodian runs what is left of it.
  *
+ * When the threads are at home, or on their way, it has what lm-serve has left in their memory taken away (leftover.h).
+ *
  * It is also the last bound of a freeze: when lm-serve itself hangs, long after the time that the freeze may
  * take, the custodian kills it, and the threads return to their work.
  */
 #ifndef LM_SOURCE_SERVER_CUSTODY_H
 #define LM_SOURCE_SERVER_CUSTODY_H
+
+#include "source_server/leftover.h"
 
 #include <stdint.h>
 
@@ -45,6 +49,7 @@ struct lm_custody {
     uint64_t bytes_before_decision;
     uint32_t held;                        /* 1: the tables in `held_file` count */
     int32_t held_file;                    /* held.h; open in both */
+    struct lm_leftover *leftover;         /* shared too */
     unsigned char no[LM_CUSTODY_NO_ROOM]; /* a frame of wire/messages.py */
 };
 

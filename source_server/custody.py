@@ -22,6 +22,7 @@ from live_migration.kernel.errors import check
 from live_migration.kernel.own_name import call_ourselves
 from live_migration.process.descriptors.held import Held
 from live_migration.source_server.held import spare, write_held
+from live_migration.source_server.leftover import Leftover, prepare_leftover
 from live_migration.wire import messages
 from live_migration.wire.exit_codes import ExitCode
 
@@ -50,6 +51,7 @@ class Custody:
     lifeline: int
     custodian: int
     control_socket: int
+    leftover: Leftover
     held: list[Held] = field(default_factory=list)
 
     def describing(self, length: int) -> None:
@@ -163,7 +165,9 @@ def start_custody(control_socket: int) -> Custody:
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
     watched, lifeline = os.pipe()
     state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
-    custody = Custody(page, state, lifeline, 0, control_socket)
+    leftover = prepare_leftover()
+    state.leftover = leftover.record
+    custody = Custody(page, state, lifeline, 0, control_socket, leftover)
     custody.put_words(NO)
     custodian = os.fork()
     if custodian == 0:

@@ -115,7 +115,8 @@ def thaw(state: Frozen) -> None:
 def query_threads(state: Frozen) -> QueriedSource:
     """Have the stopped threads tell what only they know: programs run in them."""
     seen = state.seen
-    state.threads = sources.snapshot_threads(seen.pid, [stop.tid for stop in state.stops], seen.end_signal)
+    tids = [stop.tid for stop in state.stops]
+    state.threads = sources.snapshot_threads(seen.pid, tids, seen.end_signal, seen.leftover)
     return query(seen, state.stops, state.threads)
 
 

@@ -14,6 +14,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from live_migration.kernel import cpu_dma_latency, pidfd
 from live_migration.kernel.arch.arch import cpu
@@ -182,7 +183,7 @@ def move(connected: Connected, seen_by: Sequence[int]) -> None:
     """From the connection to the goodbye. Raises MigrationError, with the process running on."""
     # A destination may come after hours, and changes since then need not show at the freeze (an mlock or madvise of a
     # whole mapping, another program at the same addresses).
-    seen = snapshot_or_refuse(connected.options.pid, seen_by)
+    seen = replace(snapshot_or_refuse(connected.options.pid, seen_by), leftover=connected.custody.leftover)
     connect_pages(connected, seen)
     connected.session.happened(Event.LOOKED_AT)
     staged = stage(connected, seen)

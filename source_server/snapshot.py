@@ -20,6 +20,7 @@ from live_migration.kernel.executed_program import ExecutedProgram, executed_pro
 from live_migration.kernel.injection.address_gap import free_range
 from live_migration.kernel.injection.sigreturn_path import Gadgets, find_gadgets, place_frame
 from live_migration.kernel.injection.source_threads import (
+    MappingRecord,
     SourceThreads,
     choose_end_signal,
     map_stub,
@@ -82,7 +83,7 @@ STEP = "reading the process"
 @dataclass(frozen=True)
 class SourceSnapshot:
     """What is known of the running process. `program` tells whether it is still the same; `ours`: flags of its
-    mappings that this migration has set."""
+    mappings that this migration has set; `leftover`: who takes away what lm-serve has in its memory, if that dies."""
 
     pid: int
     scope: Scope
@@ -100,6 +101,7 @@ class SourceSnapshot:
     contents: list[Content] = field(default_factory=list)
     pushed: list[Runs] = field(default_factory=list)
     ours: frozenset[str] = frozenset()
+    leftover: MappingRecord | None = None
 
     @property
     def space(self) -> int:

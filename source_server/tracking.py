@@ -83,7 +83,7 @@ def _make_userfaultfd(seen: SourceSnapshot) -> int:
     with brief_freeze(seen) as stops:
         if found := injection_blockers(stop.tid for stop in stops):
             raise Refused(found, object=f"process {seen.pid}", step="tracking what it writes to")
-        threads = snapshot_threads(seen.pid, [stops[0].tid], seen.end_signal)
+        threads = snapshot_threads(seen.pid, [stops[0].tid], seen.end_signal, seen.leftover)
         # Not those of the live snapshot: under a stack that has grown since there is live memory.
         mappings = maps(seen.pid)
         frame = frame_of(seen.pid, seen, mappings)

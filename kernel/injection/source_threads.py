@@ -10,7 +10,7 @@ import mmap
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check
@@ -36,6 +36,16 @@ class ThreadState:
     xstate: bytes
 
 
+class MappingRecord(Protocol):
+    """Somebody who is told of the mapping, so that it can be taken away if this process dies."""
+
+    def made(self, pid: int, address: int, length: int) -> None:
+        """It is about to be made."""
+
+    def gone(self) -> None:
+        """It is not there any more, or never was."""
+
+
 @dataclass
 class SourceThreads:
     """All threads of a stopped source, the leader first, with the mapping that their programs use.
@@ -50,6 +60,7 @@ class SourceThreads:
     length: int = 0
     gadgets: Gadgets = NO_GADGETS
     frame: int = 0
+    record: MappingRecord | None = None
 
     @property
     def flag_address(self) -> int:
@@ -77,13 +88,16 @@ def choose_end_signal(caught: int) -> int | None:
     return None
 
 
-def snapshot_threads(pid: int, tids: Sequence[int], end_signal: int) -> SourceThreads:
-    """Read every thread's registers, mask and vector state. `tids` are stopped tracees, the leader first.
+def snapshot_threads(
+    pid: int, tids: Sequence[int], end_signal: int, record: MappingRecord | None = None
+) -> SourceThreads:
+    """Read every thread's registers, mask and vector state. `tids` are stopped tracees, the leader first; `record` is
+    told of the mapping.
 
     Raises ProcessGone, OSError."""
     out = ffi.new("struct lm_source_threads **")
     check(lib.lm_source_threads_init(ffi.new("int[]", list(tids)), len(tids), out), pid)
-    return SourceThreads(pid, list(tids), ffi.gc(out[0], lib.lm_source_threads_deinit), end_signal)
+    return SourceThreads(pid, list(tids), ffi.gc(out[0], lib.lm_source_threads_deinit), end_signal, record=record)
 
 
 def thread_state(threads: SourceThreads, index: int) -> ThreadState:
@@ -109,7 +123,14 @@ def map_stub(threads: SourceThreads, gadgets: Gadgets, frame: int, address: int,
     """Make the mapping at a free address, with the stub and every thread's frame in it.
 
     Raises OSError (EEXIST: the address is taken), ProcessGone."""
-    remote_syscall(threads.pid, gadgets, frame, SYS_mmap, address, length, 7, MAP_FLAGS, -1, 0)
+    if threads.record is not None:
+        threads.record.made(threads.pid, address, length)
+    try:
+        remote_syscall(threads.pid, gadgets, frame, SYS_mmap, address, length, 7, MAP_FLAGS, -1, 0)
+    except BaseException:
+        if threads.record is not None:
+            threads.record.gone()
+        raise
     threads.address, threads.length = address, length
     threads.gadgets, threads.frame = gadgets, frame
     write_frames(threads)
@@ -132,6 +153,8 @@ def unmap_stub(threads: SourceThreads) -> None:
     if threads.address:
         remote_syscall(threads.pid, threads.gadgets, threads.frame, SYS_munmap, threads.address, threads.length)
         threads.address = threads.length = 0
+        if threads.record is not None:
+            threads.record.gone()
 
 
 def run_in_source(threads: SourceThreads, programs: Mapping[int, Program]) -> dict[int, Outcome]:

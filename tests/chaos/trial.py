@@ -229,7 +229,7 @@ def await_outcome(trial: Trial) -> Outcome:
                 return outcome_of_moved(subject, moved)
         elif not left and all(ended):
             assert subject.process.poll() is None, "no copy is left"
-            laws.assert_untouched(subject, stub_allowed=trial.plan.target is Target.SERVE)
+            laws.assert_untouched(subject)
             return Outcome.UNTOUCHED
         elif ended == [False, True] and time.monotonic() > begin + 0.5 and not told(trial, "serve", "stalled"):
             # It waits for another destination.

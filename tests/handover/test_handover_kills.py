@@ -154,7 +154,7 @@ def check(shot: Shot) -> str:
     subject = shot.subject
     moved = outcome(shot)
     if not moved:
-        laws.assert_untouched(subject, stub_allowed=shot.target == "serve")
+        laws.assert_untouched(subject)
         return "untouched"
     laws.assert_inert(subject)
     assert laws.process_name(moved) == "laws_program"

@@ -267,20 +267,13 @@ def await_nothing_left(subject: Subject, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def assert_untouched(subject: Subject, *, stub_allowed: bool = False) -> None:
-    """The migration came to nothing: nothing is left of it, and the process runs on as it was.
-
-    `stub_allowed`: lm-serve was killed by SIGKILL, so that the mapping which its programs stood in may remain.
-    """
+def assert_untouched(subject: Subject) -> None:
+    """The migration came to nothing: nothing is left of it, and the process runs on as it was."""
     await_nothing_left(subject)
     assert subject.process.poll() is None, f"the process ended with {subject.process.returncode}"
-
-    def same() -> bool | None:
-        return without_stub(subject.before, picture(subject.pid), stub_allowed) == subject.before or None
-
     with contextlib.suppress(TimeoutError):
-        wait_for("the picture", same, 5)
-    now = without_stub(subject.before, picture(subject.pid), stub_allowed)
+        wait_for("the picture", lambda: picture(subject.pid) == subject.before or None, 5)
+    now = picture(subject.pid)
     assert now.maps.splitlines() == subject.before.maps.splitlines()
     assert now.descriptors == subject.before.descriptors
     assert now.threads == subject.before.threads
@@ -288,18 +281,6 @@ def assert_untouched(subject: Subject, *, stub_allowed: bool = False) -> None:
     subject.await_progress()
     subject.signal(subject.pid, signal.SIGUSR1, Row.SIGNALS)
     subject.rows()
-
-
-def without_stub(before: Picture, now: Picture, allowed: bool) -> Picture:
-    """The picture without the one anonymous, executable mapping that is new."""
-    if not allowed:
-        return now
-    old = before.maps.splitlines()
-    new = [line for line in now.maps.splitlines() if line not in old]
-    if len(new) != 1 or " rwxp 00000000 00:00 0" not in new[0]:
-        return now
-    kept = "".join(line + "\n" for line in now.maps.splitlines() if line not in new)
-    return Picture(kept, now.descriptors, now.threads, now.limits)
 
 
 def processor_time(pid: int) -> int:
