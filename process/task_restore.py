@@ -106,7 +106,7 @@ def finish_process(program: Program, task: TaskDescription, elapsed: int) -> Non
     and timers, armed with what is left after `elapsed` nanoseconds.
     """
     prctl.restore_attributes(program, task.attributes)
-    timers.arm_timers(program, task.timers, elapsed)
+    timers.arm_timers(program, task.timers, elapsed, task.clocks.boottime - task.clocks.monotonic)
 
 
 def present_credentials() -> Credentials:

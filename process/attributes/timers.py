@@ -1,8 +1,9 @@
 """Timers of a process: the three interval timers and POSIX timers with their ids.
 
-Times are the nanoseconds that were left when the process told them; a periodic timer's phase goes along. A timer may
-run out after it was read and before the pending signals are read; its time tells that (`expired_by`). The destination
-arms timers last.
+Times are the nanoseconds that were left when the process told them. A timer may run out after it was read and before
+the pending signals are read; its time tells that (`expired_by`). The destination arms timers last. On clocks that only
+go forward it sets them to the moment at which they are due, be it over: then the kernel counts what has been missed
+(timer_getoverrun(2)), and a periodic timer's phase is as before.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ KNOWN_CLOCKS = frozenset({0, 1, 2, 3, 7, 8, 9, 11})  # clock_gettime(2)
 # How the kernel shows a timer on the processor time of the thread that created it (include/linux/posix-timers_types.h).
 OWN_THREAD_CLOCK = -2
 PROCESSOR_CLOCKS = frozenset({2, 3})
+CLOCK_MONOTONIC, CLOCK_BOOTTIME = 1, 7
+TIMER_ABSTIME = 1
 NOTIFICATIONS = {"signal": "SIGEV_SIGNAL", "none": "SIGEV_NONE", "thread": "SIGEV_THREAD"}
 ENTRY = re.compile(
     r"ID: (?P<id>\d+)\nsignal: (?P<signal>\d+)/(?P<value>[0-9a-f]+)\n"
@@ -56,10 +59,11 @@ class PosixTimer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timers(msgspec.Struct, frozen=True, kw_only=True):
-    """All timers of a process."""
+    """All timers of a process. `read_at`: its CLOCK_MONOTONIC in nanoseconds just after it told their times."""
 
     interval_timers: tuple[IntervalTimer, ...] = (IntervalTimer(), IntervalTimer(), IntervalTimer())
     posix_timers: tuple[PosixTimer, ...] = ()
+    read_at: int = 0
 
 
 def snapshot_timers(process: ProcessSnapshot) -> tuple[PosixTimer, ...]:
@@ -90,12 +94,15 @@ def query_timers(program: Program, posix_timers: Sequence[PosixTimer]) -> Data:
     """Rows that query the time left of every timer. They come before the pending signals are read."""
     interval_size = int(ffi.sizeof("lm_interval_setting"))
     size = int(ffi.sizeof("lm_timer_setting"))
-    place = program.reserve(INTERVAL_TIMERS * interval_size + len(posix_timers) * size)
+    clock = INTERVAL_TIMERS * interval_size + len(posix_timers) * size
+    place = program.reserve(clock + int(ffi.sizeof("lm_timespec")))
     for kind in range(INTERVAL_TIMERS):
         program.call("getitimer", numbers.SYS_getitimer, kind, place + kind * interval_size, check=False)
     for index, timer in enumerate(posix_timers):
         target = place + INTERVAL_TIMERS * interval_size + index * size
         program.call("timer_gettime", numbers.SYS_timer_gettime, timer.identifier, target, check=False)
+    if posix_timers:
+        program.call("clock_gettime", numbers.SYS_clock_gettime, CLOCK_MONOTONIC, place + clock)
     return place
 
 
@@ -104,9 +111,10 @@ def reply_timers(replies: bytes, posix_timers: Sequence[PosixTimer]) -> Timers:
     interval_size = int(ffi.sizeof("lm_interval_setting"))
     size = int(ffi.sizeof("lm_timer_setting"))
     intervals = ffi.from_buffer("lm_interval_setting[]", replies[: INTERVAL_TIMERS * interval_size])
-    settings = ffi.from_buffer("lm_timer_setting[]", replies[INTERVAL_TIMERS * interval_size :])
-    if len(settings) != len(posix_timers):
-        raise ValueError(f"{len(replies)} bytes for {len(posix_timers)} timers of {size} bytes")
+    clock = INTERVAL_TIMERS * interval_size + len(posix_timers) * size
+    settings = ffi.from_buffer("lm_timer_setting[]", replies[INTERVAL_TIMERS * interval_size : clock])
+    moment = ffi.new("lm_timespec *")
+    ffi.memmove(moment, replies[clock:], ffi.sizeof("lm_timespec"))
     return Timers(
         interval_timers=tuple(
             IntervalTimer(
@@ -123,6 +131,7 @@ def reply_timers(replies: bytes, posix_timers: Sequence[PosixTimer]) -> Timers:
             )
             for timer, reply in zip(posix_timers, settings, strict=True)
         ),
+        read_at=moment.tv_sec * SECOND + moment.tv_nsec,
     )
 
 
@@ -246,11 +255,13 @@ def ids_within_reach(timers: Timers, restore_ids: bool) -> list[Blocker]:
     ]
 
 
-def arm_timers(program: Program, timers: Timers, elapsed: int = 0) -> None:
+def arm_timers(program: Program, timers: Timers, elapsed: int = 0, boot_ahead: int = 0) -> None:
     """Rows that arm every timer with what is left of its time, `elapsed` nanoseconds after it was read.
 
-    A timer that would have run out meanwhile runs out at once.
+    A timer that would have run out meanwhile runs out at once. `boot_ahead` is by how much the process's CLOCK_BOOTTIME
+    is ahead of its CLOCK_MONOTONIC, in nanoseconds.
     """
+    ahead = {CLOCK_MONOTONIC: 0, CLOCK_BOOTTIME: boot_ahead}
     for kind, timer in enumerate(timers.interval_timers):
         if timer.remaining == 0 and timer.interval == 0:
             continue
@@ -270,12 +281,15 @@ def arm_timers(program: Program, timers: Timers, elapsed: int = 0) -> None:
         if posix_timer.remaining == 0:
             continue
         passed = 0 if posix_timer.clock < 0 or posix_timer.clock in PROCESSOR_CLOCKS else elapsed
+        value, flags = max(1, posix_timer.remaining - passed), 0
+        if posix_timer.clock in ahead and timers.read_at:
+            value, flags = timers.read_at + posix_timer.remaining + ahead[posix_timer.clock], TIMER_ABSTIME
         armed = ffi.new("lm_timer_setting *")
-        armed.it_value.tv_sec, armed.it_value.tv_nsec = divmod(max(1, posix_timer.remaining - passed), SECOND)
+        armed.it_value.tv_sec, armed.it_value.tv_nsec = divmod(value, SECOND)
         armed.it_interval.tv_sec, armed.it_interval.tv_nsec = divmod(posix_timer.interval, SECOND)
         place = program.data(bytes(ffi.buffer(armed)))
         label = f"timer_settime of timer {posix_timer.identifier}"
-        program.call(label, numbers.SYS_timer_settime, posix_timer.identifier, 0, place, 0)
+        program.call(label, numbers.SYS_timer_settime, posix_timer.identifier, flags, place, 0)
 
 
 def expired_by(timers: Timers, passed: int) -> tuple[bool, frozenset[int]]:
