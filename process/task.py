@@ -45,6 +45,7 @@ from live_migration.process.threads.threads import StoppedThread, Thread, Thread
 from live_migration.wire.blockers import Blocker
 
 CAP_SYS_ADMIN = 21
+ONLY_64_BIT = "only 64-bit code can be moved: end that part of the program before the move"
 
 
 class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -359,7 +360,7 @@ def frozen_blockers(
     found = []
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
-            found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy="try again"))
+            found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy=ONLY_64_BIT))
         found += landlock_blockers(thread.tid, threads.witnesses_of(thread_replies[thread.host_tid]))
         if threads.keyring_of(thread_replies[thread.host_tid]):
             found.append(

@@ -6,6 +6,7 @@ Everything here runs in the tracing thread. `frozen` thaws on every way out on w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -91,11 +92,14 @@ def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
 
 def _cannot_freeze(pid: int, error: Exception) -> LocalError:
     gone = isinstance(error, ProcessGone)
+    # Anything else fails again.
+    passes = isinstance(error, TimeoutError) or getattr(error, "errno", None) in (errno.EAGAIN, errno.EINTR)
+    then = "try again" if passes else "remove the cause before another try"
     return LocalError(
         step=STEP,
         object=f"process {pid}",
         cause=str(error),
-        remedy="nothing is left to move" if gone else "it runs on here; try again",
+        remedy="nothing is left to move" if gone else f"it runs on here; {then}",
         code=ExitCode.NO_PROCESS if gone else ExitCode.SYSTEM,
     )
 

@@ -50,6 +50,7 @@ from live_migration.source_server.snapshot import (
     STAGING_PUSH,
     FrozenSource,
     SourceSnapshot,
+    certain_blockers,
     changed_file_pages,
     check_blockers,
     rehearse,
@@ -136,11 +137,12 @@ def check(options: ServeOptions, events: Events, seen_by: Sequence[int]) -> Exit
 
 
 def snapshot_or_refuse(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
-    """The process as it is now. Raises Refused, LocalError."""
+    """The process as it is now. Raises LocalError, and Refused with all its blockers if one of them is there whatever
+    the destination's options are."""
     seen, blockers = snapshot_source(pid, seen_by)
     blockers += [*witness_blockers(pid, seen_by), *name_blockers(seen)]
-    if blockers:
-        raise Refused(blockers, object=f"process {pid}")
+    if blockers or certain_blockers(seen):
+        raise Refused([*blockers, *check_blockers(seen)], object=f"process {pid}")
     return seen
 
 

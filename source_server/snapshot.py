@@ -242,8 +242,13 @@ def _snapshot_closely(
     )
 
 
+def certain_blockers(seen: SourceSnapshot) -> list[Blocker]:
+    """The blockers of descriptors that no option of the destination removes."""
+    return descriptor_blockers(seen.descriptors.table, DescriptorOptions(tcp="close"))
+
+
 def check_blockers(seen: SourceSnapshot) -> list[Blocker]:
-    """For --check: the blockers of descriptors, which otherwise the destination finds with its own options."""
+    """All the blockers of descriptors, as a destination without options has them."""
     return descriptor_blockers(seen.descriptors.table, DescriptorOptions())
 
 
