@@ -22,6 +22,13 @@ ELF_CLASS_OFFSET = 4
 ELF_CLASS_64 = 2
 SHADOW_STACK = "shstk"
 ALL_ADDRESS_BITS = (1 << 64) - 1
+# Namespaces that a process has to share with lm-serve, with nsenter(1)'s option and what is different in another one.
+NAMESPACES = (
+    ("mnt", "mount", "its paths lead elsewhere"),
+    ("ipc", "ipc", "its System V objects are others"),
+    ("uts", "uts", "its host name is another"),
+    ("cgroup", "cgroup", "it sees its control groups from elsewhere"),
+)
 
 
 def process_blockers(process: ProcessSnapshot, scan: HostScan) -> list[Blocker]:
@@ -183,22 +190,26 @@ def _protection_keys(pid: int) -> list[Blocker]:
 
 
 def _namespaces(process: ProcessSnapshot) -> list[Blocker]:
-    found = []
-    for kind, option, meaning in (
-        ("mnt", "mount", "its paths lead elsewhere"),
-        ("ipc", "ipc", "its System V objects are others"),
-        ("uts", "uts", "its host name is another"),
-        ("cgroup", "cgroup", "it sees its control groups from elsewhere"),
-    ):
-        if not process.in_our_namespace(kind):
-            found.append(
-                Blocker(
-                    object=f"{kind} namespace",
-                    cause=f"the process lives in another one than lm-serve, and {meaning}",
-                    remedy=f"run lm-serve inside it: nsenter --target {process.pid} --{option}",
-                )
-            )
-    return found
+    others = [
+        (kind, option, meaning)
+        for kind, option, meaning in NAMESPACES
+        if not process.in_our_namespace(kind)
+    ]
+    options = [f"--{option}" for _, option, _ in others]
+    target = str(process.pid)
+    if not process.in_our_namespace("pid"):
+        # Its /proc, which lm-serve reads there, is that of its PID namespace, and knows it by another id.
+        options.append("--pid")
+        target = process.status["NSpid"].split()[-1]
+    command = f"nsenter --target {process.pid} {' '.join(options)} -- lm-serve {target}"
+    return [
+        Blocker(
+            object=f"{kind} namespace",
+            cause=f"the process lives in another one than lm-serve, and {meaning}",
+            remedy=f"run lm-serve inside it: {command}",
+        )
+        for kind, _, meaning in others
+    ]
 
 
 def child_blockers(pid: int, scan: HostScan) -> list[Blocker]:
