@@ -82,6 +82,9 @@ def serve(
     max_freeze: float = 5.0,
     exit_status: int = 0,
     insecure: bool = False,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
     verbose: int = 0,
     on_event: OnEvent | None = None,
 ) -> Report:
@@ -98,6 +101,7 @@ def serve(
     words = _words(
         listen=listen, to=to, ticket_file=ticket_file, bandwidth_limit=bandwidth_limit, compress=compress,
         max_freeze=max_freeze, exit_status=exit_status, insecure=insecure,
+        tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
     return _move("lm-serve", [*words, *["-v"] * verbose, "--", str(pid)], on_event, signal.SIGTERM)
 
@@ -125,6 +129,9 @@ def restore(
     allow_uid: Sequence[int | str] = (),
     allow_path: Sequence[str | os.PathLike[str]] = (),
     insecure: bool = False,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
     verbose: int = 0,
     on_event: OnEvent | None = None,
 ) -> Report:
@@ -147,7 +154,7 @@ def restore(
         max_downtime=None if max_downtime is None else f"{max_downtime:f}ms", round_timeout=round_timeout,
         on_no_convergence=on_no_convergence, bandwidth_limit=bandwidth_limit, prefetch=prefetch, pid=pid,
         detach=detach, stdio=stdio, files=files, tcp=tcp, cpu=cpu,
-        max_memory=max_memory, insecure=insecure,
+        max_memory=max_memory, insecure=insecure, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
     words += [f"--allow-uid={user}" for user in allow_uid] + [f"--allow-path={os.fspath(path)}" for path in allow_path]
     words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]

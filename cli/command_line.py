@@ -19,7 +19,15 @@ from live_migration.cli.rendering import RenderedEvents, make_events
 from live_migration.wire.addresses import split_address
 from live_migration.wire.errors import LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
-from live_migration.wire.ticket import SCHEME, Ticket, blank_in_arguments, read_ticket, read_ticket_file
+from live_migration.wire.meeting_point import Certificates, Meeting
+from live_migration.wire.ticket import (
+    SCHEME,
+    Ticket,
+    blank_in_arguments,
+    check_secret,
+    read_ticket,
+    read_ticket_file,
+)
 
 LOOPBACK = "127.0.0.1"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -44,7 +52,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="write every event, notes and progress too, to this open descriptor, and nothing elsewhere: for a program "
         "that starts this one",
     )
-    add("--insecure", action="store_true", help="allow a connection without a secret beyond this machine")
+    add(
+        "--insecure",
+        action="store_true",
+        help="for experiments on this machine: neither a secret nor encryption, over loopback alone",
+    )
+    add("--tls-cert", metavar="FILE", help="this host's certificate, with its chain (PEM); the ticket is needed too")
+    add("--tls-key", metavar="FILE", help="its private key (PEM)")
+    add("--tls-ca", metavar="FILE", help="who has signed the other host's certificate (PEM)")
     add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
 
 
@@ -117,11 +132,35 @@ def usage_error(option: str, cause: str, remedy: str) -> LocalError:
     return LocalError(step="the options", object=option, cause=cause, remedy=remedy, code=ExitCode.USAGE)
 
 
+def take_certificates(given: argparse.Namespace) -> Certificates | None:
+    """The certificates of the options, or None. Raises LocalError (USAGE)."""
+    files = (given.tls_cert, given.tls_key, given.tls_ca)
+    if not any(files):
+        return None
+    if not all(files):
+        raise usage_error("--tls-cert, --tls-key and --tls-ca", "one of them is missing", "give all three")
+    if given.insecure:
+        raise usage_error("--tls-cert and --insecure", "one asks for TLS, the other for none", "give one of them")
+    return Certificates(*files)
+
+
 def take_ticket(argument: str) -> Ticket:
     """The ticket given as text, @FILE or -; its text disappears from the process list at once."""
     if argument.startswith(SCHEME):
         blank_in_arguments(argument)
     return read_ticket(argument)
+
+
+def listening(given: argparse.Namespace, address: tuple[str, int], ticket_file: str | None) -> Meeting:
+    """To listen, with the options that both commands have for that. Raises LocalError (USAGE)."""
+    if given.insecure:
+        check_secret(Ticket(*address, b""), insecure=True)
+    return Meeting(
+        listen=address,
+        with_secret=not given.insecure,
+        ticket_file=ticket_file,
+        certificates=take_certificates(given),
+    )
 
 
 @dataclass(frozen=True)

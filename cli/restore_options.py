@@ -13,19 +13,21 @@ from live_migration.cli.command_line import (
     OneSentenceParser,
     add_common_options,
     destination_of,
+    listening,
     parse_listen,
     parse_number,
     parse_rate,
     parse_seconds,
     parse_size,
+    take_certificates,
     take_ticket,
     usage_error,
 )
 from live_migration.restorer.options import RestoreOptions
-from live_migration.wire.meeting import Meeting
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.report import check_report_path
 from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Parameters
-from live_migration.wire.ticket import Ticket, check_secret
+from live_migration.wire.ticket import check_secret
 
 DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on the destination: it restores the
 process, lets it run at once (--post-copy, the default; --hybrid) or when its memory is complete
@@ -34,8 +36,7 @@ process, lets it run at once (--post-copy, the default; --hybrid) or when its me
 EPILOGUE = """environment:
   LM_DEST_PORT    without TICKET and --listen: wait at this port for lm-serve
   LM_DEST_IP      at this address (default: every address if a ticket file is written, else 127.0.0.1)
-  LM_TICKET_FILE  default of --ticket-file; without either there is no secret, and --insecure must be
-                  given to wait at an address beyond this machine
+  LM_TICKET_FILE  default of --ticket-file; without either the ticket is only printed
 
 exit status: that of the process, or one of docs/exit-codes.md."""
 
@@ -255,20 +256,17 @@ def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeti
         if given.ticket_file:
             raise usage_error("TICKET and --ticket-file", "the side that listens makes the ticket", "leave one out")
         check_secret(ticket, insecure=given.insecure)
-        return Meeting(ticket=ticket, with_secret=bool(ticket.secret))
+        return Meeting(ticket=ticket, with_secret=bool(ticket.secret), certificates=take_certificates(given))
     ticket_file = given.ticket_file or environment.get("LM_TICKET_FILE") or None
     if given.listen is not None:
-        return Meeting(listen=given.listen, ticket_file=ticket_file)
+        return listening(given, given.listen, ticket_file)
     destination = destination_of(environment)
     if destination is None:
         raise usage_error(
             "TICKET", "there is none", "give the one that lm-serve printed, or wait for lm-serve with --listen"
         )
-    # Without a secret, whoever reaches the port can give us any process to run.
-    host = destination.host or ("0.0.0.0" if ticket_file or given.insecure else LOOPBACK)
-    if not ticket_file:
-        check_secret(Ticket(host, destination.port, b""), insecure=given.insecure)
-    return Meeting(listen=(host, destination.port), with_secret=bool(ticket_file), ticket_file=ticket_file)
+    host = destination.host or ("0.0.0.0" if ticket_file else LOOPBACK)
+    return listening(given, (host, destination.port), ticket_file)
 
 
 def parse_options(

@@ -11,15 +11,17 @@ from live_migration.cli.command_line import (
     OneSentenceParser,
     add_common_options,
     destination_of,
+    listening,
     parse_listen,
     parse_number,
     parse_rate,
     parse_seconds,
+    take_certificates,
     take_ticket,
     usage_error,
 )
 from live_migration.source_server.options import ServeOptions
-from live_migration.wire.meeting import Meeting
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.report import check_report_path
 from live_migration.wire.ticket import Ticket, check_secret
 
@@ -124,6 +126,7 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
 
 def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
     """Connect or listen, from the options, else from the environment."""
+    certificates = take_certificates(given)
     to: Ticket | None = take_ticket(given.to) if given.to is not None else None
     destination = None
     if to is None and given.listen is None and not given.check:
@@ -138,9 +141,9 @@ def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeti
         to = destination.ticket()
     if to is not None:
         check_secret(to, insecure=given.insecure)
-        return Meeting(ticket=to, with_secret=bool(to.secret))
+        return Meeting(ticket=to, with_secret=bool(to.secret), certificates=certificates)
     ticket_file = given.ticket_file or environment.get("LM_TICKET_FILE") or None
-    return Meeting(listen=given.listen or (LOOPBACK, 0), ticket_file=ticket_file)
+    return listening(given, given.listen or (LOOPBACK, 0), ticket_file)
 
 
 def _check_together(given: argparse.Namespace) -> None:

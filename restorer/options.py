@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from live_migration.wire.meeting import Meeting
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.strategy import Parameters
 
 

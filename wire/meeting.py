@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from live_migration.wire.addresses import address_to_print, is_loopback
+from live_migration.wire.addresses import address_to_print
 from live_migration.wire.connection import Listener, Roles, connect_roles
 from live_migration.wire.errors import MigrationError
 from live_migration.wire.handshake import Side
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.reception import accept_roles
+from live_migration.wire.stream import TlsContext
 from live_migration.wire.ticket import Ticket, make_ticket, write_ticket_file
 
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where to meet; either `ticket` or `listen` is given.
-
-    ticket        connect with it
-    listen        (host, port) to listen on, port 0 for a free one
-    with_secret   does the ticket of a listener get a secret?
-    ticket_file   where a listener writes the ticket, too
-    """
-
-    ticket: Ticket | None = None
-    listen: tuple[str, int] | None = None
-    with_secret: bool = True
-    ticket_file: str | None = None
+INSECURE = (
+    "--insecure: nothing that travels is encrypted, and any user of this machine can take the process's memory or give "
+    "it another"
+)
 
 
 class Announcer(Protocol):
@@ -44,7 +34,7 @@ class Announcer(Protocol):
 def command_for(side: str, ticket: Ticket) -> str:
     """What to run on the other side, when `side` ("source" or "destination") has made this ticket."""
     text = shlex.quote(str(ticket))
-    if not ticket.secret and not is_loopback(ticket.host):
+    if not ticket.secret:
         text += " --insecure"
     return f"lm-restore --post-copy {text}" if side == "source" else f"lm-serve PID --to {text}"
 
@@ -55,9 +45,11 @@ def meet(meeting: Meeting, side: str, announcer: Announcer, *, pid: int = 0, wat
     None when a descriptor of `watch` became readable while waiting. Who was turned away is told, and
     the wait goes on. LocalError and ProtocolError as in wire/connection.py.
     """
-    own = Side[side.upper()]
+    own, context = Side[side.upper()], TlsContext(meeting.certificates)
+    if not meeting.with_secret:
+        announcer.note(INSECURE, 0)
     if meeting.ticket is not None:
-        return connect_roles(meeting.ticket, own)
+        return connect_roles(meeting.ticket, own, context=context)
     host, port = meeting.listen or ("127.0.0.1", 0)
     listener = Listener(host, port)
     try:
@@ -69,6 +61,6 @@ def meet(meeting: Meeting, side: str, announcer: Announcer, *, pid: int = 0, wat
         def turned_away(error: MigrationError) -> None:
             announcer.note(str(error), 0)
 
-        return accept_roles(listener, ticket.secret, own, watch=watch, on_refused=turned_away)
+        return accept_roles(listener, ticket.secret, own, watch=watch, context=context, on_refused=turned_away)
     finally:
         listener.close()

@@ -9,25 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.meeting_point import Certificates
 
 RECORD_BYTES: int = lib.LM_TLS_RECORD_BYTES
 KEY_BYTES: int = lib.LM_TLS_KEY_BYTES
 CHANGED = "what came was changed on its way"
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files: this host's certificate with its chain, its private key, and who has signed the other host's."""
-
-    certificate: str
-    key: str
-    authority: str
 
 
 def _check(result: int) -> int:

@@ -2,9 +2,10 @@
 
     lm://HOST:PORT/SECRET       lm://192.0.2.7:5555/3q2-7w...  (43 characters of base64url: 256 bits)
     lm://[2001:db8::7]:5555/... an IPv6 address stands in brackets
-    lm://127.0.0.1:5555/        no secret: only over loopback, or with --insecure
+    lm://127.0.0.1:5555/        no secret: only over loopback, with --insecure
 
-The side that listens makes the ticket. The secret is the key of the handshake (wire/handshake.py) and never travels.
+The side that listens makes the ticket. The secret never travels; the keys of the first connection come from it
+(wire/keys.py).
 """
 
 from __future__ import annotations
@@ -132,15 +133,23 @@ def write_ticket_file(path: str, ticket: Ticket) -> None:
 
 
 def check_secret(ticket: Ticket, *, insecure: bool) -> None:
-    """A ticket without a secret is for loopback only, unless `insecure`. LocalError (USAGE) otherwise."""
-    if ticket.secret or insecure or is_loopback(ticket.host):
+    """A ticket without a secret is for experiments on this machine: only over loopback, and with `insecure`, which is
+    for nothing else. LocalError (USAGE) otherwise."""
+    here = is_loopback(ticket.host)
+    if here and (ticket.secret or insecure):
         return
+    if ticket.secret and not insecure:
+        return
+    remedy = "use a ticket with a secret (LM_TICKET_FILE, or the text that the listening side printed)"
     raise LocalError(
         step="reading the ticket",
         object=show_address(ticket.host, ticket.port),
-        cause="without a secret anybody on the network could take the process's memory",
-        remedy="use a ticket with a secret (LM_TICKET_FILE, or the text that the listening side printed), "
-        "or say --insecure if the network is yours alone",
+        cause="with --insecure nothing would be encrypted on the network"
+        if ticket.secret
+        else "without a secret nothing is encrypted, and whoever reaches the port could take the process's memory",
+        remedy="leave --insecure out"
+        if ticket.secret
+        else remedy + (", or say --insecure for an experiment on this machine" if here else ""),
         code=ExitCode.USAGE,
     )
 

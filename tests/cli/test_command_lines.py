@@ -18,7 +18,7 @@ from live_migration.restorer.options import RestoreOptions
 from live_migration.source_server.options import ServeOptions
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
-from live_migration.wire.meeting import Meeting
+from live_migration.wire.meeting_point import Certificates, Meeting
 from live_migration.wire.strategy import Parameters
 from live_migration.wire.ticket import Ticket, make_ticket, write_ticket_file
 
@@ -149,15 +149,18 @@ def test_the_ticket_from_a_file(tmp_path: Path) -> None:
 
 def test_the_way_round_of_the_environment(tmp_path: Path) -> None:
     path = f"{tmp_path}/ticket"
-    assert restore(LM_DEST_PORT="5555").meeting == Meeting(listen=("127.0.0.1", 5555), with_secret=False)
+    assert restore(LM_DEST_PORT="5555").meeting == Meeting(listen=("127.0.0.1", 5555))
     waiting = restore(LM_DEST_PORT="5555", LM_TICKET_FILE=path)
     assert waiting.meeting == Meeting(listen=("0.0.0.0", 5555), ticket_file=path)
-    assert restore("--insecure", LM_DEST_PORT="5555").meeting.listen == ("0.0.0.0", 5555)
+    insecure = Meeting(listen=("127.0.0.1", 5555), with_secret=False)
+    assert restore("--insecure", LM_DEST_PORT="5555").meeting == insecure
+    assert serve("12", "--insecure", "--listen", ":5555").meeting == insecure
     write_ticket_file(path, TICKET)
     pushing = serve("12", LM_DEST_IP="192.0.2.9", LM_DEST_PORT="6666", LM_TICKET_FILE=path)
     assert pushing.meeting == Meeting(ticket=Ticket("192.0.2.9", 6666, TICKET.secret))
-    assert serve("12", LM_DEST_PORT="5555").meeting.ticket == Ticket("127.0.0.1", 5555, b"")
-    assert serve("12", LM_DEST_IP="::1", LM_DEST_PORT="5555").meeting.ticket == Ticket("::1", 5555, b"")
+    assert serve("12", "--insecure", LM_DEST_PORT="5555").meeting.ticket == Ticket("127.0.0.1", 5555, b"")
+    to_here = serve("12", "--insecure", LM_DEST_IP="::1", LM_DEST_PORT="5555").meeting
+    assert to_here == Meeting(ticket=Ticket("::1", 5555, b""), with_secret=False)
     assert serve("12", LM_TICKET_FILE=path).meeting.ticket_file == path
     assert serve("12", "--check", LM_DEST_PORT="5555").meeting.ticket is None
 
@@ -170,14 +173,29 @@ def test_the_way_round_of_the_environment(tmp_path: Path) -> None:
     ],
 )
 def test_without_a_secret_beyond_this_machine(arguments: list[str], environment: dict[str, str]) -> None:
-    with pytest.raises(LocalError, match=r"192\.0\.2\.9:1: without a secret anybody"):
-        serve(*arguments, **environment)
-    assert serve(*arguments, "--insecure", **environment).meeting.ticket == Ticket("192.0.2.9", 1, b"")
+    for words in ([], ["--insecure"]):
+        with pytest.raises(LocalError, match=r"192\.0\.2\.9:1: without a secret nothing is encrypted"):
+            serve(*arguments, *words, **environment)
 
 
-def test_a_destination_without_a_secret_beyond_this_machine() -> None:
-    with pytest.raises(LocalError, match=r"0\.0\.0\.0:1: without a secret anybody"):
-        restore(LM_DEST_IP="0.0.0.0", LM_DEST_PORT="1")
+def test_insecure_beyond_this_machine_is_refused(tmp_path: Path) -> None:
+    for words in (["--listen", "0.0.0.0:1"], [str(TICKET)]):
+        with pytest.raises(LocalError, match=r"nothing (is|would be) encrypted"):
+            restore("--insecure", *words)
+    with pytest.raises(LocalError, match="nothing is encrypted"):
+        serve("12", "--insecure", "--listen", "0.0.0.0:1")
+
+
+def test_certificates_are_given_all_or_none() -> None:
+    files = ["--tls-cert", "/c", "--tls-key", "/k", "--tls-ca", "/a"]
+    certificates = Certificates("/c", "/k", "/a")
+    assert restore(str(TICKET), *files).meeting.certificates == certificates
+    assert serve("12", *files).meeting.certificates == certificates
+    assert serve("12", "--to", str(TICKET), *files).meeting.certificates == certificates
+    with pytest.raises(LocalError, match="one of them is missing"):
+        serve("12", *files[2:])
+    with pytest.raises(LocalError, match="one asks for TLS"):
+        serve("12", "--insecure", *files)
 
 
 @pytest.mark.parametrize(

@@ -219,9 +219,9 @@ def test_folders_that_cannot_be_written_to(subject: laws.Subject) -> None:
          "give one of them"),
         (RESTORE, "--post-copy --stop-and-copy x", "argument --stop-and-copy: not allowed with argument --post-copy; "
          "lm-restore --help lists the options"),
-        (RESTORE, "lm://192.0.2.1:1/", "reading the ticket: 192.0.2.1:1: without a secret anybody on the network "
-         "could take the process's memory; use a ticket with a secret (LM_TICKET_FILE, or the text that the listening "
-         "side printed), or say --insecure if the network is yours alone"),
+        (RESTORE, "lm://192.0.2.1:1/", "reading the ticket: 192.0.2.1:1: without a secret nothing is encrypted, "
+         "and whoever reaches the port could take the process's memory; use a ticket with a secret (LM_TICKET_FILE, or "
+         "the text that the listening side printed)"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(command: str, words: str, sentence: str) -> None:

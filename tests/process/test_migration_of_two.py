@@ -51,7 +51,7 @@ from live_migration.wire import messages
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import ProtocolError
 from live_migration.wire.host import snapshot_host
-from live_migration.wire.meeting import Meeting
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.strategy import Parameters
 from tests.process.descriptor_help import running, without
 

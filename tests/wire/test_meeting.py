@@ -21,9 +21,11 @@ from live_migration.cli.rendering import make_events
 from live_migration.experiments.machines import Command, Move, descendants, start, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import VERSION
-from live_migration.wire.meeting import Meeting, meet
+from live_migration.wire.meeting import meet
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.ticket import make_ticket, read_ticket_file
 from tests.support import laws
+from tests.support.authority import Authority
 from tests.support.commands import RESTORE, SERVE, refused, stop, waiting_serve
 
 NONE = "/nonexistent"
@@ -52,13 +54,6 @@ def test_the_wrong_ticket(subject: laws.Subject) -> None:
         ExitCode.BAD_TICKET,
         "the peer is at fault, the handshake: the peer: has another ticket; "
         "use the ticket that the listening side printed this time",
-    )
-    refused(
-        RESTORE,
-        [f"lm://{ticket.host}:{ticket.port}/"],
-        ExitCode.PROTOCOL,
-        "the peer is at fault, the handshake: the peer: protects the connection in another way; "
-        "give --insecure to both sides or to none, and certificates to both or to none",
     )
     stop(serving)
 
@@ -204,12 +199,24 @@ def leaving(program: Path, tmp_path: Path, orphans: None) -> laws.Subject:
 
 
 def test_the_environment_alone(leaving: laws.Subject) -> None:
-    """DMTCP's way round, without a secret: only over loopback."""
+    """DMTCP's way round, without a secret: only over loopback, and with --insecure."""
     port = str(free_port())
-    restoring = begin(leaving, "restore", RESTORE, *TO_NAMESPACE, LM_DEST_PORT=port)
+    restoring = begin(leaving, "restore", RESTORE, *TO_NAMESPACE, "--insecure", LM_DEST_PORT=port)
     assert restoring.event("listening")["ticket"] == f"lm://127.0.0.1:{port}/"
-    serving = begin(leaving, "serve", SERVE, leaving.pid, LM_DEST_IP="127.0.0.1", LM_DEST_PORT=port)
+    refused(
+        SERVE,
+        [leaving.pid],
+        ExitCode.USAGE,
+        f"reading the ticket: 127.0.0.1:{port}: without a secret nothing is encrypted, and whoever reaches the port "
+        "could take the process's memory; use a ticket with a secret (LM_TICKET_FILE, or the text that the listening "
+        "side printed), or say --insecure for an experiment on this machine",
+        LM_DEST_IP="127.0.0.1",
+        LM_DEST_PORT=port,
+    )
+    serving = begin(leaving, "serve", SERVE, leaving.pid, "--insecure", LM_DEST_IP="127.0.0.1", LM_DEST_PORT=port)
     arrives(leaving, serving, restoring)
+    for name in ("serve", "restore"):
+        assert "--insecure: nothing that travels is encrypted" in (leaving.folder / f"{name}.err").read_text()
 
 
 def test_the_environment_with_a_ticket_file(leaving: laws.Subject) -> None:
@@ -220,27 +227,36 @@ def test_the_environment_with_a_ticket_file(leaving: laws.Subject) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().startswith(f"lm://127.0.0.1:{port}/")
     assert len(path.read_text().strip().rpartition("/")[2]) == 43
+    arrives(leaving, begin(leaving, "serve", SERVE, leaving.pid, **variables), restoring)
+
+
+def test_with_certificates(leaving: laws.Subject, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    source, destination = (
+        ["--tls-cert", made.certificate, "--tls-key", made.key, "--tls-ca", made.authority]
+        for made in (authority.certify("source"), authority.certify("destination"))
+    )
+    serving = begin(leaving, "serve", SERVE, leaving.pid, *source)
+    ticket = serving.event("listening")["ticket"]
     refused(
-        SERVE,
-        [leaving.pid],
+        RESTORE,
+        [ticket],
         ExitCode.PROTOCOL,
         "the peer is at fault, the handshake: the peer: protects the connection in another way; "
         "give --insecure to both sides or to none, and certificates to both or to none",
-        LM_DEST_IP="127.0.0.1",
-        LM_DEST_PORT=port,
     )
-    arrives(leaving, begin(leaving, "serve", SERVE, leaving.pid, **variables), restoring)
+    arrives(leaving, serving, begin(leaving, "restore", RESTORE, ticket, *TO_NAMESPACE, *destination))
 
 
 def test_beyond_this_machine_only_with_a_secret(subject: laws.Subject) -> None:
     for command, words, address, variables in (
-        (SERVE, [subject.pid], "192.0.2.1:5555", {"LM_DEST_IP": "192.0.2.1"}),
-        (RESTORE, [], "0.0.0.0:5555", {"LM_DEST_IP": "0.0.0.0"}),
+        (SERVE, [subject.pid, "--insecure"], "192.0.2.1:5555", {"LM_DEST_IP": "192.0.2.1"}),
+        (RESTORE, ["--insecure"], "0.0.0.0:5555", {"LM_DEST_IP": "0.0.0.0"}),
     ):
         sentence = (
-            f"reading the ticket: {address}: without a secret anybody on the network could take the process's memory; "
-            "use a ticket with a secret (LM_TICKET_FILE, or the text that the listening side printed), "
-            "or say --insecure if the network is yours alone"
+            f"reading the ticket: {address}: without a secret nothing is encrypted, and whoever reaches the port could "
+            "take the process's memory; use a ticket with a secret (LM_TICKET_FILE, or the text that the listening "
+            "side printed)"
         )
         refused(command, words, ExitCode.USAGE, sentence, LM_DEST_PORT="5555", **variables)
 

@@ -18,7 +18,8 @@ from typing import TypeVar
 import pytest
 
 from live_migration.wire.errors import LocalError
-from live_migration.wire.stream import CHANGED, RECORD_BYTES, Certificates, Stream, TlsContext
+from live_migration.wire.meeting_point import Certificates
+from live_migration.wire.stream import CHANGED, RECORD_BYTES, Stream, TlsContext
 from tests.support.authority import Authority
 
 IDENTITY, KEY = b"i" * 16, b"k" * 32

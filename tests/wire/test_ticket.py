@@ -107,12 +107,19 @@ def test_files_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_without_a_secret_only_over_loopback() -> None:
-    check_secret(Ticket("127.0.0.1", 5, b""), insecure=False)
-    check_secret(Ticket("::1", 5, b""), insecure=False)
-    check_secret(Ticket("192.0.2.1", 5, b""), insecure=True)
-    with pytest.raises(LocalError, match="without a secret anybody on the network") as caught:
-        check_secret(Ticket("192.0.2.1", 5, b""), insecure=False)
-    assert caught.value.code == ExitCode.USAGE
+    check_secret(Ticket("127.0.0.1", 5, b""), insecure=True)
+    check_secret(Ticket("::1", 5, b""), insecure=True)
+    check_secret(Ticket("::1", 5, bytes(32)), insecure=True)
+    check_secret(Ticket("192.0.2.1", 5, bytes(32)), insecure=False)
+    for host, secret, insecure in (
+        ("127.0.0.1", b"", False),
+        ("192.0.2.1", b"", False),
+        ("192.0.2.1", b"", True),
+        ("192.0.2.1", bytes(32), True),
+    ):
+        with pytest.raises(LocalError, match=r"nothing (is|would be) encrypted") as caught:
+            check_secret(Ticket(host, 5, secret), insecure=insecure)
+        assert caught.value.code == ExitCode.USAGE
 
 
 def test_addresses() -> None:
