@@ -5,8 +5,6 @@
 #include "kernel/memory/own_memory.h"
 #include "kernel/pidfd.h"
 #include "kernel/tracing/freeze.h"
-#include "restorer/verdict.h"
-#include "wire/written.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -20,6 +18,13 @@ enum {
     STOP_MS = 2000,
     SEIZE_TRIES = 2000,
     SEIZE_PAUSE_US = 1000,
+    WATCH_MS = 200,
+    UNARMED_MS = 60000,
+    ANSWER_MS = 3000,
+    EARLY_MS = 5000,
+    LATE_MS = 600000,
+    /* They take as long. */
+    MOST_REFUSED = 300,
 };
 
 /* What a thread has that has blocked everything: these two cannot be (sigprocmask(2)). */
@@ -58,12 +63,7 @@ int lm_husk_park(const struct lm_husk *husk, size_t place) {
     return error == 0 ? lm_trace_set_registers(thread->tid, &registers) : error;
 }
 
-int lm_husk_arm(const struct lm_husk *husk, int control_socket, uint64_t ready_length) {
-    int failed = lm_bytes_written(control_socket, &husk->custody->bytes_before_ready);
-
-    if (failed != 0)
-        return failed;
-    husk->custody->ready_length = ready_length;
+int lm_husk_arm(const struct lm_husk *husk) {
     store(&husk->custody->state, LM_HUSK_ARMED);
     for (size_t i = 0; i < husk->custody->thread_count; i++) {
         int error = lm_trace(PTRACE_SETOPTIONS, husk->threads[i].tid, 0);
@@ -158,54 +158,67 @@ static void let_go(const struct lm_husk *husk) {
     store(&husk->custody->fate, LM_FATE_LET_GO);
 }
 
-static void await_end(int pidfd) {
+/* Whether the husk ends within that time; -1: as long as it takes. */
+static bool ends(int pidfd, int timeout_ms) {
     struct pollfd end = {.fd = pidfd, .events = POLLIN};
 
-    while (poll(&end, 1, -1) != 1)
-        continue;
+    return poll(&end, 1, timeout_ms) == 1;
 }
 
-static void kill_husk(const struct lm_husk *husk, int pidfd) {
+/* It is gone, and the source is told. If that has not said the last word before its own (FINAL), it need not wait for
+ * this one. */
+static void report_dropped(const struct lm_husk *husk, struct lm_decision_line *line) {
+    if (load(&husk->custody->final_came) != 0)
+        lm_decision_report(line, LM_WORD_DROPPED, -1, LATE_MS, MOST_REFUSED);
+    else
+        lm_decision_report(line, LM_WORD_DROPPED, -1, EARLY_MS, 0);
+}
+
+static void drop(const struct lm_husk *husk, struct lm_decision_line *line, int pidfd) {
     lm_pidfd_send_signal(pidfd, SIGKILL);
-    await_end(pidfd);
+    ends(pidfd, -1);
     store(&husk->custody->fate, LM_FATE_KILLED);
+    report_dropped(husk, line);
 }
 
-/* The source cannot have sent COMMIT before the whole of READY was in the socket. What cannot be asked is
- * taken for sent. */
-static bool ready_was_sent(const struct lm_husk_custody *custody, int control_socket) {
-    uint64_t written = 0;
+/* Ask until it is known. A husk that somebody has ended meanwhile is dropped. */
+static uint32_t ask(const struct lm_husk *husk, struct lm_decision_line *line, int pidfd) {
+    uint32_t decided = LM_DECISION_UNDECIDED;
+    uint64_t frozen_ns = 0;
 
-    return lm_bytes_written(control_socket, &written) != 0 ||
-           written >= custody->bytes_before_ready + custody->ready_length;
+    do {
+        decided = lm_decision_ask(line, pidfd, ANSWER_MS, 0, &frozen_ns);
+        if (decided == LM_DECISION_UNDECIDED && ends(pidfd, 0))
+            return LM_DECISION_NO;
+        if (decided == LM_DECISION_UNDECIDED)
+            store(&husk->custody->fate, LM_FATE_KEPT);
+    } while (decided == LM_DECISION_UNDECIDED);
+    return decided;
 }
 
-static void take_over(const struct lm_husk *husk, int control_socket, int pidfd) {
-    enum lm_verdict verdict = LM_VERDICT_DOUBT;
-
+static void take_over(const struct lm_husk *husk, struct lm_decision_line *line, int pidfd) {
     switch (load(&husk->custody->state)) {
     case LM_HUSK_UNARMED:
-    case LM_HUSK_LET_GO:
+        /* By PTRACE_O_EXITKILL, or by the worker. */
+        if (ends(pidfd, UNARMED_MS))
+            report_dropped(husk, line);
         return;
-    case LM_HUSK_COMMITTED:
-        verdict = LM_VERDICT_COMMIT;
-        break;
     case LM_HUSK_DOOMED:
-        verdict = LM_VERDICT_NO;
-        break;
+        drop(husk, line, pidfd);
+        return;
     case LM_HUSK_ARMED:
-        verdict = ready_was_sent(husk->custody, control_socket) ? lm_verdict_await(control_socket, pidfd)
-                                                                : LM_VERDICT_NO;
+    case LM_HUSK_IN_DOUBT:
+        if (ask(husk, line, pidfd) == LM_DECISION_NO) {
+            drop(husk, line, pidfd);
+            return;
+        }
+        let_go(husk);
+        break;
+    case LM_HUSK_COMMITTED:
+        let_go(husk);
         break;
     }
-    if (verdict == LM_VERDICT_COMMIT) {
-        let_go(husk);
-    } else if (verdict == LM_VERDICT_NO) {
-        kill_husk(husk, pidfd);
-    } else {
-        store(&husk->custody->fate, LM_FATE_KEPT);
-        await_end(pidfd);
-    }
+    lm_decision_report(line, LM_WORD_RESUMED, pidfd, -1, MOST_REFUSED);
 }
 
 /* The worker's memory is no business of the custodian's. The heap stays, in which the C library has what it
@@ -217,15 +230,17 @@ static void let_go_of_memory(void) {
     lm_own_memory_drop(kept, sizeof kept / sizeof *kept);
 }
 
-__attribute__((noreturn)) void lm_husk_custodian_run(const struct lm_husk *shared, int control_socket,
-                                                     int worker, int pidfd, int lifeline) {
+__attribute__((noreturn)) void lm_husk_custodian_run(const struct lm_husk *shared, int connection,
+                                                     int listener, int worker, int pidfd, int lifeline) {
     const struct lm_husk husk = *shared;
     struct pollfd watched[] = {{.fd = worker, .events = POLLIN}, {.fd = lifeline, .events = POLLIN}};
+    struct lm_decision_line line;
 
     let_go_of_memory();
+    lm_decision_open(&line, &husk.custody->decision, connection, listener);
     __atomic_store_n(&husk.custody->custodian, getpid(), __ATOMIC_SEQ_CST);
-    while (watched[0].revents == 0) {
-        if (poll(watched, 2, -1) <= 0 || watched[1].revents == 0)
+    while (watched[0].revents == 0 && load(&husk.custody->state) != LM_HUSK_LET_GO) {
+        if (poll(watched, 2, WATCH_MS) <= 0 || watched[1].revents == 0)
             continue;
         /* The worker lets us go; or it is dying, and its descriptors have closed before its end can be seen.
          */
@@ -238,6 +253,6 @@ __attribute__((noreturn)) void lm_husk_custodian_run(const struct lm_husk *share
         }
         break;
     }
-    take_over(&husk, control_socket, pidfd);
+    take_over(&husk, &line, pidfd);
     _exit(0);
 }

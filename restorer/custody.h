@@ -7,17 +7,19 @@
  * the worker's and has run nothing. When the worker dies the kernel lets its tracees go (ptrace(2)): then
  * they sleep in pause, instead of running the program.
  *
- * The custodian, a process that does nothing else, holds a duplicate of the CONTROL socket and a pidfd of the
+ * The custodian, a process that does nothing else, holds a duplicate of the DECISION socket and a pidfd of the
  * worker, and outlives it. What the worker knew stands in shared memory, written before it was acted upon: so
- * the custodian carries on where the worker stopped. Undecided, it reads the source's word itself: COMMIT,
- * and it gives every parked thread its final registers and mask; a no, in words, and it kills the husk; a
- * connection that ended in whatever way, and it leaves the husk as it is.
+ * the custodian carries on where the worker stopped. If that does not know what the source has decided, it asks
+ * (wire/decision.h) until it does: COMMIT, and it gives every parked thread its final registers and mask; NO, and it
+ * kills the husk. Until then it leaves the husk as it is. In the end it reports what became of it, and stays until
+ * that is acknowledged, whether the worker lives or not: the source's custodian waits for it.
  */
 #ifndef LM_RESTORER_CUSTODY_H
 #define LM_RESTORER_CUSTODY_H
 
 #include "kernel/arch/arch.h"
 #include "kernel/tracing/tracee.h"
+#include "wire/decision.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -25,17 +27,17 @@
 /* cffi: begin */
 /* What the worker has come to; what the custodian does when it dies there. */
 #define LM_HUSK_UNARMED 0   /* nothing: PTRACE_O_EXITKILL kills the husk */
-#define LM_HUSK_ARMED 1     /* hear the source, if READY was sent; else kill the husk */
+#define LM_HUSK_ARMED 1     /* ask the source */
 #define LM_HUSK_COMMITTED 2 /* let go who is still parked */
 #define LM_HUSK_LET_GO 3    /* nothing */
 #define LM_HUSK_DOOMED 4    /* kill the husk */
-#define LM_HUSK_IN_DOUBT 5  /* leave it as it is */
+#define LM_HUSK_IN_DOUBT 5  /* ask the source */
 
 /* What the custodian has done. */
 #define LM_FATE_OPEN 0
 #define LM_FATE_LET_GO 1
 #define LM_FATE_KILLED 2
-#define LM_FATE_KEPT 3
+#define LM_FATE_KEPT 3 /* so far: the source does not answer, and is asked again */
 
 /* How far a thread is. Of one that is going the registers, but not the mask, may be set already. */
 #define LM_THREAD_PARKED 0
@@ -49,10 +51,10 @@ struct lm_husk_custody {
     int32_t custodian; /* its process id, once it watches */
     uint32_t thread_count;
     uint64_t pause_address; /* of the syscall instruction; 0: the threads cannot be parked */
-    uint64_t bytes_before_ready;
-    uint64_t ready_length;
     uint32_t signal_count;
     uint32_t signals_sent;
+    uint32_t final_came; /* 1: the source waits for word of what became of the husk */
+    struct lm_decision decision;
 };
 
 /* Shared by worker and custodian, an array each. */
@@ -83,9 +85,8 @@ long lm_husk_find_syscall(const char *code, size_t length);
  * final. Where nothing can be parked it gets its final registers and mask at once. 0 or -errno. */
 int lm_husk_park(const struct lm_husk *husk, size_t place);
 
-/* From here on the custodian answers for the husk: the worker's death does not kill it any more. READY, so
- * many bytes, is what will be written next into the socket. 0 or -errno. */
-int lm_husk_arm(const struct lm_husk *husk, int control_socket, uint64_t ready_length);
+/* From here on the custodian answers for the husk: the worker's death does not kill it any more. 0 or -errno. */
+int lm_husk_arm(const struct lm_husk *husk);
 
 /* Send the signals that have to be sent before the threads go, those that were not sent yet. */
 void lm_husk_send_signals(const struct lm_husk *husk);
@@ -97,10 +98,10 @@ void lm_husk_make_final(const struct lm_husk *husk, size_t first, size_t last);
 /* Trace them no more: they run. */
 void lm_husk_detach(const struct lm_husk *husk);
 
-/* The custodian's life: blocks until the worker ends, and does what is needed; or until the other end of
- * `lifeline` is closed. `worker` and `pidfd` are pidfds, of the worker and of the husk. It does not return:
- * its memory is given up. */
-void lm_husk_custodian_run(const struct lm_husk *husk, int control_socket, int worker, int pidfd,
+/* The custodian's life: blocks until the worker ends, has let the husk go, or closes its end of `lifeline`; and
+ * does what is needed then. `worker` and `pidfd` are pidfds, of the worker and of the husk. It does not return: its
+ * memory is given up. */
+void lm_husk_custodian_run(const struct lm_husk *husk, int connection, int listener, int worker, int pidfd,
                            int lifeline);
 /* cffi: end */
 

@@ -6,6 +6,7 @@ from the worker when the husk exists and before any thread is started.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import select
@@ -25,12 +26,13 @@ from live_migration.kernel.errors import check
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.own_name import call_ourselves
 from live_migration.kernel.tracing import tracee
-from live_migration.wire import messages
-from live_migration.wire.control import ControlChannel
+from live_migration.wire import decision
+from live_migration.wire.connection import Roles
+from live_migration.wire.handshake import Side
 from live_migration.wire.session import HuskRecord, State
 
 NAME = "lm-custodian"
-PURPOSE = "acts on what was decided, should the command end"
+PURPOSE = "asks what was decided, and acts on it, should the command end"
 # Beside twice as many threads as the process had when it was looked at.
 MORE_THREADS = 4096
 LEAVING_SECONDS = 1.0
@@ -57,15 +59,19 @@ def shared_page() -> mmap.mmap:
 
 @dataclass
 class Custody:
-    """The worker's side: the shared memory, the pipe's end that ends the custodian, and the custodian's pid."""
+    """The worker's side: the shared memory, its end of the DECISION connection, the pipe's end that ends the custodian,
+    and the custodian's pid. `listener`: as decision.listener_of has it.
+    """
 
     husk: Any
     custody: Any
     memory: tuple[mmap.mmap, mmap.mmap]
     capacity: int
-    control_socket: int
-    lifeline: int
-    custodian: int
+    husk_pidfd: int
+    line: Any
+    listener: int
+    lifeline: int = -1
+    custodian: int = 0
 
     @property
     def guarded(self) -> bool:
@@ -96,16 +102,26 @@ class Custody:
         # What is looked up in the module for the first time takes long.
         for name in ("lm_husk_park", "lm_husk_arm"):
             getattr(lib, name)
+        self._rehearse_asking()
+
+    def _rehearse_asking(self) -> None:
+        """Hear a word as the source says it, on a connection of our own."""
         ours, theirs = socket.socketpair()
+        known, shared = self.custody.decision, ffi.new("struct lm_decision *")
+        token = bytes(lib.LM_WORD_TOKEN)
+        ffi.memmove(shared.hello, known.hello, lib.LM_WORD_HELLO)
+        ffi.memmove(shared.tokens[lib.LM_WORD_COMMIT], hashlib.sha256(token).digest(), lib.LM_WORD_TOKEN)
         with ours, theirs:
-            theirs.sendall(messages.encode(messages.Commit(frozen_ns=0, round_trip_ns=0)))
-            channel = ControlChannel(ours)
-            channel.look_ahead()
-            channel.skip()
+            theirs.sendall(bytes(ffi.buffer(ffi.new("struct lm_word *", {"kind": lib.LM_WORD_COMMIT, "token": token}))))
+            line = decision.open_line(shared, ours, -1)
+            ask(line, self.husk_pidfd, 1.0, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 10**9)
+            lib.lm_decision_close(line)
 
     def _lives(self) -> bool:
-        """Whether the custodian watches."""
-        return bool(self.custody.custodian == self.custodian and os.waitpid(self.custodian, os.WNOHANG) == (0, 0))
+        """Whether the custodian does."""
+        with suppress(ChildProcessError):
+            return os.waitpid(self.custodian, os.WNOHANG) == (0, 0)
+        return False
 
     def park(self, place: int, tid: int, registers: Registers, mask: int) -> None:
         """Leave thread `tid`, the `place`th, in a pause from which `make_final` wakes it with these registers and this
@@ -131,15 +147,40 @@ class Custody:
             self.husk.signals[place].tid, self.husk.signals[place].number = tid, number
         self.custody.signal_count = len(signals)
 
-    def arm(self, ready: bytes) -> None:
-        """From here on the worker's death does not kill the husk. `ready` is what is sent next.
+    def arm(self) -> None:
+        """From here on the worker's death does not kill the husk.
 
         Raises OSError, ProcessGone: then the husk has to be destroyed."""
-        if not self.guarded:
-            return
-        if not self._lives():
+        if not self._lives() or self.custody.custodian != self.custodian:
             raise OSError("the custodian has ended; it must not be killed during a migration")
-        check(lib.lm_husk_arm(self.husk, self.control_socket, len(ready)), self.husk.pid)
+        if self.guarded:
+            check(lib.lm_husk_arm(self.husk), self.husk.pid)
+
+    def final_came(self) -> None:
+        """The source may wait for what becomes of the husk."""
+        self.custody.final_came = 1
+
+    def ask(self, seconds: float, stale_ns: int) -> tuple[Decided, int]:
+        """Wait so long for what the source has decided, and ask it where it says nothing: what that is, and how long
+        the freeze has lasted when it comes, in nanoseconds (0: not known). After `stale_ns` (CLOCK_BOOTTIME) nothing
+        counts but an answer.
+        """
+        if not self._lives():
+            self.start()
+        return ask(self.line, self.husk_pidfd, seconds, stale_ns)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a DECISION connection."""
+        return bool(self.line.connection >= 0)
+
+    def say_resumed(self) -> None:
+        """Tell the source that the process runs here. The custodian sees to it that this is heard, and tells it where
+        the connection is not its own too.
+        """
+        if self.line.renewed == 0:
+            lib.lm_decision_say(self.line, lib.LM_WORD_RESUMED, 0, 0)
+        lib.lm_decision_close(self.line)
 
     def tell(self, record: int) -> None:
         """Say what the worker has come to (HuskRecord), before it acts on it."""
@@ -159,10 +200,36 @@ class Custody:
         """Let the threads go."""
         lib.lm_husk_detach(self.husk)
 
+    def finished(self) -> None:
+        """The source's copy has left: nothing is to be told any more."""
+        self.custody.decision.heard = lib.LM_WORD_ACKNOWLEDGED
+
+    def start(self) -> None:
+        """Fork the custodian. Raises OSError."""
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+        worker = pidfd.open_pidfd(os.getpid())
+        watched, self.lifeline = os.pipe()
+        try:
+            self.custodian = os.fork()
+            if self.custodian == 0:
+                try:
+                    _be_custodian(self, worker, watched)
+                finally:
+                    os._exit(1)
+        finally:
+            os.close(watched)
+            os.close(worker)
+
     def end(self) -> None:
-        """Let the custodian go: nothing is left to decide."""
+        """Let the custodian go, and reap it if it goes soon: it stays until the source has heard what has become of the
+        husk.
+        """
         if self.lifeline < 0:
             return
+        with suppress(OSError):
+            if not self._lives() and not self.custody.decision.heard:
+                self.start()
         os.close(self.lifeline)
         self.lifeline = -1
         with suppress(OSError):
@@ -170,48 +237,69 @@ class Custody:
             if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
                 os.waitpid(self.custodian, 0)
             os.close(custodian)
+        lib.lm_decision_close(self.line)
 
 
-def start_custody(page: mmap.mmap, control_socket: int, husk: int, husk_pidfd: int, threads: int) -> Custody:
-    """Fork the custodian for a process of so many threads. Call it while the worker has one thread. Raises OSError."""
-    capacity = 2 * threads + MORE_THREADS
+class Decided(IntEnum):
+    """What the source has decided."""
+
+    UNDECIDED = lib.LM_DECISION_UNDECIDED
+    COMMIT = lib.LM_DECISION_COMMIT
+    NO = lib.LM_DECISION_NO
+
+
+def ask(line: Any, pidfd_of_husk: int, seconds: float, stale_ns: int) -> tuple[Decided, int]:
+    """As Custody.ask, on any line."""
+    frozen_ns = ffi.new("uint64_t *")
+    found = lib.lm_decision_ask(line, pidfd_of_husk, int(seconds * 1000), stale_ns, frozen_ns)
+    return Decided(found), int(frozen_ns[0])
+
+
+@dataclass(frozen=True)
+class HuskEnds:
+    """What the custodian needs to know of a husk: its process id, a pidfd, and how many threads it had when it was
+    described.
+    """
+
+    pid: int
+    pidfd: int
+    threads: int
+
+
+def start_custody(
+    page: mmap.mmap, roles: Roles, connection: socket.socket, hashes: decision.Hashes, husk: HuskEnds
+) -> Custody:
+    """Fork the custodian. Call it while the worker has one thread. Raises OSError."""
+    capacity = 2 * husk.threads + MORE_THREADS
     thread_size, signal_size = ffi.sizeof("struct lm_husk_thread"), ffi.sizeof("struct lm_husk_signal")
     table = mmap.mmap(-1, capacity * (thread_size + signal_size))
     custody = ffi.cast("struct lm_husk_custody *", ffi.from_buffer(page))
     start = ffi.cast("char *", ffi.from_buffer(table))
     shared = ffi.new("struct lm_husk *")
-    shared.custody, shared.pid = custody, husk
+    shared.custody, shared.pid = custody, husk.pid
     shared.threads = ffi.cast("struct lm_husk_thread *", start)
     shared.signals = ffi.cast("struct lm_husk_signal *", start + capacity * thread_size)
-    worker = pidfd.open_pidfd(os.getpid())
-    watched, lifeline = os.pipe()
-    try:
-        custodian = os.fork()
-        if custodian == 0:
-            try:
-                _be_custodian(shared, control_socket, worker, husk_pidfd, watched)
-            finally:
-                os._exit(1)
-    except OSError:
-        os.close(lifeline)
-        raise
-    finally:
-        os.close(watched)
-        os.close(worker)
-    return Custody(shared, custody, (page, table), capacity, control_socket, lifeline, custodian)
+    known, listener = ffi.addressof(custody, "decision"), decision.listener_of(roles)
+    decision.prepare(known, roles, Side.DESTINATION, hashes)
+    line = decision.open_line(known, connection, listener)
+    found = Custody(shared, custody, (page, table), capacity, husk.pidfd, line, listener)
+    found.start()
+    return found
 
 
-def _be_custodian(shared: Any, control_socket: int, worker: int, husk_pidfd: int, watched: int) -> None:
+def _be_custodian(custody: Custody, worker: int, watched: int) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    connection, listener, husk_pidfd = int(custody.line.connection), custody.listener, custody.husk_pidfd
+    keep = sorted({worker, husk_pidfd, watched, *(one for one in (connection, listener) if one >= 0)})
     # Everything else that the worker holds must close when it dies.
     low = 0
-    for descriptor in [*sorted({control_socket, worker, husk_pidfd, watched}), os.sysconf("SC_OPEN_MAX")]:
+    for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:
         os.closerange(low, descriptor)
         low = descriptor + 1
     call_ourselves(NAME, PURPOSE)
-    lib.lm_husk_custodian_run(shared, control_socket, worker, husk_pidfd, watched)
+    lib.lm_husk_custodian_run(custody.husk, connection, listener, worker, husk_pidfd, watched)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,8 @@ def _hear(running: Running, *, finished: bool = False) -> bool:
         _note_odd(running.connected, message.cause)
     if isinstance(message, messages.Hot) and not finished:
         _fetch_first(running, message)
+    if isinstance(message, messages.Goodbye):
+        running.custody.finished()
     if isinstance(message, messages.Signal):
         with contextlib.suppress(OSError):
             _deliver(running, message.thread, message.number)

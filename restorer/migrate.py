@@ -13,7 +13,7 @@ import functools
 import gc
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -45,7 +45,7 @@ from live_migration.process.migration import (
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.restorer import stage as build
 from live_migration.restorer.allowed import allowed_blockers
-from live_migration.restorer.custody import start_custody
+from live_migration.restorer.custody import Decided, HuskEnds, start_custody
 from live_migration.restorer.finish import follow
 from live_migration.restorer.frontend_events import FrontendEvents
 from live_migration.restorer.frontend_line import Line
@@ -65,7 +65,7 @@ from live_migration.restorer.waiting import (
     receive_push,
     stopped,
 )
-from live_migration.wire import messages
+from live_migration.wire import decision, messages
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import LocalError, MigrationError, Refused
@@ -85,10 +85,11 @@ FINAL_SECONDS = 3600.0
 COMPARED_AGAIN_SECONDS = 0.2
 TICK_MS = 100
 LOOK_SECONDS = 0.1
+STALE_NS = 2_000_000_000
 STAGING_PUSH = 1
 IN_DOUBT = (
-    "the connection ended after READY ({cause}), and nobody here can know whether the source has handed over: process "
-    "{pid} is kept, stopped; look at what lm-serve says: {said}"
+    "the connection ended after READY, and nobody here can know whether the source has handed over: process {pid} is "
+    "kept, stopped, and the source is asked until it answers; {said}"
 )
 
 
@@ -101,7 +102,7 @@ def migrate(options: RestoreOptions, line: Line) -> int:
             frozen = freeze(staged, take_rounds(staged))
             apply_final(frozen)
             armed = arm(frozen)
-        commit = await_commit(armed)
+        frozen_ns = await_commit(armed)
     except MigrationError as error:
         give_up(connected, error)
         raise
@@ -109,7 +110,7 @@ def migrate(options: RestoreOptions, line: Line) -> int:
         # A bug, which leaves nothing behind either.
         give_up(connected, unexpected(error))
         raise
-    running = resume(armed, commit, time.monotonic_ns())
+    running = resume(armed, frozen_ns, time.monotonic_ns())
     return follow(running)
 
 
@@ -122,10 +123,12 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
     if roles is None:
         line.hear()
         raise stopped(line, session)
+    decided = decision.connect(roles, Side.DESTINATION)
     session.happened(Event.CONNECTED)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
-    return Connected(options, described, line, roles, ControlChannel(roles.control.socket), session, report)
+    control = ControlChannel(roles.control.socket)
+    return Connected(options, described, line, roles, decided, control, session, report)
 
 
 @contextlib.contextmanager
@@ -191,7 +194,8 @@ def start(connected: Connected) -> Started:
     offsets = clocks.offsets_for(task.clocks, asked, clocks.read_offsets())
     husk = start_husk(task, options.pid, offsets)
     connected.undo.append(functools.partial(end_husk, husk))
-    custody = start_custody(line.page, control.fileno(), husk.pid, husk.pidfd, len(task.threads))
+    ends = HuskEnds(husk.pid, husk.pidfd, len(task.threads))
+    custody = start_custody(line.page, connected.roles, connected.decision, message.decision, ends)
     connected.undo.append(custody.end)
     connected.session.told = custody.tell
     if husk.namespace:
@@ -275,6 +279,7 @@ def freeze(staged: Staged, announced: messages.Freezing) -> Frozen:
         take_freezing(staged, announced)
         message = expect(staged.connected, due, FINAL_SECONDS)
     session.happened(Event.FINAL)
+    staged.custody.final_came()
     final = take_final(staged.described, messages.unpack(message.payload, Migration))
     failpoint("destination-final")
     frozen = Frozen(staged, final, announced.resume_at_once, time.time(), held)
@@ -369,63 +374,77 @@ def arm(frozen: Frozen) -> Armed:
     staged = frozen.staged
     handed_over = sorted(staged.building.opened.handed_over)
     ready = messages.encode(messages.Ready(payload=messages.pack(handed_over)))
-    staged.custody.arm(ready)
+    staged.custody.arm()
     staged.connected.session.happened(Event.ARMED)
     return Armed(frozen, ready)
 
 
-def await_commit(armed: Armed) -> messages.Commit:
-    """READY, and the source's decision. Raises MigrationError when it decided not to hand over.
+def await_commit(armed: Armed) -> int:
+    """READY, and the decision: how long the freeze has lasted when COMMIT comes, in nanoseconds (0: not known).
+    Raises MigrationError when the source decided not to hand over.
 
-    Only a message tells what the source decided: COMMIT, or that it gives up. Any end of the connection, even an
-    orderly one, leaves that in doubt: COMMIT may have been sent and lost. Then the husk is kept, stopped, and
-    lm-restore waits."""
-    connected = armed.frozen.staged.connected
-    control, session = connected.control, connected.session
+    Only the source's two tokens tell what it decided. Any end of the connection, even an orderly one, leaves that in
+    doubt: COMMIT may have been said and lost. Then the husk is kept, stopped, and the source is asked until it answers.
+    """
+    frozen = armed.frozen
+    connected, custody, husk = frozen.staged.connected, frozen.staged.custody, frozen.staged.husk
+    session = connected.session
     failpoint("destination-ready")
-    control.send_bytes(armed.ready)
+    connected.control.send_bytes(armed.ready)
     session.happened(Event.READY)
+    stale_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + STALE_NS
     reached(connected, "destination-waiting")
-    try:
-        ahead = control.look_ahead()
-        if isinstance(ahead, messages.Commit):
-            # The custodian learns of it before it is taken out of the socket, where the custodian could find it.
+    while True:
+        decided, frozen_ns = custody.ask(LOOK_SECONDS, stale_ns)
+        if decided is Decided.COMMIT:
             session.happened(Event.COMMIT)
-            control.skip()
-            return ahead
-        commit = control.expect(messages.Commit)
-    except MigrationError as error:
-        if session.ended_by(error) is State.IN_DOUBT:
-            wait_in_doubt(armed.frozen, str(error))
-        raise
-    session.happened(Event.COMMIT)
-    return commit
+            return frozen_ns
+        if decided is Decided.NO:
+            session.happened(Event.ABORTED)
+            raise last_words(connected, LAST_WORDS_SECONDS) or not_handed_over(husk.pid)
+        if is_killed(husk):
+            session.happened(Event.ENDED_BY_HAND)
+            raise ended_by_hand(husk.pid, session)
+        if not custody.is_connected and session.state is State.READY:
+            session.happened(Event.LOST)
+            say_in_doubt(frozen)
 
 
-def wait_in_doubt(frozen: Frozen, cause: str) -> NoReturn:
-    """Nobody here can know whether the source has handed over: keep everything, say so, and wait.
-
-    Raises LocalError when the process that was kept has been ended by hand."""
+def say_in_doubt(frozen: Frozen) -> None:
+    """Nobody here can know whether the source has handed over: keep everything, and say so."""
     connected, husk = frozen.staged.connected, frozen.staged.husk
     frozen.held.close()
     write(connected)
-    connected.line.send("stalled", pid=husk.pid, cause=cause)
+    connected.line.send("stalled", pid=husk.pid, cause="the connection to the source is lost")
     said = connected.session.said(husk.pid)
-    connected.line.send("note", text=IN_DOUBT.format(pid=husk.pid, cause=cause, said=said), level=0)
-    while not is_killed(husk):
-        time.sleep(LOOK_SECONDS)
-    connected.session.happened(Event.ENDED_BY_HAND)
-    raise LocalError(
+    connected.line.send("note", text=IN_DOUBT.format(pid=husk.pid, said=said), level=0)
+
+
+def not_handed_over(pid: int) -> LocalError:
+    """The source said NO, and not why."""
+    return LocalError(
         step="the handover",
-        object=f"process {husk.pid}",
-        cause="was ended here while nobody knew whether the source had handed over",
-        remedy="it runs on at the source if the source has not handed over",
-        code=connected.session.row.code,
+        object=f"process {pid}",
+        cause="the source has decided not to hand over",
+        remedy="it runs on there; look at what lm-serve says, and try again",
+        code=ExitCode.LOST_BEFORE,
     )
 
 
-def resume(armed: Armed, commit: messages.Commit, received: int) -> Running:
-    """Let the process run. It is the only copy now: a failure here is reported, and nothing is taken back."""
+def ended_by_hand(pid: int, session: Session) -> LocalError:
+    """Somebody has killed the husk while nobody knew."""
+    return LocalError(
+        step="the handover",
+        object=f"process {pid}",
+        cause="was ended here while nobody knew whether the source had handed over",
+        remedy="it runs on at the source if the source has not handed over",
+        code=session.row.code,
+    )
+
+
+def resume(armed: Armed, frozen_ns: int, received: int) -> Running:
+    """Let the process run. It is the only copy now: a failure here is reported, and nothing is taken back. `frozen_ns`
+    as await_commit has it, `received`: when (CLOCK_MONOTONIC)."""
     frozen, staged = armed.frozen, armed.frozen.staged
     connected, husk, custody = staged.connected, staged.husk, staged.custody
     reached(connected, "destination-committed")
@@ -436,9 +455,12 @@ def resume(armed: Armed, commit: messages.Commit, received: int) -> Running:
     custody.detach()
     connected.session.happened(Event.RESUMED)
     resume_ns = time.monotonic_ns() - received
+    custody.say_resumed()
     reached(connected, "destination-resumed")
     report = connected.report
-    report.downtime_ms = (commit.frozen_ns + commit.round_trip_ns // 2 + resume_ns) / 1e6
+    # What is heard late does not say it: then it is by the clock, from when the final description came.
+    known = (frozen_ns + resume_ns) / 1e6
+    report.downtime_ms = known if frozen_ns else (time.time() - frozen.since) * 1e3
     report.pid = husk.pid
     with contextlib.suppress(MigrationError):
         connected.control.send(messages.Resumed(pid=husk.pid, resume_ns=resume_ns))
@@ -446,6 +468,4 @@ def resume(armed: Armed, commit: messages.Commit, received: int) -> Running:
     if frozen.is_short:
         say_frozen(frozen)
     connected.line.send("resumed", pid=husk.pid, downtime_ms=report.downtime_ms)
-    return Running(
-        connected, husk, custody, staged.pager, staged.building.threads, frozen.final, frozen.resume_at_once
-    )
+    return Running(connected, husk, custody, staged.pager, staged.building.threads, frozen.final, frozen.resume_at_once)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class Connected:
     descriptor_options: DescriptorOptions
     line: Line
     roles: Roles
+    decision: socket.socket
     control: ControlChannel
     session: Session
     report: Report

@@ -1,17 +1,12 @@
 /*
- * Custody of the source while nobody may know whether COMMIT was sent.
+ * Custody of the source: what was decided is carried out and told, whatever becomes of lm-serve.
  *
  * Before the handover the threads are parked in a stub that waits for a word in its own memory: 1, stay for
- * ever, or 2, return to where they were. COMMIT is the moment in which its bytes enter the control socket, and the kernel
- * counts those, whatever becomes of lm-serve. The custodian, a process that does nothing else, holds a
- * duplicate of that socket and outlives lm-serve: when lm-serve dies while the threads are parked and
- * undecided, it compares the count with the one taken before, and writes the word.
- *
- * A no is a message too: the end of a connection says nothing, for who cut it may have COMMIT. From the final
- * description on, with which the destination can get ready, whoever does not hand over records that first, in
- * `state` and with the words: then COMMIT is sent no more. After that the threads go home, and then the words
- * are said. lm-serve can die anywhere in between: the custodian writes the word to threads that still wait,
- * and says what is left of the words, which the count tells too.
+ * ever, or 2, return to where they were. The decision is one compare-and-swap in memory that lm-serve and its custodian share
+ * (wire/decision.h), before anything is sent or thawed. The custodian, a process that does nothing else, outlives
+ * lm-serve. When lm-serve ends with nothing decided, it decides against the handover; then it writes the word to
+ * threads that still wait for one, and tells the destination, or answers it, until that has said what became of its
+ * copy. It is the custodian alone that hears the DECISION connection here, and lets a new one in, or makes one.
  *
  * What kinds of descriptors hold (held.h) goes the same way: lm-serve runs the table of COMMIT, or that of the
  * no before the threads go home, and where it has died, the custodian runs what is left of it.
@@ -19,46 +14,33 @@
  * When the threads are at home, or on their way, it has what lm-serve has left in their memory taken away (leftover.h).
  *
  * It is also the last bound of a freeze: when lm-serve itself hangs, long after the time that the freeze may
- * take, the custodian kills it, and the threads return to their work.
+ * take, the custodian decides against the handover and kills it, and the threads return to where they were.
  */
 #ifndef LM_SOURCE_SERVER_CUSTODY_H
 #define LM_SOURCE_SERVER_CUSTODY_H
 
 #include "source_server/leftover.h"
+#include "wire/decision.h"
 
 #include <stdint.h>
 
 /* cffi: begin */
-#define LM_CUSTODY_AT_HOME 0
-#define LM_CUSTODY_PARKED 1
-#define LM_CUSTODY_DECIDED 2 /* COMMIT was sent, and the threads stay */
-#define LM_CUSTODY_NO 3      /* COMMIT is not sent and never will be */
-
-#define LM_CUSTODY_NO_ROOM 16384
-
-/* Shared between lm-serve and its custodian. `state` is written last, when all that it speaks of is there. */
+/* Shared between lm-serve and its custodian. */
 struct lm_custody {
-    uint32_t state;
+    struct lm_decision decision;
+    uint32_t at_stake; /* 1 from the first freeze on: the destination may wait for what is decided */
     int32_t pid;
-    int32_t serve; /* lm-serve's process id */
-    uint32_t no_length;
-    uint64_t deadline_ns;  /* CLOCK_MONOTONIC; 0 while nothing is frozen */
-    uint64_t flag_address; /* of the word; 0 while no thread waits for it */
-    /* What the kernel has counted when the final description is whole in the control socket: COMMIT or the no
-     * follows. 0 until that is begun. */
-    uint64_t bytes_before_decision;
-    uint32_t held;                        /* 1: the tables in `held_file` count */
-    int32_t held_file;                    /* held.h; open in both */
-    struct lm_leftover *leftover;         /* shared too */
-    unsigned char no[LM_CUSTODY_NO_ROOM]; /* a frame of wire/messages.py */
+    int32_t serve;                /* lm-serve's process id */
+    uint64_t deadline_ns;         /* CLOCK_MONOTONIC; 0 while nothing is frozen */
+    uint64_t flag_address;        /* of the word; 0 while no thread waits for it. Written after `pid` */
+    uint32_t held;                /* 1: the tables in `held_file` count */
+    int32_t held_file;            /* held.h; open in both */
+    struct lm_leftover *leftover; /* shared too */
 };
 
-/* The custodian's life: blocks until the other end of `lifeline` is closed, decides if that is needed, and
- * exits, with 1 when the word could not be written. lm-serve's memory is given up; `custody` is shared. */
-void lm_custodian_run(struct lm_custody *custody, int control_socket, int lifeline);
-
-/* Say the recorded no into the control socket, or what is left of it. 0 or -errno. */
-int lm_custody_say_no(const struct lm_custody *custody, int control_socket);
+/* The custodian's life: until lm-serve's end of `lifeline` is closed, and whatever is to be told then is told. It
+ * exits with 1 when the threads' word could not be written. lm-serve's memory is given up; `custody` is shared. */
+void lm_custodian_run(struct lm_custody *custody, int connection, int listener, int lifeline);
 
 /* Write the word (LM_PARK_...) that the parked threads of `pid` wait for. */
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word);

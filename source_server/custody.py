@@ -1,7 +1,7 @@
-"""Custody of the parked source: see custody.h.
+"""Custody of the source, and its decision: see custody.h.
 
-The custodian is forked from lm-serve when the control connection stands and before any thread is started. It shares
-memory with lm-serve, holds a duplicate of the control socket, and blocks until lm-serve's end of a pipe closes.
+The custodian is forked from lm-serve when the connections stand and before any thread is started. It shares memory with
+lm-serve, holds the DECISION connection, and blocks until lm-serve's end of a pipe closes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import mmap
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -23,82 +24,72 @@ from live_migration.kernel.own_name import call_ourselves
 from live_migration.process.descriptors.held import Held
 from live_migration.source_server.held import spare, write_held
 from live_migration.source_server.leftover import Leftover, prepare_leftover
-from live_migration.wire import messages
-from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire import decision
+from live_migration.wire.connection import Roles
+from live_migration.wire.handshake import Side
+from live_migration.wire.session import SourceRecord
 
 NAME = "lm-custodian"
-PURPOSE = "acts on what was decided, should the command end"
+PURPOSE = "carries out and tells what was decided"
 GRACE_SECONDS = 2.0
 LEAVING_SECONDS = 1.0
-NO = messages.encode(
-    messages.Abort(
-        step="the handover",
-        object="lm-serve",
-        cause="it has ended without handing over",
-        remedy="the process runs on at the source; try again",
-        code=int(ExitCode.LOST_BEFORE),
-    )
-)
-"""The words of a no that lm-serve itself has none for: it has died."""
 
 
 @dataclass
 class Custody:
-    """lm-serve's side: the shared memory, the pipe that only lm-serve holds open, and the custodian's pid."""
+    """lm-serve's side: the shared memory, its end of the DECISION connection, the pipe that only lm-serve holds open,
+    the custodian's pid, and the hashes of the tokens. `listener`: as decision.listener_of has it.
+    """
 
     page: mmap.mmap
     state: Any
-    lifeline: int
-    custodian: int
-    control_socket: int
+    line: Any
+    listener: int
+    hashes: decision.Hashes
     leftover: Leftover
+    lifeline: int = -1
+    custodian: int = 0
     held: list[Held] = field(default_factory=list)
 
-    def describing(self, length: int) -> None:
-        """A message of so many bytes is sent next, and when it is whole the destination can get ready.
+    def lives(self) -> bool:
+        """Whether the custodian does."""
+        with contextlib.suppress(ChildProcessError):
+            return os.waitpid(self.custodian, os.WNOHANG) == (0, 0)
+        return False
 
-        Raises OSError."""
-        self.state.bytes_before_decision = self._count() + length
+    def ensure(self) -> None:
+        """Put another one in the place of a custodian that has ended before its time. Raises OSError."""
+        if not self.lives():
+            os.close(self.lifeline)
+            self.start()
+
+    def at_stake(self) -> None:
+        """A freeze is announced: from here on the destination is told what becomes of it, and waited for."""
+        self.state.at_stake = 1
 
     def parked(self, pid: int, flag_address: int) -> None:
-        """The threads of `pid` are about to wait for the word at `flag_address`; COMMIT is not sent. Raises OSError."""
-        self.state.bytes_before_decision = self._count()
+        """The threads of `pid` are about to wait for the word at `flag_address`."""
         self.state.pid = pid
         self.state.flag_address = flag_address
-        self.state.state = lib.LM_CUSTODY_PARKED
-
-    def commit_was_sent(self) -> bool:
-        """Whether any byte has entered the control socket since `parked`."""
-        try:
-            return self._count() > int(self.state.bytes_before_decision)
-        except OSError:
-            return True
 
     def unparked(self) -> None:
         """No thread waits for the word any more, and its memory is about to go."""
         self.state.flag_address = 0
 
-    def refuse(self, words: bytes | None = None) -> None:
-        """Record that the source does not hand over: a message that says why, or None for one that says nothing more
-        than that. Call it before anything is thawed; from then on COMMIT must not be sent.
+    def decide(self, how: SourceRecord) -> bool:
+        """Decide, before anything is said or thawed, whether the source hands over; False when it is decided
+        otherwise.
+        """
+        return bool(lib.lm_decision_decide(ffi.addressof(self.state, "decision"), int(how)))
 
-        Without effect before `describing`, when nobody can be ready, and where the message of that never was whole."""
-        if self.state.bytes_before_decision == 0:
-            return
-        with contextlib.suppress(OSError):
-            count = self._count()
-            if count < self.state.bytes_before_decision:
-                return
-            self.state.bytes_before_decision = count
-        self.put_words(words if words is not None and len(words) <= lib.LM_CUSTODY_NO_ROOM else NO)
-        self.state.state = lib.LM_CUSTODY_NO
+    def say(self, frozen_ns: int = 0) -> None:
+        """Say what was decided. What cannot be said is left to the custodian, who says it until it is heard."""
+        committed = self.state.decision.decided == lib.LM_DECISION_COMMIT
+        lib.lm_decision_say(self.line, lib.LM_WORD_COMMIT if committed else lib.LM_WORD_NO, 0, frozen_ns)
 
-    def say_no(self) -> bool:
-        """Say what `refuse` has recorded; False if it has recorded nothing. What cannot be said is left."""
-        if self.state.state != lib.LM_CUSTODY_NO:
-            return False
-        lib.lm_custody_say_no(self.state, self.control_socket)
-        return True
+    def finished(self) -> None:
+        """The destination has everything: nobody has to report that it runs there."""
+        self.state.decision.heard = lib.LM_WORD_RESUMED
 
     def prepare(self, pid: int, held: list[Held]) -> None:
         """Write down what is going to be held of the descriptors of process `pid`. Raises OSError."""
@@ -123,75 +114,81 @@ class Custody:
             lib.lm_held_run(self.state.held_file, lib.LM_HELD_UNDO)
             self.state.held = 0
 
-    def put_words(self, words: bytes) -> None:
-        """The words of a no that is not recorded yet."""
-        ffi.memmove(self.state.no, words, len(words))
-        self.state.no_length = len(words)
-
-    def _count(self) -> int:
-        count = ffi.new("uint64_t *")
-        error = lib.lm_bytes_written(self.control_socket, count)
-        if error:
-            raise OSError(-error, os.strerror(-error), "the control connection")
-        return int(count[0])
-
     def freezing(self, seconds: float) -> None:
-        """A freeze begins that may take so long; far beyond it the custodian ends lm-serve, and so the freeze."""
-        self.state.serve = os.getpid()
+        """A freeze begins that may take so long; far beyond it the custodian decides against the
+        handover, and ends lm-serve."""
         self.state.deadline_ns = time.monotonic_ns() + int((2 * seconds + GRACE_SECONDS) * 1e9)
 
     def thawed(self) -> None:
         """The freeze is over."""
         self.state.deadline_ns = 0
 
-    def decided(self) -> None:
-        """The word is written, so that nothing is left to decide."""
-        self.state.state = lib.LM_CUSTODY_DECIDED
+    def settled(self) -> None:
+        """The word is written, so that nothing is left to do to the threads."""
+        self.unparked()
         self.thawed()
 
+    def start(self) -> None:
+        """Fork the custodian. Raises OSError."""
+        watched, self.lifeline = os.pipe()
+        try:
+            self.custodian = os.fork()
+            if self.custodian == 0:
+                try:
+                    _be_custodian(self, watched)
+                finally:
+                    os._exit(1)
+        finally:
+            os.close(watched)
+
     def end(self) -> None:
-        """Let the custodian go, and reap it if it goes soon: before COMMIT it first waits for the peer to hang up."""
+        """Let the custodian go, and reap it if it goes soon: it stays as long as the destination has not heard of what
+        was decided.
+        """
+        if self.state.at_stake and not self.state.decision.heard:
+            with contextlib.suppress(OSError):
+                self.ensure()
         os.close(self.lifeline)
         os.close(self.state.held_file)
-        custodian = pidfd.open_pidfd(self.custodian)
-        if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
-            os.waitpid(self.custodian, 0)
-        os.close(custodian)
+        with contextlib.suppress(OSError):
+            custodian = pidfd.open_pidfd(self.custodian)
+            if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
+                os.waitpid(self.custodian, 0)
+            os.close(custodian)
+        lib.lm_decision_close(self.line)
 
 
-def start_custody(control_socket: int) -> Custody:
-    """Fork the custodian. Call it while lm-serve has one thread."""
+def start_custody(roles: Roles, connection: socket.socket) -> Custody:
+    """Fork the custodian. Call it while lm-serve has one thread. Raises OSError."""
     page = mmap.mmap(-1, ffi.sizeof("struct lm_custody"))
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
-    watched, lifeline = os.pipe()
+    shared = ffi.addressof(state, "decision")
+    tokens = decision.make_tokens()
+    decision.prepare(shared, roles, Side.SOURCE, tokens)
+    state.serve = os.getpid()
     state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
+    listener = decision.listener_of(roles)
+    line = decision.open_line(shared, connection, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
-    custody = Custody(page, state, lifeline, 0, control_socket, leftover)
-    custody.put_words(NO)
-    custodian = os.fork()
-    if custodian == 0:
-        try:
-            _be_custodian(state, control_socket, watched, lifeline)
-        finally:
-            os._exit(1)
-    os.close(watched)
-    custody.custodian = custodian
+    custody = Custody(page, state, line, listener, tokens.hashes(), leftover)
+    custody.start()
     return custody
 
 
-def _be_custodian(state: Any, control_socket: int, watched: int, lifeline: int) -> None:
+def _be_custodian(custody: Custody, watched: int) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    keep = sorted({control_socket, watched, state.held_file})
+    state, connection = custody.state, int(custody.line.connection)
+    keep = sorted({watched, state.held_file, *(one for one in (connection, custody.listener) if one >= 0)})
     # Everything else that lm-serve holds, the ends of its pipes and sockets above all, must close when it dies.
     low = 0
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:
         os.closerange(low, descriptor)
         low = descriptor + 1
     call_ourselves(NAME, PURPOSE)
-    lib.lm_custodian_run(state, control_socket, watched)
+    lib.lm_custodian_run(state, connection, custody.listener, watched)
 
 
 def decide(pid: int, flag_address: int, *, stay: bool) -> None:

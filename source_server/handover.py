@@ -24,10 +24,10 @@ from live_migration.source_server.same_program import check_same_program
 from live_migration.source_server.snapshot import FrozenSource, QueriedSource, SourceSnapshot, describe_stopped, query
 from live_migration.wire import messages
 from live_migration.wire.control import ControlChannel
-from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError
+from live_migration.wire.errors import LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
-from live_migration.wire.session import Event, Session
+from live_migration.wire.session import Event, Session, SourceRecord
 
 LEAVING_SECONDS = 10.0
 STEP = "the freeze"
@@ -75,14 +75,13 @@ def frozen(seen: SourceSnapshot, session: Session) -> Iterator[Frozen]:
 
 @contextlib.contextmanager
 def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
-    """Within `frozen`: what ends the handover is recorded as the source's no, before anything is thawed, and what was
+    """Within `frozen`: what ends the handover is decided as the source's NO, before anything is thawed, and what was
     held is let go."""
     try:
         yield
     except BaseException as error:
         if not state.session.committed:
-            words = messages.encode(messages.abort_of(error)) if isinstance(error, MigrationError) else None
-            custody.refuse(words)
+            custody.decide(SourceRecord.NO)
             state.session.ended_by(error)
         raise
     finally:
@@ -132,33 +131,52 @@ def describe(state: Frozen, queried: QueriedSource) -> FrozenSource:
 def commit(
     state: Frozen, source: FrozenSource, control: ControlChannel, custody: custodies.Custody, began_ns: int
 ) -> Committed:
-    """Park the threads and send COMMIT: the one step that cannot be taken back.
+    """Park the threads, decide and say COMMIT: the one step that cannot be taken back.
 
-    COMMIT is sent in the moment in which a byte of it enters the socket. Raises ConnectionLost if none did."""
+    Raises LocalError when the custodian is gone, or has decided otherwise."""
     threads = source.threads
     state.custody = custody
     custody.parked(state.seen.pid, threads.flag_address)
     state.session.happened(Event.PARKED)
     sources.park(threads)
     failpoint("source-parked")
+    if not custody.lives():
+        raise _no_custodian(state.seen.pid)
     frozen_ns = time.monotonic_ns() - began_ns
-    message = messages.encode(messages.Commit(frozen_ns=frozen_ns, round_trip_ns=control.round_trip_ns))
-    try:
-        control.send_bytes(message)
-    except (ConnectionLost, LocalError):
-        if not custody.commit_was_sent():
-            raise
+    if not custody.decide(SourceRecord.COMMIT):
+        raise _decided_otherwise(state.seen.pid)
+    custody.say(frozen_ns + control.round_trip_ns // 2)
     state.session.happened(Event.COMMIT)
     # On one machine the destination may wait for this very processor.
     os.sched_yield()
-    # Nothing may fail from here on: what cannot be done is left, and the custodian decides what is undecided.
+    # Nothing may fail from here on: what cannot be done is left, and the custodian does it.
     with contextlib.suppress(ProcessGone, OSError, MigrationError):
         failpoint("source-committed")
     with contextlib.suppress(ProcessGone, OSError):
         custodies.decide(state.seen.pid, threads.flag_address, stay=True)
-        custody.decided()
+        custody.settled()
     settle(source)
     return Committed(source, frozen_ns)
+
+
+def _no_custodian(pid: int) -> LocalError:
+    return LocalError(
+        step="the handover",
+        object=f"process {pid}",
+        cause="the custodian of lm-serve has ended; it must not be killed during a migration",
+        remedy="it runs on here; try again",
+        code=ExitCode.SYSTEM,
+    )
+
+
+def _decided_otherwise(pid: int) -> LocalError:
+    return LocalError(
+        step="the handover",
+        object=f"process {pid}",
+        cause="the freeze has lasted so long that its custodian has ended it",
+        remedy="it runs on here; try again",
+        code=ExitCode.TIMEOUT,
+    )
 
 
 def settle(source: FrozenSource) -> None:

@@ -45,6 +45,7 @@ def serve_until_finished(connected: Connected, committed: handover.Committed) ->
     while True:
         ready = [number for number, _ in poll.poll(TICK_MS)]
         try:
+            connected.custody.ensure()
             handover.forward_signals(committed, connected.control)
             if connected.control.fileno() in ready and hear(connected, committed):
                 return
@@ -54,7 +55,7 @@ def serve_until_finished(connected: Connected, committed: handover.Committed) ->
         except MigrationError as error:
             stalled(connected, error, str(error))
         except Exception as error:
-                # Even an error of lm-serve's own must not end it: the client's threads go on serving.
+            # Even an error of lm-serve's own must not end it: the client's threads go on serving.
             traceback.print_exc()
             stalled(connected, error, repr(error))
 
@@ -94,6 +95,7 @@ def hear(connected: Connected, committed: handover.Committed) -> bool:
     elif isinstance(message, messages.Finished):
         failpoint("source-finished")
         take_counts(connected, message.payload)
+        connected.custody.finished()
         handover.leave(committed, connected.options.exit_status)
         with contextlib.suppress(MigrationError):
             connected.control.send(messages.Goodbye())

@@ -58,7 +58,7 @@ from live_migration.source_server.snapshot import (
 )
 from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
-from live_migration.wire import messages, same_host
+from live_migration.wire import decision, messages, same_host
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
@@ -69,7 +69,7 @@ from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
-from live_migration.wire.session import Event, Session, begin
+from live_migration.wire.session import Event, Session, SourceRecord, begin
 from live_migration.wire.session import rehearse as rehearse_session
 
 GREETING_SECONDS = 30.0
@@ -155,10 +155,12 @@ def connect(
     os.close(watch)
     if roles is None:
         raise _ended(options.pid)
-    session.happened(Event.CONNECTED)
-    custody = custodies.start_custody(roles.control.fileno())
-    closed.callback(custody.end)
+    # Last of all: a socket that is closed with unread bytes brings a reset, which could overtake our last words.
     closed.callback(roles.close)
+    decided = closed.enter_context(decision.connect(roles, Side.SOURCE))
+    session.happened(Event.CONNECTED)
+    custody = custodies.start_custody(roles, decided)
+    closed.callback(custody.end)
     store = closed.enter_context(PageStore())
     client = closed.enter_context(PageClient(store))
     control = ControlChannel(roles.control.socket)
@@ -170,8 +172,9 @@ def give_up(connected: Connected, error: MigrationError) -> None:
     connected.session.ended_by(error)
     say_what_became_of_it(error, connected.session.said(connected.options.pid))
     connected.report.error = str(error)
-    if not connected.custody.say_no():
-        tell(connected.control, error)
+    tell(connected.control, error)
+    if connected.custody.decide(SourceRecord.NO):
+        connected.custody.say()
 
 
 def say_what_became_of_it(error: MigrationError, said: str) -> None:
@@ -196,7 +199,7 @@ def move(connected: Connected, seen_by: Sequence[int]) -> None:
         committed = freeze_and_commit(copied)
         tell_hot(copied)
         connected.events.emit("resumed", connected.options.pid)
-            # Still tracked: ending that locks the memory for 20 ms per GiB, during which no page could be read from it.
+        # Still tracked: ending that locks the memory for 20 ms per GiB, during which no page could be read from it.
         serve_until_finished(connected, committed)
 
 
@@ -226,7 +229,8 @@ def stage(connected: Connected, seen: SourceSnapshot) -> Staged:
     migration = migration_of([seen.description()])
     asked = greeting.challenge
     proof = same_host.answer(asked, connected.roles.session, claim_of(migration)) if asked is not None else b""
-    control.send(messages.Description(payload=messages.pack(migration), proof=proof))
+    hashes = connected.custody.hashes
+    control.send(messages.Description(payload=messages.pack(migration), proof=proof, decision=hashes))
     failpoint("source-described")
     control.expect(messages.Staged, STAGING_SECONDS)
     connected.session.happened(Event.STAGED)
@@ -281,6 +285,8 @@ def announce(copied: Copied) -> int:
     connected, copy = copied.connected, copied.copy
     correction = copy.next_correction() if copy.is_tracked else 0
     connected.session.happened(Event.FREEZE)
+    connected.custody.ensure()
+    connected.custody.at_stake()
     connected.control.send(
         messages.Freezing(
             strategy=copy.strategy,
@@ -375,7 +381,6 @@ def send_final(copied: Copied, source: FrozenSource, pusher: Pusher, deadline: f
     corrected = correct_late(copied, pusher, source)
     # Before the push, whose beginning needs the interpreter: the destination has much to do before it needs the pages.
     described = messages.encode(final(seen, description, corrected))
-    connected.custody.describing(len(described))
     connected.session.happened(Event.FINAL)
     connected.control.send_bytes(described, left(deadline))
     runs = push_runs(seen.space, [*source.hot, *description.member.changed], description.contents, copied.staged.served)

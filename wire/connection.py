@@ -49,7 +49,11 @@ FIRST_OF_TLS = range(20, 25)
 
 @dataclass(frozen=True)
 class Roles:
-    """The connections of one session. `secret` is the session's: the keys of more connections come from it."""
+    """The connections of one session.
+
+    secret     the session's: the keys of more connections come from it
+    listener   of the side that listens, for the connection of the decision (wire/decision.py); None at the other one
+    """
 
     session: bytes
     attempt: int
@@ -57,10 +61,12 @@ class Roles:
     fault: Stream
     bulk: Stream
     secret: bytes = field(default=b"", repr=False)
+    listener: socket.socket | None = None
 
     def close(self) -> None:
-        for connection in (self.control, self.fault, self.bulk):
-            connection.close()
+        for connection in (self.control, self.fault, self.bulk, self.listener):
+            if connection is not None:
+                connection.close()
 
 
 

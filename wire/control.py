@@ -6,7 +6,6 @@ caller. Nothing is ever read beyond the message at hand, so poll(2) on `fileno()
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
 import statistics
@@ -30,8 +29,6 @@ from live_migration.wire.messages import (
 )
 
 SEND_SECONDS = 30.0
-LOOKED_AT = 1 << 12
-LOOK_AGAIN_SECONDS = 0.001
 MOST_ODD = 16
 Expected = TypeVar("Expected")
 
@@ -55,7 +52,6 @@ class ControlChannel:
         self._reader = FrameReader()
         self._pongs: list[Pong] = []
         self._number = 0
-        self._ahead = 0
         self._odd = 0
         self.round_trip_ns = 0
 
@@ -105,38 +101,6 @@ class ControlChannel:
             cause = error.cause
         self._odd += 1
         return Odd(cause) if self._odd <= MOST_ODD else None
-
-    def look_ahead(self) -> Message | None:
-        """The next message, which stays where it is: whoever reads next gets it, in whatever process, and `skip` takes
-        it away. Waits as long as it takes; None for one that did not come whole, or is too long to be looked at.
-        """
-        broken_off = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN | select.POLLRDHUP)
-        while True:
-            ((_, events),) = poll.poll()
-            try:
-                data = self._connection.recv(LOOKED_AT, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise _lost(error.strerror or str(error)) from None
-            if not data:
-                raise _lost("it was closed")
-            reader, message, self._ahead = FrameReader(), None, 0
-            while message is None and self._ahead < len(data):
-                part = data[self._ahead : self._ahead + reader.wanted()]
-                self._ahead += len(part)
-                message = reader.receive(part)
-            if message is not None or len(data) == LOOKED_AT or events & broken_off:
-                return message
-            # The rest of it is under way, and poll(2) would not wait for that.
-            time.sleep(LOOK_AGAIN_SECONDS)
-
-    def skip(self) -> None:
-        """Take away the message that `look_ahead` has returned."""
-        with contextlib.suppress(OSError):
-            self._connection.recv(self._ahead, socket.MSG_DONTWAIT)
 
     def expect(self, kind: type[Expected], timeout: float | None = None) -> Expected:
         """The next message, which must be of `kind`.

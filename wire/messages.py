@@ -27,6 +27,7 @@ import zstandard
 
 from live_migration._lm import ffi, lib
 from live_migration.wire.blockers import Blocker
+from live_migration.wire.decision import Hashes
 from live_migration.wire.errors import LocalError, MigrationError, ProtocolError, Refused, RemoteError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.host import HostFacts
@@ -63,10 +64,11 @@ class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
     """Source: the migration, with its members as they are while they run. `proof` answers the challenge, for the places
-    of the members (wire/same_host.py).
+    of the members (wire/same_host.py). `decision`: by what the destination will know COMMIT and NO (wire/decision.h).
     """
 
     payload: msgspec.Raw
+    decision: Hashes
     proof: bytes = b""
 
 
@@ -129,17 +131,6 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="re
     """Destination: only the resume is left, and it cannot fail."""
 
     payload: msgspec.Raw = NOTHING
-
-
-class Commit(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="commit"):
-    """Source: from here on the destination's copy is the process. The source's copy never runs again.
-
-    frozen_ns       from the freeze until this message was sent, by the source's clock
-    round_trip_ns   measured before the freeze; half of it is this message's way
-    """
-
-    frozen_ns: int
-    round_trip_ns: int
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="resumed"):
@@ -217,7 +208,6 @@ Message = (
     | Prepared
     | Final
     | Ready
-    | Commit
     | Resumed
     | Hot
     | Signal

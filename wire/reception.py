@@ -3,8 +3,8 @@
 A stranger proves nothing by connecting, a little by a knock with a tag that only holders of the ticket have seen, and
 all of it by a whole handshake. There are places for so many strangers at a time. When all are taken, a silent one
 makes room before one that has knocked, and the address (of IPv6, the network) that has most of them before the others;
-the oldest first. A connection that has proven itself gives its place to nobody. Each stranger has a few seconds, and
-once the three connections stand the port is closed.
+the oldest first. A connection that has proven itself gives its place to nobody. Each stranger has a few seconds. Once
+the three connections stand, nobody is let in but for the connection of the decision (wire/decision.h).
 """
 
 from __future__ import annotations
@@ -155,6 +155,11 @@ class _Reception:
         self.epoll.register(listener.socket, select.EPOLLIN)
         self.start_over()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all connections stand; whoever comes then is not for the reception."""
+        return len(self.places) == len(Role)
+
     def start_over(self) -> None:
         """Discard the peer that had begun; a new session for the next one. The ticket is good for it."""
         for stream in self.places.values():
@@ -179,6 +184,8 @@ class _Reception:
     def accept(self) -> None:
         """Let in those who wait at the port, as many as a moment has room for."""
         for _ in range(ACCEPTED_AT_ONCE):
+            if self.is_complete:
+                return
             try:
                 connection, address = self.listener.socket.accept()
             except BlockingIOError:
@@ -363,6 +370,8 @@ class _Reception:
     def serve(self, ready: Sequence[tuple[int, int]]) -> None:
         """Serve those who have something to say."""
         for number, _ in ready:
+            if self.is_complete:
+                return
             if number in self.strangers:
                 self.hear(number)
             elif number == self.listener.socket.fileno():
@@ -387,7 +396,7 @@ def accept_roles(
     context: TlsContext | None = None,
     on_refused: Callable[[MigrationError], None] = lambda error: None,
 ) -> Roles | None:
-    """Wait for the peer that has the ticket, and hand out its three connections; the port is then closed.
+    """Wait for the peer that has the ticket, and hand out its three connections, with the port.
 
     None when a descriptor of `watch` became readable first (a pidfd: the process ended). `on_refused` hears
     of those who were turned away, not of all of them when they are many; it is no reason to stop. `timeout` in seconds:
@@ -399,7 +408,7 @@ def accept_roles(
     end = None if timeout is None else time.monotonic() + timeout
     complete = False
     try:
-        while len(reception.places) < len(Role):
+        while not reception.is_complete:
             pause = reception.expire()
             if end is not None:
                 left = end - time.monotonic()
@@ -410,6 +419,7 @@ def accept_roles(
             if any(number in watch for number, _ in ready):
                 return None
             reception.serve(ready)
+        kept = listener.socket.dup()
         complete = True
     finally:
         reception.close()
@@ -420,7 +430,7 @@ def accept_roles(
     for stream in reception.places.values():
         prepare(stream.socket)
     control, fault, bulk = (reception.places[role] for role in Role)
-    return Roles(reception.session, 1, control, fault, bulk, reception.secret)
+    return Roles(reception.session, 1, control, fault, bulk, reception.secret, kept)
 
 
 def _nobody_came(listener: Listener, timeout: float | None) -> LocalError:

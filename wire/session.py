@@ -16,6 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from live_migration.wire import handshake, messages
 from live_migration.wire.errors import ConnectionLost, LocalError, Refused, RemoteError
@@ -42,8 +43,8 @@ class State(enum.Enum):
     ARMED = "the husk is parked and outlives the worker; READY travels"
     READY = "the destination only has to resume, and the source only has to decide"
     PARKED = "the source's threads wait for the word that keeps them or sends them home"
-    REFUSED = "the source hands nothing over: it records that, if the destination could be ready, and then thaws"
-    IN_DOUBT = "the connection ended between READY and COMMIT: the husk is kept and does not run"
+    REFUSED = "the source hands nothing over: it has decided that, and then thaws"
+    IN_DOUBT = "the connection ended between READY and COMMIT: the husk is kept, does not run, and the source is asked"
     COMMITTED = "the destination's copy is the process; the source's is inert"
     RESUMED = "the process runs at the destination, its memory follows"
     STALLED = "the connection is lost: both sides keep everything and wait"
@@ -58,7 +59,7 @@ class Event(enum.Enum):
     __hash__ = object.__hash__
 
     LOOKED_AT = "no blocker was found"
-    CONNECTED = "three connections are authenticated"
+    CONNECTED = "the connections are made and authenticated"
     HUSK_STARTED = "no blocker was found here, and the husk is started"
     STAGED = "Staged"
     PUSHED = "Pushed, for what cannot be paged on demand"
@@ -68,24 +69,23 @@ class Event(enum.Enum):
     ARMED = "the worker's death does not kill the husk any more"
     READY = "Ready, the whole of it"
     PARKED = "every thread waits for the word"
-    COMMIT = "Commit: it is sent with its first byte, and received when it can be read in the socket"
+    COMMIT = "the source decides so, by one compare-and-swap; the destination hears the token of COMMIT on DECISION"
     RESUMED = "Resumed"
     FINISHED = "Finished"
     THAWED = "the threads run on as before"
     FAILED = "an error here, a blocker, or a time limit"
-    ABORTED = "Abort or Blockers from the other side"
+    ABORTED = "Abort or Blockers from the other side; from READY on, the token of NO on DECISION"
     CANCELLED = "SIGINT, SIGTERM or SIGHUP"
     LOST = "the connection ended, in order (FIN) or not; that says nothing about the decision"
     ENDED_BY_HAND = "SIGKILL for the process that is kept in doubt"
 
 
 class SourceRecord(enum.IntEnum):
-    """What the source's custodian is told, in memory that it shares with lm-serve: source_server/custody.h."""
+    """What the source decides, in memory that lm-serve and its custodian share: wire/decision.h."""
 
-    AT_HOME = 0
-    PARKED = 1
-    DECIDED = 2
-    NO = 3
+    UNDECIDED = 0
+    COMMIT = 1
+    NO = 2
 
 
 class HuskRecord(enum.IntEnum):
@@ -150,7 +150,7 @@ def _source_kept(ways: dict[Event, State], *, record: Record | None = None, phas
 
 
 SOURCE: Table = {
-    State.LOOKING: _source_runs({Event.LOOKED_AT: State.CONNECTING, **_ABORTS}, record=SourceRecord.AT_HOME),
+    State.LOOKING: _source_runs({Event.LOOKED_AT: State.CONNECTING, **_ABORTS}, record=SourceRecord.UNDECIDED),
     State.CONNECTING: _source_runs({Event.CONNECTED: State.CONNECTED, **_ABORTS}),
     State.CONNECTED: _source_runs({Event.LOOKED_AT: State.STAGING, **_ABORTS}),
     State.STAGING: _source_runs({Event.STAGED: State.STAGED, **_ABORTS}, phase="staging"),
@@ -164,10 +164,10 @@ SOURCE: Table = {
     # From here on the destination can get ready: the no is recorded before anything thaws.
     State.DESCRIBED: Row(None, {Event.READY: State.READY, **_REFUSES}),
     State.READY: Row(None, {Event.PARKED: State.PARKED, **_REFUSES}),
-    State.PARKED: Row(None, {Event.COMMIT: State.COMMITTED, **_REFUSES}, SourceRecord.PARKED),
+    State.PARKED: Row(None, {Event.COMMIT: State.COMMITTED, **_REFUSES}),
     State.COMMITTED: _source_kept(
         {Event.RESUMED: State.RESUMED, Event.FINISHED: State.COMPLETE, Event.CANCELLED: State.COMMITTED, **_STALLS},
-        record=SourceRecord.DECIDED, phase="committed", outcome="failed",
+        record=SourceRecord.COMMIT, phase="committed", outcome="failed",
     ),
     State.RESUMED: _source_kept(
         {Event.FINISHED: State.COMPLETE, Event.CANCELLED: State.RESUMED, **_STALLS}, outcome="failed"
@@ -194,20 +194,24 @@ DESTINATION: Table = {
     State.FREEZING: _husk_waits({Event.FINAL: State.DESCRIBED, Event.FREEZE: State.FREEZING, **_ABORTS}),
     State.DESCRIBED: _husk_waits({Event.ARMED: State.ARMED, **_ABORTS}),
     State.ARMED: _husk_waits({Event.READY: State.READY, **_ABORTS}, record=HuskRecord.ARMED),
-    # Only messages decide. The end of a connection says nothing, whether it is in order or not: COMMIT may have been
-    # sent, and lost in a tunnel that ended. So the husk neither runs nor is destroyed. A signal is kept for it.
+    # Only the source's two tokens decide. The end of a connection says nothing, whether it is in order or not: COMMIT
+    # may have been said, and lost in a tunnel that ended. So the husk neither runs nor is destroyed before one is
+    # heard. A signal is kept for it.
     State.READY: Row(
         None,
         {
             Event.COMMIT: State.COMMITTED, Event.ABORTED: State.ABORTED, Event.CANCELLED: State.READY,
-            Event.LOST: State.IN_DOUBT, Event.FAILED: State.IN_DOUBT,
+            Event.LOST: State.IN_DOUBT, Event.FAILED: State.IN_DOUBT, Event.ENDED_BY_HAND: State.ENDED_BY_HAND,
         },
         code=ExitCode.IN_DOUBT,
     ),
     State.IN_DOUBT: Row(
-        None, {Event.ENDED_BY_HAND: State.ENDED_BY_HAND}, HuskRecord.IN_DOUBT,
-        "if the process runs on at the source, end this one (kill -9 {pid}); if it is kept there, stopped for good, "
-        "keep both, and call for help",
+        None,
+        {
+            Event.COMMIT: State.COMMITTED, Event.ABORTED: State.ABORTED, Event.ENDED_BY_HAND: State.ENDED_BY_HAND,
+        },
+        HuskRecord.IN_DOUBT,
+        "process {pid} runs on, here or at the source, as soon as the two hosts reach each other",
         ExitCode.IN_DOUBT, outcome="stalled",
     ),
     State.COMMITTED: Row(
@@ -381,6 +385,13 @@ def _outline(module: object) -> str:
     return "\n".join(f"    {line}".rstrip() for line in inspect.cleandoc(inspect.getdoc(module) or "").split("\n"))
 
 
+def _head_of(name: str) -> str:
+    """The comment at the beginning of a header of this folder, indented."""
+    text = Path(__file__).with_name(name).read_text()
+    lines = text[: text.index(" */")].splitlines()[1:]
+    return "\n".join(f"    {line.removeprefix(' *').removeprefix(' ')}".rstrip() for line in lines)
+
+
 def _message_rows() -> list[str]:
     rows = []
     for kind in messages.Message.__args__:
@@ -417,9 +428,11 @@ def as_markdown() -> str:
         lines += ["", "```", diagram(side), "```"]
     lines += [
         "",
-        "lm-serve and lm-restore stay STALLED, or IN_DOUBT, until somebody ends them: neither connects again.",
+        "From READY on, DECISION alone tells what was decided, and is made anew where it is lost (below). lm-serve and",
+        "lm-restore stay STALLED until somebody ends them.",
     ]
-    lines += ["", "## The handshake", "", _outline(handshake), "", "## Control messages", "", _outline(messages)]
+    lines += ["", "## The handshake", "", _outline(handshake), "", "## The decision", "", _head_of("decision.h")]
+    lines += ["", "## Control messages", "", _outline(messages)]
     lines += ["", "| kind | who, and what | fields |", "|---|---|---|", *_message_rows(), ""]
     return "\n".join(lines)
 

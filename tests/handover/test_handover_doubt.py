@@ -1,134 +1,208 @@
-"""The connection ends between READY and COMMIT, in order or not: nobody at the destination can know, and the husk is
-kept, stopped."""
+"""The source's decision is lost on its way: nobody at the destination can know, so the husk is kept, stopped, until the
+two sides reach each other again and the source is asked. Nobody and nothing has to be done by hand."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
-import struct
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-import live_migration.cli.restore
-import live_migration.cli.serve
-import live_migration.restorer.custody
-import live_migration.source_server.serve
-from live_migration.experiments.machines import descendants, wait_for
-from live_migration.wire.control import ControlChannel
+from live_migration._lm import lib
+from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
-from live_migration.wire.messages import Commit, Message
+from live_migration.wire.ticket import Ticket, parse_ticket
 from tests.support import laws
+from tests.support.tunnel import Tunnel, dug
+
+IN_DOUBT = "nobody here can know"
 
 
 @dataclass
 class Doubt:
-    """A move that stands in doubt: the frontend, its worker, and the husk."""
+    """A move through a tunnel that breaks."""
 
     subject: laws.Subject
-    frontend: int
-    worker: int
-    husk: int
+    move: Move
+    tunnel: Tunnel
+
+    def is_kept(self) -> bool:
+        """Whether the husk is there, parked, and has not run."""
+        masks = laws.signal_masks(self.husk)
+        return len(masks) == len(laws.THREADS) and set(masks) == {laws.PARKED}
+
+    @property
+    def husk(self) -> int:
+        """Its process id."""
+        (found,) = (pid for pid, name in laws.left_over(self.subject).items() if name == "laws_program")
+        return found
+
+    @property
+    def worker(self) -> int:
+        """lm-restore's."""
+        (found,) = (pid for pid in descendants(self.move.restore.process.pid) if laws.process_name(pid) == "lm-pager")
+        return found
 
     def said(self) -> str:
-        """What lm-restore printed."""
-        return (self.subject.folder / "restore.txt").read_text()
+        """What lm-restore has told its user."""
+        return (self.subject.folder / "restore.err").read_text()
 
-    def status(self) -> int:
-        """With what the frontend ends; waited for."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.frontend, 0)[1])
+    def await_doubt(self) -> None:
+        """Until lm-restore says so."""
+        wait_for("the doubt", lambda: IN_DOUBT in self.said() or None, 30)
+        assert self.is_kept()
 
-
-def finish(source: socket.socket) -> None:
-    """The orderly end, which whoever passes the connection on can bring about with COMMIT in hand."""
-    source.shutdown(socket.SHUT_WR)
-
-
-def reset(source: socket.socket) -> None:
-    """The other one (socket(7), SO_LINGER)."""
-    source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    source.close()
+    def goes_on(self) -> None:
+        """The process runs at the destination, and only there."""
+        moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 20)
+        laws.assert_inert(self.subject)
+        self.subject.await_progress()
+        self.subject.signal(moved, signal.SIGUSR1, laws.Row.SIGNALS)
 
 
-@pytest.fixture(params=[finish, reset], ids=["finished", "reset"])
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return laws.build(tmp_path_factory.mktemp("laws"))
+
+
+def start(subject: laws.Subject, side: str, words: list[str], fault: str) -> Command:
+    """Start lm-serve or lm-restore."""
+    more = laws.environment(fault if fault.startswith("source" if side == "serve" else "destination") else "")
+    words = [sys.executable, "-m", f"live_migration.cli.{side}", *words, "--json"]
+    return laws.start_command(subject, words, side, more)
+
+
+@contextmanager
 def doubt(
-    request: pytest.FixtureRequest, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+    program: Path,
+    folder: Path,
+    *,
+    source_listens: bool = True,
+    fault: str = "",
+    strategy: str = "post-copy",
+    **how: bool,
 ) -> Iterator[Doubt]:
-    """COMMIT is sent, and lost on the way, and the connection ends in one of two ways."""
-    look_ahead = ControlChannel.look_ahead
-
-    def lost(channel: ControlChannel) -> Message | None:
-        assert isinstance(look_ahead(channel), Commit)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            source = socket.create_connection(server.getsockname())
-            destination, _ = server.accept()
-        with source, destination:
-            request.param(source)
-            os.dup2(destination.fileno(), channel.fileno(), inheritable=False)
-            return look_ahead(channel)
-
-    monkeypatch.setattr(ControlChannel, "look_ahead", lost)
-    # What is done before the freeze with a socket of its own is not what is broken here.
-    monkeypatch.setattr(live_migration.restorer.custody.Custody, "rehearse", lambda custody, threads: None)
-    subject = laws.start_subject(laws.build(tmp_path), tmp_path / "subject")
-    ticket = subject.folder / "ticket"
-    arguments = [str(subject.pid), "--ticket-file", str(ticket)]
-    serve = laws.fork_command(live_migration.cli.serve.main, arguments, subject.folder / "serve.txt")
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
-    arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null"]
-    frontend = laws.fork_command(live_migration.cli.restore.main, arguments, subject.folder / "restore.txt")
-    subject.children |= {serve, frontend}
-    output = subject.folder / "restore.txt"
-    output.touch()
-    wait_for("the doubt", lambda: "nobody here can know" in output.read_text() or None, 30)
-    names = laws.left_over(subject)
-    (worker,) = (pid for pid in descendants(frontend) if names.get(pid) == "lm-pager")
-    (husk,) = (pid for pid, name in names.items() if name == "laws_program")
-    found = Doubt(subject, frontend, worker, husk)
-    yield found
-    print(found.said())
-    subject.rows()
+    """Move the program through a tunnel."""
+    subject = laws.start_subject(program, folder / "subject")
+    file = subject.folder / "ticket"
+    listening = ["--ticket-file", str(file)]
+    serve, restore = [str(subject.pid)], ["--pid", "namespace", "--detach", "--stdio", "null", f"--{strategy}"]
+    if source_listens:
+        first = start(subject, "serve", serve + listening, fault)
+    else:
+        first = start(subject, "restore", [*restore, "--listen", "127.0.0.1:0", *listening], fault)
+    wait_for("the ticket", lambda: file.exists() or None, 20)
+    ticket = parse_ticket(file.read_text())
+    with dug((ticket.host, ticket.port)) as tunnel:
+        tunnel.entirely, tunnel.in_order = how.get("entirely", False), how.get("in_order", True)
+        entry = str(Ticket("127.0.0.1", tunnel.port, ticket.secret))
+        if source_listens:
+            move = Move(first, start(subject, "restore", [entry, *restore], fault))
+        else:
+            move = Move(start(subject, "serve", [*serve, "--to", entry], fault), first)
+        try:
+            assert tunnel.broken.wait(30)
+            yield Doubt(subject, move, tunnel)
+            subject.rows()
+        except BaseException:
+            print(move.said())
+            raise
 
 
-def is_kept(doubt: Doubt) -> bool:
-    """Whether the husk is there, parked, and has not run."""
-    masks = laws.signal_masks(doubt.husk)
-    return len(masks) == len(laws.THREADS) and set(masks) == {laws.PARKED}
+@pytest.mark.parametrize("in_order", [True, False], ids=["finished", "reset"])
+@pytest.mark.parametrize("source_listens", [True, False], ids=["source-listens", "destination-listens"])
+def test_commit_is_lost(source_listens: bool, in_order: bool, program: Path, tmp_path: Path, orphans: None) -> None:
+    with doubt(program, tmp_path, source_listens=source_listens, in_order=in_order) as found:
+        found.await_doubt()
+        found.tunnel.is_open.set()
+        assert found.move.restore.process.wait(30) == ExitCode.OK
+        assert found.move.serve.process.wait(30) == ExitCode.OK
+        found.goes_on()
 
 
-def test_the_husk_is_kept_until_it_is_ended_by_hand(doubt: Doubt) -> None:
-    laws.assert_inert(doubt.subject)
-    assert is_kept(doubt)
-    assert f"end this one (kill -9 {doubt.husk})" in doubt.said()
-    os.kill(doubt.husk, signal.SIGKILL)
-    assert doubt.status() == ExitCode.IN_DOUBT
-    assert f"process {doubt.husk}: was ended here while nobody knew" in doubt.said()
-    wait_for("the end of the custodian", lambda: not custodians(doubt) or None, 10)
+@pytest.mark.parametrize("source_listens", [True, False], ids=["source-listens", "destination-listens"])
+def test_the_no_is_lost(source_listens: bool, program: Path, tmp_path: Path, orphans: None) -> None:
+    """The process runs on at the source at once. lm-serve has left long ago, and its custodian tells it."""
+    with doubt(program, tmp_path, source_listens=source_listens, fault="source-parked:fail") as found:
+        assert found.move.serve.process.wait(30) == ExitCode.SYSTEM
+        found.await_doubt()
+        found.subject.await_progress()
+        assert found.is_kept()
+        found.tunnel.is_open.set()
+        assert found.move.restore.process.wait(30) in (ExitCode.SYSTEM, ExitCode.LOST_BEFORE)
+        laws.assert_untouched(found.subject)
 
 
-def test_the_husk_is_kept_when_the_worker_dies_in_doubt(doubt: Doubt) -> None:
-    """COMMIT, which the custodian could read in the socket, is not for it to find: the worker's word counts."""
-    os.kill(doubt.worker, signal.SIGKILL)
-    assert doubt.status() == ExitCode.IN_DOUBT
-    assert f"process {doubt.husk} is kept, stopped" in doubt.said()
-    assert is_kept(doubt)
-    os.kill(doubt.husk, signal.SIGTERM)
-    assert is_kept(doubt)
-    assert custodians(doubt)
-    os.kill(doubt.husk, signal.SIGKILL)
-    wait_for("the end of the custodian", lambda: not custodians(doubt) or None, 10)
+@pytest.mark.parametrize("source_listens", [True, False], ids=["source-listens", "destination-listens"])
+def test_the_tunnel_ends_with_commit_in_it(source_listens: bool, program: Path, tmp_path: Path, orphans: None) -> None:
+    """With every connection, in order: FIN is no no."""
+    with doubt(program, tmp_path, source_listens=source_listens, entirely=True, strategy="stop-and-copy") as found:
+        found.await_doubt()
+        found.tunnel.is_open.set()
+        found.goes_on()
 
 
-def custodians(doubt: Doubt) -> list[int]:
-    """The custodians that hold the husk's control connection: all but lm-serve's."""
-    found = []
-    for pid, name in laws.left_over(doubt.subject).items():
-        with contextlib.suppress(OSError):
-            targets = {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
-            if name == "lm-custodian" and "anon_inode:[pidfd]" in targets:
-                found.append(pid)
-    return found
+@pytest.mark.parametrize("kill", ["worker", "serve", "both"])
+def test_the_custodians_find_each_other(kill: str, program: Path, tmp_path: Path, orphans: None) -> None:
+    """Whoever has died meanwhile."""
+    with doubt(program, tmp_path, strategy="stop-and-copy") as found:
+        found.await_doubt()
+        if kill != "serve":
+            os.kill(found.worker, signal.SIGKILL)
+            assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+            assert found.is_kept()
+            os.kill(found.husk, signal.SIGCONT)
+            assert found.is_kept()
+        if kill != "worker":
+            os.kill(found.move.serve.process.pid, signal.SIGKILL)
+        found.tunnel.is_open.set()
+        found.goes_on()
+        wait_for("the end of the custodians", lambda: not custodians(found) or None, 20)
+
+
+def custodians(found: Doubt) -> list[int]:
+    """Those of both sides, but not that of an lm-serve that lives, for which it stays."""
+    spared = descendants(found.move.serve.process.pid) if found.move.serve.process.poll() is None else []
+    names = laws.left_over(found.subject)
+    return [pid for pid, name in names.items() if name == "lm-custodian" and pid not in spared]
+
+
+def test_the_custodians_find_each_other_after_a_no(program: Path, tmp_path: Path, orphans: None) -> None:
+    with doubt(program, tmp_path, fault="source-parked:kill") as found:
+        found.await_doubt()
+        os.kill(found.worker, signal.SIGKILL)
+        assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+        assert found.is_kept()
+        found.tunnel.is_open.set()
+        laws.assert_untouched(found.subject)
+
+
+def test_what_became_of_it_is_lost(program: Path, tmp_path: Path, orphans: None) -> None:
+    """RESUMED, in the tunnel: everything goes on, and the custodians leave when it has been heard."""
+    with doubt(program, tmp_path) as found:
+        found.await_doubt()
+        found.tunnel.broken.clear()
+        found.tunnel.breaks = (lib.LM_WORD_ACKNOWLEDGED,)
+        found.tunnel.is_open.set()
+        assert found.move.restore.process.wait(30) == ExitCode.OK
+        assert found.move.serve.process.wait(30) == ExitCode.OK
+        found.tunnel.is_open.set()
+        found.goes_on()
+        wait_for("the end of the custodians", lambda: not custodians(found) or None, 20)
+
+
+def test_a_husk_that_is_ended_by_hand(program: Path, tmp_path: Path, orphans: None) -> None:
+    with doubt(program, tmp_path) as found:
+        found.await_doubt()
+        husk = found.husk
+        os.kill(husk, signal.SIGKILL)
+        assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+        assert f"process {husk}: was ended here while nobody knew" in found.said()
+        found.tunnel.is_open.set()
+        wait_for("the end of the custodian", lambda: not custodians(found) or None, 20)
+        laws.assert_inert(found.subject)

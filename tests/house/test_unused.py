@@ -22,7 +22,6 @@ PYTHON_EXCEPTIONS = {
     "exe_fd": "struct prctl_mm_map",
     "start_brk": "struct prctl_mm_map",
     "set_tid_size": "struct clone_args",
-    "no_length": "struct lm_custody",
     "signal_count": "struct lm_husk_custody",
     "IDLE": "a state that comes from C as a number",
     "DROPPED": "a state that comes from C as a number",
@@ -39,9 +38,7 @@ PYTHON_EXCEPTIONS = {
     "__getattr__": "called by Python for what a module does not have (PEP 562)",
     "make_ffi": "named in setup.py, and called by cffi",
 }
-C_EXCEPTIONS = {
-    "lm_verdict_number": "the verdict as a number, for tests: C alone reads it otherwise",
-}
+C_EXCEPTIONS: dict[str, str] = {}
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 # A declaration or a definition that begins its line and is not static. The parameters hold neither ; nor braces.
 FUNCTION = re.compile(

@@ -1,36 +1,33 @@
-"""The husk's custodian: threads of every kind let go by it, the word of the source that it reads, and its own death."""
+"""The husk's custodian: threads of every kind let go by it, what it asks, does and reports, and its own death."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import signal
 import socket
-import struct
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from live_migration._lm import lib
-from live_migration.experiments.machines import Machine, descendants, start, wait_for
+from live_migration.experiments.machines import Machine, wait_for
+from live_migration.experiments.machines import start as begin
 from live_migration.restorer import custody as custodies
-from live_migration.restorer.custody import Fate
-from live_migration.wire import messages
-from live_migration.wire.blockers import Blocker
-from live_migration.wire.control import ControlChannel
-from live_migration.wire.errors import ConnectionLost
+from live_migration.restorer.custody import Decided, Fate
+from live_migration.wire import decision
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.handshake import Side
 from live_migration.wire.session import HuskRecord
 from tests.kernel.husks import without_preload
-from tests.support import programs_help
+from tests.support import laws, programs_help
+from tests.support.decided import SESSION, TOKENS, Ends, accept, ends, hear, hear_first, word
 from tests.support.programs_list import Program, all_programs
 from tests.support.started import begin_move
 
-COMMIT, NO, DOUBT = 0, 1, 2
 # Programs of one thread that need no page which was never touched, for which nobody answers after the worker's death.
 NAMES = ("eventfd", "signal_in_handler", "signal_stop")
 PROGRAMS = [program for program in all_programs() if program.name in NAMES]
@@ -85,7 +82,7 @@ def test_calls_that_take_a_time_end_when_they_should(
     folder = tmp_path / "folder"
     folder.mkdir()
     words, more = [str(program), str(folder)], {"start_new_session": True, "env": without_preload()}
-    running = start(machines[0], words, tmp_path, "program", **more)
+    running = begin(machines[0], words, tmp_path, "program", **more)
     wait_for("the sleep", lambda: (folder / "asleep").exists() or None)
     monkeypatch.setenv("LM_FAULT", "destination-committed:kill")
     options = ["--pid", "namespace"]
@@ -106,14 +103,10 @@ def test_calls_that_take_a_time_end_when_they_should(
     assert all(SLEEP_MS - 50 < int(line[3]) < SLEEP_MS + 2000 for line in lines), lines
 
 
-@pytest.fixture
-def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two ends of a TCP connection: the source's and the destination's."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        source = socket.create_connection(server.getsockname())
-        destination, _ = server.accept()
-    with source, destination:
-        yield source, destination
+@pytest.fixture(params=Side, ids=lambda side: f"{side.name.lower()}-listens")
+def both(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    with ends(request.param) as found:
+        yield found
 
 
 @pytest.fixture
@@ -130,192 +123,154 @@ def bystander(orphans: None) -> int:
     return pid
 
 
-def reset(source: socket.socket) -> None:
-    """Break the connection without a FIN (socket(7), SO_LINGER)."""
-    source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    source.close()
+def start(page: mmap.mmap, both: Ends, husk: int) -> custodies.Custody:
+    """A custodian that watches, for a husk of one thread that is taken for parked."""
+    ends_of = custodies.HuskEnds(husk, os.pidfd_open(husk), 1)
+    custody = custodies.start_custody(page, both.destination.roles, both.destination.decision, TOKENS.hashes(), ends_of)
+    wait_for("the custodian", lambda: custody.custody.custodian or None)
+    custody.custody.pause_address = 1
+    return custody
 
 
-def finish(source: socket.socket) -> None:
-    """The orderly end."""
-    source.shutdown(socket.SHUT_WR)
-
-
-ABORT = messages.encode(messages.Abort(step="a", object="b", cause="c" * 5000, remedy="d"))
-REFUSAL = messages.encode(messages.Blockers(found=[Blocker("a", "b", "c")]))
-GO = messages.encode(messages.Commit(frozen_ns=1 << 40, round_trip_ns=1 << 20))
-PING = messages.encode(messages.Ping(number=1 << 40))
-PACKED = messages.encode(messages.Commit(frozen_ns=0, round_trip_ns=0), compress=True)
-RESUMED = messages.encode(messages.Resumed(pid=1, resume_ns=1))
-
-
-@pytest.mark.parametrize(
-    ("sent", "then", "verdict"),
-    [
-        (GO, None, COMMIT),
-        (PING + PING + GO, None, COMMIT),
-        (GO + ABORT, finish, COMMIT),
-        (ABORT, None, NO),
-        (REFUSAL, None, NO),
-        (ABORT, finish, NO),
-        (b"", finish, DOUBT),
-        (PING, finish, DOUBT),
-        (b"", reset, DOUBT),
-        (GO[:7], finish, DOUBT),
-        (GO[:20], finish, DOUBT),
-        (GO[:20], reset, DOUBT),
-        (RESUMED, None, DOUBT),
-        (GO[:8] + b"\2" + GO[9:], None, DOUBT),
-    ],
-)
-def test_the_source_s_word(
-    sent: bytes,
-    then: Callable[[socket.socket], None] | None,
-    verdict: int,
-    connection: tuple[socket.socket, socket.socket],
-    bystander: int,
-) -> None:
-    source, destination = connection
-    for place in range(len(sent)):
-        source.send(sent[place : place + 1])
-    if then:
-        then(source)
-    assert lib.lm_verdict_number(destination.fileno(), os.pidfd_open(bystander)) == verdict
-
-
-def test_a_reset_that_the_worker_has_heard_of_leaves_it_in_doubt(
-    connection: tuple[socket.socket, socket.socket], bystander: int
-) -> None:
-    source, destination = connection
-    reset(source)
-    with pytest.raises(ConnectionLost, match="connection reset by peer"):
-        ControlChannel(destination).look_ahead()
-    assert destination.recv(1) == b"", "the error is told once"
-    assert lib.lm_verdict_number(destination.fileno(), os.pidfd_open(bystander)) == DOUBT
-
-
-def test_the_end_of_the_husk_ends_the_waiting(connection: tuple[socket.socket, socket.socket], bystander: int) -> None:
-    os.kill(bystander, signal.SIGKILL)
-    assert lib.lm_verdict_number(connection[1].fileno(), os.pidfd_open(bystander)) == NO
-
-
-def test_looking_ahead_takes_nothing(connection: tuple[socket.socket, socket.socket]) -> None:
-    source, destination = connection
-    channel = ControlChannel(destination)
-    source.sendall(GO + REFUSAL + ABORT)
-    for _ in range(2):
-        assert isinstance(channel.look_ahead(), messages.Commit)
-    channel.skip()
-    assert isinstance(channel.look_ahead(), messages.Blockers)
-    assert isinstance(channel.receive(1), messages.Blockers)
-    assert channel.look_ahead() is None, "it is too long"
-    assert isinstance(channel.receive(1), messages.Abort)
-    source.sendall(GO[:20])
-    finish(source)
-    assert channel.look_ahead() is None
-    with pytest.raises(ConnectionLost, match="it was closed in the middle of a message"):
-        channel.receive(1)
-
-
-def test_looking_ahead_at_an_orderly_end(connection: tuple[socket.socket, socket.socket]) -> None:
-    source, destination = connection
-    finish(source)
-    with pytest.raises(ConnectionLost, match="it was closed;"):
-        ControlChannel(destination).look_ahead()
-
-
-READY = messages.encode(messages.Ready())
-
-
-def die_in(
-    state: HuskRecord,
-    connection: tuple[socket.socket, socket.socket],
-    husk: int,
-    ready: bytes,
-    then: Callable[[socket.socket], None] = lambda source: None,
-) -> custodies.Outcome:
-    """What becomes of a husk whose worker has sent so much of READY and dies in a state; the source does `then`."""
-    source, destination = connection
+def die_in(state: HuskRecord, both: Ends, husk: int, *, final: bool = True) -> mmap.mmap:
+    """The worker of a husk dies in a state."""
     page = custodies.shared_page()
-    pidfd = os.pidfd_open(husk)
     worker = os.fork()
     if worker == 0:
         try:
-            source.close()
-            custody = custodies.start_custody(page, destination.fileno(), husk, pidfd, 1)
-            while custody.custody.custodian == 0:
-                time.sleep(0.001)
-            custody.custody.pause_address = 1
+            both.source.close()
+            custody = start(page, both, husk)
+            if final:
+                custody.final_came()
             if state is not HuskRecord.UNARMED:
-                custody.arm(READY)
-            destination.sendall(ready)
+                custody.arm()
             custody.tell(state)
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
-    destination.close()
+    both.destination.close()
     os.waitpid(worker, 0)
-    os.close(pidfd)
-    then(source)
-    return custodies.await_outcome(page, 1.0)
+    both.source.decision.settimeout(10)
+    return page
 
 
 @pytest.mark.parametrize(
-    ("state", "ready", "fate"),
+    ("state", "answer", "report", "fate"),
     [
-        (HuskRecord.UNARMED, b"", Fate.OPEN),
-        (HuskRecord.ARMED, b"", Fate.KILLED),
-        (HuskRecord.ARMED, READY[:-1], Fate.KILLED),
-        (HuskRecord.ARMED, READY, Fate.OPEN),
-        (HuskRecord.COMMITTED, READY, Fate.LET_GO),
-        (HuskRecord.LET_GO, READY, Fate.OPEN),
-        (HuskRecord.DOOMED, READY, Fate.KILLED),
-        (HuskRecord.IN_DOUBT, READY, Fate.KEPT),
+        (HuskRecord.ARMED, "COMMIT", "RESUMED", Fate.LET_GO),
+        (HuskRecord.ARMED, "NO", "DROPPED", Fate.KILLED),
+        (HuskRecord.IN_DOUBT, "COMMIT", "RESUMED", Fate.LET_GO),
+        (HuskRecord.IN_DOUBT, "NO", "DROPPED", Fate.KILLED),
+        (HuskRecord.COMMITTED, "", "RESUMED", Fate.LET_GO),
+        (HuskRecord.LET_GO, "", "RESUMED", Fate.OPEN),
+        (HuskRecord.DOOMED, "", "DROPPED", Fate.KILLED),
     ],
 )
 def test_the_worker_s_death(
-    state: HuskRecord, ready: bytes, fate: Fate, connection: tuple[socket.socket, socket.socket], bystander: int
+    state: HuskRecord, answer: str, report: str, fate: Fate, both: Ends, bystander: int
 ) -> None:
-    assert die_in(state, connection, bystander, ready).fate is fate
-    ended = os.waitpid(bystander, os.WNOHANG)[0]
-    assert bool(ended) is (fate is Fate.KILLED)
+    """The custodian asks if it has to, does what was decided, and reports that until it is acknowledged."""
+    page = die_in(state, both, bystander)
+    connection = both.source.decision
+    if answer:
+        # What was said before is not what counts now: the source may have been told otherwise meanwhile.
+        connection.sendall(word("NO" if answer == "COMMIT" else "COMMIT"))
+        for said in ("UNDECIDED", answer):
+            kind, number, _ = hear(connection)
+            assert kind == "ASK"
+            assert not os.waitpid(bystander, os.WNOHANG)[0]
+            connection.sendall(word(said, number))
+    assert hear(connection)[0] == report
+    assert custodies.outcome(page).fate is fate
+    assert bool(os.waitpid(bystander, os.WNOHANG)[0]) is (fate is Fate.KILLED)
+    connection.sendall(word("ACKNOWLEDGED"))
+    custodian = custodies.outcome(page).custodian
+    wait_for("its end", lambda: not laws.process_name(custodian) or None, 10)
 
 
-def refuse(source: socket.socket) -> None:
-    """Say no, and hang up."""
-    source.sendall(ABORT)
-    # Whoever has heard it may have closed the connection by now.
-    with contextlib.suppress(OSError):
-        finish(source)
+def test_the_source_is_asked_on_a_connection_made_anew(both: Ends, bystander: int) -> None:
+    """Until then the husk is kept, and the frontend can say so."""
+    listens = both.source.roles.listener is not None
+    there = both.source.decision.getpeername()
+    both.source.decision.shutdown(socket.SHUT_RDWR)
+    page = die_in(HuskRecord.ARMED, both, bystander)
+    assert custodies.await_outcome(page, 20).fate is Fate.KEPT
+    assert not os.waitpid(bystander, os.WNOHANG)[0]
+    if listens:
+        assert both.source.roles.listener
+        while True:
+            # Those that were made before this one are given up.
+            anew = accept(both.source.roles.listener)
+            with contextlib.suppress(OSError):
+                kind, number, _ = hear_first(anew)
+                anew.sendall(word("NO", number))
+                if hear(anew)[0] == "DROPPED":
+                    break
+            anew.close()
+    else:
+        anew = socket.create_connection(there, 10)
+        anew.sendall(decision.encode_hello(Side.SOURCE, SESSION) + word("UNDECIDED"))
+        kind, number, _ = hear(anew)
+        assert kind == "ASK"
+        anew.sendall(word("NO", number))
+        assert hear(anew)[0] == "DROPPED"
+    with anew:
+        anew.sendall(word("ACKNOWLEDGED"))
+        assert custodies.outcome(page).fate is Fate.KILLED
 
 
-@pytest.mark.parametrize(("act", "fate"), [(refuse, Fate.KILLED), (finish, Fate.KEPT), (reset, Fate.KEPT)])
-def test_the_source_s_word_after_the_worker_s_death(
-    act: Callable[[socket.socket], None],
-    fate: Fate,
-    connection: tuple[socket.socket, socket.socket],
-    bystander: int,
-) -> None:
-    assert die_in(HuskRecord.ARMED, connection, bystander, READY, act).fate is fate
+def test_a_husk_that_is_gone_before_ready_is_reported(both: Ends, bystander: int) -> None:
+    """It dies with the worker, as its tracer."""
+    die_in(HuskRecord.UNARMED, both, bystander)
+    os.kill(bystander, signal.SIGKILL)
+    assert hear(both.source.decision)[0] == "DROPPED"
+    both.source.decision.sendall(word("ACKNOWLEDGED"))
 
 
-def test_a_dead_custodian_is_noticed_before_ready(
-    connection: tuple[socket.socket, socket.socket], bystander: int
-) -> None:
+def test_a_source_that_has_left_early_is_not_waited_for(bystander: int) -> None:
+    with ends() as both:
+        page = die_in(HuskRecord.DOOMED, both, bystander, final=False)
+        assert hear(both.source.decision)[0] == "DROPPED"
+        both.source.close()
+        custodian = custodies.outcome(page).custodian
+        wait_for("its end", lambda: not laws.process_name(custodian) or None, 10)
+
+
+def test_the_end_of_the_husk_ends_the_asking(both: Ends, bystander: int) -> None:
+    die_in(HuskRecord.ARMED, both, bystander)
+    assert hear(both.source.decision)[0] == "ASK"
+    os.kill(bystander, signal.SIGKILL)
+    while (kind := hear(both.source.decision)[0]) == "ASK":
+        pass
+    assert kind == "DROPPED"
+    both.source.decision.sendall(word("ACKNOWLEDGED"))
+
+
+def test_a_dead_custodian_is_noticed_before_ready(both: Ends, bystander: int) -> None:
     page = custodies.shared_page()
-    custody = custodies.start_custody(page, connection[1].fileno(), bystander, os.pidfd_open(bystander), 1)
-    custody.custody.pause_address = 1
-    while custodies.outcome(page).custodian == 0:
-        time.sleep(0.001)
+    custody = start(page, both, bystander)
     os.kill(custody.custodian, signal.SIGKILL)
     os.waitid(os.P_PID, custody.custodian, os.WEXITED | os.WNOWAIT)
     with pytest.raises(OSError, match="the custodian has ended"):
-        custody.arm(READY)
+        custody.arm()
     assert custodies.outcome(page).record is HuskRecord.UNARMED
+    # Another one sees to it that the source hears what has become of the husk.
+    os.kill(bystander, signal.SIGKILL)
     custody.end()
+    assert hear(both.source.decision)[0] == "DROPPED"
+    both.source.decision.sendall(word("ACKNOWLEDGED"))
 
 
-def test_the_custodian_ends_when_it_is_let_go(connection: tuple[socket.socket, socket.socket], bystander: int) -> None:
-    page = custodies.shared_page()
-    custody = custodies.start_custody(page, connection[1].fileno(), bystander, os.pidfd_open(bystander), 1)
+def test_a_custodian_that_dies_while_the_source_is_waited_for_is_replaced(both: Ends, bystander: int) -> None:
+    custody = start(custodies.shared_page(), both, bystander)
+    custody.arm()
+    first = custody.custodian
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert custody.ask(0.01, 1 << 62) == (Decided.UNDECIDED, 0)
+    assert custody.custodian != first
+    both.source.decision.sendall(word("NO"))
+    assert custody.ask(10, 1 << 62)[0] is Decided.NO
+    custody.tell(HuskRecord.DOOMED)
     custody.end()
-    assert custody.custodian not in descendants(os.getpid())
+    assert hear(both.source.decision)[0] == "DROPPED"
+    both.source.decision.sendall(word("ACKNOWLEDGED"))

@@ -96,6 +96,9 @@ def test_three_connections(host: str, secret: bool) -> None:
     there = side.result.result(10)
     assert there
     check_pairs(here, there, encrypted=secret)
+    assert here.listener is None
+    assert there.listener is not None
+    there.listener.close()
     with pytest.raises(ConnectionRefusedError):
         side.stranger()
     here.close()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from live_migration._lm import lib
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import MOST_ODD, ControlChannel, Odd
+from live_migration.wire.decision import Hashes
 from live_migration.wire.errors import ConnectionLost, LocalError, ProtocolError, Refused, RemoteError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.host import snapshot_host
@@ -27,7 +28,6 @@ from live_migration.wire.messages import (
     ZSTD,
     Abort,
     Blockers,
-    Commit,
     Description,
     Final,
     Finished,
@@ -55,7 +55,7 @@ from live_migration.wire.strategy import Parameters
 
 EVERY: list[Message] = [
     Greeting(host=snapshot_host({"xcr0": 7}, ""), parameters=Parameters(strategy="hybrid")),
-    Description(payload=pack({"a": [1, 2]})),
+    Description(payload=pack({"a": [1, 2]}), decision=Hashes(commit=bytes(32), no=b"n" * 32)),
     Blockers(found=[Blocker("descriptor 3", "a terminal", "redirect it")]),
     Staged(pid=7),
     Pushed(push=1),
@@ -63,7 +63,6 @@ EVERY: list[Message] = [
     Prepared(),
     Final(payload=pack([1, b"\0" * 100_000])),
     Ready(),
-    Commit(frozen_ns=1, round_trip_ns=2),
     Resumed(pid=7, resume_ns=3),
     Signal(thread=0, number=15),
     Progress(pages=1, pages_total=2, faults=3),
