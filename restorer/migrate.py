@@ -231,7 +231,7 @@ def stage(started: Started) -> Staged:
     table = table_of(described, member)
     pager = Pager()
     connected.undo.append(pager.close)
-    opened = open_descriptors(table, connected.descriptor_options)
+    opened = open_descriptors(table, connected.descriptor_options, process=husk.pid)
     connected.undo.append(opened.undo)
     building = build.stage(husk, member, table, connected.descriptor_options, opened)
     staged = Staged(connected, described, husk, custody, building, pager)

@@ -110,7 +110,6 @@ def stage(
     The husk holds a pidfd of this process and no other descriptor. Raises SyscallFailed, OSError, ProcessGone.
     """
     pid = process.pid
-    opened.context.process = pid
     husk = Husk(pid, make_area(pid, [member.memory]), process.pidfd_number)
     present, restore_ids = task_restore.present_credentials(), timers.ids_can_be_chosen()
     may_raise = bool(present.effective >> CAP_SYS_RESOURCE & 1)

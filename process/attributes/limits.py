@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import resource
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,15 +31,25 @@ DELETED = " (deleted)"
 UMASK = re.compile(rb"^Umask:\s*(\d+)$", re.MULTILINE)
 
 
+class RemovedDirectory(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory to which no path leads any more."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """A process's rlimits as (soft, hard) in the kernel's order, and the settings of its environment.
 
-    `root` is "/" unless the process has called chroot(2). Paths are bytes as the kernel tells them.
+    `root` is "/" unless the process has called chroot(2). Paths are bytes as the kernel tells them. `removed`: the
+    working directory has been removed since the process changed to it.
     """
 
     limits: tuple[tuple[int, int], ...]
     umask: int = 0o022
     working_directory: bytes = b"/"
+    removed: RemovedDirectory | None = None
     root: bytes = b"/"
     personality: int = 0
     oom_score_adjustment: int = 0
@@ -47,10 +59,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 def snapshot_limits(process: ProcessSnapshot) -> Limits:
     """Everything in this file from outside. Raises ProcessGone, PermissionError."""
     core_filter = process.read("coredump_filter").strip()
+    directory, removed = snapshot_directory(process)
     return Limits(
         limits=parse_limits(process.read("limits").decode()),
         umask=int(process.status.get("Umask", "022"), 8),
-        working_directory=process.link("cwd"),
+        working_directory=directory,
+        removed=removed,
         root=process.link("root"),
         personality=int(process.read("personality"), 16),
         oom_score_adjustment=int(process.read("oom_score_adj")),
@@ -58,15 +72,32 @@ def snapshot_limits(process: ProcessSnapshot) -> Limits:
     )
 
 
+def snapshot_directory(process: ProcessSnapshot) -> tuple[bytes, RemovedDirectory | None]:
+    """The path of the working directory, and the directory itself if it has been removed. Raises ProcessGone."""
+    path = process.link("cwd")
+    if not path.endswith(DELETED.encode()):
+        return path, None
+    try:
+        found = os.stat(f"/proc/{process.pid}/cwd")
+    except FileNotFoundError:
+        raise ProcessGone(process.pid) from None
+    if found.st_nlink:
+        return path, None
+    mode = stat.S_IMODE(found.st_mode)
+    return path.removesuffix(DELETED.encode()), RemovedDirectory(mode=mode, uid=found.st_uid, gid=found.st_gid)
+
+
 def reread(process: ProcessSnapshot, known: Limits) -> Limits:
     """What a frozen process may have changed since `known`, cheaply: directories and umask. The process itself tells
     its limits.
     """
     mask = UMASK.search(process.status_text)
+    directory, removed = snapshot_directory(process)
     return msgspec.structs.replace(
         known,
         umask=int(mask[1], 8) if mask else 0o22,
-        working_directory=process.link("cwd"),
+        working_directory=directory,
+        removed=removed,
         root=process.link("root"),
     )
 
@@ -173,15 +204,20 @@ def room_for_descriptor(process: ProcessSnapshot) -> bool:
     return any(number not in taken for number in range(min(soft, len(taken) + 1)))
 
 
-def directories(limits: Limits) -> tuple[bytes, bytes]:
-    """The working directory and the root."""
-    return limits.working_directory, limits.root
+def directories(limits: Limits) -> tuple[bytes, bytes, RemovedDirectory | None]:
+    """The working directory and the root, and whether the first has been removed."""
+    return limits.working_directory, limits.root, limits.removed
 
 
 def preflight_limits(limits: Limits, map_path: Callable[[bytes], bytes]) -> list[Blocker]:
     """Blockers on the destination: directories that are missing. `map_path` translates a path of the source."""
     blockers = []
-    for name, path in (("working directory", limits.working_directory), ("root directory", limits.root)):
+    wanted = [("root directory", limits.root)]
+    if limits.removed is None:
+        wanted.append(("working directory", limits.working_directory))
+    else:
+        wanted.append(("directory of the removed working directory", os.path.dirname(limits.working_directory)))
+    for name, path in wanted:
         mapped = map_path(path)
         if not os.path.isdir(mapped):
             blockers.append(
@@ -198,10 +234,26 @@ def restore_directories(program: Program, limits: Limits, map_path: Callable[[by
     """Rows that change to the working directory, then to the root; run them while the husk may still
     chroot(2).
     """
-    program.call("chdir", numbers.SYS_chdir, program.string(map_path(limits.working_directory)))
+    if limits.removed is None:
+        program.call("chdir", numbers.SYS_chdir, program.string(map_path(limits.working_directory)))
+    else:
+        removed_rows(program, map_path(limits.working_directory), limits.removed)
     if limits.root != b"/":
         program.call("chroot", numbers.SYS_chroot, program.string(map_path(limits.root)))
     program.call("umask", numbers.SYS_umask, limits.umask)
+
+
+def removed_rows(program: Program, path: bytes, directory: RemovedDirectory) -> None:
+    """Rows that change to a directory that is removed then."""
+    if os.path.lexists(path):
+        # Somebody has made another one there.
+        path += b".removed-%d-%s" % (os.getpid(), secrets.token_hex(4).encode())
+    place, here = program.string(path), program.string(b".")
+    program.call("mkdir of the removed working directory", numbers.SYS_mkdir, place, 0o700)
+    program.call("chdir to the removed working directory", numbers.SYS_chdir, place)
+    program.call("chown", numbers.SYS_chown, here, directory.uid, directory.gid, check=False)
+    program.call("chmod", numbers.SYS_chmod, here, directory.mode)
+    program.call("rmdir of the removed working directory", numbers.SYS_rmdir, place)
 
 
 def restore_personality(program: Program, limits: Limits) -> None:

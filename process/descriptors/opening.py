@@ -110,12 +110,14 @@ def open_descriptors(
     options: DescriptorOptions,
     *,
     source_access: bool = True,
+    process: int = 0,
     standard: tuple[int, int, int] = (0, 1, 2),
 ) -> OpenedDescriptors:
     """Open everything in `table`, here.
 
     With `source_access`, what cannot exist twice on one machine (bound sockets) is the source's own, if that can be
-    reached. `standard` are lm-restore's own descriptors. Raises OSError, naming the descriptor.
+    reached. `process` is the husk's id here. `standard` are lm-restore's own descriptors. Raises OSError, naming the
+    descriptor.
     """
     context = OpenContext(
         map_path=options.map_path,
@@ -124,6 +126,7 @@ def open_descriptors(
         source_pidfd=source_in_reach(table.place) if source_access else None,
         same_network=is_same_network(table.place),
         same_machine=is_same_machine(table.place),
+        process=process,
     )
     opened = OpenedDescriptors(context)
     try:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 import termios
 from collections.abc import Callable, Collection, Container, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from live_migration.process.descriptors.open_file import (
 )
 from live_migration.wire.blockers import Blocker
 
+DELETED = " (deleted)"
+
 
 class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
     """An end of a pipe. The access mode in the open file's flags tells which one. `pipe` is the inode."""
@@ -41,13 +44,15 @@ class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pip
 class PipeBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
     """What the ends of the pipe with this inode share.
 
-    `path` is that of a FIFO, or None; `capacity` and `queued` are in bytes. Only the snapshot of the frozen process
-    fills in `content`, one element for each packet if the pipe is in packet mode, else at most one.
+    `path` is that of a FIFO, or None; `removed`: it no longer leads there. `capacity` and `queued` are in bytes. Only the
+    snapshot of the frozen process fills in `content`, one element for each packet if the pipe is in packet mode, else
+    at most one.
     """
 
     inode: int
     device: int
     path: str | None
+    removed: bool
     capacity: int
     queued: int
     mode: int
@@ -83,10 +88,12 @@ def snapshot_pipe_body(seen: Seen) -> PipeBody:
     capacity = fcntl.fcntl(seen.duplicate, fcntl.F_GETPIPE_SZ)
     queued = int.from_bytes(fcntl.ioctl(seen.duplicate, termios.FIONREAD, bytes(4)), "little")
     anonymous = seen.link.startswith("pipe:[")
+    removed = not anonymous and seen.status.st_nlink == 0
     return PipeBody(
         inode=seen.status.st_ino,
         device=seen.status.st_dev,
-        path=None if anonymous else seen.link,
+        path=None if anonymous else seen.link.removesuffix(DELETED) if removed else seen.link,
+        removed=removed,
         capacity=capacity,
         queued=queued,
         mode=stat.S_IMODE(seen.status.st_mode),
@@ -139,7 +146,7 @@ def preflight_pipe(one: OpenFile[Pipe], context: PreflightContext) -> list[Block
 
 def preflight_body(body: PipeBody, name: str, map_path: Callable[[str], str]) -> list[Blocker]:
     """The same for what the ends share."""
-    if body.path is not None:
+    if body.path is not None and not body.removed:
         path = map_path(body.path)
         try:
             found = os.stat(path)
@@ -187,6 +194,9 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.fchmod(read_end, body.mode)
         give_to(read_end, body.uid, body.gid)
+    elif body.removed:
+        read_end = make_fifo(body, context.map_path(body.path))
+        write_end = os.dup(read_end)
     else:
         # When it is opened for both directions, a FIFO waits for nobody (fifo(7)).
         read_end = open_as(stat.S_IFIFO, context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK)
@@ -198,6 +208,23 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, min(body.capacity, max(pipe_size_limit(), 4096)))
     return read_end, write_end
+
+
+def make_fifo(body: PipeBody, path: str) -> int:
+    """A FIFO without a path, open for both directions, made where `path` is, or where temporary files are.
+
+    Raises OSError.
+    """
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK):
+        folder = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".lm-") as made:
+        place = os.path.join(made, os.path.basename(path))
+        os.mkfifo(place, 0o600)
+        number = os.open(place, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    give_to(number, body.uid, body.gid)
+    os.fchmod(number, body.mode)
+    return number
 
 
 def fill_pipes(ends: Collection[OpenFile[Pipe]], context: OpenContext) -> None:

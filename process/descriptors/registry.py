@@ -21,6 +21,7 @@ from live_migration.process.descriptors.kind import FileObject, Kind, SnapshotCo
 from live_migration.process.descriptors.memfd import MEMFD
 from live_migration.process.descriptors.open_file import Seen
 from live_migration.process.descriptors.path_only import PATH_ONLY
+from live_migration.process.descriptors.pidfds import PIDFD
 from live_migration.process.descriptors.pipes import PIPE
 from live_migration.process.descriptors.signalfd import SIGNALFD
 from live_migration.process.descriptors.terminal import TERMINAL
@@ -35,6 +36,7 @@ KINDS: tuple[Kind[Any], ...] = (
     TIMERFD,
     SIGNALFD,
     INOTIFY,
+    PIDFD,
     PATH_ONLY,
     PIPE,
     UNIX_SOCKET,

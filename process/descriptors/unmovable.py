@@ -27,7 +27,6 @@ BY_LINK = {
     "anon_inode:[userfaultfd]": "a userfaultfd of the process's own, which the migration would need itself",
     "anon_inode:[perf_event]": "a performance counter of this machine",
     "anon_inode:[fanotify]": "a fanotify group, which belongs to this machine's file systems",
-    "anon_inode:[pidfd]": "a pidfd, which stands for a process of this machine",
     "anon_inode:bpf-map": "a BPF map in this machine's kernel",
     "anon_inode:bpf-prog": "a BPF program in this machine's kernel",
     "anon_inode:bpf_link": "a BPF link in this machine's kernel",

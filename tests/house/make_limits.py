@@ -20,7 +20,7 @@ GROUPS = {
         "children", "command", "credentials", "directories", "limit", "limits", "membarrier", "process", "root",
         "scheduling", "session",
     ),
-    "Descriptors": ("epoll", "eventfd", "fifo", "file", "files", "inotify", "pipes"),
+    "Descriptors": ("epoll", "eventfd", "fifo", "file", "files", "inotify", "pidfd", "pipes"),
     "Sockets": ("socket", "socketpair"),
 }  # fmt: skip
 HEAD = """# What moves, and what does not
@@ -42,9 +42,9 @@ No blockers, but limits:
 
 - A terminal, pipe or socket at descriptors 0 to 2 that leads outside is replaced: `--stdio attach|null`.
 - What the kernel counts begins anew: processor time of the process, its threads and its dead children (times(2),
-  getrusage(2), CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID: these clocks go back, and RLIMIT_CPU counts from zero), faults,
-  context switches, bytes read and written, peaks of memory. The start time is that of the move. Timers on processor time
-  keep what is left to them.
+  getrusage(2), CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID: these clocks go back, and RLIMIT_CPU counts from
+  zero), faults, context switches, bytes read and written, peaks of memory. The start time is that of the move. Timers
+  on processor time keep what is left to them.
 - The process and all its threads are in lm-restore's control groups, and have its login uid and audit session.
 - With rounds (pre-copy, hybrid, auto), nothing is copied before the freeze while a file is open with O_DIRECT, since
   page tables do not tell what a device writes. A file that is opened and closed between two snapshots is not seen.
