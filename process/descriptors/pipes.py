@@ -44,9 +44,9 @@ class Pipe(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pip
 class PipeBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pipe"):
     """What the ends of the pipe with this inode share.
 
-    `path` is that of a FIFO, or None; `removed`: it no longer leads there. `capacity` and `queued` are in bytes. Only the
-    snapshot of the frozen process fills in `content`, one element for each packet if the pipe is in packet mode, else
-    at most one.
+    `path` is that of a FIFO, or None; `removed`: it no longer leads there. `capacity` and `queued` are in bytes. Only
+    the snapshot of the frozen process fills in `content`, one element for each packet if the pipe is in packet mode,
+    else at most one.
     """
 
     inode: int
