@@ -16,7 +16,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
-            redis-server nodejs sqlite3
+            redis-server nodejs sqlite3 spin
 KERNEL_PACKAGES := qemu-system-x86
 LAYERS := kernel wire process pager source_server restorer
 NATIVE := build_native.py $(shell find $(LAYERS) experiments -name '*.[chS]')
@@ -37,7 +37,7 @@ WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
-.PHONY: setup demo test test-real test-experiments test-dist test-kernels check chaos bench experiments dist sanitize clean packages programs format
+.PHONY: setup demo test test-real test-experiments test-dist test-kernels check chaos model bench experiments dist sanitize clean packages programs format
 
 setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
@@ -93,6 +93,9 @@ test-kernels: setup
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos.trial --trials $(or $(TRIALS),1000) --seed $(or $(SEED),1)
+
+model: setup
+	LM_BREAKS=2 $(PYTEST) tests/model
 
 bench: setup
 	@$(BIN)/python -m live_migration.experiments.bench

@@ -312,9 +312,13 @@ def let_go(subject: Subject) -> int:
     return 0
 
 
-def assert_inert(subject: Subject) -> None:
-    """The source's copy never runs again: it has left, or only waits, whatever signal it gets."""
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT):
+def assert_inert(
+    subject: Subject, signals: Sequence[int] = (signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT)
+) -> None:
+    """The source's copy never runs again: it has left, or only waits, whatever signal it gets.
+
+    While lm-serve lives, it passes on what the source's copy gets: SIGTERM may end the moved process."""
+    for number in signals:
         with contextlib.suppress(ProcessLookupError):
             os.kill(subject.pid, number)
     before = processor_time(subject.pid)

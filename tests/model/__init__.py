@@ -1,0 +1,1 @@
+"""A model of the handover for spin: what no number of trials could show."""
