@@ -94,8 +94,8 @@ def test_another_version_of_the_protocol(subject: laws.Subject) -> None:
 def test_somebody_else_listens_there() -> None:
     """A peer that is no lm-serve at all, and one that says nothing is not waited for without end."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        words = [sys.executable, "-m", RESTORE, f"lm://127.0.0.1:{port}/"]
+        server.settimeout(20)
+        words = [sys.executable, "-m", RESTORE, str(make_ticket("127.0.0.1", server.getsockname()[1]))]
         restoring = subprocess.Popen(words, cwd=laws.ROOT, env=laws.environment(), stderr=-1, text=True)
         peer, _ = server.accept()
         with peer:
@@ -115,8 +115,9 @@ def test_nobody_is_there(subject: laws.Subject) -> None:
         f"connecting: 127.0.0.1:{port}: connection refused; "
         "check that the other side is waiting there and that no firewall is between"
     )
-    refused(RESTORE, [f"lm://127.0.0.1:{port}/"], ExitCode.NO_PEER, sentence)
-    refused(SERVE, [subject.pid, "--to", f"lm://127.0.0.1:{port}/"], ExitCode.NO_PEER, sentence)
+    ticket = str(make_ticket("127.0.0.1", port))
+    refused(RESTORE, [ticket], ExitCode.NO_PEER, sentence)
+    refused(SERVE, [subject.pid, "--to", ticket], ExitCode.NO_PEER, sentence)
 
 
 def test_the_port_is_taken(subject: laws.Subject) -> None:
