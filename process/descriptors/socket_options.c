@@ -29,6 +29,8 @@ enum {
     LARGEST_SOURCES = 1024,
     /* Not an option: the number and name of an interface that later records are about. */
     LEVEL_OF_INTERFACES = UINT16_MAX,
+    /* Beside the number of an option: a new socket has the same value. A kernel that lacks the option is none the worse. */
+    USUAL = 1 << 15,
 };
 
 /* A record: this, and the value. */
@@ -48,6 +50,9 @@ struct writer {
     char *room;
     size_t size;
     size_t used;
+    const char *usual; /* the options of a new socket */
+    size_t usual_length;
+    size_t usual_at;
 };
 
 static void free_pointer(void *pointer) {
@@ -82,9 +87,36 @@ static enum lm_sockets kind_of(int number) {
     return six ? LM_PING6 : LM_PING4;
 }
 
+/* Reads the record at `*at` and goes on to the next; false at the end, or where there is none. */
+static bool next(const char *options, size_t length, size_t *at, struct record *record, const char **value) {
+    if (length - *at < sizeof(*record))
+        return false;
+    memcpy(record, options + *at, sizeof(*record));
+    if (length - *at - sizeof(*record) < record->length)
+        return false;
+    *value = options + *at + sizeof(*record);
+    *at += sizeof(*record) + record->length;
+    return true;
+}
+
+/* Has a new socket the same? Both are written in one order. */
+static bool is_usual(struct writer *writer, const struct record *wanted, const void *value) {
+    struct record record;
+    const char *found;
+
+    for (size_t at = writer->usual_at; next(writer->usual, writer->usual_length, &at, &record, &found);)
+        if (record.level == wanted->level && record.number == wanted->number) {
+            writer->usual_at = at;
+            return record.length == wanted->length && memcmp(found, value, record.length) == 0;
+        }
+    return false;
+}
+
 static void put(struct writer *writer, int level, int number, const void *value, size_t length) {
     struct record record = {.level = (uint16_t)level, .number = (uint16_t)number, .length = (uint16_t)length};
 
+    if (is_usual(writer, &record, value))
+        record.number |= USUAL;
     if (writer->used + sizeof(record) + length <= writer->size) {
         memcpy(writer->room + writer->used, &record, sizeof(record));
         memcpy(writer->room + writer->used + sizeof(record), value, length);
@@ -116,10 +148,19 @@ static char *next_value(struct writer *writer, size_t wanted) {
     return at + wanted <= writer->size ? writer->room + at : NULL;
 }
 
+static bool is_connected(int number) {
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof(peer);
+
+    return getpeername(number, (struct sockaddr *)&peer, &length) == 0;
+}
+
 static void put_option(struct writer *writer, const struct lm_option *option) {
     char value[4096];
     socklen_t length = sizeof(value);
 
+    if (option->level == SOL_SOCKET && option->number == SO_INCOMING_CPU && is_connected(writer->socket))
+        return; /* The kernel says there where the last packet came. */
     /* What a kernel, or this protocol, does not have is no option of the socket. */
     if (getsockopt(writer->socket, option->level, option->number, value, &length) != 0 ||
         length > sizeof(value))
@@ -129,17 +170,20 @@ static void put_option(struct writer *writer, const struct lm_option *option) {
     put(writer, option->level, option->number, value, length);
 }
 
-static void put_sizes(struct writer *writer, const struct lm_buffer_sizes *usual) {
+/* Sizes that nobody has fixed, and that a new socket has too, are left to the destination's kernel. */
+static void put_sizes(struct writer *writer) {
+    static const struct {
+        int number, lock;
+    } sizes[] = {{SO_SNDBUF, SOCK_SNDBUF_LOCK}, {SO_RCVBUF, SOCK_RCVBUF_LOCK}};
     int locked = integer_option(writer->socket, SOL_SOCKET, SO_BUF_LOCK);
-    int send = integer_option(writer->socket, SOL_SOCKET, SO_SNDBUF);
-    int receive = integer_option(writer->socket, SOL_SOCKET, SO_RCVBUF);
 
-    if (locked < 0)
-        locked = 0;
-    if (send != usual->send || locked & SOCK_SNDBUF_LOCK)
-        put(writer, SOL_SOCKET, SO_SNDBUF, &send, sizeof(send));
-    if (receive != usual->receive || locked & SOCK_RCVBUF_LOCK)
-        put(writer, SOL_SOCKET, SO_RCVBUF, &receive, sizeof(receive));
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+        int size = integer_option(writer->socket, SOL_SOCKET, sizes[i].number);
+        struct record record = {SOL_SOCKET, (uint16_t)sizes[i].number, sizeof(size)};
+
+        if ((locked > 0 && locked & sizes[i].lock) || !is_usual(writer, &record, &size))
+            put(writer, SOL_SOCKET, sizes[i].number, &size, sizeof(size));
+    }
 }
 
 static void put_filter(struct writer *writer) {
@@ -194,9 +238,10 @@ static void put_group(struct writer *writer, const struct lm_group *group) {
     put(writer, level, MCAST_MSFILTER, filter, GROUP_FILTER_SIZE(filter->gf_numsrc));
 }
 
-long lm_read_socket_options(int number, const struct lm_buffer_sizes *usual, const struct lm_group *groups,
+long lm_read_socket_options(int number, const char *usual, size_t usual_length, const struct lm_group *groups,
                             unsigned int group_count, char *room, size_t size) {
-    struct writer writer = {.socket = number, .room = room, .size = size};
+    struct writer writer = {
+        .socket = number, .room = room, .size = size, .usual = usual, .usual_length = usual_length};
     enum lm_sockets kind = kind_of(number);
 
     for (size_t i = 0; i < lm_option_count; i++) {
@@ -205,7 +250,7 @@ long lm_read_socket_options(int number, const struct lm_buffer_sizes *usual, con
         if (!(option->sockets & kind))
             continue;
         if (option->number == SO_SNDBUF && option->level == SOL_SOCKET)
-            put_sizes(&writer, usual);
+            put_sizes(&writer);
         else if (option->number == SO_ATTACH_FILTER && option->level == SOL_SOCKET)
             put_filter(&writer);
         else if (option->treatment != LM_SPECIAL && option->treatment != LM_SIZE)
@@ -217,19 +262,11 @@ long lm_read_socket_options(int number, const struct lm_buffer_sizes *usual, con
     return writer.used <= size ? (long)writer.used : -ENOSPC;
 }
 
-/* Reads the record at `*at` and goes on to the next; false at the end, or where there is none. */
-static bool next(const char *options, size_t length, size_t *at, struct record *record, const char **value) {
-    if (length - *at < sizeof(*record))
-        return false;
-    memcpy(record, options + *at, sizeof(*record));
-    if (length - *at - sizeof(*record) < record->length)
-        return false;
-    *value = options + *at + sizeof(*record);
-    *at += sizeof(*record) + record->length;
-    return true;
-}
-
-static const struct lm_option *option_of(const struct record *record) {
+/* The option that a record is of; the mark is taken off the record. */
+static const struct lm_option *option_of(struct record *record, bool *usual) {
+    *usual = record->level != LEVEL_OF_INTERFACES && record->number & USUAL;
+    if (*usual)
+        record->number &= USUAL - 1;
     for (size_t i = 0; i < lm_option_count; i++)
         if (lm_options[i].level == record->level && lm_options[i].number == record->number)
             return &lm_options[i];
@@ -246,9 +283,10 @@ static bool is_set(const char *value, size_t length) {
 const char *lm_refused_socket_option(const char *options, size_t length, size_t *at) {
     struct record record;
     const char *value;
+    bool usual;
 
     while (next(options, length, at, &record, &value)) {
-        const struct lm_option *option = option_of(&record);
+        const struct lm_option *option = option_of(&record, &usual);
 
         if (option && option->treatment == LM_REFUSED && is_set(value, record.length))
             return option->name;
@@ -312,6 +350,14 @@ static int set_filter(int socket, const char *value, size_t length) {
         return -ENOMEM;
     memcpy(instructions, value, length);
     return set(socket, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program));
+}
+
+static bool is_unknown(int socket, const struct lm_option *option) {
+    char present[4096];
+    socklen_t found = sizeof(present);
+
+    return getsockopt(socket, option->level, option->number, present, &found) != 0 &&
+           (errno == ENOPROTOOPT || errno == EOPNOTSUPP || errno == EINVAL);
 }
 
 static bool is_present(int socket, const struct lm_option *option, const char *value, size_t length) {
@@ -388,9 +434,10 @@ static int take_back_all(int socket, const char *before, size_t before_length, c
     struct record record;
     const char *value;
     int here = -ENODEV, result;
+    bool usual;
 
     for (size_t at = 0; next(before, before_length, &at, &record, &value);) {
-        const struct lm_option *option = option_of(&record);
+        const struct lm_option *option = option_of(&record, &usual);
 
         if (record.level == LEVEL_OF_INTERFACES)
             here = number_here(socket, value, record.length, &interface);
@@ -411,11 +458,12 @@ int lm_set_socket_options(int socket, const char *before, size_t before_length, 
     struct record record;
     const char *value;
     int here = -ENODEV;
+    bool usual;
     size_t at = 0;
     int result = take_back_all(socket, before, before_length, options, length, filters, failed);
 
     while (result == 0 && next(options, length, &at, &record, &value)) {
-        const struct lm_option *option = option_of(&record);
+        const struct lm_option *option = option_of(&record, &usual);
 
         if (record.level == LEVEL_OF_INTERFACES) {
             here = number_here(socket, value, record.length, &interface);
@@ -423,7 +471,8 @@ int lm_set_socket_options(int socket, const char *before, size_t before_length, 
         }
         if (!option)
             return -EPROTO;
-        if (option->treatment == LM_REFUSED || is_filter(option) != !!filters)
+        if (option->treatment == LM_REFUSED || is_filter(option) != !!filters ||
+            (usual && is_unknown(socket, option)))
             continue;
         *failed = option->name;
         result = set_option(socket, option, value, record.length, &interface, here);

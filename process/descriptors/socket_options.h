@@ -11,15 +11,10 @@ struct lm_group {
     unsigned int interface;
     unsigned char address[16];
 };
-/* Which sizes of buffers a socket has that nobody has set. */
-struct lm_buffer_sizes {
-    int send;
-    int receive;
-};
 /* Writes the options of a socket into `room`, as records in the order in which they are to be set, and returns how many
- * bytes they take; -ENOSPC if there is no room. Sizes that are `usual`, and not fixed, are left out. Which of
- * the `groups` the socket has joined is found out too. */
-long lm_read_socket_options(int number, const struct lm_buffer_sizes *usual, const struct lm_group *groups,
+ * bytes they take; -ENOSPC if there is no room. `usual` are those of a new socket. Which of the `groups` the socket has
+ * joined is found out too. */
+long lm_read_socket_options(int number, const char *usual, size_t usual_length, const struct lm_group *groups,
                             unsigned int group_count, char *room, size_t size);
 /* Which of the options that were read cannot be moved: its name, or NULL. `*at` is where to begin, and where to go on. */
 const char *lm_refused_socket_option(const char *options, size_t length, size_t *at);

@@ -46,19 +46,27 @@ def read_options(one: socket.socket, context: SnapshotContext) -> bytes:
     if one.family != socket.AF_UNIX and one.type == socket.SOCK_DGRAM:
         groups = context.once("groups", joined_groups)
     room = context.once("room for options", lambda _: allocate("char[]", LARGEST))
-    sizes = ffi.new("struct lm_buffer_sizes *", usual_sizes(one.family, one.type))
+    usual = usual_options(one.family, one.type, one.proto)
     known = ffi.new("struct lm_group[]", groups)
-    length: int = lib.lm_read_socket_options(one.fileno(), sizes, known, len(groups), room, LARGEST)
+    return read_records(one, usual, known, room)
+
+
+def read_records(one: socket.socket, usual: bytes, groups: Any, room: Any) -> bytes:
+    """The options of a socket, written in `room`. Raises OSError."""
+    length: int = lib.lm_read_socket_options(one.fileno(), usual, len(usual), groups, len(groups), room, LARGEST)
     if length < 0:
         raise OSError(-length, os.strerror(-length), "options of a socket")
     return bytes(ffi.buffer(room, length))
 
 
 @functools.cache
-def usual_sizes(family: int, kind: int) -> tuple[int, int]:
-    """The sizes of a new socket's buffers, for sending and receiving."""
-    with socket.socket(family, kind) as new:
-        return tuple(new.getsockopt(socket.SOL_SOCKET, name) for name in (socket.SO_SNDBUF, socket.SO_RCVBUF))  # type: ignore[return-value]
+def usual_options(family: int, kind: int, protocol: int) -> bytes:
+    """The options of a new socket; none if one cannot be made."""
+    try:
+        with socket.socket(family, kind, protocol) as new:
+            return read_records(new, b"", ffi.new("struct lm_group[]", 0), allocate("char[]", LARGEST))
+    except OSError:
+        return b""
 
 
 def joined_groups(pid: int) -> list[tuple[int, int, bytes]]:

@@ -315,7 +315,7 @@ def test_other_sockets_are_named() -> None:
     code = """
     put(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).detach(), 20)
     put(socket.socket(socket.AF_PACKET, socket.SOCK_RAW).detach(), 21)
-    put(os.pidfd_open(os.getpid()), 22)
+    put(os.pidfd_open(os.getppid()), 22)
     put(os.open("/proc/self/ns/net", os.O_RDONLY), 23)
     put(os.open("/proc/self/status", os.O_RDONLY), 24)
     ready()
@@ -325,7 +325,7 @@ def test_other_sockets_are_named() -> None:
     assert [text.split("; ")[0].split(": ", 1)[1] for text in found] == [
         "a socket of AF_NETLINK, type 3, protocol 0",
         "a socket of AF_PACKET, type 3, protocol 0",
-        "a pidfd, which stands for a process of this machine",
+        f"a pidfd of process {os.getpid()}, which stays",
         "a net namespace of this machine",
         "it belongs to one process of the source",
     ]
@@ -412,3 +412,13 @@ def test_options_that_change_before_the_freeze_are_seen_there_and_after_it() -> 
         frozen.close()
         assert [each.object.split()[1] for each in found] == ["20"]
         assert "options changed" in found[0].cause
+
+
+def test_an_option_that_this_kernel_lacks_matters_only_if_it_was_set() -> None:
+    """A unix socket has the options of TCP as little as an old kernel has those of a new one."""
+    context = SnapshotContext(os.getpid())
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one, socket.socket(socket.AF_UNIX) as other:
+        set_all_options(other.fileno(), read_options(one, context))
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with pytest.raises(OSError, match="TCP_NODELAY"):
+            set_all_options(other.fileno(), read_options(one, context))
