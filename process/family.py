@@ -6,6 +6,7 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -189,11 +190,42 @@ def _protection_keys(pid: int) -> list[Blocker]:
     return []
 
 
+def has_our_mounts(process: ProcessSnapshot) -> bool:
+    """Do the paths of all that the process uses lead where ours do, though it lives in another mount namespace?
+
+    A process that was moved into a PID namespace has one for its /proc alone. What has been mounted on the host since
+    then matters only where the process has a file. What is below /proc is never opened for another process. Raises
+    ProcessGone.
+    """
+    different = mounts(process) ^ mounts(ProcessSnapshot(os.getpid()))
+    points = {point.rstrip(b"/") + b"/" for (_, _, point), _ in different}
+    return not any((path + b"/").startswith(point) for point in points for path in paths_in_use(process))
+
+
+def mounts(process: ProcessSnapshot) -> set[tuple[tuple[bytes, ...], tuple[bytes, ...]]]:
+    """What is mounted where, as far as the process sees, except on /proc, and what each is mounted on: device,
+    directory of the file system, mount point (proc_pid_mountinfo(5)). Raises ProcessGone.
+    """
+    lines = [line.split() for line in process.read("mountinfo").splitlines()]
+    known = {fields[0]: tuple(fields[2:5]) for fields in lines}
+    return {(tuple(fields[2:5]), known.get(fields[1], ())) for fields in lines if fields[4] != b"/proc"}
+
+
+def paths_in_use(process: ProcessSnapshot) -> set[bytes]:
+    """The paths of the files that the process has mapped and open, and of its directories. Raises ProcessGone."""
+    found = {process.link("cwd"), process.link("root"), process.link("exe")}
+    found.update(fields[5] for line in process.read("maps").splitlines() if len(fields := line.split(None, 5)) == 6)
+    for number in os.listdir(f"/proc/{process.pid}/fd"):
+        with contextlib.suppress(ProcessGone, OSError):
+            found.add(process.link(f"fd/{number}"))
+    return {path for path in found if path.startswith(b"/")}
+
+
 def _namespaces(process: ProcessSnapshot) -> list[Blocker]:
     others = [
         (kind, option, meaning)
         for kind, option, meaning in NAMESPACES
-        if not process.in_our_namespace(kind)
+        if not process.in_our_namespace(kind) and not (kind == "mnt" and has_our_mounts(process))
     ]
     options = [f"--{option}" for _, option, _ in others]
     target = str(process.pid)

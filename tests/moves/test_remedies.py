@@ -1,4 +1,4 @@
-"""What a refusal says helps."""
+"""Processes in namespaces of their own: what a refusal says helps, and where there is none."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from live_migration.experiments.machines import descendants
+from live_migration.experiments.machines import begin_move, descendants
 from live_migration.kernel.process_snapshot import ProcessSnapshot
+from tests.support import programs_help, started
+from tests.support.programs_list import all_programs
 
 NAMED = "run lm-serve inside it: "
 
@@ -38,9 +40,10 @@ def wait_for(parent: int, name: str) -> int:
 
 
 def test_the_command_for_a_process_in_other_namespaces_finds_it_there() -> None:
-    """As a process that was moved into a PID namespace, and is to be moved again, is named by the host's id."""
-    options = ["--pid", "--fork", "--mount-proc", "--uts", "--kill-child"]
-    with subprocess.Popen(["unshare", *options, "sleep", "1000"], stdin=subprocess.DEVNULL) as outer:
+    """There it has another id."""
+    options = ["--pid", "--fork", "--mount", "--uts", "--kill-child"]
+    within = "mount -t proc proc /proc; mount -t tmpfs none /mnt; cd /mnt; exec sleep 1000"
+    with subprocess.Popen(["unshare", *options, "sh", "-c", within], stdin=subprocess.DEVNULL) as outer:
         try:
             sleeper = wait_for(outer.pid, "sleep")
             remedies = [each for each in check(["lm-serve", str(sleeper)]) if each.startswith(NAMED)]
@@ -51,3 +54,24 @@ def test_the_command_for_a_process_in_other_namespaces_finds_it_there() -> None:
             assert ProcessSnapshot(sleeper).name == "sleep"
         finally:
             outer.kill()
+
+
+def test_what_landed_in_a_pid_namespace_is_moved_on_by_the_id_of_the_host(tmp_path: Path, orphans: None) -> None:
+    """Its mount namespace is for its /proc alone."""
+    programs_help.build()
+    program = next(program for program in all_programs() if program.name == "files")
+    running = programs_help.run(program, tmp_path)
+    running.wait_ready()
+    pid = running.process.pid
+    for number in range(3):
+        restore = ["--pid", "namespace"]
+        move = begin_move(pid, (None, None), tmp_path, number=number, restore=restore, starting=started.start)
+        try:
+            pid = move.resumed()
+            move.restore.event("complete")
+            assert move.serve.process.wait(30) == 0, "lm-serve's exit status"
+        except BaseException:
+            print(move.said())
+            raise
+    running.say_moved()
+    assert running.verdict() == "passed"
