@@ -91,6 +91,7 @@ def comparable(description: TaskDescription) -> dict[str, Any]:
     data: dict[str, Any] = msgspec.to_builtins(description)
     for key in ("clocks", "memory_plan", "pid", "host_pid"):
         del data[key]
+    del data["timers"]["read_at"]
     for thread in data["threads"]:
         for key in (
             "tid",
