@@ -23,6 +23,7 @@ from live_migration.cli.command_line import (
     take_ticket,
     usage_error,
 )
+from live_migration.cli.decide import EPILOGUES
 from live_migration.restorer.options import RestoreOptions
 from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.report import check_report_path
@@ -69,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog="lm-restore",
         description=DESCRIPTION,
-        epilog=EPILOGUE,
+        epilog=f"when the other side is gone for good:\n{EPILOGUES['lm-restore']}\n\n{EPILOGUE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from live_migration.cli.command_line import run_command
+from live_migration.cli.decide import decide, is_asked_for
 from live_migration.cli.rendering import make_events
 from live_migration.wire.errors import MigrationError
 
@@ -17,6 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: Sequence[str] | None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if is_asked_for(words):
+        with make_events("lm-serve", json=False) as shown:
+            return decide("lm-serve", words, shown)
     from live_migration.cli.serve_options import parse_options
 
     options = parse_options(arguments)

@@ -20,6 +20,7 @@ from live_migration.cli.command_line import (
     take_ticket,
     usage_error,
 )
+from live_migration.cli.decide import EPILOGUES
 from live_migration.source_server.options import ServeOptions
 from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.report import check_report_path
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneSentenceParser(
         prog="lm-serve",
         description=DESCRIPTION,
-        epilog=EPILOGUE,
+        epilog=f"when the other side is gone for good:\n{EPILOGUES['lm-serve']}\n\n{EPILOGUE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

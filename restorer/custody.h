@@ -48,6 +48,7 @@
 struct lm_husk_custody {
     uint32_t state;
     uint32_t fate;
+    int32_t pid;       /* the husk's */
     int32_t custodian; /* its process id, once it watches */
     uint32_t thread_count;
     uint64_t pause_address; /* of the syscall instruction; 0: the threads cannot be parked */

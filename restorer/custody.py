@@ -28,10 +28,10 @@ from live_migration.kernel.own_name import call_ourselves
 from live_migration.kernel.tracing import tracee
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
+from live_migration.wire.custodians import HUSK_MEMORY, NAME, shared_memory
 from live_migration.wire.handshake import Side
 from live_migration.wire.session import HuskRecord, State
 
-NAME = "lm-custodian"
 PURPOSE = "asks what was decided, and acts on it, should the command end"
 # Beside twice as many threads as the process had when it was looked at.
 MORE_THREADS = 4096
@@ -54,7 +54,7 @@ class Fate(IntEnum):
 
 def shared_page() -> mmap.mmap:
     """The page that frontend, worker and custodian share; it says UNARMED."""
-    return mmap.mmap(-1, mmap.PAGESIZE)
+    return shared_memory(HUSK_MEMORY, mmap.PAGESIZE)
 
 
 @dataclass
@@ -170,6 +170,11 @@ class Custody:
         return ask(self.line, self.husk_pidfd, seconds, stale_ns)
 
     @property
+    def by_hand(self) -> bool:
+        """Whether the decision was made here, by hand."""
+        return bool(self.custody.decision.by_hand)
+
+    @property
     def is_connected(self) -> bool:
         """Whether there is a DECISION connection."""
         return bool(self.line.connection >= 0)
@@ -277,6 +282,7 @@ def start_custody(
     start = ffi.cast("char *", ffi.from_buffer(table))
     shared = ffi.new("struct lm_husk *")
     shared.custody, shared.pid = custody, husk.pid
+    custody.pid = husk.pid
     shared.threads = ffi.cast("struct lm_husk_thread *", start)
     shared.signals = ffi.cast("struct lm_husk_signal *", start + capacity * thread_size)
     known, listener = ffi.addressof(custody, "decision"), decision.listener_of(roles)

@@ -401,10 +401,12 @@ def await_commit(armed: Armed) -> int:
             return frozen_ns
         if decided is Decided.NO:
             session.happened(Event.ABORTED)
+            if custody.by_hand:
+                raise ended_by_hand(husk.pid, ExitCode.IN_DOUBT)
             raise last_words(connected, LAST_WORDS_SECONDS) or not_handed_over(husk.pid)
         if is_killed(husk):
             session.happened(Event.ENDED_BY_HAND)
-            raise ended_by_hand(husk.pid, session)
+            raise ended_by_hand(husk.pid, session.row.code)
         if not custody.is_connected and session.state is State.READY:
             session.happened(Event.LOST)
             say_in_doubt(frozen)
@@ -431,14 +433,14 @@ def not_handed_over(pid: int) -> LocalError:
     )
 
 
-def ended_by_hand(pid: int, session: Session) -> LocalError:
-    """Somebody has killed the husk while nobody knew."""
+def ended_by_hand(pid: int, code: ExitCode) -> LocalError:
+    """Somebody has ended the husk while nobody knew."""
     return LocalError(
         step="the handover",
         object=f"process {pid}",
         cause="was ended here while nobody knew whether the source had handed over",
         remedy="it runs on at the source if the source has not handed over",
-        code=session.row.code,
+        code=code,
     )
 
 

@@ -28,13 +28,13 @@
 /* Shared between lm-serve and its custodian. */
 struct lm_custody {
     struct lm_decision decision;
-    uint32_t at_stake; /* 1 from the first freeze on: the destination may wait for what is decided */
-    int32_t pid;
-    int32_t serve;                /* lm-serve's process id */
-    uint64_t deadline_ns;         /* CLOCK_MONOTONIC; 0 while nothing is frozen */
-    uint64_t flag_address;        /* of the word; 0 while no thread waits for it. Written after `pid` */
-    uint32_t held;                /* 1: the tables in `held_file` count */
-    int32_t held_file;            /* held.h; open in both */
+    uint32_t at_stake;     /* 1 from the first freeze on: the destination may wait for what is decided */
+    int32_t pid;           /* of the process */
+    int32_t serve;         /* lm-serve's process id */
+    uint64_t deadline_ns;  /* CLOCK_MONOTONIC; 0 while nothing is frozen */
+    uint64_t flag_address; /* of the word; 0 while no thread waits for it. */
+    uint32_t held;         /* 1: the tables in `held_file` count */
+    int32_t held_file;     /* held.h; open in both */
     struct lm_leftover *leftover; /* shared too */
 };
 

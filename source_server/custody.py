@@ -26,10 +26,10 @@ from live_migration.source_server.held import spare, write_held
 from live_migration.source_server.leftover import Leftover, prepare_leftover
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
+from live_migration.wire.custodians import NAME, SOURCE_MEMORY, shared_memory
 from live_migration.wire.handshake import Side
 from live_migration.wire.session import SourceRecord
 
-NAME = "lm-custodian"
 PURPOSE = "carries out and tells what was decided"
 GRACE_SECONDS = 2.0
 LEAVING_SECONDS = 1.0
@@ -67,9 +67,8 @@ class Custody:
         """A freeze is announced: from here on the destination is told what becomes of it, and waited for."""
         self.state.at_stake = 1
 
-    def parked(self, pid: int, flag_address: int) -> None:
-        """The threads of `pid` are about to wait for the word at `flag_address`."""
-        self.state.pid = pid
+    def parked(self, flag_address: int) -> None:
+        """The threads are about to wait for the word at `flag_address`."""
         self.state.flag_address = flag_address
 
     def unparked(self) -> None:
@@ -158,14 +157,14 @@ class Custody:
         lib.lm_decision_close(self.line)
 
 
-def start_custody(roles: Roles, connection: socket.socket) -> Custody:
-    """Fork the custodian. Call it while lm-serve has one thread. Raises OSError."""
-    page = mmap.mmap(-1, ffi.sizeof("struct lm_custody"))
+def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
+    """Fork the custodian of process `pid`. Call it while lm-serve has one thread. Raises OSError."""
+    page = shared_memory(SOURCE_MEMORY, ffi.sizeof("struct lm_custody"))
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
     shared = ffi.addressof(state, "decision")
     tokens = decision.make_tokens()
     decision.prepare(shared, roles, Side.SOURCE, tokens)
-    state.serve = os.getpid()
+    state.pid, state.serve = pid, os.getpid()
     state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
     listener = decision.listener_of(roles)
     line = decision.open_line(shared, connection, -1)

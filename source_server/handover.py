@@ -136,7 +136,7 @@ def commit(
     Raises LocalError when the custodian is gone, or has decided otherwise."""
     threads = source.threads
     state.custody = custody
-    custody.parked(state.seen.pid, threads.flag_address)
+    custody.parked(threads.flag_address)
     state.session.happened(Event.PARKED)
     sources.park(threads)
     failpoint("source-parked")

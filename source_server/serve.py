@@ -159,7 +159,7 @@ def connect(
     closed.callback(roles.close)
     decided = closed.enter_context(decision.connect(roles, Side.SOURCE))
     session.happened(Event.CONNECTED)
-    custody = custodies.start_custody(roles, decided)
+    custody = custodies.start_custody(roles, decided, options.pid)
     closed.callback(custody.end)
     store = closed.enter_context(PageStore())
     client = closed.enter_context(PageClient(store))

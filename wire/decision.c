@@ -324,6 +324,7 @@ int lm_decision_meet(struct lm_decision_line *line, uint32_t kind, int timeout_m
 uint32_t lm_decision_ask(struct lm_decision_line *line, int pidfd, int timeout_ms, uint64_t stale_ns,
                          uint64_t *frozen_ns) {
     const uint64_t end = end_after(timeout_ms);
+    uint32_t decided = LM_DECISION_UNDECIDED;
     struct lm_word word;
 
     if (line->asked == 0 && lm_decision_now_ns() >= stale_ns)
@@ -331,13 +332,16 @@ uint32_t lm_decision_ask(struct lm_decision_line *line, int pidfd, int timeout_m
     for (;;) {
         while (lm_decision_take(line, &word) == 1) {
             bool fresh = word.number == 0 ? lm_decision_now_ns() < stale_ns : word.number == line->asked;
-            bool decided = word.kind == LM_WORD_COMMIT || word.kind == LM_WORD_NO;
 
-            if (!fresh || !decided)
+            if (!fresh || (word.kind != LM_WORD_COMMIT && word.kind != LM_WORD_NO))
                 continue;
             *frozen_ns = word.frozen_ns;
-            return word.kind == LM_WORD_COMMIT ? LM_DECISION_COMMIT : LM_DECISION_NO;
+            lm_decision_decide(line->decision,
+                               word.kind == LM_WORD_COMMIT ? LM_DECISION_COMMIT : LM_DECISION_NO);
         }
+        decided = __atomic_load_n(&line->decision->decided, __ATOMIC_SEQ_CST);
+        if (decided != LM_DECISION_UNDECIDED)
+            return decided;
         lm_decision_keep_saying(line, LM_WORD_ASK);
         if (wait_for_more(line, pidfd, end) || (end != 0 && lm_decision_now_ns() >= end))
             return LM_DECISION_UNDECIDED;

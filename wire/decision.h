@@ -60,7 +60,8 @@
 
 /* Shared by a side's command and its custodian.
  *
- * decided   what the source has decided, LM_DECISION_...; at the destination, what it has heard of that
+ * decided   what the source has decided, LM_DECISION_...; at the destination, what it has heard of that, or by hand
+ * by_hand   1: it was decided here by hand, for a source that is gone (--decide)
  * heard     at the source: RESUMED or DROPPED, once the destination has said it. At the destination: ACKNOWLEDGED
  * tokens    by word. At the destination those of COMMIT and NO are their SHA-256
  * hello     how a connection begins
@@ -68,6 +69,7 @@
 struct lm_decision {
     uint32_t decided;
     uint32_t heard;
+    uint32_t by_hand;
     uint32_t address_length;
     unsigned char address[LM_WORD_ADDRESS];
     unsigned char hello[LM_WORD_HELLO];

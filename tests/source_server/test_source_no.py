@@ -67,7 +67,7 @@ def freezing(custody: Custody, waiting: tuple[int, int]) -> None:
 
 def parked(custody: Custody, waiting: tuple[int, int]) -> None:
     freezing(custody, waiting)
-    custody.parked(*waiting)
+    custody.parked(waiting[1])
 
 
 def decided(custody: Custody, waiting: tuple[int, int]) -> None:
@@ -107,7 +107,7 @@ def die_after(deed: Deed, both: Ends, waiting: tuple[int, int], held: Held | Non
     if serve == 0:
         try:
             both.destination.close()
-            custody = custodies.start_custody(both.source.roles, both.source.decision)
+            custody = custodies.start_custody(both.source.roles, both.source.decision, waiting[0])
             os.write(telling, struct.pack("i", custody.custodian))
             if held is not None:
                 custody.prepare(owner, [held])
@@ -192,7 +192,7 @@ def test_it_is_told_on_a_connection_made_anew(
 
 
 def test_what_is_asked_before_it_is_decided(both: Ends) -> None:
-    custody = custodies.start_custody(both.source.roles, both.source.decision)
+    custody = custodies.start_custody(both.source.roles, both.source.decision, os.getpid())
     custody.at_stake()
     connection = both.destination.decision
     connection.settimeout(10)
@@ -215,7 +215,7 @@ def test_a_freeze_beyond_its_deadline_is_decided_against(both: Ends) -> None:
     serve = os.fork()
     if serve == 0:
         try:
-            custody = custodies.start_custody(both.source.roles, both.source.decision)
+            custody = custodies.start_custody(both.source.roles, both.source.decision, os.getpid())
             custody.at_stake()
             custody.state.deadline_ns = time.monotonic_ns()
             ours.close()
@@ -231,7 +231,7 @@ def test_a_freeze_beyond_its_deadline_is_decided_against(both: Ends) -> None:
 
 
 def test_a_custodian_that_is_gone_is_replaced(both: Ends, waiting: tuple[int, mmap.mmap, int]) -> None:
-    custody = custodies.start_custody(both.source.roles, both.source.decision)
+    custody = custodies.start_custody(both.source.roles, both.source.decision, waiting[0])
     first = custody.custodian
     custody.ensure()
     assert custody.custodian == first

@@ -1,0 +1,65 @@
+"""Memory that a command shares with its custodian, which others may find: whoever decides by hand (--decide)."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
+
+NAME = "lm-custodian"
+SOURCE_MEMORY, HUSK_MEMORY = "lm-custody-of-the-source", "lm-custody-of-a-husk"
+
+
+def shared_memory(name: str, size: int) -> mmap.mmap:
+    """Zeroed memory that children share, and that is found by its name. Raises OSError."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def find_custodians(name: str, proc: Path = Path("/proc")) -> Iterator[tuple[int, mmap.mmap]]:
+    """Every custodian that has memory of this name, and the memory. Raises LocalError (NO_PERMISSION)."""
+    for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if (process / "comm").read_text().strip() != NAME:
+                continue
+            try:
+                for line in (process / "maps").read_text().splitlines():
+                    if f"/memfd:{name} " in line:
+                        descriptor = os.open(process / "map_files" / _unpadded(line.split()[0]), os.O_RDWR)
+                        try:
+                            yield int(process.name), mmap.mmap(descriptor, 0)
+                        finally:
+                            os.close(descriptor)
+            except PermissionError as error:
+                raise _not_allowed(int(process.name), error) from None
+
+
+def _unpadded(addresses: str) -> str:
+    """The name of a mapping in /proc/PID/map_files, which has no leading zeros (proc_pid_map_files(5))."""
+    return "-".join(f"{int(address, 16):x}" for address in addresses.split("-"))
+
+
+def _not_allowed(pid: int, error: OSError) -> LocalError:
+    return LocalError(
+        step="deciding by hand",
+        object=f"custodian {pid}",
+        cause=f"its memory cannot be opened ({error.strerror})",
+        remedy="run this as root",
+        code=ExitCode.NO_PERMISSION,
+    )
+
+
+def cannot_decide(pid: int, cause: str, remedy: str) -> LocalError:
+    """The refusal of --decide."""
+    return LocalError(
+        step="deciding by hand", object=f"process {pid}", cause=cause, remedy=remedy, code=ExitCode.REFUSED
+    )
