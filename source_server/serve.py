@@ -24,7 +24,7 @@ from live_migration.kernel.memory.own_memory import make_own
 from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
 from live_migration.process.descriptors.holding import hold_descriptors
-from live_migration.process.descriptors.snapshot import changed_since
+from live_migration.process.descriptors.snapshot import came_since, changed_since
 from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
 from live_migration.process.member import Runs
 from live_migration.process.memory import vdso
@@ -335,6 +335,8 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
         connected.events.emit("frozen", connected.options.pid)
         handed_over = await_ready(connected, deadline)
         preparing.wait(left(deadline))
+        if came := came_since(source.descriptors, handed_over):
+            raise Refused(came, object=f"process {source.threads.pid}", step="the frozen process")
         custody.hold(handed_over)
         committed = handover.commit(state, source, connected.control, custody, began)
     # Nothing may fail any more: what cannot be cleaned up is left.

@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import termios
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from pathlib import Path
 
 import msgspec
@@ -32,6 +32,7 @@ from live_migration.process.descriptors.open_file import (
     OpenContext,
     OpenFile,
     Seen,
+    as_handed_over,
     close_all,
     read_information,
     set_flags,
@@ -126,9 +127,9 @@ def event_blockers(one: OpenFile[Inotify]) -> list[Blocker]:
     return [Blocker(one.name, "it holds events that are not read yet", "try again when the process has read them")]
 
 
-def changed_inotify(one: OpenFile[Inotify], duplicate: int, _: SnapshotContext) -> list[Blocker]:
-    """A blocker if an event has come since the instance was described: the destination has dropped it."""
-    if not bytes_queued(duplicate):
+def came_since(one: OpenFile[Inotify], duplicate: int, handed_over: Container[int]) -> list[Blocker]:
+    """A blocker if an event has come since the instance was described, and the destination has dropped its own."""
+    if as_handed_over(one.identity) in handed_over or not bytes_queued(duplicate):
         return []
     return [Blocker(one.name, "it got an event at the moment of the freeze", "try again")]
 
@@ -150,6 +151,7 @@ def open_inotify(one: OpenFile[Inotify], context: OpenContext) -> int:
     handed = fetch_instance(one, context)
     if handed is not None:
         context.anchors["inotify of the source", one.identity, 0] = (handed, handed)
+        context.handed_over.add(as_handed_over(one.identity))
         return handed
     number = checked(lib.lm_inotify_init(os.O_CLOEXEC | os.O_NONBLOCK))
     context.anchors["inotify", one.identity, 0] = (number, number)
@@ -253,7 +255,7 @@ INOTIFY = Kind(
     snapshot=snapshot_inotify,
     blockers=inotify_blockers,
     passing=event_blockers,
-    changed=changed_inotify,
+    came=came_since,
     preflight=preflight_inotify,
     open=open_inotify,
     update=update_inotify,

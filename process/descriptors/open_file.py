@@ -165,6 +165,11 @@ class OpenContext:
         return None
 
 
+def as_handed_over(identity: int) -> int:
+    """How an open file that is handed over is named among inodes, if its inode is that of many."""
+    return -1 - identity
+
+
 def read_information(pid: int, number: int) -> str:
     """The text of /proc/PID/fdinfo/NUMBER. FileNotFoundError when it has been closed."""
     return read_proc(f"/proc/{pid}/fdinfo/{number}").decode(errors="surrogateescape")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,17 @@ def changed_since(taken: Snapshot) -> list[Blocker]:
         ]
     finally:
         context.close()
+
+
+def came_since(taken: Snapshot, handed_over: Container[int]) -> list[Blocker]:
+    """What has come into a frozen process's open files since they were described, and would be lost. The destination
+    has everything, and has taken over what it says. Raises OSError."""
+    return [
+        blocker
+        for one in taken.table.open_files
+        if one.standard is None
+        for blocker in kind_of(one.object).came(one, taken.duplicates[one.identity], handed_over)
+    ]
 
 
 def objects_by_link(table: DescriptorTable) -> dict[str, AnyObject]:

@@ -17,6 +17,7 @@ from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.epoll import ENTRY, Epoll
+from live_migration.process.descriptors.open_file import as_handed_over
 from live_migration.process.descriptors.opening import (
     OpenedDescriptors,
     open_descriptors,
@@ -25,7 +26,7 @@ from live_migration.process.descriptors.opening import (
 )
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.rows import descriptor_rows
-from live_migration.process.descriptors.snapshot import Snapshot, changed_since, snapshot_descriptors
+from live_migration.process.descriptors.snapshot import Snapshot, came_since, snapshot_descriptors
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.restorer.descriptor_install import Installed, install_rows, lowest_free
 from live_migration.wire.blockers import Blocker
@@ -120,7 +121,10 @@ def test_signalfd_and_inotify(tmp_path: Path) -> None:
             # The process has heard of it at the source; or it is about what lm-restore does.
             (tmp_path / "two").write_text("changed, and heard of")
             seal_descriptors(opened, final)
-            queued.append(changed_since(frozen := snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)))
+            frozen = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
+            queued.append(came_since(frozen, ()))
+            handed = [as_handed_over(each.identity) for each in frozen.table.open_files]
+            assert came_since(frozen, handed) == []
             frozen.close()
 
         with moved(child, between=between, finish=finish) as here:
