@@ -40,6 +40,7 @@ TRY_AGAIN_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.02
 LONGEST_PAUSE_SECONDS = 0.5
 WAITING_FOR_ACCEPT = 4096
+SILENT_SECONDS = 3
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
 AHEAD = {Role.CONTROL: 0, Role.FAULT: 16 << 10, Role.BULK: 128 << 10}
 """How many bytes TLS may take from the socket beyond a record: none where poll(2) has to tell of each message."""
@@ -85,6 +86,8 @@ class Listener:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6 and host == "::":
                 self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            # Who connects and says nothing waits in the kernel, and takes no place in the queue of those who do.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SILENT_SECONDS)
             self.socket.bind(address)
             self.socket.listen(WAITING_FOR_ACCEPT)
         except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import resource
 import secrets
@@ -115,6 +116,7 @@ class _Share:
     knocked: dict[int, _Stranger] = field(default_factory=dict)
 
 
+@functools.lru_cache(1024)
 def share_of(address: str) -> str:
     """Whose share of the places a stranger from `address` takes: one who has an IPv6 network has all its addresses."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
