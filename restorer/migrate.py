@@ -127,7 +127,7 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
     session.happened(Event.CONNECTED)
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
-    control = ControlChannel(roles.control.socket)
+    control = ControlChannel(roles.control)
     return Connected(options, described, line, roles, decided, control, session, report)
 
 

@@ -163,7 +163,7 @@ def connect(
     closed.callback(custody.end)
     store = closed.enter_context(PageStore())
     client = closed.enter_context(PageClient(store))
-    control = ControlChannel(roles.control.socket)
+    control = ControlChannel(roles.control)
     return Connected(options, events, session, roles, control, store, client, custody, report)
 
 

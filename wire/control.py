@@ -1,13 +1,13 @@
-"""The CONTROL connection at work: messages over a blocking socket, each wait with a limit.
+"""The CONTROL connection at work: messages over a stream, each wait with a limit.
 
 One thread sends, one receives. Pings are answered and Pongs are taken in while receiving, unseen by the
-caller. Nothing is ever read beyond the message at hand, so poll(2) on `fileno()` tells the truth.
+caller. Nothing is ever read beyond the message at hand, and each message begins a record of TLS, so poll(2) on
+`fileno()` tells the truth.
 """
 
 from __future__ import annotations
 
 import select
-import socket
 import statistics
 import time
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from live_migration.wire.messages import (
     error_of,
     refusal_of,
 )
+from live_migration.wire.stream import Stream
 
 SEND_SECONDS = 30.0
 MOST_ODD = 16
@@ -47,8 +48,9 @@ class ControlChannel:
     limit passed), and `receive` and `expect` ProtocolError (the peer sent what cannot be).
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: Stream) -> None:
         self._connection = connection
+        self._broken: str | None = None
         self._reader = FrameReader()
         self._pongs: list[Pong] = []
         self._number = 0
@@ -64,15 +66,20 @@ class ControlChannel:
         self.send_bytes(encode(message), timeout)
 
     def send_bytes(self, data: bytes, timeout: float = SEND_SECONDS) -> None:
-        """Send what `encode` made beforehand: one call of send(2), unless the socket's buffer is full."""
+        """Send what `encode` made beforehand: one call of send(2) for each record of TLS, unless the socket is full.
+
+        A message that went out in part is the last one."""
+        if self._broken:
+            raise _lost(self._broken)
         deadline = time.monotonic() + timeout
         view = memoryview(data)
         while view:
             try:
-                view = view[self._connection.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+                view = view[self._connection.send(view) :]
             except BlockingIOError:
                 if not self._wait(select.POLLOUT, deadline):
-                    raise _silent(f"it took no bytes for {timeout:g} s") from None
+                    self._broken = f"it took no bytes for {timeout:g} s"
+                    raise _silent(self._broken) from None
             except OSError as error:
                 raise _lost(error.strerror or str(error)) from None
 
@@ -163,7 +170,7 @@ class ControlChannel:
         """The next message of any kind; None when the deadline passed. What came of it so far is kept."""
         while True:
             try:
-                data = self._connection.recv(min(self._reader.wanted(), 1 << 20), socket.MSG_DONTWAIT)
+                data = self._connection.receive(min(self._reader.wanted(), 1 << 20))
             except BlockingIOError:
                 if not self._wait(select.POLLIN, deadline):
                     return None
@@ -181,6 +188,8 @@ class ControlChannel:
         """Wait for the socket; False when the deadline passed."""
         poll = select.poll()
         poll.register(self._connection, events)
+        if events == select.POLLIN and self._connection.pending():
+            return True
         while True:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:

@@ -96,6 +96,7 @@ class Stream:
         """Bytes that are there, at most `size`; empty when the peer has closed."""
         if self._tls == ffi.NULL:
             return self.socket.recv(size, socket.MSG_DONTWAIT)
+        size = min(size, RECORD_BYTES)
         buffer = ffi.new("char[]", size)
         got = lib.lm_tls_read(self._tls, buffer, size)
         return b"" if got == -errno.EPIPE else bytes(ffi.buffer(buffer, _check(got)))

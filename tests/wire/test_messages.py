@@ -52,6 +52,7 @@ from live_migration.wire.messages import (
     unpack,
 )
 from live_migration.wire.strategy import Parameters
+from live_migration.wire.stream import Stream
 
 EVERY: list[Message] = [
     Greeting(host=snapshot_host({"xcr0": 7}, ""), parameters=Parameters(strategy="hybrid")),
@@ -225,7 +226,7 @@ def test_an_abort_carries_the_error_to_the_other_side() -> None:
 @pytest.fixture
 def pair() -> Iterator[tuple[ControlChannel, ControlChannel, socket.socket, socket.socket]]:
     first, second = socket.socketpair()
-    yield ControlChannel(first), ControlChannel(second), first, second
+    yield ControlChannel(Stream(first)), ControlChannel(Stream(second)), first, second
     first.close()
     second.close()
 

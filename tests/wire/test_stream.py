@@ -17,8 +17,10 @@ from typing import TypeVar
 
 import pytest
 
+from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import LocalError
 from live_migration.wire.meeting_point import Certificates
+from live_migration.wire.messages import Abort, Goodbye, Message, Staged
 from live_migration.wire.stream import CHANGED, RECORD_BYTES, Stream, TlsContext
 from tests.support.authority import Authority
 
@@ -137,6 +139,19 @@ def test_what_was_taken_from_the_socket_is_pending(ends: Ends) -> None:
     assert not other.pending()
     with pytest.raises(BlockingIOError):
         other.receive(1)
+
+
+def test_poll_tells_of_each_control_message(ends: Ends) -> None:
+    """However many have come, and however long they are."""
+    here, there = (ControlChannel(stream) for stream in ends.pair())
+    longest = Abort(step="x" * 900, object="", cause="", remedy="", code=70)
+    sent: list[Message] = [Staged(pid=1), Goodbye(), longest, Staged(pid=2)]
+    for message in sent:
+        here.send(message)
+    for message in sent:
+        assert select.select([there], [], [], 10)[0]
+        assert there.receive(10) == message
+    assert not select.select([there], [], [], 0)[0]
 
 
 def test_another_key_ends_the_handshake_on_both_sides(ends: Ends) -> None:
