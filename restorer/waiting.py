@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from live_migration.wire import messages
 from live_migration.wire.errors import LocalError, MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.session import Session
+from live_migration.wire.stream import CHANGED
 
 LAST_WORDS_SECONDS = 2.0
 PART_SECONDS = 0.05
@@ -51,10 +53,14 @@ def receive_push(staged: Staged, identifier: int) -> None:
     connected = staged.connected
     try:
         staged.pager.receive_push(identifier)
-    except ConnectionError as error:
+    except OSError as error:
+        changed = error.errno == errno.EBADMSG
+        if not changed and not isinstance(error, ConnectionError):
+            raise
         if connected.line.is_to_stop:
             raise stopped(connected.line, connected.session) from None
-        raise last_words(connected, LAST_WORDS_SECONDS) or lost_pages(str(error), connected.session) from error
+        why = lost_pages(CHANGED if changed else str(error), connected.session)
+        raise why if changed else last_words(connected, LAST_WORDS_SECONDS) or why from error
     check_arrived(staged)
 
 
