@@ -220,6 +220,12 @@ void lm_tls_put(struct lm_tls *tls) {
     free(tls);
 }
 
+/* What somebody else has left in this thread's queue would be taken for ours. To clear it costs more than to look. */
+static void forget_errors(void) {
+    if (ERR_peek_error())
+        ERR_clear_error();
+}
+
 /* What a call of libssl that did not do its work has met, which may be the end of a direction, or of both. Lock held. */
 static int error_of(struct lm_tls *tls, int done, int *direction, int broken) {
     int system = errno;
@@ -258,7 +264,7 @@ int lm_tls_handshake(struct lm_tls *tls) {
     pthread_mutex_lock(&tls->lock);
     int error = tls->no_reading;
     if (!error) {
-        ERR_clear_error();
+        forget_errors();
         errno = 0;
         int done = SSL_do_handshake(tls->ssl);
         tls->deaf = false;
@@ -280,20 +286,18 @@ int lm_tls_export(struct lm_tls *tls, uint8_t *bytes) {
 }
 
 ssize_t lm_tls_read(struct lm_tls *tls, void *buffer, size_t size) {
-    size_t held = 0, got;
+    size_t got = 0;
     pthread_mutex_lock(&tls->lock);
     int error = tls->no_reading;
-    while (!error && held < size && (!held || lm_tls_pending(tls))) {
-        ERR_clear_error();
+    if (!error) {
+        forget_errors();
         errno = 0;
-        int done = SSL_read_ex(tls->ssl, (char *)buffer + held, size - held, &got);
-        if (done == 1)
-            held += got;
-        else
+        int done = SSL_read_ex(tls->ssl, buffer, size, &got);
+        if (done != 1)
             error = error_of(tls, done, &tls->no_reading, -EBADMSG);
     }
     pthread_mutex_unlock(&tls->lock);
-    return held ? (ssize_t)held : error;
+    return error ? error : (ssize_t)got;
 }
 
 ssize_t lm_tls_write(struct lm_tls *tls, const void *buffer, size_t size, bool more) {
@@ -301,7 +305,7 @@ ssize_t lm_tls_write(struct lm_tls *tls, const void *buffer, size_t size, bool m
     pthread_mutex_lock(&tls->lock);
     int error = tls->no_writing;
     if (!error) {
-        ERR_clear_error();
+        forget_errors();
         errno = 0;
         if (!tls->half && tls->records++ == RECORDS_OF_A_KEY) {
             tls->records = 0;

@@ -49,7 +49,7 @@ int lm_tls_handshake(struct lm_tls *tls);
 /* 32 bytes that only the two ends of this session know, and no other session has (RFC 8446, 7.5). */
 int lm_tls_export(struct lm_tls *tls, uint8_t *bytes);
 
-/* Read what is there, at most `size` bytes. */
+/* Read what is there of one record, at most `size` bytes. */
 ssize_t lm_tls_read(struct lm_tls *tls, void *buffer, size_t size);
 /* Write at most one record of what is to be written; `more`: more follows at once. After -EAGAIN the same bytes have to be
  * written next. */
