@@ -6,6 +6,7 @@
 # make test-experiments  the benchmarks as programs, and all their figures
 # make test-dist  a wheel, installed into an empty environment
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
+# make observe SEEDS=1000  random processes that look at themselves, moved: what is not as it was; two seconds a seed
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
 # make dist      a wheel in dist/ that installs without a compiler (README.md, Install)
@@ -18,6 +19,9 @@ BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3 spin
 KERNEL_PACKAGES := qemu-system-x86
+# From which seed on, and how many.
+FIRST ?= 0
+SEEDS ?= 1000
 LAYERS := kernel wire process pager source_server restorer
 NATIVE := build_native.py $(shell find $(LAYERS) experiments -name '*.[chS]')
 # Every C file and header of the repository, wherever it stands.
@@ -59,6 +63,16 @@ live_migration/_lm.abi3.so: $(NATIVE) | .venv/installed
 	@touch $@
 
 programs: $(PROGRAMS)
+
+.PHONY: observer observe
+observer: tests/observe/bin/observer
+
+tests/observe/bin/observer: $(wildcard tests/observe/*.[ch]) | packages
+	@mkdir -p $(@D)
+	@gcc $(PROGRAM_FLAGS) $(filter %.c,$^) -o $@ -lm
+
+observe: setup observer
+	$(BIN)/python -m tests.observe.main $(SEEDS) $(FIRST)
 
 tests/programs/bin/%: tests/programs/%.c tests/programs/check.h | packages
 	@mkdir -p $(@D)
@@ -126,5 +140,5 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin experiments/bin dist tests/programs/bin .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin experiments/bin dist tests/programs/bin tests/observe/bin .mypy_cache .ruff_cache .pytest_cache
 	rm -rf $(foreach layer,cli $(LAYERS) tests demo experiments .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)

@@ -38,6 +38,9 @@
 #ifndef PR_TIMER_CREATE_RESTORE_IDS
 #define PR_TIMER_CREATE_RESTORE_IDS 77
 #endif
+#ifndef PR_FUTEX_HASH
+#define PR_FUTEX_HASH 78
+#endif
 #ifndef ARCH_GET_UNTAG_MASK
 #define ARCH_GET_UNTAG_MASK 0x4001
 #endif
@@ -113,6 +116,8 @@ typedef struct {
     int64_t program_break;
     int64_t personality;
     int64_t membarrier;
+    int64_t futex_slots;
+    int64_t timer_ids_restored;
 } lm_process_replies;
 
 typedef struct clone_args lm_clone_arguments;
@@ -182,7 +187,8 @@ typedef struct {
     lm_kernel_sigaction actions[64];
     uint64_t limits[16][2];
     int32_t subreaper;
-    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality, membarrier;
+    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality, membarrier,
+        futex_slots, timer_ids_restored;
     ...;
 } lm_process_replies;
 typedef struct {
@@ -245,6 +251,7 @@ typedef struct { uint64_t value; int32_t signal, notify, thread; ...; } lm_signa
 #define PR_CAP_AMBIENT_RAISE ...
 #define PR_CAP_AMBIENT_CLEAR_ALL ...
 #define PR_TIMER_CREATE_RESTORE_IDS ...
+#define PR_FUTEX_HASH ...
 #define PR_TSC_ENABLE ...
 #define ARCH_GET_CPUID ...
 #define ARCH_SET_CPUID ...

@@ -105,7 +105,7 @@ def finish_process(program: Program, task: TaskDescription, elapsed: int) -> Non
     """The last rows for the first thread, after its own `restore_thread`: settings that a change of credentials resets,
     and timers, armed with what is left after `elapsed` nanoseconds.
     """
-    prctl.restore_attributes(program, task.attributes)
+    prctl.restore_attributes(program, task.attributes, len(task.threads))
     timers.arm_timers(program, task.timers, elapsed, task.clocks.boottime - task.clocks.monotonic)
 
 

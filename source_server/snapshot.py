@@ -336,14 +336,24 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     return QueriedSource(threads, memory, stopped, pending, of_process, of_threads)
 
 
+WRITE_EXECUTE_DENIED = Blocker(
+    object="the process",
+    cause="it may have no memory that is written to and executed (PR_SET_MDWE), and the move needs some for a moment",
+    remedy="run the program without it (systemd: MemoryDenyWriteExecute=no)",
+)
+"""mmap(2) answers EACCES: no file of /proc shows the setting, and only the process itself can be asked."""
+
+
 @contextlib.contextmanager
 def room_refused(pid: int, length: int) -> Iterator[None]:
     """If the process has no room for the `length` bytes of a stub, raise Refused with the name of the limit that is
-    reached. Other errors pass."""
+    reached, or of what forbids such memory. Other errors pass."""
     try:
         yield
     except OSError as error:
         found = memory_limit_blockers(ProcessSnapshot(pid), length) if error.errno == errno.ENOMEM else []
+        if error.errno == errno.EACCES:
+            found = [WRITE_EXECUTE_DENIED]
         if not found:
             raise
         raise Refused(found, object=f"process {pid}", step=STEP) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 
 import msgspec
@@ -16,6 +17,10 @@ from live_migration.process.attributes.membarrier import query_registrations, re
 DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives only 0 or 1
 NO_FILE = 0xFFFFFFFF
 LAYING_OUT_SECONDS = 1.0
+FUTEX_HASH_SET_SLOTS, FUTEX_HASH_GET_SLOTS = 1, 2  # prctl(2), PR_FUTEX_HASH
+FEWEST_FUTEX_SLOTS, FUTEX_SLOTS_PER_THREAD = 16, 4
+TIMER_IDS_GET = 2
+"""The question that PR_TIMER_CREATE_RESTORE_IDS answers; 1 switches on, 0 off."""
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +59,8 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     write_execute_denied: int = 0
     memory_merge: int = 0
     membarrier: int = 0
+    futex_slots: int = 0
+    timer_ids_restored: int = 0
 
 
 def snapshot_memory_plan(process: ProcessSnapshot) -> MemoryPlan:
@@ -109,13 +116,16 @@ def query_attributes(program: Program, place: Data) -> None:
     subreaper = _field(place, "subreaper")
     label = "PR_GET_CHILD_SUBREAPER"
     program.call(label, numbers.SYS_prctl, int(lib.PR_GET_CHILD_SUBREAPER), subreaper, 0, 0, 0, check=False)
-    for name, option in (
-        ("dumpable", "PR_GET_DUMPABLE"),
-        ("huge_pages_disabled", "PR_GET_THP_DISABLE"),
-        ("write_execute_denied", "PR_GET_MDWE"),
-        ("memory_merge", "PR_GET_MEMORY_MERGE"),
+    for name, option, argument in (
+        ("dumpable", "PR_GET_DUMPABLE", 0),
+        ("huge_pages_disabled", "PR_GET_THP_DISABLE", 0),
+        ("write_execute_denied", "PR_GET_MDWE", 0),
+        ("memory_merge", "PR_GET_MEMORY_MERGE", 0),
+        ("futex_slots", "PR_FUTEX_HASH", FUTEX_HASH_GET_SLOTS),
+        ("timer_ids_restored", "PR_TIMER_CREATE_RESTORE_IDS", TIMER_IDS_GET),
     ):
-        result = program.call(option, numbers.SYS_prctl, int(getattr(lib, option)), 0, 0, 0, 0, check=False)
+        number = int(getattr(lib, option))
+        result = program.call(option, numbers.SYS_prctl, number, argument, 0, 0, 0, check=False)
         program.store(_field(place, name), result)
     program.store(_field(place, "program_break"), program.call("brk", numbers.SYS_brk, 0))
     result = program.call("personality", numbers.SYS_personality, 0xFFFFFFFF, check=False)
@@ -133,6 +143,8 @@ def reply_attributes(replies: bytes) -> Attributes:
         write_execute_denied=max(0, reply.write_execute_denied),
         memory_merge=max(0, reply.memory_merge),
         membarrier=max(0, reply.membarrier),
+        futex_slots=max(0, reply.futex_slots),
+        timer_ids_restored=max(0, reply.timer_ids_restored),
     )
 
 
@@ -141,8 +153,18 @@ def reply_break(replies: bytes) -> int:
     return int(ffi.cast("lm_process_replies *", ffi.from_buffer(replies)).program_break)
 
 
-def restore_attributes(program: Program, attributes: Attributes) -> None:
-    """Rows for the first thread, after the credentials, whose change resets dumpable (prctl(2)).
+def usual_futex_slots(threads: int) -> int:
+    """The size of the futex hash that the kernel gives a process with so many threads on this host
+    (futex_hash_allocate_default in the kernel's kernel/futex/core.c); 0 stands for the hash that all processes share.
+    """
+    if threads < 2:
+        return 0
+    wanted = FUTEX_SLOTS_PER_THREAD * min(threads, os.cpu_count() or 1)
+    return max(FEWEST_FUTEX_SLOTS, 1 << (wanted - 1).bit_length())
+
+
+def restore_attributes(program: Program, attributes: Attributes, threads: int) -> None:
+    """Rows for the first of `threads` threads, after the credentials, whose change resets dumpable (prctl(2)).
 
     The kernel itself sets "dumpable to root alone" when credentials change; prctl refuses that value, so 0, which
     allows no more, stands in for it.
@@ -161,6 +183,15 @@ def restore_attributes(program: Program, attributes: Attributes) -> None:
         prctl("PR_SET_MDWE", attributes.write_execute_denied)
     if attributes.memory_merge:
         prctl("PR_SET_MEMORY_MERGE", attributes.memory_merge)
+    # The kernel's own size may grow with further threads, a chosen one never does.
+    if attributes.futex_slots and attributes.futex_slots != usual_futex_slots(threads):
+        label = "PR_FUTEX_HASH"
+        number = int(lib.PR_FUTEX_HASH)
+        program.call(
+            label, numbers.SYS_prctl, number, FUTEX_HASH_SET_SLOTS, attributes.futex_slots, 0, 0, check=False
+        )
+    if attributes.timer_ids_restored:
+        prctl("PR_TIMER_CREATE_RESTORE_IDS", 1)
     restore_registrations(program, attributes.membarrier)
 
 

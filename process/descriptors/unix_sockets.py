@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ import stat
 import struct
 from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -86,6 +88,8 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     carries_descriptors: bool = False
     senders: bool = False
     sender: tuple[int, int] | None = None
+    peer_gone: bool = False
+    error_waits: bool = False
 
 
 def raw_address(address: str | bytes | None) -> bytes:
@@ -127,7 +131,12 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
     if result < 0:
         raise OSError(-result, os.strerror(-result), f"socket with inode {seen.status.st_ino}")
     listening = found.state == LISTENING
-    quiet = listening or (before is not None and before.type == socket.SOCK_STREAM and not found.queued)
+    quiet = listening or (
+        before is not None
+        and before.type == socket.SOCK_STREAM
+        and not found.queued
+        and before.shutdown == found.shutdown
+    )
     if before is not None and before.state == found.state and (listening or found.has_peer) and quiet:
         with socket.socket(fileno=os.dup(seen.duplicate)) as one:
             options = snapshot_options(one, seen, context)
@@ -148,7 +157,9 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
             with contextlib.suppress(OSError):
                 peer_address = raw_address(one.getpeername())
         peeked = Peeked()
-        if seen.frozen and not listening and is_readable(one):
+        events = waiting_events(one)
+        # To receive would take the error that waits.
+        if seen.frozen and not listening and events & select.POLLIN and not events & select.POLLERR:
             peeked = peek_queue(one, found.queued, found.shutdown, peer_address)
         return UnixSocket(
             inode=seen.status.st_ino,
@@ -171,7 +182,19 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
             carries_descriptors=peeked.descriptors,
             senders=peeked.others or any(each[0] != seen.pid for each in peeked.senders) or len(peeked.senders) > 1,
             sender=next((each[1:] for each in peeked.senders), None),
+            peer_gone=is_peer_gone(diag, one.type, found),
+            error_waits=bool(events & select.POLLERR),
         )
+
+
+def is_peer_gone(diag: int, kind: int, found: Any) -> bool:
+    """Has the other end been closed? The kernel (unix_diag) tells its number, or none; none means for a stream as well
+    that nobody has accepted the connection yet."""
+    if not found.has_peer:
+        return False
+    if not found.peer:
+        return kind == socket.SOCK_DGRAM
+    return bool(lib.lm_diag_unix(diag, found.peer, ffi.new("struct lm_unix_socket *")) == -errno.ENOENT)
 
 
 def is_relative(address: bytes) -> bool:
@@ -193,11 +216,12 @@ def snapshot_socket_file(pid: int, address: bytes) -> SocketFile | None:
     return SocketFile(mode=stat.S_IMODE(found.st_mode), uid=found.st_uid, gid=found.st_gid)
 
 
-def is_readable(one: socket.socket) -> bool:
-    """Is there something to receive, an empty message included?"""
+def waiting_events(one: socket.socket) -> int:
+    """What poll(2) tells of it: POLLIN for something to receive, an empty message included, POLLERR for an error that
+    the next call gets. A socket without a connection is hung up (POLLHUP), with nothing to receive."""
     poll = select.poll()
     poll.register(one, select.POLLIN)
-    return any(events & select.POLLIN for _, events in poll.poll(0))
+    return sum(events for _, events in poll.poll(0))
 
 
 @dataclass
@@ -285,13 +309,17 @@ def has_peer(one: UnixSocket) -> bool:
 
 def leads_outside(one: OpenFile[UnixSocket], own: Container[str]) -> bool:
     """Does a process that stays hold it, or its other end?"""
-    return bool(one.holders) or is_outside(one.object, own)
+    return bool(one.holders) or is_outside(one, own)
 
 
-def is_outside(one: UnixSocket, own: Container[str]) -> bool:
+def is_outside(open_file: OpenFile[UnixSocket], own: Container[str]) -> bool:
     """Is its other end outside the process, whose links are `own`? A datagram socket that sends to a path does not
-    count: it is connected anew, see open_unix.
+    count: it is connected anew, see open_unix. Neither does an end that has been closed: the kernel has no such socket
+    in the network namespace, and no process holds it.
     """
+    one = open_file.object
+    if one.peer_gone and not open_file.peer_holders:
+        return False
     if one.state == LISTENING or not one.has_peer or other_end(one) in own:
         return False
     if one.type == socket.SOCK_DGRAM and one.peer_address:
@@ -302,7 +330,7 @@ def is_outside(one: UnixSocket, own: Container[str]) -> bool:
 def unix_blockers(one: OpenFile[UnixSocket], context: BlockerContext) -> list[Blocker]:
     """The blockers of a unix socket."""
     found = []
-    if is_outside(one.object, context.own):
+    if is_outside(one, context.own):
         holders = holders_text(one.peer_holders) if one.peer_holders else "a process that stays"
         found.append(
             Blocker(one.name, f"{holders} has the other end", "end the connection before the move, or end that process")
@@ -315,6 +343,8 @@ def queue_blockers(one: OpenFile[UnixSocket]) -> list[Blocker]:
     found = []
     if one.object.carries_descriptors:
         found.append(Blocker(one.name, "descriptors are on their way in it", "try again when they have been received"))
+    if one.object.error_waits:
+        found.append(Blocker(one.name, "an error waits in it (SO_ERROR)", "try again when it has been read"))
     if one.object.senders:
         found.append(Blocker(one.name, "messages from others wait in it", "try again when they have been received"))
     return found

@@ -21,8 +21,8 @@ from live_migration.process.memory.mappings import Mapping, MappingKind
 
 AT_FDCWD = -100
 MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS = 0x01, 0x02, 0x20
-MAP_GROWSDOWN, MAP_NORESERVE, MAP_STACK, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x20000, 0x100000
 MLOCK_ONFAULT = 1
+MAP_GROWSDOWN, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x100, 0x4000, 0x100000
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 
 # VmFlags of /proc/PID/smaps (proc_pid_smaps(5)) that madvise(2) sets again, with its advice.
@@ -63,7 +63,7 @@ def map_rows(
     if "nr" in mapping.flags:
         flags |= MAP_NORESERVE
     if "gd" in mapping.flags:
-        flags |= MAP_GROWSDOWN | MAP_STACK
+        flags |= MAP_GROWSDOWN
     if mapping.kind in (MappingKind.ANONYMOUS, MappingKind.SHARED_ANONYMOUS):
         flags |= MAP_ANONYMOUS | (MAP_PRIVATE if mapping.kind is MappingKind.ANONYMOUS else MAP_SHARED)
         program.call(label, SYS_mmap, mapping.start, mapping.length, mapping.protection, flags, -1, 0)
