@@ -28,6 +28,7 @@ _NAMES = "CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING
 LIMITS = tuple(_NAMES.split())
 INFINITY = (1 << 64) - 1
 DELETED = " (deleted)"
+USUAL_CORE_FILTER = 0x33
 UMASK = re.compile(rb"^Umask:\s*(\d+)$", re.MULTILINE)
 
 
@@ -53,12 +54,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     root: bytes = b"/"
     personality: int = 0
     oom_score_adjustment: int = 0
-    core_filter: int = 0x33
+    core_filter: int = USUAL_CORE_FILTER
 
 
 def snapshot_limits(process: ProcessSnapshot) -> Limits:
     """Everything in this file from outside. Raises ProcessGone, PermissionError."""
-    core_filter = process.read("coredump_filter").strip()
     directory, removed = snapshot_directory(process)
     return Limits(
         limits=parse_limits(process.read("limits").decode()),
@@ -68,7 +68,7 @@ def snapshot_limits(process: ProcessSnapshot) -> Limits:
         root=process.link("root"),
         personality=int(process.read("personality"), 16),
         oom_score_adjustment=int(process.read("oom_score_adj")),
-        core_filter=int(core_filter, 16) if core_filter else 0x33,
+        core_filter=core_filter_of(process),
     )
 
 
@@ -88,8 +88,8 @@ def snapshot_directory(process: ProcessSnapshot) -> tuple[bytes, RemovedDirector
 
 
 def reread(process: ProcessSnapshot, known: Limits) -> Limits:
-    """What a frozen process may have changed since `known`, cheaply: directories and umask. The process itself tells
-    its limits.
+    """What a frozen process may have changed since `known`, cheaply: directories, umask, and what it, or anybody else,
+    has written to its files of /proc. The process itself tells its limits.
     """
     mask = UMASK.search(process.status_text)
     directory, removed = snapshot_directory(process)
@@ -99,7 +99,15 @@ def reread(process: ProcessSnapshot, known: Limits) -> Limits:
         working_directory=directory,
         removed=removed,
         root=process.link("root"),
+        oom_score_adjustment=int(process.read("oom_score_adj")),
+        core_filter=core_filter_of(process),
     )
+
+
+def core_filter_of(process: ProcessSnapshot) -> int:
+    """What a core dump of the process would hold (core(5)); the usual for one without memory."""
+    text = process.read("coredump_filter").strip()
+    return int(text, 16) if text else USUAL_CORE_FILTER
 
 
 def parse_limits(text: str) -> tuple[tuple[int, int], ...]:

@@ -31,7 +31,7 @@ def descriptor_rows(program: Program, table: DescriptorTable) -> None:
             continue
         kind_of(one.object).rows(program, one, context)
         lock_rows(program, one.number, one.locks)
-        if one.owner is not None:
+        if one.owner is not None or one.flags & os.O_ASYNC:
             owner_rows(program, one, one.owner)
 
 
@@ -52,12 +52,13 @@ def rows_context(table: DescriptorTable, handed_over: Container[int]) -> RowsCon
     )
 
 
-def owner_rows(program: Program, one: OpenFile[AnyObject], owner: Owner) -> None:
-    """Rows that set who gets a signal when a descriptor is ready, which signal, and that it is sent at all."""
+def owner_rows(program: Program, one: OpenFile[AnyObject], owner: Owner | None) -> None:
+    """Rows that set who gets a signal when a descriptor is ready, which signal, and that it is sent at all, be it that
+    nobody gets it yet."""
     label = f"owner of descriptor {one.number}"
-    if owner.signal:
+    if owner is not None and owner.signal:
         program.call(label, SYS_fcntl, one.number, lib.F_SETSIG, owner.signal)
-    if owner.id:
+    if owner is not None and owner.id:
         room = ffi.new("char[16]")
         argument = bytes(ffi.buffer(room, lib.lm_pack_owner(owner.type, owner.id, room)))
         program.call(label, SYS_fcntl, one.number, lib.F_SETOWN_EX, program.data(argument))

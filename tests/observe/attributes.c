@@ -505,7 +505,7 @@ static void change_surroundings(struct draw *from) {
         write_file("/proc/self/coredump_filter", text);
         break;
     case 5:
-        snprintf(text, sizeof(text), "%d", (int)draw(from, 10));
+        snprintf(text, sizeof(text), "%d", (int)draw(from, 3)); /* of a session: more would starve it */
         write_file("/proc/self/autogroup", text);
         break;
     }
@@ -523,9 +523,9 @@ static void observe_surroundings(struct report *report) {
     say(report, "root", "%s", readlink("/proc/self/root", path, sizeof(path) - 1) > 0 ? path : "gone");
     say(report, "personality", "%ld", syscall(SYS_personality, 0xffffffff));
     say(report, "ids", "%d %d %d", getpid(), getpgrp(), getsid(0));
-    static const char *const files[] = {
-        "oom_score_adj", "coredump_filter", "loginuid", "sessionid", "cgroup",     "cmdline", "comm",
-        "timerslack_ns", "setgroups",       "uid_map",  "gid_map",   "projid_map", "timers"};
+    static const char *const files[] = {"oom_score_adj", "coredump_filter", "loginuid", "sessionid",
+                                        "cgroup",        "cmdline",         "comm",     "timerslack_ns",
+                                        "setgroups",     "uid_map",         "gid_map",  "projid_map"};
     for (size_t i = 0; i < COUNT(files); i++) {
         snprintf(path, sizeof(path), "/proc/self/%s", files[i]);
         say_lines(report, path, path, NULL);

@@ -22,6 +22,9 @@
 #define F_SET_RW_HINT 1036
 #endif
 
+/* Flags that have had their effect when the file was opened. */
+#define AT_OPENING (O_NOFOLLOW | O_TMPFILE | O_DIRECTORY)
+
 int draw_descriptor(struct draw *from) {
     return FIRST_DESCRIPTOR + (int)draw(from, DESCRIPTORS);
 }
@@ -255,16 +258,9 @@ static void change_epoll(struct draw *from) {
 
 /* Without the lines that name the object by a number of this host, and without what goes on by itself. */
 static void observe_information(struct report *report, int number) {
-    static const char *const words[] = {"pos:",
-                                        "flags:",
-                                        "eventfd-count:",
-                                        "eventfd-semaphore:",
-                                        "sigmask:",
-                                        "inotify ",
-                                        "scm_fds:",
-                                        "Pid:",
-                                        "NSpid:",
-                                        "lock:",
+    static const char *const words[] = {"pos:",     "eventfd-count:", "eventfd-semaphore:",
+                                        "sigmask:", "inotify ",       "scm_fds:",
+                                        "Pid:",     "NSpid:",         "lock:",
                                         NULL};
     char path[64], key[64];
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", number);
@@ -331,8 +327,8 @@ static void observe_descriptor(struct report *report, int number) {
                  : strstr(link, "(deleted)") && link[1] != 'm'                      ? 0
                                                                                     : (int)strlen(link);
     say(report, key, "%.*s fd %d flags %#x owner %d %d %d signal %d hint %llu lease %d", length, link,
-        fcntl(number, F_GETFD), (unsigned)fcntl(number, F_GETFL), has_owner, owner.type, owner.pid, signal,
-        (unsigned long long)hint, S_ISREG(status.st_mode) ? fcntl(number, F_GETLEASE) : 0);
+        fcntl(number, F_GETFD), (unsigned)(fcntl(number, F_GETFL) & ~AT_OPENING), has_owner, owner.type,
+        owner.pid, signal, (unsigned long long)hint, S_ISREG(status.st_mode) ? fcntl(number, F_GETLEASE) : 0);
     observe_information(report, number);
     if (S_ISFIFO(status.st_mode))
         observe_pipe(report, number);

@@ -171,6 +171,7 @@ static void change_name(struct draw *from) {
     did("prctl(PR_SET_VMA, slot %zu, %zu, %zu pages, %s) = %d", number, first, count, name, result);
 }
 
+/* Not compared: the policy of a mapping is not taken along. */
 static void change_policy(struct draw *from) {
     size_t number, first, count;
     unsigned long node = 1;
@@ -230,12 +231,13 @@ static void say_mapping(struct report *report, const struct mapping *one) {
 }
 
 /* The flags without those that tell of the migration itself: uw and um are of its userfaultfd, sd says that pages were
- * written. While pages are missing, locked memory is locked on fault (lf): see observe_locks. */
+ * written. While pages are missing, locked memory is locked on fault (lf): see observe_locks. What
+ * counts for overcommitting (ac) is not taken along for memory that may not be written to any more. */
 static void keep_flags(char *into, size_t size, char *line) {
     into[0] = 0;
     for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n"))
         if (strcmp(word, "uw") != 0 && strcmp(word, "um") != 0 && strcmp(word, "sd") != 0 &&
-            strcmp(word, "lf") != 0)
+            strcmp(word, "lf") != 0 && strcmp(word, "ac") != 0)
             snprintf(into + strlen(into), size - strlen(into), "%s ", word);
 }
 
@@ -262,11 +264,13 @@ static void observe_layout(struct report *report) {
     setvbuf(file, NULL, _IOFBF, 4096);
     while (fgets(line, sizeof(line), file)) {
         char protection[8] = "", device[16] = "";
-        unsigned long inode;
+        unsigned long inode, start, end, offset;
         int name = 0;
-        if (sscanf(line, "%lx-%lx %7s %lx %15s %lu %n", &present.start, &present.end, protection,
-                   &present.offset, device, &inode, &name) == 6) {
+        /* Other lines may begin with a hexadecimal digit too ("AnonHugePages"). */
+        if (sscanf(line, "%lx-%lx %7s %lx %15s %lu %n", &start, &end, protection, &offset, device, &inode,
+                   &name) == 6) {
             line[strcspn(line, "\n")] = 0;
+            present = (struct mapping){.start = start, .end = end, .offset = offset};
             snprintf(present.rest, sizeof(present.rest), "%s %.380s", protection, line + name);
             if (inode == 0)
                 present.offset = 0;
@@ -287,29 +291,13 @@ static void observe_layout(struct report *report) {
     say(report, "break", "%#lx", syscall(SYS_brk, 0));
 }
 
-static void observe_policies(struct report *report) {
-    for (size_t number = 0; number < SLOTS; number++) {
-        for (size_t i = 0; i < slots[number].pages; i++) {
-            int policy = -1;
-            unsigned long nodes[16] = {0};
-            char key[64];
-            syscall(SYS_get_mempolicy, &policy, nodes, 1024, place_of(number) + i * PAGE,
-                    2 /* MPOL_F_ADDR */);
-            if (policy <= 0)
-                continue;
-            snprintf(key, sizeof(key), "mbind slot %zu page %zu", number, i);
-            say(report, key, "%d %lx", policy, nodes[0]);
-        }
-    }
-}
-
 static const struct aspect mapping = {"mmap", false, change_mapping, observe_layout};
 static const struct aspect content = {"content", false, change_content, observe_content};
 static const struct aspect protection = {"mprotect", false, change_protection, NULL};
 static const struct aspect advice = {"madvise", false, change_advice, NULL};
 static const struct aspect lock = {"mlock", false, change_lock, NULL};
 static const struct aspect name = {"names", false, change_name, NULL};
-static const struct aspect policy = {"mbind", false, change_policy, observe_policies};
+static const struct aspect policy = {"mbind", false, change_policy, NULL};
 static const struct aspect program_break = {"brk", false, change_break, NULL};
 
 const struct aspect *const memory_aspects[] = {&mapping, &mapping, &content, &protection,    &advice,

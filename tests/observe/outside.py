@@ -10,6 +10,7 @@ from pathlib import Path
 # What may differ, by the name of a file of /proc/PID, or of a field in it, each with the reason.
 MAY_DIFFER = {
     "arch_status": "since when AVX-512 was last used",
+    "autogroup": "numbered by the kernel; the process reads the nice value",
     "auxv": "AT_SYSINFO_EHDR and AT_RANDOM are compared by the process",
     "clear_refs": "is only written to",
     "cwd": "is read by the process itself",
@@ -38,6 +39,7 @@ MAY_DIFFER = {
     "smaps_rollup": "how much memory is in use",
     "stack": "where in the kernel it waits",
     "statm": "how much memory is in use",
+    "timers": "is read by the process itself, which the order means nothing to",
     "syscall": "where it waits",
     "task": "every thread's files are read on their own",
     "timens_offsets": "where the destination's clocks stand elsewhere",
@@ -67,7 +69,6 @@ MAY_DIFFER = {
     "status nonvoluntary_ctxt_switches": "counter",
     "status THP_enabled": "is read by the process itself",
     "status TracerPid": "lm-serve may still be there",
-    "stat 1": "the id in the host's namespace",
     "stat 3": "whether it waits at the moment",
     "stat 4": "lm-restore's id",
     "stat 5": "the process group's id in the host's namespace",

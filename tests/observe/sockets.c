@@ -40,6 +40,11 @@ static const struct left_out not_set[] = {
     {SOL_SOCKET, SO_PEEK_OFF, "it moves when a socket is peeked into, which is how its data is observed"},
 };
 
+/* What is told of who sent a message: refused where messages wait that were sent before this was asked for. */
+static bool tells_senders(int level, int name) {
+    return level == SOL_SOCKET && (name == SO_PASSCRED || name == 76 /* SO_PASSPIDFD */);
+}
+
 static bool is_in(const struct left_out *list, size_t count, int level, int name) {
     for (size_t i = 0; i < count; i++)
         if (list[i].level == level && list[i].name == name)
@@ -139,7 +144,8 @@ static void change_option(struct draw *from) {
     int level = levels[which].level, name = 1 + (int)draw(from, (uint64_t)levels[which].most);
     int value[4] = {DRAW_OF(from, values), DRAW_OF(from, values), 0, 0};
     socklen_t length = DRAW_OF(from, lengths);
-    if (one < 0 || is_in(not_set, COUNT(not_set), level, name))
+    if (one < 0 || is_in(not_set, COUNT(not_set), level, name) ||
+        (tells_senders(level, name) && !may_be_refused()))
         return;
     int result = setsockopt(one, level, name, value, length);
     if (result == 0)
@@ -174,7 +180,8 @@ static void change_special(struct draw *from) {
 }
 
 static void observe_options(struct report *report, int one) {
-    for (size_t i = 0; i < COUNT(levels); i++) {
+    size_t most = domain_of(one) == AF_UNIX ? 1 : COUNT(levels);
+    for (size_t i = 0; i < most; i++) {
         for (int name = 1; name <= levels[i].most; name++) {
             char key[64];
             unsigned char value[256] = {0};

@@ -25,7 +25,12 @@ from tests.observe.seeds import (
 )
 
 # Found nothing when they were chosen; make observe draws others.
-MOVED = [Seed(2, "post-copy"), Seed(3, "stop-and-copy", False), Seed(4, "pre-copy"), Seed(5, "hybrid", False)]
+MOVED = [
+    Seed(1000, "post-copy", False),
+    Seed(1001, "stop-and-copy", False),
+    Seed(1003, "pre-copy", False),
+    Seed(1007, "hybrid"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
