@@ -19,9 +19,6 @@ BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3 spin
 KERNEL_PACKAGES := qemu-system-x86
-# From which seed on, and how many.
-FIRST ?= 0
-SEEDS ?= 1000
 LAYERS := kernel wire process pager source_server restorer
 NATIVE := build_native.py $(shell find $(LAYERS) experiments -name '*.[chS]')
 # Every C file and header of the repository, wherever it stands.
@@ -64,6 +61,9 @@ live_migration/_lm.abi3.so: $(NATIVE) | .venv/installed
 
 programs: $(PROGRAMS)
 
+# From which seed on, and how many.
+FIRST ?= 0
+SEEDS ?= 1000
 .PHONY: observer observe
 observer: tests/observe/bin/observer
 
