@@ -291,6 +291,10 @@ static void observe_pipe(struct report *report, int number) {
     char key[64];
     int waiting = -1;
     ioctl(number, FIONREAD, &waiting);
+    /* What waits in a pipe that nobody can read from any more is not taken along. */
+    struct pollfd wanted = {number, 0, 0};
+    if (poll(&wanted, 1, 0) == 1 && wanted.revents & POLLERR)
+        waiting = 0;
     snprintf(key, sizeof(key), "descriptor %d pipe", number);
     say(report, key, "size %d waiting %d", fcntl(number, F_GETPIPE_SZ), waiting);
 }
