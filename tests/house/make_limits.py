@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.inventory import inventory
 from tests.support.programs_list import Program, all_programs
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "limits.md"
@@ -83,7 +84,7 @@ def as_markdown() -> str:
         if program.refused:
             feature = program.fields["feature"].strip()
             lines.append(f"- {feature[0].upper()}{feature[1:]} (`{program.name}`).")
-    return "\n".join(lines) + TAIL
+    return "\n".join(lines) + TAIL + inventory.as_limits()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 # What may differ, by the name of a file of /proc/PID, or of a field in it, each with the reason.
 MAY_DIFFER = {
     "arch_status": "since when AVX-512 was last used",
-    "autogroup": "numbered by the kernel; the process reads the nice value",
+    "autogroup": "numbered by the kernel, with the nice value of the session's group, which is the destination's",
     "auxv": "AT_SYSINFO_EHDR and AT_RANDOM are compared by the process",
     "clear_refs": "is only written to",
     "cwd": "is read by the process itself",
