@@ -11,6 +11,7 @@
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
 # make dist      a wheel in dist/ that installs without a compiler (README.md, Install)
 # make sanitize  the unit tests over C built with ASan and UBSan; ten minutes
+# make fuzz      the parsers of what a peer sends, under atheris and libFuzzer; FUZZ_SECONDS each (tests/fuzz)
 # make clean     removes everything that was built, .venv too
 
 # A venv keeps the interpreter that it was made with; PYTHON chooses another one.
@@ -19,6 +20,12 @@ BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3 spin
 KERNEL_PACKAGES := qemu-system-x86
+# Debian 12's; libFuzzer comes with it.
+FUZZ_PACKAGES := clang-14 libclang-rt-14-dev
+FUZZ_SECONDS ?= 60
+FUZZ_C := frames requests discards values maps
+FUZZ_PYTHON := ticket opening control payloads description
+FUZZED := $(addprefix tests/fuzz/c/,parsers.c discards.c) wire/page_stream.c wire/values.c kernel/memory/maps.c pager/discard_list.c
 LAYERS := kernel wire process pager source_server restorer
 NATIVE := build_native.py $(shell find $(LAYERS) experiments -name '*.[chS]')
 # Every C file and header of the repository, wherever it stands.
@@ -38,7 +45,7 @@ WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test
 # Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
 DRAWING := $(wildcard tests/experiments/test_report_*.py)
 
-.PHONY: setup demo test test-real test-experiments test-dist test-kernels check chaos model bench experiments dist sanitize clean packages programs format
+.PHONY: setup demo fuzz test test-real test-experiments test-dist test-kernels check chaos model bench experiments dist sanitize clean packages programs format
 
 setup: packages .venv/installed live_migration/_lm.abi3.so programs
 	@echo "setup: ready"
@@ -134,6 +141,20 @@ sanitize: setup
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
 	    ../../$(PYTEST) tests -m "not program and not real and not dist" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
+
+# Whatever is found is in build/fuzz.
+fuzz: setup
+	@tests/install_packages.sh $(FUZZ_PACKAGES)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=2.3,<4'
+	@mkdir -p build/fuzz
+	@set -e; for target in $(FUZZ_C); do echo "fuzz: $$target"; mkdir -p build/fuzz/corpus-$$target; \
+	    clang-14 -std=gnu11 -O1 -g -iquote . -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	        -DTARGET=fuzz_$$target tests/fuzz/c/libfuzzer.c $(FUZZED) -lzstd -o build/fuzz/$$target; \
+	    build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=512 -print_final_stats=1 -verbosity=0 \
+	        -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus-$$target tests/fuzz/corpus/$$target; done
+	@set -e; for target in $(FUZZ_PYTHON); do echo "fuzz: $$target"; mkdir -p build/fuzz/corpus-$$target; \
+	    $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=512 \
+	        -print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus-$$target; done
 
 format: .venv/installed
 	$(BIN)/clang-format -i $(C_FILES)

@@ -1,5 +1,6 @@
 #include "pager/discarded.h"
 
+#include "pager/discard_list.h"
 #include "pager/prefetch.h"
 #include "pager/userfault.h"
 
@@ -7,121 +8,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { UNORDERED = 1 << 12 };
-
-/* Does `next` stand behind `run`, so that both are in order and have nothing in common? */
-static bool follows(const struct lm_discarded_run *run, const struct lm_discarded_run *next) {
-    return run->source_space < next->source_space ||
-           (run->source_space == next->source_space && run->end <= next->start);
-}
-
-/* Put a run behind the last one of `out`, into it if they are one. */
-static void append(struct lm_discarded_run *out, size_t *count, struct lm_discarded_run run) {
-    struct lm_discarded_run *last = *count ? &out[*count - 1] : NULL;
-    if (last && last->source_space == run.source_space && last->end == run.start && last->gone == run.gone)
-        last->end = run.end;
-    else
-        out[(*count)++] = run;
-}
-
-/* Two lists in order become one; where they overlap, the later one counts. `out` has room for twice as many. */
-static size_t overlay(const struct lm_discarded_run *early, size_t earlies,
-                      const struct lm_discarded_run *late, size_t lates, struct lm_discarded_run *out) {
-    size_t count = 0, i = 0;
-    struct lm_discarded_run left = early[0];
-    for (size_t j = 0; j < lates;) {
-        if (i == earlies || follows(&late[j], &left)) {
-            append(out, &count, late[j++]);
-        } else if (follows(&left, &late[j])) {
-            append(out, &count, left);
-            left = ++i < earlies ? early[i] : left;
-        } else {
-            struct lm_discarded_run before = left;
-            before.end = late[j].start;
-            if (before.start < before.end)
-                append(out, &count, before);
-            left.start = late[j].end;
-            if (left.start >= left.end)
-                left = ++i < earlies ? early[i] : left;
-        }
-    }
-    for (; i < earlies; left = ++i < earlies ? early[i] : left)
-        append(out, &count, left);
-    return count;
-}
-
-/* The end of the stretch from `begin` on that is in order. */
-static size_t stretch_end(const struct lm_discarded *list, size_t begin) {
-    size_t end = begin + 1;
-    while (end < list->count && follows(&list->runs[end - 1], &list->runs[end]))
-        end++;
-    return end;
-}
-
-/* Bring the list into order, with each page in one run at most: a peer may name the same pages again and again. What
- * an honest one sends is in order already, or consists of a few stretches that are. Each pass halves the stretches. */
-static int put_in_order(struct lm_discarded *list) {
-    while (list->count && stretch_end(list, 0) < list->count) {
-        size_t capacity = 2 * list->count, count = 0;
-        struct lm_discarded_run *runs = malloc(capacity * sizeof *runs);
-        if (!runs)
-            return -ENOMEM;
-        for (size_t begin = 0; begin < list->count;) {
-            size_t middle = stretch_end(list, begin), end = middle;
-            if (middle < list->count) {
-                end = stretch_end(list, middle);
-                count += overlay(list->runs + begin, middle - begin, list->runs + middle, end - middle,
-                                 runs + count);
-            } else {
-                for (size_t i = begin; i < end; i++)
-                    runs[count++] = list->runs[i];
-            }
-            begin = end;
-        }
-        free(list->runs);
-        *list = (struct lm_discarded){
-            .runs = runs, .count = count, .capacity = capacity, .ordered = list->ordered};
-    }
-    list->ordered = list->count;
-    return 0;
-}
-
-static int add(struct lm_pager *pager, const struct lm_discarded_run *run) {
-    struct lm_discarded *list = &pager->discarded;
-    /* What has come since is put in order before it is more than what was in order. */
-    if (list->count >= 2 * list->ordered + UNORDERED) {
-        int error = put_in_order(list);
-        if (error)
-            return error;
-    }
-    if (list->count == list->capacity) {
-        size_t capacity = list->capacity ? 2 * list->capacity : 256;
-        struct lm_discarded_run *runs = realloc(list->runs, capacity * sizeof *runs);
-        if (!runs)
-            return -ENOMEM;
-        list->runs = runs;
-        list->capacity = capacity;
-    }
-    list->runs[list->count++] = *run;
-    return 0;
-}
-
 int lm_discarded_note(struct lm_pager *pager, const struct lm_frame *frame) {
     struct lm_discarded_run run = {.start = frame->address,
                                    .end = frame->address + (uint64_t)frame->pages * LM_PAGE_SIZE,
                                    .source_space = frame->space,
                                    .gone = frame->kind == LM_FRAME_GONE};
-    return frame->space >= LM_FIRST_OBJECT ? -EPROTO : add(pager, &run);
+    return frame->space >= LM_FIRST_OBJECT ? -EPROTO : lm_discard_list_add(&pager->discarded, &run);
 }
 
 int lm_discarded_add(struct lm_pager *pager, uint64_t address, uint64_t pages, uint32_t source_space) {
     struct lm_discarded_run run = {
         .start = address, .end = address + pages * LM_PAGE_SIZE, .source_space = source_space};
-    return add(pager, &run);
+    return lm_discard_list_add(&pager->discarded, &run);
 }
 
 int lm_discarded_order(struct lm_pager *pager) {
-    return put_in_order(&pager->discarded);
+    return lm_discard_list_order(&pager->discarded);
 }
 
 /* Call `visit` for each part of a range that the runs of the list fall into. */
