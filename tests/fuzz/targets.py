@@ -27,7 +27,7 @@ from live_migration.wire import handshake, messages
 from live_migration.wire.errors import MigrationError
 from live_migration.wire.host import HostFacts, snapshot_host
 from live_migration.wire.keys import derive_keys
-from live_migration.wire.meeting import Meeting
+from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.report import Round
 from live_migration.wire.strategy import Parameters
 from live_migration.wire.ticket import parse_ticket
