@@ -62,7 +62,8 @@ class Tunnel:
 
     def pass_on(self, entered: socket.socket, beyond: socket.socket) -> None:
         """Pass on what comes, in both directions."""
-        with contextlib.suppress(OSError):
+        # A socket that another thread has closed is none that select(2) could wait for.
+        with contextlib.suppress(OSError, ValueError):
             hello = entered.recv(HELLO, socket.MSG_WAITALL)
             beyond.sendall(hello)
             decides = len(hello) == HELLO and hello[ROLE_AT] == DECISION
@@ -102,10 +103,14 @@ def dug(upstream: tuple[str, int]) -> Iterator[Tunnel]:
     """A tunnel to an address, open."""
     tunnel = Tunnel(upstream)
     tunnel.is_open.set()
-    threading.Thread(target=tunnel.run, daemon=True).start()
+    running = threading.Thread(target=tunnel.run, daemon=True)
+    running.start()
     try:
         yield tunnel
     finally:
+        # Closed alone, it would not wake up who waits there; and who comes in yet has to be closed too.
+        tunnel.listener.shutdown(socket.SHUT_RDWR)
+        running.join(10)
         tunnel.listener.close()
         for pair in tunnel.pairs:
             for one in pair:
