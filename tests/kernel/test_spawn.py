@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -71,7 +72,7 @@ def test_it_runs_the_program_and_takes_calls_at_once(traced: Starter) -> None:
 
 def test_it_holds_the_one_descriptor_and_nothing_else_of_ours(traced: Starter) -> None:
     reader, writer = os.pipe()
-    inheritable = os.dup2(reader, 40)
+    inheritable = fcntl.fcntl(reader, fcntl.F_DUPFD, 40)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
