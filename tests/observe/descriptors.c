@@ -322,8 +322,8 @@ static void observe_descriptor(struct report *report, int number) {
     if (readlink(path, link, sizeof(link) - 1) < 0)
         return;
     fstat(number, &status);
-    /* It belongs to the inode, and all anonymous ones of the host are one. */
-    if (S_ISREG(status.st_mode))
+    /* It belongs to the inode: all anonymous ones of the host are one, and without a name the inode is another one. */
+    if (S_ISREG(status.st_mode) && status.st_nlink)
         fcntl(number, F_GET_RW_HINT, &hint);
     snprintf(key, sizeof(key), "descriptor %d", number);
     /* An object without a name has a number of this host in its link. */
@@ -342,7 +342,8 @@ static void observe_descriptor(struct report *report, int number) {
         observe_epoll(report, number);
     snprintf(key, sizeof(key), "descriptor %d ready", number);
     struct pollfd wanted = {number, POLLIN | POLLOUT | POLLPRI | POLLRDHUP, 0};
-    if (poll(&wanted, 1, 0) >= 0 && strncmp(link, "anon_inode", 10) != 0)
+    bool unread = S_ISFIFO(status.st_mode) && poll(&wanted, 1, 0) == 1 && wanted.revents & POLLERR;
+    if (!unread && poll(&wanted, 1, 0) >= 0 && strncmp(link, "anon_inode", 10) != 0)
         say(report, key, "%#x", (unsigned)wanted.revents);
 }
 

@@ -387,7 +387,8 @@ int main(int argc, char **argv) {
             call(next++);
             observe(&own.last);
         }
-        pause_for(3000);
+        /* So long that the freeze mostly falls between two looks with no call between them. */
+        pause_for(own.changing ? 20000 : 3000);
         look_again(after ? "after the move" : "while it was moved");
     }
     say_result("passed\n", 7);

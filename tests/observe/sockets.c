@@ -21,6 +21,7 @@ struct left_out {
 static const struct left_out not_compared[] = {
     {SOL_SOCKET, SO_ERROR, "reading it takes it"},
     {SOL_SOCKET, SO_PEERCRED, "the process that made a socketpair: at the destination that is lm-restore"},
+    {SOL_SOCKET, 59, "SO_PEERGROUPS: of that process"},
     {SOL_SOCKET, 57, "SO_COOKIE: a number of this kernel's"},
     {SOL_SOCKET, 71, "SO_NETNS_COOKIE: a number of the network namespace, which is another one"},
     {SOL_SOCKET, 77, "SO_PEERPIDFD: reading it makes a descriptor"},
