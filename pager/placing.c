@@ -42,6 +42,8 @@ static int write_pages(const struct lm_space *space, bool registered, uint64_t a
         int error = lm_memory_write_forced(space->memory, at, page, LM_PAGE_SIZE);
         if (error && !registered)
             error = lm_memory_write(space->pid, at, page, LM_PAGE_SIZE);
+        if (error == -EFAULT && !registered)
+            error = lm_memory_write_shared(space->pid, at, page, LM_PAGE_SIZE);
         if (error)
             return error;
     }

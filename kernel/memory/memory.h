@@ -19,6 +19,10 @@ int lm_memory_write(int pid, uint64_t address, const void *bytes, size_t length)
  * open /proc/PID/mem. */
 int lm_memory_read_forced(int mem_fd, uint64_t address, void *out, size_t length);
 int lm_memory_write_forced(int mem_fd, uint64_t address, const void *bytes, size_t length);
+
+/* Write to shared anonymous memory by the file that is behind it (/proc/PID/map_files): where the process may not write,
+ * a tracer may not either, for what it forces are private copies. -EFAULT where no such memory is mapped. */
+int lm_memory_write_shared(int pid, uint64_t address, const void *bytes, size_t length);
 /* cffi: end */
 
 #endif
