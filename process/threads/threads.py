@@ -240,9 +240,8 @@ def reply_thread(outcome: Outcome, replies: Data) -> bytes:
 def credentials_of(
     process: ProcessSnapshot, outside: ThreadOutside, replies: bytes
 ) -> credentials.Credentials:
-    """A frozen thread's credentials: as it reply them, with the groups, bounding and ambient capabilities of its
-    status, which is read again if anything else has changed since. Raises ProcessGone.
-    """
+    """A frozen thread's credentials as it tells them itself. Its groups, and its bounding and ambient capabilities, are
+    those of its status, which is read again if anything else has changed since. Raises ProcessGone."""
     reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
     low, high = reply.capabilities[0], reply.capabilities[1]
     known = outside.credentials
@@ -327,7 +326,7 @@ def whole_xstate(thread: Thread) -> bytes:
 
 
 def witnesses_of(replies: bytes) -> list[int]:
-    """What the thread reply of its witnesses (process/threads/landlock.py)."""
+    """What the thread has replied about its witnesses (process/threads/landlock.py)."""
     return list(ffi.cast("lm_thread_replies *", ffi.from_buffer(replies)).witnesses)
 
 
