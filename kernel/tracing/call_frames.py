@@ -49,7 +49,7 @@ def find_frame(image: bytes, place: int) -> Frame:
         # First the rules that all functions of the kind share, then its own.
         frame = _execute(image, common, _end(image, common[0]), None, 1)
         return _execute(image, (record, rules), _end(image, record), frame, place - start + 1)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise ValueError("its call frame information is cut off") from None
 
 

@@ -27,6 +27,7 @@ def test_outside_of_functions_there_is_no_frame(place: int) -> None:
 
 
 @example([], 0, 0)
+@example([(39, 128)], 1, 0)
 @given(
     st.lists(st.tuples(st.integers(0, 0x800), st.integers(0, 255)), min_size=1, max_size=20),
     st.integers(0, len(IMAGE)),
