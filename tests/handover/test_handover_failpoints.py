@@ -142,16 +142,20 @@ def goes_on(subject: laws.Subject, move: Move) -> None:
         assert "TracerPid:\t0\n" in (thread / "status").read_text()
 
 
-def test_a_source_killed_after_commit(subject: laws.Subject) -> None:
+def test_a_source_killed_after_commit(program: Path, tmp_path: Path, orphans: None) -> None:
     """The destination runs until it needs a page that is missing, and waits there; the copy stays, inert."""
-    move = laws.begin(subject, fault="source-committed:kill")
+    # However late the kill comes, nobody has touched the cold pages, and bulk has not brought them.
+    subject = laws.start_subject(program, tmp_path / "subject", warm=16, cold=1024)
+    move = laws.begin(subject, fault="source-committed:kill", serve=["--bandwidth-limit", "16K"])
     assert ends(move.serve) == -signal.SIGKILL
     stalled = move.restore.event("stalled")
     pid = laws.moved_pid(move)
     assert stalled["pid"] == pid
     laws.assert_inert(subject)
     assert subject.process.poll() is None
+    os.kill(pid, signal.SIGUSR2)
     subject.await_standstill()
+    assert subject.rows()[laws.Row.ALL_COLD] == 0
     assert laws.process_name(pid) == "laws_program"
     assert move.restore.process.poll() is None
 
