@@ -311,7 +311,6 @@ def complete_task(
                 usual,
             )
         )
-    reply = ffi.cast("lm_process_replies *", ffi.from_buffer(raw))
     description = stopped.description
     return msgspec.structs.replace(
         description,
@@ -322,7 +321,7 @@ def complete_task(
         limits=msgspec.structs.replace(
             description.limits,
             limits=limits.reply_limits(raw[limits_offset : limits_offset + 16 * len(limits.LIMITS)]),
-            personality=max(0, reply.personality),
+            personality=whole[0].personality,
         ),
         attributes=prctl.reply_attributes(raw),
         memory_plan=msgspec.structs.replace(description.memory_plan, program_break=prctl.reply_break(raw)),

@@ -4,6 +4,7 @@
 #include <linux/landlock.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,7 +27,8 @@ int lm_thread_outside(int tid, struct lm_thread_outside *out) {
         return -errno;
     out->runtime = scheduling.sched_runtime;
     out->policy = (int32_t)scheduling.sched_policy;
-    out->nice = scheduling.sched_nice;
+    /* sched_getattr(2) does not tell that of a thread with a real-time policy. */
+    out->nice = getpriority(PRIO_PROCESS, (id_t)tid);
     out->priority = (int32_t)scheduling.sched_priority;
     answer = syscall(SYS_sched_getaffinity, tid, sizeof out->affinity, out->affinity);
     if (answer < 0)

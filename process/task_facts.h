@@ -94,6 +94,8 @@ typedef struct {
     int64_t cpuid_enabled;
     int64_t store_bypass;
     int64_t indirect_branch;
+    int64_t personality;
+    int64_t nice; /* as the system call tells it: 20 less it (getpriority(2)) */
     int64_t thread_keyring;
     int64_t process_keyring;
     int64_t affinity_length;
@@ -114,7 +116,6 @@ typedef struct {
     int64_t write_execute_denied;
     int64_t memory_merge;
     int64_t program_break;
-    int64_t personality;
     int64_t membarrier;
     int64_t futex_slots;
     int64_t timer_ids_restored;
@@ -176,8 +177,8 @@ typedef struct {
     int32_t parent_death_signal, timestamp_mode;
     char name[16];
     int64_t file_user_id, file_group_id, group_count, secure_bits, no_new_privileges, timer_slack, io_priority,
-        machine_check_policy, io_flusher, cpuid_enabled, store_bypass, indirect_branch, thread_keyring,
-        process_keyring, affinity_length;
+        machine_check_policy, io_flusher, cpuid_enabled, store_bypass, indirect_branch, personality, nice,
+        thread_keyring, process_keyring, affinity_length;
     uint64_t memory_policy, memory_nodes[16];
     int64_t witnesses[4];
     unsigned char affinity[1024];
@@ -187,7 +188,7 @@ typedef struct {
     lm_kernel_sigaction actions[64];
     uint64_t limits[16][2];
     int32_t subreaper;
-    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, personality, membarrier,
+    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, membarrier,
         futex_slots, timer_ids_restored;
     ...;
 } lm_process_replies;

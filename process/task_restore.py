@@ -92,12 +92,11 @@ def limit_process(
     present_limits: tuple[tuple[int, int], ...],
 ) -> None:
     """Rows for the first thread, after `restore_process` and before its own `restore_thread`: the process's pending
-    signals, its personality, and its limits, which credentials may be needed to raise.
+    signals and its limits, which credentials may be needed to raise.
 
     All that is limited (descriptors, mappings, threads, queued signals of other threads) must be there by then.
     """
     signals.queue_signals(program, task.signals.pending, task.pid)
-    limits.restore_personality(program, task.limits)
     limits.restore_limits(program, reachable_limits, present_limits)
 
 

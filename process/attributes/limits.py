@@ -264,11 +264,6 @@ def removed_rows(program: Program, path: bytes, directory: RemovedDirectory) -> 
     program.call("rmdir of the removed working directory", numbers.SYS_rmdir, place)
 
 
-def restore_personality(program: Program, limits: Limits) -> None:
-    """The row that sets the personality (personality(2)): late, since it changes how mappings are made."""
-    program.call("personality", numbers.SYS_personality, limits.personality)
-
-
 def restore_limits(program: Program, wanted: tuple[tuple[int, int], ...], present: tuple[tuple[int, int], ...]) -> None:
     """Rows that set the limits which differ from `present`; call with what is `reachable`, after all is laid
     out.

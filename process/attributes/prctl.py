@@ -128,8 +128,6 @@ def query_attributes(program: Program, place: Data) -> None:
         result = program.call(option, numbers.SYS_prctl, number, argument, 0, 0, 0, check=False)
         program.store(_field(place, name), result)
     program.store(_field(place, "program_break"), program.call("brk", numbers.SYS_brk, 0))
-    result = program.call("personality", numbers.SYS_personality, 0xFFFFFFFF, check=False)
-    program.store(_field(place, "personality"), result)
     program.store(_field(place, "membarrier"), query_registrations(program))
 
 

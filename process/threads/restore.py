@@ -68,6 +68,8 @@ def restore_thread(
     if not final:
         return
     queue_signals(program, thread.pending, process_id, thread.tid)
+    # Late, since it changes how mappings are made (personality(2)).
+    program.call("personality", numbers.SYS_personality, thread.personality)
     credentials.restore_credentials(program, thread.credentials, present)
     if thread.parent_death_signal:
         signal_number = thread.parent_death_signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import msgspec
@@ -104,6 +105,9 @@ def restore_scheduling(program: Program, wanted: Scheduling, staged: Scheduling 
         nodes = program.data(wanted.memory_nodes.ljust(NODES // 8, b"\0"))
         label, policy = "set_mempolicy", wanted.memory_policy
         program.call(label, numbers.SYS_set_mempolicy, policy, nodes, NODES, check=False)
+    if wanted.policy not in ORDINARY_POLICIES:
+        # sched_setattr(2) leaves it alone then. It counts again when the thread gets an ordinary policy.
+        program.call("setpriority", numbers.SYS_setpriority, os.PRIO_PROCESS, 0, wanted.nice)
     attributes = ffi.new("lm_scheduling *")
     attributes.size = ffi.sizeof("lm_scheduling")
     attributes.sched_policy = wanted.policy

@@ -31,6 +31,7 @@ NAME_SIZE = 16
 XSTATE_LIMIT = 1 << 16
 CAPABILITY_VERSION_3 = 0x20080522  # capget(2): _LINUX_CAPABILITY_VERSION_3
 KEEP_FILE_ID = 0xFFFFFFFF  # setfsuid(-1) changes nothing and tells the present one (setfsuid(2))
+KEEP_PERSONALITY = 0xFFFFFFFF  # personality(0xffffffff) changes nothing either (personality(2))
 SPECULATION_CONTROLS = {"store_bypass": "PR_SPEC_STORE_BYPASS", "indirect_branch": "PR_SPEC_INDIRECT_BRANCH"}
 
 
@@ -85,6 +86,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
     cpuid_enabled: int = 1
     store_bypass: int = 0
     indirect_branch: int = 0
+    personality: int = 0
     rseq: Rseq | None = None
     registers: bytes = b""
     xstate: bytes = b""
@@ -218,6 +220,8 @@ def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
     for name, control in SPECULATION_CONTROLS.items():
         prctl_told(name, "PR_GET_SPECULATION_CTRL", int(getattr(lib, control)))
     row("cpuid_enabled", "ARCH_GET_CPUID", numbers.SYS_arch_prctl, int(lib.ARCH_GET_CPUID), 0)
+    row("personality", "personality", numbers.SYS_personality, KEEP_PERSONALITY)
+    row("nice", "getpriority", numbers.SYS_getpriority, os.PRIO_PROCESS, 0)
     row("io_priority", "ioprio_get", numbers.SYS_ioprio_get, int(lib.IOPRIO_WHO_PROCESS), 0)
     for name, keyring in (
         ("thread_keyring", int(lib.KEY_SPEC_THREAD_KEYRING)),
@@ -283,7 +287,7 @@ def complete_thread(
         scheduling=Scheduling(
             policy=attributes.sched_policy,
             flags=attributes.sched_flags,
-            nice=attributes.sched_nice,
+            nice=20 - reply.nice,
             priority=attributes.sched_priority,
             runtime=chosen_runtime(attributes.sched_policy, attributes.sched_runtime, usual),
             deadline=attributes.sched_deadline,
@@ -308,6 +312,7 @@ def complete_thread(
         cpuid_enabled=reply.cpuid_enabled,
         store_bypass=max(0, reply.store_bypass),
         indirect_branch=max(0, reply.indirect_branch),
+        personality=max(0, reply.personality),
         rseq=stopped.rseq,
         registers=final.raw,
         xstate=stopped.xstate.rstrip(b"\0"),

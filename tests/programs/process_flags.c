@@ -1,8 +1,9 @@
 /*
- * feature: oom_score_adj, personality, dumpable, coredump filter, huge-page and subreaper flags, parent-death
+ * feature: oom_score_adj, personality (of each thread), dumpable, coredump filter, huge-page and subreaper flags, parent-death
  * signal
  */
 #include "check.h"
+#include <sys/eventfd.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 
@@ -24,6 +25,20 @@ static void write_file(const char *path, const char *text) {
     close(file);
 }
 
+static int moved, personality_found;
+static pid_t other_id;
+
+/* What personality(2) sets is the calling thread's. */
+static void *other_thread(void *unused) {
+    uint64_t count;
+    SYS(personality(SHORT_INODE));
+    __atomic_store_n(&other_id, gettid(), __ATOMIC_RELEASE);
+    while (read(moved, &count, sizeof(count)) < 0)
+        ;
+    personality_found = SYS(personality(0xffffffff));
+    return unused;
+}
+
 int main(int argc, char **argv) {
     check_start(argc, argv);
     write_file("/proc/self/oom_score_adj", "321");
@@ -34,7 +49,17 @@ int main(int argc, char **argv) {
     SYS(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
     SYS(prctl(PR_SET_PDEATHSIG, SIGUSR1, 0, 0, 0));
     SYS(signal(SIGUSR1, SIG_IGN) == SIG_ERR ? -1 : 0);
+    pthread_t other;
+    pid_t sleeping;
+    moved = SYS(eventfd(0, 0));
+    pthread_create(&other, NULL, other_thread, NULL);
+    while ((sleeping = __atomic_load_n(&other_id, __ATOMIC_ACQUIRE)) == 0)
+        check_sleep(1);
+    check_wait_asleep(sleeping);
     check_move();
+    check_write(moved, &(uint64_t){1}, sizeof(uint64_t));
+    pthread_join(other, NULL);
+    CHECK(personality_found == SHORT_INODE, "the other thread's personality is %#x", personality_found);
     CHECK(prctl(PR_GET_DUMPABLE) == 0, "dumpable is %d", prctl(PR_GET_DUMPABLE));
     SYS(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0));
     CHECK(strcmp(check_read_file("/proc/self/oom_score_adj", NULL), "321\n") == 0, "oom_score_adj is %s",
