@@ -25,7 +25,14 @@ from live_migration.process.memory.bridge import Bridge
 from live_migration.process.memory.layout_change import Change
 from live_migration.process.memory.mapped_files import FILE_KINDS
 from live_migration.process.memory.mappings import AddressSpace, Mapping, MappingKind, mapping_of, shared_more_than_once
-from live_migration.process.memory.rows import MAP_FIXED_NOREPLACE, Fetched, advise_rows, map_rows, unmap_row
+from live_migration.process.memory.rows import (
+    MAP_FIXED_NOREPLACE,
+    Fetched,
+    advise_rows,
+    map_rows,
+    retract_rows,
+    unmap_row,
+)
 from live_migration.restorer.kernel_mappings import bridge_rows, move_row
 
 AREA_SIZE = 1 << 20
@@ -117,6 +124,8 @@ def layout_rows(
         advise_rows(program, mapping)
     for start, length in _scratch_places(husk, layouts):
         program.call("drop the scratch mapping", SYS_munmap, start, length)
+    for mapping, flags in change.lost:
+        retract_rows(program, mapping, flags)
     for mapping in change.protect:
         program.call(
             f"protect {mapping.start:x}-{mapping.end:x}",

@@ -24,15 +24,17 @@ from live_migration.process.memory.mappings import (
 # that it counts as memory that may be written to. Pieces that differ in them are never one mapping, which matters to
 # mremap(2).
 LASTING = frozenset({"nr", "gd", "ac"})
+HUGE_PAGES = frozenset({"hg", "nh"})
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What to do to a staged layout so that it is the final one: ranges to unmap, mappings (or parts) to make and to
-    protect anew."""
+    protect anew, and which of these have lost some of their flags."""
 
     unmap: list[tuple[int, int]]
     make: list[Mapping]
     protect: list[Mapping]
+    lost: list[tuple[Mapping, frozenset[str]]] = []
 
 
 def _part(mapping: Mapping, start: int, end: int) -> Mapping:
@@ -57,7 +59,7 @@ def layout_difference(staged: AddressSpace, final: AddressSpace) -> Change:
         for start, _ in pieces
         if (new := after.get(start)) and new.kind is MappingKind.SHARED_ANONYMOUS and start not in kept
     }
-    change = Change(unmap=[], make=[], protect=[])
+    change = Change(unmap=[], make=[], protect=[], lost=[])
     for start, end in pieces:
         old, new = before.get(start), after.get(start)
         keep = start in kept and new is not None and new.start not in broken
@@ -69,6 +71,8 @@ def layout_difference(staged: AddressSpace, final: AddressSpace) -> Change:
             _make(change.make, new, start, end)
         elif old is not None and (old.protection != new.protection or old.flags != new.flags):
             change.protect.append(_part(new, start, end))
+            if gone := old.flags - new.flags:
+                change.lost.append((change.protect[-1], gone))
     return change
 
 
@@ -115,6 +119,8 @@ def _is_kept(old: Mapping | None, new: Mapping | None, travels_otherwise: Collec
         and new is not None
         and same_object(old, new)
         and old.flags & LASTING == new.flags & LASTING
+        # No advice takes this away but its opposite.
+        and (not old.flags & HUGE_PAGES or bool(new.flags & HUGE_PAGES))
         and (new.device, new.inode) not in travels_otherwise
     )
 

@@ -27,6 +27,8 @@ MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 
 # VmFlags of /proc/PID/smaps (proc_pid_smaps(5)) that madvise(2) sets again, with its advice.
 ADVICE = {"rr": 1, "sr": 2, "dc": 10, "mg": 12, "hg": 14, "nh": 15, "dd": 16, "wf": 18}
+# What takes them away again. Huge pages are only ever asked for or refused.
+OPPOSITE_ADVICE = {"rr": 0, "sr": 0, "dc": 11, "mg": 13, "dd": 17, "wf": 19}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ def advise_rows(program: Program, mapping: Mapping) -> None:
                 advice,
                 check=flag not in ("mg", "hg", "nh"),
             )
+
+
+def retract_rows(program: Program, mapping: Mapping, flags: frozenset[str]) -> None:
+    """Rows that take madvise(2) flags from a mapping."""
+    for flag in flags & OPPOSITE_ADVICE.keys():
+        label = f"madvise, no {flag} any more, {mapping.start:x}"
+        program.call(label, SYS_madvise, mapping.start, mapping.length, OPPOSITE_ADVICE[flag], check=flag != "mg")
 
 
 def lock_rows(program: Program, mapping: Mapping) -> None:

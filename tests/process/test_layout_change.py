@@ -56,6 +56,19 @@ def test_nothing_is_kept_where_new_memory_would_be_joined_to_a_neighbour() -> No
     assert made(found) == [(10, 30)]
 
 
+def test_advice_that_was_taken_back_is_taken_back() -> None:
+    advised = frozenset({"ac", "mg"})
+    [(part, gone)] = change([mapping(0, 10, flags=advised)], [mapping(0, 4), mapping(4, 10, flags=advised)]).lost
+    assert pages([(part.start, part.end)]) == [(0, 4)]
+    assert gone == {"mg"}
+
+
+def test_memory_to_which_huge_pages_mean_nothing_any_more_is_new() -> None:
+    huge = frozenset({"ac", "hg"})
+    assert made(change([mapping(0, 10, flags=huge)], [mapping(0, 10)])) == [(0, 10)]
+    assert made(change([mapping(0, 10, flags=huge)], [mapping(0, 10, flags=frozenset({"ac", "nh"}))])) == []
+
+
 def test_memory_that_is_not_writable_any_more_is_not_made_in_parts() -> None:
     found = change([mapping(0, 10)], [mapping(0, 20, NONE)])
     assert pages(found.unmap) == [(0, 10)]
