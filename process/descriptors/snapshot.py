@@ -73,6 +73,8 @@ def snapshot_descriptors(
     has nothing new. Raises OSError: the process has gone (ESRCH, ENOENT) or may not be read (EPERM, EACCES).
     """
     taken = see_and_describe(process, previous, frozen, numbering)
+    if not frozen:
+        taken.close()
     try:
         if not frozen or previous is None or is_anything_new(taken.table, previous.table):
             taken.table = with_outsiders(taken.table, scan or HostScan(scope_of(process.pid)), previous)
@@ -80,8 +82,6 @@ def snapshot_descriptors(
     except BaseException:
         taken.close()
         raise
-    if not frozen:
-        taken.close()
     return taken
 
 

@@ -44,6 +44,8 @@ TAIL = """
 
 No blockers, but limits:
 
+- While a snapshot is taken, what the process closes stays open for some milliseconds: the end of a pipe or connection
+  inside it is seen that much later.
 - A terminal, pipe or socket at descriptors 0 to 2 that leads outside is replaced: `--stdio attach|null`.
 - What the kernel counts begins anew: processor time of the process, its threads and its dead children (times(2),
   getrusage(2), CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID: these clocks go back, and RLIMIT_CPU counts from
