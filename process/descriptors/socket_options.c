@@ -161,9 +161,14 @@ static void put_option(struct writer *writer, const struct lm_option *option) {
 
     if (option->level == SOL_SOCKET && option->number == SO_INCOMING_CPU && is_connected(writer->socket))
         return; /* The kernel says there where the last packet came. */
-    /* What a kernel, or this protocol, does not have is no option of the socket. */
-    if (getsockopt(writer->socket, option->level, option->number, value, &length) != 0 ||
-        length > sizeof(value))
+    if (getsockopt(writer->socket, option->level, option->number, value, &length) != 0) {
+        /* The interface is gone, and the socket is still bound to its number. What a kernel, or this protocol, does not
+         * have is no option of the socket. */
+        if (errno == ENODEV && option->level == SOL_SOCKET && option->number == SO_BINDTODEVICE)
+            put(writer, SOL_SOCKET, SO_BINDTOIFINDEX, "\1", 1);
+        return;
+    }
+    if (length > sizeof(value))
         return;
     if (option->treatment == LM_INTERFACE || option->treatment == LM_INTERFACE_IN_NETWORK_ORDER)
         put_interface(writer, interface_in(option, value));

@@ -123,6 +123,10 @@ def option_blockers(name: str, options: bytes) -> list[Blocker]:
 
 
 REFUSED = {
+    "SO_BINDTOIFINDEX": (
+        "a socket bound to a network interface that is gone",
+        "let the process bind it to another one, or close it, before the move",
+    ),
     "SO_ATTACH_BPF": (
         "a socket with a filter of eBPF (SO_ATTACH_BPF), which cannot be read back",
         "let the process detach it before the move",

@@ -14,7 +14,7 @@ import select
 import socket
 import stat
 import struct
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,8 @@ from live_migration.wire.blockers import Blocker
 CONNECTED, LISTENING = 1, 10
 LARGEST_MESSAGE = 1 << 20
 SO_PASSPIDFD, SCM_PIDFD = 76, 4
+SO_SNDBUFFORCE, SO_BUF_LOCK = 32, 72
+ROOM_OF_MESSAGE = 4096
 TELLS_SENDERS = (socket.SO_PASSCRED, SO_PASSPIDFD)
 
 
@@ -487,10 +489,37 @@ def fill_unix(one: UnixSocket, context: OpenContext) -> None:
     told = []
     if one.sender is not None:
         told = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("3i", context.process, *one.sender))]
-    with socket.socket(fileno=os.dup(anchors[1])) as other:
+    with socket.socket(fileno=os.dup(anchors[1])) as other, room_for(other, one.queue):
         for message in one.queue:
-            if other.sendmsg([message], told, socket.MSG_DONTWAIT) != len(message):
-                raise OSError(105, "the socket is too small here for what waited in it on the source")
+            with contextlib.suppress(BlockingIOError):
+                if other.sendmsg([message], told, socket.MSG_DONTWAIT) == len(message):
+                    continue
+            raise OSError(errno.ENOBUFS, "the socket is too small here for what waited in it on the source")
+
+
+@contextlib.contextmanager
+def room_for(sender: socket.socket, queue: Collection[bytes]) -> Iterator[None]:
+    """While a socket sends a queue anew: its buffer is no smaller than that takes, if it may be. Its own may have been
+    made smaller since the messages were sent, and what it accounts for each depends on the kernel (SO_SNDBUF)."""
+    size, lock = (sender.getsockopt(socket.SOL_SOCKET, each) for each in (socket.SO_SNDBUF, SO_BUF_LOCK))
+    wanted = sum(len(message) for message in queue) + len(queue) * ROOM_OF_MESSAGE
+    if size >= 2 * wanted:
+        yield
+        return
+    set_buffer(sender, wanted)
+    try:
+        yield
+    finally:
+        set_buffer(sender, size // 2)
+        sender.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, lock)
+
+
+def set_buffer(sender: socket.socket, size: int) -> None:
+    """Set SO_SNDBUF, of which the kernel makes twice as much, beyond what is usual if that is allowed (socket(7))."""
+    try:
+        sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+    except PermissionError:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 def update_unix(number: int, open_file: OpenFile[UnixSocket], before: UnixSocket, context: OpenContext) -> None:

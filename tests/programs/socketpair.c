@@ -1,13 +1,13 @@
 /*
- * feature: unix socketpairs inside the process: stream, datagram, seqpacket; data on its way, half-closed
- *          ones
+ * feature: unix socketpairs inside the process: stream, datagram, seqpacket; data on its way, also more than the
+ *          buffers would take now, half-closed ones
  * limits: descriptors on their way (SCM_RIGHTS) are refused by name
  */
 #include "check.h"
 #include <sys/socket.h>
 
 int main(int argc, char **argv) {
-    int stream[2], datagram[2], sequence[2], half[2], buffer_size = 100000, found = 0, on = 1;
+    int stream[2], datagram[2], sequence[2], half[2], buffer_size = 100000, small = 2000, found = 0, on = 1;
     socklen_t length = sizeof(found);
     static char block[20000], got[20000];
     char text[100];
@@ -22,6 +22,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof(block); i++)
         block[i] = (char)check_tag(i, 2);
     check_write(stream[1], block, sizeof(block));
+    SYS(setsockopt(stream[1], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)));
+    SYS(getsockopt(stream[1], SOL_SOCKET, SO_SNDBUF, &small, &length));
     check_write(stream[0], "back", 4);
     check_write(datagram[0], "first", 5);
     check_write(datagram[0], "", 0);
@@ -56,6 +58,8 @@ int main(int argc, char **argv) {
     check_expect(half[0], "answer", 6);
     SYS(getsockopt(stream[0], SOL_SOCKET, SO_RCVBUF, &found, &length));
     CHECK(found == buffer_size, "the receive buffer is %d, was %d", found, buffer_size);
+    SYS(getsockopt(stream[1], SOL_SOCKET, SO_SNDBUF, &found, &length));
+    CHECK(found == small, "the send buffer is %d, was %d", found, small);
     SYS(getsockopt(datagram[1], SOL_SOCKET, SO_PASSCRED, &found, &length));
     CHECK(found == 1, "SO_PASSCRED is off");
     CHECK(SYS(fcntl(stream[1], F_GETFL)) & O_NONBLOCK && SYS(fcntl(datagram[0], F_GETFD)) == FD_CLOEXEC,
