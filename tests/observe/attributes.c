@@ -354,7 +354,11 @@ static void change_action(struct draw *from) {
         wanted.sa_flags |= DRAW_OF(from, flags);
     for (uint64_t i = draw(from, 5); i; i--)
         sigaddset(&wanted.sa_mask, DRAW_OF(from, changeable));
-    switch (draw(from, 4)) {
+    unsigned handler = (unsigned)draw(from, 4);
+    /* One of these is needed to tell the end of a program (kernel/injection/). */
+    if (number == SIGURG && handler >= 1 && !may_be_refused())
+        return;
+    switch (handler) {
     case 0:
         wanted.sa_handler = SIG_IGN;
         break;

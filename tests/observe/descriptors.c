@@ -272,13 +272,18 @@ static void observe_information(struct report *report, int number) {
  * order in a set is that of addresses in the kernel. */
 static void observe_epoll(struct report *report, int number) {
     char path[64], key[96], line[256];
+    struct stat status;
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", number);
     FILE *file = fopen(path, "re");
     while (file && fgets(line, sizeof(line), file)) {
         int target;
         unsigned events;
         unsigned long long data;
-        if (sscanf(line, "tfd: %d events: %x data: %llx", &target, &events, &data) != 3)
+        unsigned long inode;
+        /* A number that stands for something else by now may be there because lm-serve holds a duplicate. */
+        if (sscanf(line, "tfd: %d events: %x data: %llx pos:%*d ino:%lx", &target, &events, &data, &inode) !=
+                4 ||
+            fstat(target, &status) != 0 || status.st_ino != inode)
             continue;
         snprintf(key, sizeof(key), "descriptor %d watches %d data %llx", number, target, data);
         say(report, key, "%x", events);

@@ -135,6 +135,9 @@ static void change_advice(struct draw *from) {
         return;
     struct slot *slot = &slots[number];
     bool discards = draw(from, 6) == 0 && !slot->shared && !slot->of_file;
+    /* What lasts may be missed between the last snapshot and the freeze. */
+    if (!discards && is_being_moved())
+        return;
     int advice = discards ? MADV_DONTNEED : DRAW_OF(from, lasting);
     int result = madvise(place_of(number) + first * PAGE, count * PAGE, advice);
     did("madvise(slot %zu, %zu, %zu pages, %d) = %d", number, first, count, advice, result);
@@ -156,6 +159,9 @@ static void change_lock(struct draw *from) {
         : kind == 1 ? "mlock2"
                     : "munlock",
         number, first, count, result);
+    /* It may be locked although not all pages could be had, or may not (mlock(2), ENOMEM). */
+    if (result != 0 && munlock(start, count * PAGE) == 0)
+        kind = 2, result = 0;
     for (size_t i = first; result == 0 && i < first + count; i++)
         slots[number].lock[i] = kind == 0 ? 'l' : kind == 1 ? 'f' : 0;
 }
@@ -211,15 +217,15 @@ static void observe_content(struct report *report) {
 /* One mapping of /proc/self/smaps. */
 struct mapping {
     unsigned long start, end, offset;
+    bool of_file;
     char rest[400]; /* protection and name */
     char flags[200];
 };
 
 static bool goes_on(const struct mapping *first, const struct mapping *second) {
-    unsigned long offset = first->offset ? first->offset + (first->end - first->start) : 0;
+    unsigned long offset = first->of_file ? first->offset + (first->end - first->start) : 0;
     return first->end == second->start && strcmp(first->rest, second->rest) == 0 &&
-           strcmp(first->flags, second->flags) == 0 &&
-           (offset == second->offset || strstr(first->rest, "[") || !strchr(first->rest, '/'));
+           strcmp(first->flags, second->flags) == 0 && offset == second->offset;
 }
 
 static void say_mapping(struct report *report, const struct mapping *one) {
@@ -272,6 +278,7 @@ static void observe_layout(struct report *report) {
             line[strcspn(line, "\n")] = 0;
             present = (struct mapping){.start = start, .end = end, .offset = offset};
             snprintf(present.rest, sizeof(present.rest), "%s %.380s", protection, line + name);
+            present.of_file = inode != 0;
             if (inode == 0)
                 present.offset = 0;
         } else if (strncmp(line, "VmFlags: ", 9) == 0) {

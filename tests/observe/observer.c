@@ -29,6 +29,7 @@
 #define REPORT (4u << 20)
 #define AFTER_THE_MOVE 3
 #define MOST_CHANGES 4000
+#define MOST_TRIES 10
 
 struct worker {
     pthread_t thread;
@@ -64,6 +65,10 @@ unsigned this_worker(void) {
 
 bool may_be_refused(void) {
     return own.refused;
+}
+
+bool is_being_moved(void) {
+    return own.call >= own.calls && !own.complete;
 }
 
 bool is_complete(void) {
@@ -324,6 +329,25 @@ static void pause_for(long microseconds) {
         ;
 }
 
+/* Observes until nothing changes any more. What the process closes while lm-serve reads it is gone a little later, for
+ * lm-serve holds a duplicate: a pipe's other end, a descriptor in an epoll set. */
+static void settle(void) {
+    observe(&own.last);
+    for (unsigned tries = 0, found = 1; found && tries < MOST_TRIES; tries++) {
+        char *text = NULL;
+        size_t length = 0;
+        FILE *out = open_memstream(&text, &length);
+        pause_for(4000);
+        observe(&own.present);
+        found = compare(out, &own.last, &own.present);
+        fclose(out);
+        free(text);
+        struct report before = own.last;
+        own.last = own.present;
+        own.present = before;
+    }
+}
+
 static bool exists(const char *name) {
     char path[512];
     snprintf(path, sizeof(path), "%s/%s", own.folder, name);
@@ -385,7 +409,7 @@ int main(int argc, char **argv) {
         after += own.complete = exists("moved");
         if (own.changing && next < own.calls + MOST_CHANGES) {
             call(next++);
-            observe(&own.last);
+            settle();
         }
         /* So long that the freeze mostly falls between two looks with no call between them. */
         pause_for(own.changing ? 20000 : 3000);

@@ -73,6 +73,9 @@ unsigned this_worker(void);
 /* May something be drawn that makes the move be refused? */
 bool may_be_refused(void);
 
+/* May it be between its last snapshot and the freeze? */
+bool is_being_moved(void);
+
 /* Has it been moved, with all its memory? */
 bool is_complete(void);
 

@@ -41,9 +41,11 @@ static const struct left_out not_set[] = {
     {SOL_SOCKET, SO_PEEK_OFF, "it moves when a socket is peeked into, which is how its data is observed"},
 };
 
-/* What is told of who sent a message: refused where messages wait that were sent before this was asked for. */
-static bool tells_senders(int level, int name) {
-    return level == SOL_SOCKET && (name == SO_PASSCRED || name == 76 /* SO_PASSPIDFD */);
+/* What is told of who sent a message: refused where messages wait that were sent before this was asked for. So is what is
+ * bound to a network interface that is not there. */
+static bool is_refused(int level, int name, int value) {
+    return level == SOL_SOCKET &&
+           (name == SO_PASSCRED || name == 76 /* SO_PASSPIDFD */ || (name == SO_BINDTOIFINDEX && value > 1));
 }
 
 static bool is_in(const struct left_out *list, size_t count, int level, int name) {
@@ -146,7 +148,7 @@ static void change_option(struct draw *from) {
     int value[4] = {DRAW_OF(from, values), DRAW_OF(from, values), 0, 0};
     socklen_t length = DRAW_OF(from, lengths);
     if (one < 0 || is_in(not_set, COUNT(not_set), level, name) ||
-        (tells_senders(level, name) && !may_be_refused()))
+        (is_refused(level, name, value[0]) && !may_be_refused()))
         return;
     int result = setsockopt(one, level, name, value, length);
     if (result == 0)
