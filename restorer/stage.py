@@ -52,7 +52,7 @@ from live_migration.process.memory.bridge import is_needed, plan_bridge
 from live_migration.process.memory.layout_change import layout_difference
 from live_migration.process.memory.mapped_files import open_mapped_file
 from live_migration.process.memory.mappings import AddressSpace, Mapping
-from live_migration.process.memory.rows import Fetched, access_of, lock_rows
+from live_migration.process.memory.rows import Fetched, access_of, lock_rows, unmergeable_rows
 from live_migration.process.rehearsal import rehearse_restoring
 from live_migration.process.threads import interrupted
 from live_migration.process.threads import restore as thread_restore
@@ -327,6 +327,7 @@ def apply_threads(building: Construction, final: Member, table: DescriptorTable,
     Afterwards the programs' memory is gone and every thread is parked: stopped in its final state except for registers
     and mask, which the custody has."""
     task = final.task
+    building.warnings += limits.restore_outside(building.husk.pid, task.limits, building.staged.task.limits)
     _match_threads(building, task.threads)
     locks = Program("locking memory")
     for mapping in final.memory.mappings:
@@ -353,6 +354,8 @@ def apply_threads(building: Construction, final: Member, table: DescriptorTable,
     last_rows(program, table, building.opened.handed_over)
     elapsed = clocks.elapsed_since(task.clocks, building.offsets)
     task_restore.finish_process(program, task, elapsed)
+    if task.attributes.memory_merge:
+        unmergeable_rows(program, final.memory.mappings)
     run(building.husk, program)
     final_registers = [(thread, _final_registers(building, thread, elapsed)) for thread in task.threads]
     drop_area(building.husk)

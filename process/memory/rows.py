@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from live_migration.kernel.injection.program import Program
@@ -103,6 +104,14 @@ def retract_rows(program: Program, mapping: Mapping, flags: frozenset[str]) -> N
     for flag in flags & OPPOSITE_ADVICE.keys():
         label = f"madvise, no {flag} any more, {mapping.start:x}"
         program.call(label, SYS_madvise, mapping.start, mapping.length, OPPOSITE_ADVICE[flag], check=flag != "mg")
+
+
+def unmergeable_rows(program: Program, mappings: Iterable[Mapping]) -> None:
+    """Rows for a process whose memory is to be merged (PR_SET_MEMORY_MERGE): all of it is then, and these were not."""
+    for mapping in mappings:
+        if "mg" not in mapping.flags and not mapping.shared and mapping.kind is not MappingKind.KERNEL:
+            label = f"madvise, no mg, {mapping.start:x}"
+            program.call(label, SYS_madvise, mapping.start, mapping.length, OPPOSITE_ADVICE["mg"], check=False)
 
 
 def lock_rows(program: Program, mapping: Mapping) -> None:
