@@ -274,11 +274,16 @@ def restore_limits(program: Program, wanted: tuple[tuple[int, int], ...], presen
             program.call(f"prlimit64 of RLIMIT_{name}", numbers.SYS_prlimit64, 0, index, place, 0)
 
 
-def restore_outside(pid: int, limits: Limits) -> list[str]:
-    """Set in the husk `pid`, by its /proc files, what no call of its own can; returns sentences on what could not be
-    set.
+def restore_outside(pid: int, limits: Limits, staged: Limits | None = None) -> list[str]:
+    """Set in the husk `pid`, by its /proc files, what no call of its own can, unless it is as `staged`; returns
+    sentences on what could not be set.
     """
-    warnings = []
+    warnings: list[str] = []
+    if staged is not None and (staged.core_filter, staged.oom_score_adjustment) == (
+        limits.core_filter,
+        limits.oom_score_adjustment,
+    ):
+        return warnings
     Path(f"/proc/{pid}/coredump_filter").write_text(f"{limits.core_filter:#x}")
     try:
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(limits.oom_score_adjustment))

@@ -108,11 +108,10 @@ def restore_scheduling(program: Program, wanted: Scheduling, staged: Scheduling 
     if wanted.policy not in ORDINARY_POLICIES:
         # sched_setattr(2) leaves it alone then. It counts again when the thread gets an ordinary policy.
         program.call("setpriority", numbers.SYS_setpriority, os.PRIO_PROCESS, 0, wanted.nice)
-    attributes = ffi.new("lm_scheduling *")
+    attributes = ffi.new("lm_scheduling *", {"sched_nice": wanted.nice})
     attributes.size = ffi.sizeof("lm_scheduling")
     attributes.sched_policy = wanted.policy
     attributes.sched_flags = wanted.flags
-    attributes.sched_nice = wanted.nice
     attributes.sched_priority = wanted.priority
     attributes.sched_runtime = wanted.runtime
     attributes.sched_deadline = wanted.deadline

@@ -168,6 +168,17 @@ def test_a_file_that_is_opened_in_a_round_is_compared(
     assert process.poll() is None
 
 
+def test_what_is_written_to_its_files_of_proc_in_a_round_counts(
+    process: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    wanted = {"oom_score_adj": "123", "coredump_filter": "00000017"}
+    move = begin(process, tmp_path, "--pre-copy", rate="16M")
+    for name, text in wanted.items():
+        Path(f"/proc/{process.pid}/{name}").write_text(f"0x{text}" if name == "coredump_filter" else text)
+    pid = move.resumed(60)
+    assert {name: Path(f"/proc/{pid}/{name}").read_text().strip() for name in wanted} == wanted
+
+
 def test_an_exec_in_a_round(process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     move = begin(process, tmp_path, "--hybrid")
     os.kill(process.pid, signal.SIGUSR2)
