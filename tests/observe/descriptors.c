@@ -347,9 +347,10 @@ static void observe_descriptor(struct report *report, int number) {
         observe_epoll(report, number);
     snprintf(key, sizeof(key), "descriptor %d ready", number);
     struct pollfd wanted = {number, POLLIN | POLLOUT | POLLPRI | POLLRDHUP, 0};
+    /* Small pieces in a pipe may have been joined: then it takes more. */
     bool unread = S_ISFIFO(status.st_mode) && poll(&wanted, 1, 0) == 1 && wanted.revents & POLLERR;
     if (!unread && poll(&wanted, 1, 0) >= 0 && strncmp(link, "anon_inode", 10) != 0)
-        say(report, key, "%#x", (unsigned)wanted.revents);
+        say(report, key, "%#x", (unsigned)(wanted.revents & ~(S_ISFIFO(status.st_mode) ? POLLOUT : 0)));
 }
 
 /* Which of the descriptors stand for one open file: each by the lowest such number. */

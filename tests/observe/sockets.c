@@ -29,6 +29,7 @@ static const struct left_out not_compared[] = {
     {SOL_SOCKET, SO_INCOMING_CPU, "the processor that the last packet came to"},
     {SOL_SOCKET, 56, "SO_INCOMING_NAPI_ID: the device queue that the last packet came through"},
     {IPPROTO_TCP, TCP_INFO, "counters and times"},
+    {IPPROTO_TCP, TCP_QUICKACK, "of the moment"},
     {IPPROTO_TCP, 26, "TCP_CC_INFO: counters of the congestion control"},
     {IPPROTO_TCP, TCP_TIMESTAMP, "a clock"},
     {IPPROTO_IP, 14, "IP_MTU: of the present route"},
