@@ -169,6 +169,23 @@ def show(console: Console, facts: dict[str, Any], judgements: Sequence[Judgement
     console.print(table)
 
 
+def show_account(console: Console, plan: Plan, samples: dict[str, list[Samples]]) -> None:
+    """Where the downtime goes, for human eyes: the medians of the steps. A median of sums is no sum of medians, so the
+    last line says what the steps of one move add up to."""
+    table = Table(title="where the downtime goes, as reported, us")
+    table.add_column("step", no_wrap=True)
+    columns = []
+    for size, name in zip(plan.downtime_sizes, ("downtime_small", "downtime_large"), strict=True):
+        table.add_column(f"{size} MiB", justify="right", no_wrap=True)
+        columns.append([one["account_us"] for one in samples[name]])
+    for step in dict.fromkeys(step for column in columns for account in column for step in account):
+        medians = [statistics.median(account.get(step, 0) for account in column) for column in columns]
+        table.add_row(step, *(f"{us:.0f}" for us in medians))
+    sums = [statistics.median(sum(account.values()) for account in column) for column in columns]
+    table.add_row("all of them", *(f"{us:.0f}" for us in sums), end_section=True)
+    console.print(table)
+
+
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """The result; the file is complete when it appears."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -216,6 +233,7 @@ def main(words: Sequence[str] | None = None) -> int:
         kill_descendants()
     judgements = judge(plan, samples)
     show(console, facts, judgements)
+    show_account(console, plan, samples)
     if given.json:
         judged = [asdict(judgement) for judgement in judgements]
         result = {"machine": facts, "plan": asdict(plan), "verdicts": judged, "samples": samples}

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from live_migration.experiments import account
 from live_migration.experiments.machines import (
     Command,
     Machine,
@@ -192,6 +193,9 @@ def measure_downtime(laboratory: Laboratory, mebibytes: int) -> Samples:
             "after_ms": largest_gap(after, end, end + MOVE_SECONDS),
             "period_us": statistics.median(b - a for a, b in itertools.pairwise(before)) / 1000,
             "phases_ms": report["phases_ms"],
+            "account_us": account.whole(
+                trial.move.serve.report()["downtime_us"], report["downtime_us"], report["downtime_ms"] * 1000
+            ),
         }
 
 

@@ -66,6 +66,7 @@ from live_migration.restorer.waiting import (
     stopped,
 )
 from live_migration.wire import decision, messages
+from live_migration.wire.account import DESTINATION_WAIT, RESUMING
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import LocalError, MigrationError, Refused
@@ -110,7 +111,7 @@ def migrate(options: RestoreOptions, line: Line) -> int:
         # A bug, which leaves nothing behind either.
         give_up(connected, unexpected(error))
         raise
-    running = resume(armed, frozen_ns, time.monotonic_ns())
+    running = resume(armed, frozen_ns, armed.frozen.staged.connected.account.step(DESTINATION_WAIT))
     return follow(running)
 
 
@@ -278,9 +279,12 @@ def freeze(staged: Staged, announced: messages.Freezing) -> Frozen:
         rehearse_often(functools.partial(rehearse, staged.building))
         take_freezing(staged, announced)
         message = expect(staged.connected, due, FINAL_SECONDS)
+    account = staged.connected.account
+    account.begin(time.monotonic_ns())
     session.happened(Event.FINAL)
     staged.custody.final_came()
     final = take_final(staged.described, messages.unpack(message.payload, Migration))
+    account.step("reading the description")
     failpoint("destination-final")
     frozen = Frozen(staged, final, announced.resume_at_once, time.time(), held)
     if not frozen.is_short:
@@ -314,7 +318,7 @@ def say_frozen(frozen: Frozen) -> None:
 
 def apply_final(frozen: Frozen) -> None:
     """Apply what has changed since staging, and for a strategy that resumes when complete, fetch every page."""
-    staged, final = frozen.staged, frozen.final
+    staged, final, account = frozen.staged, frozen.final, frozen.staged.connected.account
     building, pager, described = staged.building, staged.pager, staged.connected.descriptor_options
     member = only_member(final)
     table = table_of(final, member)
@@ -329,11 +333,14 @@ def apply_final(frozen: Frozen) -> None:
     if not member.as_staged:
         pager.set_ranges(memory_ranges(member.memory), member.space)
     add_contents(staged, new_contents(final.contents, staged.described.contents))
+    account.step("laying out")
     correct(staged, final.corrected, member.memory)
     receive_push(staged, final.pushed)
     drop_discarded(staged, member.memory)
+    account.step("receiving pages")
     failpoint("destination-laid-out")
     build.apply_threads(building, member, table, staged.custody)
+    account.step("restoring the threads")
     failpoint("destination-restored")
     blockers = compare_written(final, described, same_machine=False)
     # Checked only when there is a difference: it reads a file while the process is frozen.
@@ -344,9 +351,11 @@ def apply_final(frozen: Frozen) -> None:
         different = Refused(blockers, step="comparing written files", code=ExitCode.FILES)
         raise last_words(staged.connected, COMPARED_AGAIN_SECONDS) or different
     building.opened.close()
+    account.step("comparing files")
     if not frozen.resume_at_once:
         pager.prefetch_start()
         wait_until_complete(staged)
+        account.step("completing the memory")
 
 
 def compare_written(final: Migration, options: DescriptorOptions, *, same_machine: bool) -> list[Blocker]:
@@ -391,6 +400,7 @@ def await_commit(armed: Armed) -> int:
     session = connected.session
     failpoint("destination-ready")
     connected.control.send_bytes(armed.ready)
+    connected.account.step("getting ready")
     session.happened(Event.READY)
     stale_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + STALE_NS
     reached(connected, "destination-waiting")
@@ -456,7 +466,7 @@ def resume(armed: Armed, frozen_ns: int, received: int) -> Running:
     custody.make_final(1)
     custody.detach()
     connected.session.happened(Event.RESUMED)
-    resume_ns = time.monotonic_ns() - received
+    resume_ns = connected.account.step(RESUMING) - received
     custody.say_resumed()
     reached(connected, "destination-resumed")
     report = connected.report

@@ -19,6 +19,7 @@ from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.husk_process import HuskProcess
 from live_migration.restorer.options import RestoreOptions
 from live_migration.wire import messages
+from live_migration.wire.account import Account
 from live_migration.wire.connection import Roles
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
@@ -41,6 +42,7 @@ class Connected:
     control: ControlChannel
     session: Session
     report: Report
+    account: Account = field(default_factory=Account)
     undo: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -130,6 +132,7 @@ def reached(connected: Connected, name: str) -> None:
 def write(connected: Connected) -> None:
     """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
     connected.session.fill(connected.report)
+    connected.report.downtime_us = connected.account.in_us()
     if connected.options.report:
         try:
             write_report(connected.options.report, connected.report)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from live_migration.source_server import custody as custodies
 from live_migration.source_server.same_program import check_same_program
 from live_migration.source_server.snapshot import FrozenSource, QueriedSource, SourceSnapshot, describe_stopped, query
 from live_migration.wire import messages
+from live_migration.wire.account import Account
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import LocalError, MigrationError
 from live_migration.wire.exit_codes import ExitCode
@@ -129,7 +129,7 @@ def describe(state: Frozen, queried: QueriedSource) -> FrozenSource:
 
 
 def commit(
-    state: Frozen, source: FrozenSource, control: ControlChannel, custody: custodies.Custody, began_ns: int
+    state: Frozen, source: FrozenSource, control: ControlChannel, custody: custodies.Custody, account: Account
 ) -> Committed:
     """Park the threads, decide and say COMMIT: the one step that cannot be taken back.
 
@@ -142,7 +142,8 @@ def commit(
     failpoint("source-parked")
     if not custody.lives():
         raise _no_custodian(state.seen.pid)
-    frozen_ns = time.monotonic_ns() - began_ns
+    account.step("deciding")
+    frozen_ns = sum(account.steps.values())
     if not custody.decide(SourceRecord.COMMIT):
         raise _decided_otherwise(state.seen.pid)
     custody.say(frozen_ns + control.round_trip_ns // 2)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from live_migration.process.descriptors.contents import Content
 from live_migration.source_server import custody as custodies
@@ -16,6 +16,7 @@ from live_migration.source_server.pages.store import PageStore
 from live_migration.source_server.precopy import LiveCopy
 from live_migration.source_server.snapshot import SourceSnapshot
 from live_migration.wire import messages
+from live_migration.wire.account import Account
 from live_migration.wire.connection import Roles
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
@@ -38,6 +39,7 @@ class Connected:
     client: PageClient
     custody: custodies.Custody
     report: Report
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Copied:
 def write(connected: Connected) -> None:
     """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
     connected.session.fill(connected.report)
+    connected.report.downtime_us = connected.account.in_us()
     if connected.options.report:
         try:
             write_report(connected.options.report, connected.report)

@@ -59,6 +59,7 @@ from live_migration.source_server.snapshot import (
 from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
 from live_migration.wire import decision, messages, same_host
+from live_migration.wire.account import SOURCE_WAIT
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, Refused
@@ -316,7 +317,7 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
     not wait for that any more."""
     connected, custody = copied.connected, copied.connected.custody
     deadline = time.monotonic() + connected.options.max_freeze
-    began = time.monotonic_ns()
+    connected.account.begin(time.monotonic_ns())
     with (
         signals_held(),
         bounded(connected),
@@ -324,6 +325,7 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
         answering(connected),
         handover.refusing(state, custody),
     ):
+        connected.account.step("stopping the threads")
         failpoint("source-frozen")
         source = describe(copied, state, pusher, correction, last=last)
         if source is None:
@@ -334,11 +336,12 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
         failpoint("source-final-sent")
         connected.events.emit("frozen", connected.options.pid)
         handed_over = await_ready(connected, deadline)
+        connected.account.step(SOURCE_WAIT)
         preparing.wait(left(deadline))
         if came := came_since(source.descriptors, handed_over):
             raise Refused(came, object=f"process {source.threads.pid}", step="the frozen process")
         custody.hold(handed_over)
-        committed = handover.commit(state, source, connected.control, custody, began)
+        committed = handover.commit(state, source, connected.control, custody, connected.account)
     # Nothing may fail any more: what cannot be cleaned up is left.
     with contextlib.suppress(MigrationError):
         failpoint("source-decided")
@@ -358,11 +361,14 @@ def describe(
         correct_early(copied, pusher, correction, None)
         return None
     queried = handover.query_threads(state)
+    account = copied.connected.account
+    account.step("asking the threads")
     if queried.memory is not seen.memory:
         # Memory that the destination makes anew has nothing of what was pushed there.
         copied.connected.client.discard_pushed(seen.space, layout_difference(seen.memory, queried.memory).unmap)
     correct_early(copied, pusher, correction, queried.memory)
     source = handover.describe(state, queried)
+    account.step("describing")
     failpoint("source-queried")
     passing += passing_blockers(source.description.table, staged.same_machine)
     if passing and not last:
@@ -385,6 +391,7 @@ def send_final(copied: Copied, source: FrozenSource, pusher: Pusher, deadline: f
     described = messages.encode(final(seen, description, corrected))
     connected.session.happened(Event.FINAL)
     connected.control.send_bytes(described, left(deadline))
+    connected.account.step("sending the description")
     runs = push_runs(seen.space, [*source.hot, *description.member.changed], description.contents, copied.staged.served)
     pusher.do(lambda: connected.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
 

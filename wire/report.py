@@ -82,6 +82,13 @@ class Report(msgspec.Struct, kw_only=True):
             "the destination's clock from COMMIT received; null when it did not come to that"
         ),
     ] = None
+    downtime_us: Annotated[
+        dict[str, float],
+        _said(
+            "what this side did in the downtime, step by step, microseconds; "
+            "the other side's steps are in the step that waits for them"
+        ),
+    ] = {}
     total_ms: Annotated[float, _said("from the authenticated connection to the last page in place, milliseconds")] = 0.0
     phases_ms: Annotated[
         dict[str, float],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from live_migration.experiments.account import DESTINATION_WAIT, ON_THE_WAY, SOURCE_WAIT, whole
 from live_migration.experiments.judgements import at_least, at_most
 from live_migration.experiments.machines import descendants, wait_for
 from live_migration.experiments.measures import largest_gap
@@ -32,6 +33,19 @@ def test_verdicts_are_about_medians() -> None:
     assert at_most("", [1, 3, 30], "ms", None).holds is None
     assert at_least("", [0.1, 0.5, 0.6], "x", 0.5).holds is True
     assert at_least("", [0.1, 0.4, 0.6], "x", 0.5).holds is False
+
+
+def test_both_sides_steps_are_one_account() -> None:
+    source = {"describing": 3.0, SOURCE_WAIT: 9.0, "deciding": 1.0}
+    destination = {"laying out": 5.0, DESTINATION_WAIT: 4.0, "resuming": 2.0}
+    steps = whole(source, destination, 14.5)
+    assert steps == {
+        "source: describing": 3.0,
+        "source: deciding": 1.0,
+        "destination: laying out": 5.0,
+        "destination: resuming": 2.0,
+        ON_THE_WAY: 3.5,
+    }
 
 
 @pytest.mark.program

@@ -12,6 +12,7 @@ import pytest
 
 import live_migration.cli.restore
 import live_migration.cli.serve
+from live_migration.experiments import account
 from live_migration.experiments.machines import descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.report import Report
@@ -77,6 +78,14 @@ def test_nobody_reads_what_is_said(subject: laws.Subject, how: list[str]) -> Non
         os.close(int(write_end.name))
         os.close(read_end)
     assert (end_of(serve), end_of(restore)) == (ExitCode.OK, ExitCode.OK)
+    at_source = read_report(subject, "serve")
+    assert at_source is not None
+    steps = account.whole(at_source.downtime_us, report.downtime_us, report.downtime_ms * 1000)
+    assert account.SOURCE_WAIT in at_source.downtime_us
+    assert account.DESTINATION_WAIT in report.downtime_us
+    # It adds up without a step that is there twice: then the messages would take less than no time.
+    assert min(steps.values()) > 0
+    assert sum(steps.values()) == pytest.approx(report.downtime_ms * 1000)
 
 
 def test_the_frontend_is_stopped(subject: laws.Subject) -> None:
