@@ -97,10 +97,16 @@ def look(pid: int) -> dict[str, str]:
     are named by their order, since their ids are others on the host."""
     found = {"names of files": " ".join(sorted(os.listdir(f"/proc/{pid}")))}
     look_at(Path(f"/proc/{pid}"), "", found)
-    tids = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    tids = sorted((int(name) for name in os.listdir(f"/proc/{pid}/task")), key=own_id)
     for number, tid in enumerate(tids):
         look_at(Path(f"/proc/{pid}/task/{tid}"), f"thread {number} ", found)
     return found
+
+
+def own_id(tid: int) -> int:
+    """The id of a thread as the process itself sees it: among those of a host, the order may be another one."""
+    words = re.search(r"^NSpid:(.*)$", Path(f"/proc/{tid}/status").read_text(), re.MULTILINE)
+    return int(words[1].split()[-1]) if words else tid
 
 
 def look_at(folder: Path, prefix: str, found: dict[str, str]) -> None:
