@@ -26,21 +26,28 @@ class Queries:
     of_thread: Program
     thread_replies: Data
     seen_by: tuple[int, ...]
+    file_ids: bool
 
 
-def compose_queries(posix_timers: Sequence[PosixTimer], seen_by: Sequence[int] = ()) -> Queries:
-    """Compose both programs for a process with these timers, and with witnesses (process/threads/landlock.py)."""
+def compose_queries(
+    posix_timers: Sequence[PosixTimer], seen_by: Sequence[int] = (), file_ids: bool = True
+) -> Queries:
+    """Compose both programs for a process with these timers, and with witnesses (process/threads/landlock.py); without
+    `file_ids` for one that may not call setfsuid(2)."""
     leader = Program("querying the process")
     of_process = task.query_process(leader, posix_timers)
-    leader_replies = threads.query_thread(leader, seen_by)
+    leader_replies = threads.query_thread(leader, seen_by, file_ids)
     thread = Program("querying a thread")
-    return Queries(leader, of_process, leader_replies, thread, threads.query_thread(thread, seen_by), tuple(seen_by))
+    of_thread = threads.query_thread(thread, seen_by, file_ids)
+    return Queries(leader, of_process, leader_replies, thread, of_thread, tuple(seen_by), file_ids)
 
 
 def current_queries(queries: Queries, process: ProcessSnapshot) -> Queries:
     """The queries for the process now that it is frozen: the same, unless it has made or deleted timers meanwhile."""
     now = timers.snapshot_timers(process)
-    return queries if now == queries.of_process.posix_timers else compose_queries(now, queries.seen_by)
+    if now == queries.of_process.posix_timers:
+        return queries
+    return compose_queries(now, queries.seen_by, queries.file_ids)
 
 
 def programs_for(queries: Queries, tids: Sequence[int]) -> dict[int, Program]:

@@ -37,6 +37,7 @@ from live_migration.process.attributes.status import proof
 from live_migration.process.attributes.timers import PosixTimer, Timers
 from live_migration.process.scope import HostScan
 from live_migration.process.threads import interrupted, scheduling, threads
+from live_migration.process.threads.filters import Filter
 from live_migration.process.threads.injection import injection_blockers
 from live_migration.process.threads.landlock import landlock_blockers
 from live_migration.process.threads.own_state import NAMESPACES, OFTEN_CHANGED, own_state_blockers
@@ -51,7 +52,8 @@ ONLY_64_BIT = "only 64-bit code can be moved: end that part of the program befor
 class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
     """A process's threads and attributes. `pid` is its id as it sees itself, `host_pid` as the source host does.
 
-    The first of `threads` is the leader. In a live description they lack what only a stopped thread can tell.
+    The first of `threads` is the leader. In a live description they lack what only a stopped thread can tell. Seccomp
+    `filters` are told only there.
     """
 
     pid: int
@@ -64,11 +66,13 @@ class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
     memory_plan: MemoryPlan
     signals: Signals = Signals()
     timers: Timers = Timers()
+    filters: tuple[Filter, ...] = ()
 
 
 @dataclass(frozen=True)
 class LiveTask:
-    """The snapshot of the running process, with what makes the frozen one short."""
+    """The snapshot of the running process, with what makes the frozen one short. `chains` are the seccomp filters of
+    each thread, by its id for the host and the leader first; those of new threads come in the freeze."""
 
     process: ProcessSnapshot
     description: TaskDescription
@@ -76,6 +80,7 @@ class LiveTask:
     proof: bytes
     sleeps: dict[int, Sleep]
     session: Session
+    chains: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class StoppedTask:
     description: TaskDescription
     asleep: dict[int, Slept]
     session: Session
+    chains: dict[int, tuple[int, ...]]
     blockers: list[Blocker] = field(default_factory=list)
 
 
@@ -201,7 +207,7 @@ def snapshot_stopped_task(
         leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(process.status))
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
-    blockers += injection_blockers(tids)
+    blockers += injection_blockers(tids, description.filters, live.chains)
     blockers += own_state_blockers(pid, tids, administrators(outside), OFTEN_CHANGED)
     if any(tid not in outside for tid in tids):
         outside = {**_snapshot_outside(process), **{tid: outside[tid] for tid in tids if tid in outside}}
@@ -220,6 +226,7 @@ def snapshot_stopped_task(
             if interrupted.needs_time(Registers(thread.registers))
         },
         session=session,
+        chains=live.chains,
         blockers=blockers,
     )
 
@@ -309,6 +316,7 @@ def complete_task(
                 threads.credentials_of(stopped.process, outside, replies_of_thread),
                 call,
                 usual,
+                stopped.chains.get(thread.host_tid, ()),
             )
         )
     description = stopped.description
@@ -331,6 +339,7 @@ def complete_task(
             stopped=stopped.stopped,
         ),
         timers=current_timers,
+        filters=(),
     )
 
 

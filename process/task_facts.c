@@ -10,7 +10,11 @@
 #include <unistd.h>
 
 /* linux/ptrace.h, since Linux 6.4 */
-enum { GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211, SECCOMP_GET_METADATA = 0x420d };
+enum {
+    GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211,
+    SECCOMP_GET_FILTER = 0x420c,
+    SECCOMP_GET_METADATA = 0x420d
+};
 
 int lm_thread_outside(int tid, struct lm_thread_outside *out) {
     struct sched_attr scheduling = {0};
@@ -49,11 +53,18 @@ int lm_thread_dispatches_calls(int tid) {
     return configuration[0] != 0 /* PR_SYS_DISPATCH_OFF */;
 }
 
-int lm_thread_has_filter(int tid) {
+int lm_thread_filter(int tid, unsigned int place, void *instructions, uint64_t *flags) {
     /* struct seccomp_metadata of linux/ptrace.h: EINVAL without a filter, ENOENT beyond the last one. */
-    uint64_t metadata[2] = {0};
+    uint64_t metadata[2] = {place};
+    long length = 0;
 
-    return ptrace((enum __ptrace_request)SECCOMP_GET_METADATA, tid, sizeof metadata, metadata) >= 0;
+    if (ptrace((enum __ptrace_request)SECCOMP_GET_METADATA, tid, sizeof metadata, metadata) < 0)
+        return -errno;
+    if (!instructions)
+        return 0;
+    *flags = metadata[1];
+    length = ptrace((enum __ptrace_request)SECCOMP_GET_FILTER, tid, place, instructions);
+    return length < 0 ? -errno : (int)length;
 }
 
 int lm_landlock_version(void) {

@@ -297,8 +297,10 @@ struct lm_thread_outside {
 int lm_thread_outside(int tid, struct lm_thread_outside *out);
 /* 1 when stopped thread `tid` has its system calls handed back to itself (PR_SET_SYSCALL_USER_DISPATCH), else 0. */
 int lm_thread_dispatches_calls(int tid);
-/* 1 when stopped thread `tid` runs under a seccomp filter (seccomp(2)) that this process may see, else 0. */
-int lm_thread_has_filter(int tid);
+/* The seccomp filter at this place of the chain of stopped thread `tid`, counted from the first: how many instructions
+ * (struct sock_filter) it has, copied to `instructions`, and its flags (SECCOMP_FILTER_FLAG_LOG); 0 if `instructions` is NULL.
+ * -ENOENT and -EINVAL: there is none. -EACCES: this process may not see it. */
+int lm_thread_filter(int tid, unsigned int place, void *instructions, uint64_t *flags);
 /* The version of Landlock that the kernel offers (landlock_create_ruleset(2)); -errno without any. */
 int lm_landlock_version(void);
 /* The securebits of the calling thread (capabilities(7)). */

@@ -23,6 +23,7 @@ from live_migration.process.attributes import credentials, limits, prctl, signal
 from live_migration.process.attributes.credentials import Credentials
 from live_migration.process.task import TaskDescription
 from live_migration.process.threads import scheduling, threads
+from live_migration.process.threads.filters import filter_blockers
 from live_migration.wire.blockers import Blocker
 
 CAP_SYS_NICE = 23
@@ -38,6 +39,7 @@ def preflight_task(
     return [
         *(one for held in different for one in credentials.preflight_credentials(held, present)),
         *limits.preflight_limits(task.limits, map_path),
+        *filter_blockers(task.filters, (thread.filters for thread in task.threads), present),
         *timers.ids_within_reach(task.timers, restore_ids),
         *(
             blocker

@@ -189,7 +189,8 @@ def _await_goodbye(running: Running) -> None:
 
 def _lock(running: Running) -> None:
     """Lock the process's memory as it was locked at the source."""
-    failed = lock_plainly(running.husk.pid, running.final.members[0].memory.mappings)
+    member = running.final.members[0]
+    failed = lock_plainly(running.husk.pid, member.memory.mappings, any(one.filters for one in member.task.threads))
     if failed:
         running.connected.line.send(
             "note",

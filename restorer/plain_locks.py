@@ -18,13 +18,14 @@ from live_migration.kernel.tracing import tracee
 from live_migration.process.memory.mappings import Mapping
 
 
-def lock_plainly(pid: int, mappings: Iterable[Mapping]) -> str:
+def lock_plainly(pid: int, mappings: Iterable[Mapping], filtered: bool) -> str:
     """Lock the ranges that plain mlock(2) had locked at the source, as far as the moved process still has them locked.
-    Its leader is stopped for a moment; without such a range nothing is done. Every page must have come.
+    Its leader is stopped for a moment; without such a range nothing is done. Every page must have come. `filtered`: it
+    has seccomp filters, which are suspended meanwhile.
 
     Returns why something could not be locked, or ""."""
     ranges = [(one.start, one.end) for one in mappings if "lo" in one.flags and "lf" not in one.flags]
-    return _in_a_child(lambda: _lock_ranges(pid, ranges)) if ranges else ""
+    return _in_a_child(lambda: _lock_ranges(pid, ranges, filtered)) if ranges else ""
 
 
 def _in_a_child(work: Callable[[], str]) -> str:
@@ -44,13 +45,13 @@ def _in_a_child(work: Callable[[], str]) -> str:
     return said
 
 
-def _lock_ranges(pid: int, ranges: list[tuple[int, int]]) -> str:
+def _lock_ranges(pid: int, ranges: list[tuple[int, int]], filtered: bool) -> str:
     try:
         gadgets = find_gadgets(pid, maps(pid))
         if gadgets is None:
             return "its program text has no code for it"
         wanted = list(still_locked(ranges, smaps(pid)))
-        return _lock(pid, gadgets, wanted) if wanted else ""
+        return _lock(pid, gadgets, wanted, filtered) if wanted else ""
     except ProcessGone:
         return ""
     except (OSError, TimeoutError) as error:
@@ -66,9 +67,9 @@ def still_locked(ranges: Iterable[tuple[int, int]], now: Iterable[MapEntry]) -> 
                 yield max(start, entry.start), min(end, entry.end)
 
 
-def _lock(pid: int, gadgets: Gadgets, ranges: list[tuple[int, int]]) -> str:
+def _lock(pid: int, gadgets: Gadgets, ranges: list[tuple[int, int]], filtered: bool) -> str:
     failed = ""
-    tracee.seize(pid)
+    tracee.seize(pid, tracee.TRACESYSGOOD | (tracee.SUSPEND_SECCOMP if filtered else 0))
     stopped = tracee.stop(pid)
     try:
         stack = next(((one.start, one.end) for one in reversed(maps(pid)) if one.path == "[stack]"), None)

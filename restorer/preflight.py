@@ -14,7 +14,7 @@ from live_migration.process.descriptors.files import File, preflight_file
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.reach import is_same_machine
 from live_migration.process.member import Member
-from live_migration.process.memory.bridge import bridge_blockers
+from live_migration.process.memory.bridge import bridge_blockers, is_needed
 from live_migration.process.memory.mapped_files import preflight_mapped_files, unnamed_blockers
 from live_migration.process.migration import Migration, whole_table
 from live_migration.process.threads.rseq_fields import rseq_blockers
@@ -65,6 +65,7 @@ def member_blockers(member: Member, options: RestoreOptions, described: Descript
     """The blockers to restoring this member, beside what it shares. Raises OSError."""
     return [
         *bridge_blockers(member.memory),
+        *_bridge_and_filters(member),
         *rseq_blockers(member.task.memory_plan.auxiliary_vector, member.memory.mappings, described.map_path),
         *_executable_blockers(member, described),
         *task_restore.preflight_task(
@@ -72,6 +73,14 @@ def member_blockers(member: Member, options: RestoreOptions, described: Descript
         ),
         *_id_blockers(member, options),
     ]
+
+
+def _bridge_and_filters(member: Member) -> list[Blocker]:
+    """Through a bridge, functions of the vdso make system calls, which filters have not been asked about."""
+    if not member.task.filters or not is_needed(member.memory):
+        return []
+    cause = "the process has filters, and where the kernel's vdso is another one, its calls of it become system calls"
+    return [Blocker("seccomp", cause, "choose a host with the same kernel, or run the process without filters")]
 
 
 def new_file_blockers(final: Migration, staged: Migration, described: DescriptorOptions) -> list[Blocker]:

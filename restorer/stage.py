@@ -56,6 +56,7 @@ from live_migration.process.memory.rows import Fetched, access_of, lock_rows, un
 from live_migration.process.rehearsal import rehearse_restoring
 from live_migration.process.threads import interrupted
 from live_migration.process.threads import restore as thread_restore
+from live_migration.process.threads.filters import Filter, common_chain, restore_filter
 from live_migration.process.threads.threads import Thread, whole_xstate
 from live_migration.restorer.custody import Custody
 from live_migration.restorer.descriptor_install import (
@@ -123,6 +124,7 @@ def stage(
     building.threads = {member.task.pid: pid}
     _create_threads(building, [thread.tid for thread in member.task.threads[1:]])
     _stage_threads(building)
+    _install_filters(building)
     reachable = limits.reachable(member.task.limits.limits, limits.present_limits(pid), may_raise)
     building.warnings += task_restore.warnings(member.task, present, reachable)
     return building
@@ -138,6 +140,29 @@ def _stage_threads(building: Construction) -> None:
             task_restore.restore_process(program, task, map_path, building.restore_ids, final=False)
         thread_restore.restore_thread(program, thread, task.pid, building.present, final=False)
         run(building.husk, program, building.threads[thread.tid])
+
+
+def _install_filters(building: Construction) -> None:
+    """Give the threads their seccomp filters, which count for none of our calls as long as this process traces them.
+    What all have in common is set for all by the first, which makes later threads, too."""
+    task = building.staged.task
+    if not task.filters:
+        return
+    for tid in building.threads.values():
+        tracee.set_options(tid, tracee.TRACESYSGOOD | tracee.EXITKILL | tracee.SUSPEND_SECCOMP)
+    common = common_chain(thread.filters for thread in task.threads)
+    for place in common:
+        _install_filter(building, task.pid, task.filters[place], for_all=True)
+    for thread in task.threads:
+        for place in thread.filters[len(common) :]:
+            _install_filter(building, thread.tid, task.filters[place])
+
+
+def _install_filter(building: Construction, tid: int, one: Filter, *, for_all: bool = False) -> None:
+    """One program for each: a filter may be large."""
+    program = Program(f"a filter of thread {tid}")
+    restore_filter(program, one, for_all=for_all)
+    run(building.husk, program, building.threads[tid])
 
 
 def _empty(building: Construction) -> None:
@@ -377,7 +402,13 @@ def _match_threads(building: Construction, wanted: tuple[Thread, ...]) -> None:
         with contextlib.suppress(ProcessGone):
             run(building.husk, program, building.threads[tid])
         del building.threads[tid]
-    _create_threads(building, [tid for tid in tids if tid not in building.threads])
+    new = [thread for thread in wanted if thread.tid not in building.threads]
+    _create_threads(building, [thread.tid for thread in new])
+    # They have begun with those of the first.
+    begun = len(building.staged.task.threads[0].filters)
+    for thread in new:
+        for place in thread.filters[begun:]:
+            _install_filter(building, thread.tid, building.staged.task.filters[place])
 
 
 def _final_registers(building: Construction, thread: Thread, elapsed: int) -> Registers:

@@ -36,6 +36,7 @@ from live_migration.process.rehearsal import rehearse_often
 from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
+from live_migration.source_server.filters import snapshot_filters
 from live_migration.source_server.options import ServeOptions
 from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PageClient, PushRun
 from live_migration.source_server.pages.contents import serve_contents, serve_new_contents
@@ -77,6 +78,7 @@ GREETING_SECONDS = 30.0
 STAGING_SECONDS = 600.0
 PREPARING_SECONDS = 30.0
 MOST_FREEZES = 40
+TRIES = 2
 
 
 def serve(options: ServeOptions, events: Events) -> int:
@@ -131,20 +133,26 @@ def check(options: ServeOptions, events: Events, seen_by: Sequence[int]) -> Exit
     """--check: list every blocker. Raises LocalError."""
     try:
         seen, blockers = snapshot_source(options.pid, seen_by)
+        more = [] if blockers else snapshot_filters(seen)[1]
     except Refused as error:
         return events.checked(options.pid, list(error.blockers))
-    blockers += witness_blockers(options.pid, seen_by)
+    blockers += [*more, *witness_blockers(options.pid, seen_by)]
     return events.checked(options.pid, [*blockers, *check_blockers(seen), *name_blockers(seen)])
 
 
 def snapshot_or_refuse(pid: int, seen_by: Sequence[int]) -> SourceSnapshot:
     """The process as it is now. Raises LocalError, and Refused with all its blockers if one of them is there whatever
-    the destination's options are."""
-    seen, blockers = snapshot_source(pid, seen_by)
-    blockers += [*witness_blockers(pid, seen_by), *name_blockers(seen)]
-    if blockers or certain_blockers(seen):
-        raise Refused([*blockers, *check_blockers(seen)], object=f"process {pid}")
-    return seen
+    the destination's options are.
+
+    It is read again before it is refused: what it opens and maps meanwhile may look like a blocker."""
+    for _ in range(TRIES):
+        seen, blockers = snapshot_source(pid, seen_by)
+        if not blockers:
+            seen, blockers = snapshot_filters(seen)
+        blockers += [*witness_blockers(pid, seen_by), *name_blockers(seen)]
+        if not blockers and not certain_blockers(seen):
+            return seen
+    raise Refused([*blockers, *check_blockers(seen)], object=f"process {pid}")
 
 
 def connect(

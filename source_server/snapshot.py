@@ -70,6 +70,7 @@ from live_migration.process.queries import Queries, compose_queries, current_que
 from live_migration.process.rehearsal import rehearse_description
 from live_migration.process.scope import HostScan, Scope, scope_of
 from live_migration.process.threads import threads as thread_parts
+from live_migration.process.threads.injection import suspend_filters
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import LocalError, Refused
 from live_migration.wire.exit_codes import ExitCode
@@ -318,6 +319,7 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     stopped = tasks.snapshot_stopped_task(process, stops, seen.task, _stopped_threads(threads))
     if stopped.blockers:
         raise Refused(stopped.blockers, object=f"process {pid}", step="the frozen process")
+    suspend_filters(tids, stopped.chains)
     queries = current_queries(seen.queries, process)
     programs = programs_for(queries, tids)
     layout = maps_text(pid)

@@ -17,6 +17,7 @@ from live_migration.kernel.injection.dirty_tracking import (
     soft_dirty_tracker,
     userfaultfd_tracker,
 )
+from live_migration.kernel.injection.program import Program, Result
 from live_migration.kernel.injection.source_threads import (
     bring_home,
     map_stub,
@@ -26,10 +27,11 @@ from live_migration.kernel.injection.source_threads import (
 )
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.process_snapshot import ProcessSnapshot
+from live_migration.kernel.seccomp import Call
 from live_migration.kernel.tracing import tracee
 from live_migration.process.attributes import limits
 from live_migration.process.threads import sleeps
-from live_migration.process.threads.injection import injection_blockers
+from live_migration.process.threads.injection import injection_blockers, may_be_killed, suspend_filters
 from live_migration.source_server.same_program import check_same_program
 from live_migration.source_server.snapshot import SourceSnapshot, frame_of, room_refused
 from live_migration.source_server.stopping import signals_held
@@ -60,7 +62,7 @@ def brief_freeze(seen: SourceSnapshot) -> Iterator[list[tracee.Stop]]:
 
 def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None:
     """A tracker of the process's writes; None if this kernel tracks nothing, or not without `soft`-dirty bits, or if
-    the process may not open another descriptor.
+    the process may not open another descriptor, or if its seccomp filters might kill it for that.
 
     Raises ProcessGone, OSError, TimeoutError, LocalError, SyscallFailed; the process runs on as before."""
     kind = find_tracking()
@@ -68,7 +70,11 @@ def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None
         return None
     if kind is Tracking.SOFT_DIRTY:
         return soft_dirty_tracker(seen.pid) if soft else None
-    userfaultfd = _make_userfaultfd(seen)
+    program, made = make_userfaultfd_program(seen.end_signal)
+    calls = [Call(number, arguments) for number, arguments in program.calls()]
+    if may_be_killed(seen.task.description.filters, seen.task.chains, seen.pid, calls):
+        return None
+    userfaultfd = _make_userfaultfd(seen, program, made)
     try:
         return userfaultfd_tracker(seen.pid, userfaultfd)
     except BaseException:
@@ -76,13 +82,14 @@ def start_tracking(seen: SourceSnapshot, *, soft: bool = True) -> Tracker | None
         raise
 
 
-def _make_userfaultfd(seen: SourceSnapshot) -> int:
+def _make_userfaultfd(seen: SourceSnapshot, program: Program, made: Result) -> int:
     """A userfaultfd that the process makes itself. All its threads stand still meanwhile, so none of them meets the
     descriptor."""
-    program, made = make_userfaultfd_program(seen.end_signal)
     with brief_freeze(seen) as stops:
-        if found := injection_blockers(stop.tid for stop in stops):
+        live = seen.task
+        if found := injection_blockers((stop.tid for stop in stops), live.description.filters, live.chains):
             raise Refused(found, object=f"process {seen.pid}", step="tracking what it writes to")
+        suspend_filters([stops[0].tid], live.chains)
         threads = snapshot_threads(seen.pid, [stops[0].tid], seen.end_signal, seen.leftover)
         # Not those of the live snapshot: under a stack that has grown since there is live memory.
         mappings = maps(seen.pid)

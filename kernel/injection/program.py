@@ -178,6 +178,23 @@ class Program:
             else source,
         )
 
+    def calls(self) -> list[tuple[int, tuple[int | None, ...]]]:
+        """The system calls of the rows, each with its arguments; None for one that is known only when it runs."""
+        unknown, from_table = set(self._from_data), set(self._from_table)
+        for first in range(0, len(self._words), _WORDS):
+            copied = first + _FIRST_ARGUMENT in from_table and self._words[first] >> 32 & lib.LM_ROW_COPY
+            if copied:
+                unknown.add(self._words[first + _FIRST_ARGUMENT] // 8)
+        found: list[tuple[int, tuple[int | None, ...]]] = []
+        for first in range(0, len(self._words), _WORDS):
+            flags = self._words[first] >> 32
+            if flags & (lib.LM_ROW_STORE | lib.LM_ROW_COPY | lib.LM_ROW_TRAP | lib.LM_ROW_HOME):
+                continue
+            places = range(first + _FIRST_ARGUMENT, first + _FIRST_ARGUMENT + _ARGUMENTS)
+            arguments = tuple(None if place in unknown else self._words[place] for place in places)
+            found.append((self._words[first] & 0xFFFFFFFF, arguments))
+        return found
+
     def data(self, content: bytes, align: int = 8) -> Data:
         """Put bytes into the data area; `align` is a power of two up to 4096."""
         place = self._next_place(align)

@@ -68,6 +68,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
     """A stopped thread, whole.
 
     `tid` is its id as the process itself sees it. Registers, vector state and siginfos are the kernel's own bytes.
+    `filters` are the places of its seccomp filters among those of the task.
     """
 
     tid: int
@@ -94,6 +95,7 @@ class Thread(msgspec.Struct, frozen=True, kw_only=True):
     signal_mask: int = 0
     pending: tuple[bytes, ...] = ()
     call: InterruptedCall | None = None
+    filters: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,12 @@ def _field(replies: Data, name: str) -> Data:
     return replies + int(ffi.offsetof("lm_thread_replies", name))
 
 
-def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
+def query_thread(program: Program, seen_by: Sequence[int] = (), file_ids: bool = True) -> Data:
     """Add the rows by which a stopped thread tells about itself; returns where the results will stand.
 
     `seen_by` are the witnesses (process/threads/landlock.py). The same program serves every thread. Nothing in it
-    changes anything, so that it may end after any row.
+    changes anything, so that it may end after any row. Without `file_ids` a thread is not asked for its file system ids
+    (setfsuid(2)), and its status is read instead.
     """
     replies = program.reserve(int(ffi.sizeof("lm_thread_replies")))
 
@@ -209,8 +212,12 @@ def query_thread(program: Program, seen_by: Sequence[int] = ()) -> Data:
     ):
         place = _field(replies, name)
         program.call(label, number, place, place + 4, place + 8, check=False)
-    row("file_user_id", "setfsuid", numbers.SYS_setfsuid, KEEP_FILE_ID)
-    row("file_group_id", "setfsgid", numbers.SYS_setfsgid, KEEP_FILE_ID)
+    if file_ids:
+        row("file_user_id", "setfsuid", numbers.SYS_setfsuid, KEEP_FILE_ID)
+        row("file_group_id", "setfsgid", numbers.SYS_setfsgid, KEEP_FILE_ID)
+    else:
+        # Nobody's id, and so other than those that are known (`credentials_of`).
+        program.store(_field(replies, "file_user_id"), KEEP_FILE_ID)
     row("group_count", "getgroups", numbers.SYS_getgroups, 0, 0)
     prctl_told("secure_bits", "PR_GET_SECUREBITS", 0)
     prctl_told("no_new_privileges", "PR_GET_NO_NEW_PRIVS", 0)
@@ -272,6 +279,7 @@ def complete_thread(
     held: credentials.Credentials,
     call: InterruptedCall | None = None,
     usual: int = 0,
+    filters: tuple[int, ...] = (),
 ) -> Thread:
     """Put together what was read of a thread from outside, by ptrace and from within.
 
@@ -320,6 +328,7 @@ def complete_thread(
         signal_mask=stopped.signal_mask,
         pending=pending,
         call=call,
+        filters=filters,
     )
 
 

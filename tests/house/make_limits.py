@@ -19,7 +19,7 @@ GROUPS = {
     "While pages are missing": ("missing",),
     "The process": (
         "children", "command", "credentials", "directories", "limit", "limits", "membarrier", "process", "root",
-        "scheduling", "session",
+        "scheduling", "seccomp", "session",
     ),
     "Descriptors": ("epoll", "eventfd", "fifo", "file", "files", "inotify", "pidfd", "pipes"),
     "Sockets": ("socket", "socketpair"),

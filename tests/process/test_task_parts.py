@@ -225,14 +225,8 @@ def test_who_cannot_be_moved() -> None:
             "import os, time; c = os.fork() or os._exit(0); time.sleep(0.2)",
             "a child that has ended is not yet waited for",
         ),
-        (
-            "import ctypes; l = ctypes.CDLL(None); l.prctl(38, 1, 0, 0, 0); "
-            "F = (ctypes.c_uint64 * 1)(0x7fff000000000006); P = (ctypes.c_uint64 * 2)(1, ctypes.addressof(F)); "
-            "assert l.prctl(22, 2, ctypes.byref(P)) == 0",
-            "runs under seccomp (mode 2)",
-        ),
     ],
-    ids=["child", "zombie", "seccomp"],
+    ids=["child", "zombie"],
 )
 def test_blockers_of_a_process(source: str, part: str) -> None:
     with helpers.python_child(f"{source}\nprint('ready', flush=True)\ninput()") as child:

@@ -219,7 +219,7 @@ def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> No
     """A filter may kill for any system call."""
     with changed_after_the_look(FILTERS_ITS_CALLS, "0") as seen:
         before = maps_text(seen.pid)
-        with pytest.raises(Refused, match="runs under seccomp"), frozen(seen) as state:
+        with pytest.raises(Refused, match="its seccomp filters have changed"), frozen(seen) as state:
             handover.query_threads(state)
         assert maps_text(seen.pid) == before
 

@@ -19,6 +19,9 @@ NUMBER_ROOM = 7
 NOT_THERE = b"\x48\xc7\xc0\xda\xff\xff\xff" + RETURN  # mov $-ENOSYS, %rax; ret
 SHORT_JUMP = 5
 
+AUDIT_ARCHITECTURE = 0xC000003E
+"""What a seccomp filter is told (AUDIT_ARCH_X86_64, linux/audit.h)."""
+
 # Code to which a function may return instead of its caller. It makes a system call, at whose entry a tracer stops the
 # thread and brings it to the caller; without a tracer it goes on there. Of the registers that the code changes, only
 # the result of a function has to be kept.
