@@ -3,6 +3,7 @@
 
 #include "kernel/kernel.h"
 #include "pager/pending.h"
+#include "pager/record.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -70,7 +71,7 @@ static int on_fork(struct lm_pager *pager, struct lm_space *parent, int userfaul
     return error;
 }
 
-static int on_event(struct lm_pager *pager, struct lm_space *space, const struct uffd_msg *message) {
+int lm_events_apply(struct lm_pager *pager, struct lm_space *space, const struct uffd_msg *message) {
     switch (message->event) {
     case UFFD_EVENT_FORK:
         return on_fork(pager, space, (int)message->arg.fork.ufd);
@@ -89,22 +90,29 @@ static int on_event(struct lm_pager *pager, struct lm_space *space, const struct
 }
 
 int lm_events_read(struct lm_pager *pager, struct lm_space *space, uint64_t *faults, int *count) {
-    struct uffd_msg messages[LM_MESSAGES];
+    const uint64_t place = lm_ledger_committed(pager->ledger)->applied;
+    bool changes = false;
     *count = 0;
-    ssize_t size = read(space->userfault, messages, sizeof messages);
-    if (size < 0)
-        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-    for (size_t i = 0; i < (size_t)size / sizeof messages[0]; i++) {
-        if (messages[i].event == UFFD_EVENT_PAGEFAULT) {
-            faults[(*count)++] = messages[i].arg.pagefault.address & ~(uint64_t)(LM_PAGE_SIZE - 1);
+    int error = lm_ledger_read(pager->ledger->base, place, space->userfault);
+    if (error <= 0)
+        return error;
+    const struct lm_ledger_slot *slot = lm_ledger_slot(pager->ledger->base, place);
+    for (size_t i = 0; i < LM_MESSAGES && slot->messages[i].event; i++) {
+        const struct uffd_msg *message = &slot->messages[i];
+        if (message->event == UFFD_EVENT_PAGEFAULT) {
+            faults[(*count)++] = message->arg.pagefault.address & ~(uint64_t)(LM_PAGE_SIZE - 1);
             continue;
         }
-        int error = on_event(pager, space, &messages[i]);
-        if (error) {
-            lm_status_set(&pager->status, LM_PAGER_FAILED,
-                          "a change of the process's mappings cannot be followed: %s", strerror(-error));
-            return error;
-        }
+        error = lm_events_apply(pager, space, message);
+        if (error < 0)
+            break;
+        changes = true;
     }
-    return 0;
+    if (changes && error >= 0)
+        error = lm_record(pager, 1);
+    if (error >= 0)
+        return 0;
+    lm_status_set(&pager->status, LM_PAGER_FAILED,
+                  "a change of the process's mappings cannot be followed: %s", strerror(-error));
+    return error;
 }

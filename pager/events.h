@@ -4,9 +4,9 @@
 
 #include "pager/paging.h"
 
-enum { LM_MESSAGES = 16 };
-
 /* Read all messages; lock held. `faults` has room for LM_MESSAGES addresses of pages. Returns 0 or -errno. */
 int lm_events_read(struct lm_pager *pager, struct lm_space *space, uint64_t *faults, int *count);
+/* Do what one message says that is no fault; lock held. Returns 0 or -errno. */
+int lm_events_apply(struct lm_pager *pager, struct lm_space *space, const struct uffd_msg *message);
 
 #endif

@@ -40,11 +40,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REQUESTS = 64, FIXED_POLLS = 2 };
+enum { REQUESTS = 64, FIXED_POLLS = 3, KEEPER_MS = 200 };
 
 struct loop {
     struct lm_pager *pager;
-    struct pollfd *polls; /* the wake-up, the page source, then a place per space */
+    struct pollfd *polls; /* the wake-up, the page source, the keeper, then a place per space */
     size_t poll_capacity;
     struct lm_request requests[REQUESTS];
     int request_count;
@@ -306,6 +306,7 @@ static ssize_t prepare(struct loop *loop) {
     loop->polls[0] = (struct pollfd){.fd = pager->wake, .events = POLLIN};
     bool listening = !loop->lost && !loop->placing && !loop->more;
     loop->polls[1] = (struct pollfd){.fd = listening ? pager->fault->descriptor : -1, .events = POLLIN};
+    loop->polls[2] = (struct pollfd){.fd = pager->keeper.itself, .events = POLLIN};
     for (size_t i = 0; i < spaces; i++)
         loop->polls[FIXED_POLLS + i] = (struct pollfd){
             .fd =
@@ -316,8 +317,9 @@ static ssize_t prepare(struct loop *loop) {
 
 /* Wait, for at most 50 us when something is to be tried again; do not wait when there is something to do. */
 static int wait_for_work(struct loop *loop, size_t polls) {
-    static const struct timespec soon = {0, 50000}, now = {0, 0};
-    return ppoll(loop->polls, polls, loop->more ? &now : loop->hurried ? &soon : NULL, NULL);
+    static const struct timespec soon = {0, 50000}, now = {0, 0}, later = {0, KEEPER_MS * 1000000};
+    const struct timespec *most = loop->pager->keeper.itself < 0 ? &later : NULL;
+    return ppoll(loop->polls, polls, loop->more ? &now : loop->hurried ? &soon : most, NULL);
 }
 
 void *lm_fault_main(void *argument) {
@@ -343,6 +345,9 @@ void *lm_fault_main(void *argument) {
         loop.hurried = false;
         if (loop.polls[0].revents)
             adopt(&loop);
+        /* If it cannot be started now, it is soon. */
+        if (loop.polls[2].revents || pager->keeper.itself < 0)
+            lm_keeper_replace(&pager->keeper, pager->ledger);
         for (ssize_t i = 0; i < spaces; i++)
             faulted |= loop.polls[FIXED_POLLS + i].revents != 0;
         if (faulted || hurried)

@@ -9,26 +9,48 @@ static uint64_t chunk_count(uint64_t pages) {
     return (pages + LM_CHUNK_PAGES - 1) / LM_CHUNK_PAGES;
 }
 
-static bool is_uniform(uintptr_t chunk) {
+static bool is_uniform(uint64_t chunk) {
     return chunk < LM_PAGE_STATES;
 }
 
-struct lm_page_table *lm_page_table_create(uint64_t pages, uint64_t *total_wanted) {
+static uint8_t *states_of(const struct lm_page_table *table, uint64_t chunk) {
+    return lm_ledger_at(table->ledger, chunk);
+}
+
+static uint64_t size_of(uint64_t pages) {
+    return (1 + chunk_count(pages)) * sizeof(uint64_t);
+}
+
+struct lm_page_table *lm_page_table_create(struct lm_ledger *ledger, uint64_t pages, uint64_t *total_wanted) {
     struct lm_page_table *table = calloc(1, sizeof *table);
     if (!table)
         return NULL;
     /* Large tables are fresh zero pages, MISSING everywhere; only those that are touched take memory.
      */
-    table->chunks = calloc(chunk_count(pages), sizeof *table->chunks);
-    if (!table->chunks) {
+    table->place = lm_ledger_take(ledger, size_of(pages));
+    if (!table->place) {
         free(table);
         return NULL;
     }
+    uint64_t *words = lm_ledger_at(ledger, table->place);
+    words[0] = pages;
+    table->chunks = words + 1;
+    table->ledger = ledger;
     table->references = 1;
     table->pages = table->wanted = pages;
     table->total_wanted = total_wanted;
     *total_wanted += pages;
     return table;
+}
+
+struct lm_page_table lm_page_table_view(struct lm_ledger *ledger, uint64_t place, uint64_t *total) {
+    uint64_t *words = lm_ledger_at(ledger, place);
+    return (struct lm_page_table){.references = 1,
+                                  .pages = words[0],
+                                  .total_wanted = total,
+                                  .ledger = ledger,
+                                  .place = place,
+                                  .chunks = words + 1};
 }
 
 void lm_page_table_hold(struct lm_page_table *table) {
@@ -41,14 +63,15 @@ void lm_page_table_release(struct lm_page_table *table) {
     *table->total_wanted -= table->wanted;
     for (uint64_t i = 0; i < chunk_count(table->pages); i++)
         if (!is_uniform(table->chunks[i]))
-            free((void *)table->chunks[i]);
-    free(table->chunks);
+            lm_ledger_give(table->ledger, table->chunks[i], LM_CHUNK_PAGES);
+    lm_ledger_give(table->ledger, table->place, size_of(table->pages));
     free(table);
 }
 
 enum lm_page_state lm_page_table_get(const struct lm_page_table *table, uint64_t page) {
-    uintptr_t chunk = table->chunks[page / LM_CHUNK_PAGES];
-    return is_uniform(chunk) ? (enum lm_page_state)chunk : ((const uint8_t *)chunk)[page % LM_CHUNK_PAGES];
+    uint64_t chunk = table->chunks[page / LM_CHUNK_PAGES];
+    return is_uniform(chunk) ? (enum lm_page_state)chunk
+                             : (enum lm_page_state)states_of(table, chunk)[page % LM_CHUNK_PAGES];
 }
 
 static bool is_wanted(unsigned state) {
@@ -68,11 +91,11 @@ static void account(struct lm_page_table *table, unsigned from, unsigned to, uin
 /* A part of one chunk. */
 static int set_in_chunk(struct lm_page_table *table, uint64_t first, uint64_t count, uint32_t from,
                         enum lm_page_state to) {
-    uintptr_t *chunk = &table->chunks[first / LM_CHUNK_PAGES];
+    uint64_t *chunk = &table->chunks[first / LM_CHUNK_PAGES];
     uint64_t begin = first % LM_CHUNK_PAGES;
     if (is_uniform(*chunk)) {
-        uintptr_t state = *chunk;
-        if (!(from & LM_STATES(state)) || state == (uintptr_t)to)
+        uint64_t state = *chunk;
+        if (!(from & LM_STATES(state)) || state == (uint64_t)to)
             return 0;
         uint64_t left = table->pages - (first - begin);
         if (count == LM_CHUNK_PAGES || (begin == 0 && count == left)) {
@@ -80,13 +103,14 @@ static int set_in_chunk(struct lm_page_table *table, uint64_t first, uint64_t co
             *chunk = to;
             return 0;
         }
-        uint8_t *states = malloc(LM_CHUNK_PAGES);
-        if (!states)
+        uint64_t place = lm_ledger_take(table->ledger, LM_CHUNK_PAGES);
+        if (!place)
             return -ENOMEM;
-        memset(states, (int)state, LM_CHUNK_PAGES);
-        *chunk = (uintptr_t)states;
+        memset(states_of(table, place), (int)state, LM_CHUNK_PAGES);
+        /* We may be killed at any point. */
+        __atomic_store_n(chunk, place, __ATOMIC_RELEASE);
     }
-    uint8_t *states = (uint8_t *)*chunk;
+    uint8_t *states = states_of(table, *chunk);
     for (uint64_t i = begin; i < begin + count; i++) {
         if (!(from & LM_STATES(states[i])))
             continue;
@@ -116,7 +140,7 @@ static uint64_t stretch(const struct lm_page_table *table, uint64_t first, uint6
                         bool inside) {
     uint64_t at = first;
     while (at < end) {
-        uintptr_t chunk = table->chunks[at / LM_CHUNK_PAGES];
+        uint64_t chunk = table->chunks[at / LM_CHUNK_PAGES];
         uint64_t next = (at / LM_CHUNK_PAGES + 1) * LM_CHUNK_PAGES;
         if (next > end)
             next = end;
@@ -126,7 +150,7 @@ static uint64_t stretch(const struct lm_page_table *table, uint64_t first, uint6
             at = next;
             continue;
         }
-        const uint8_t *states = (const uint8_t *)chunk;
+        const uint8_t *states = states_of(table, chunk);
         while (at < next && !!(set & LM_STATES(states[at % LM_CHUNK_PAGES])) == inside)
             at++;
         if (at < next)

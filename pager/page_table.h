@@ -8,6 +8,8 @@
 #ifndef LM_PAGER_PAGE_TABLE_H
 #define LM_PAGER_PAGE_TABLE_H
 
+#include "pager/ledger.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,7 +17,7 @@
 /* A page is wanted as long as it is MISSING or REQUESTED. */
 enum lm_page_state {
     LM_PAGE_MISSING = 0,   /* only the source has it */
-    LM_PAGE_REQUESTED = 1, /* under way on the bulk channel */
+    LM_PAGE_REQUESTED = 1, /* under way, or being placed */
     LM_PAGE_PLACED =
         2, /* the process has it: it is never fetched again; a fault here means that the process gave the page back */
     LM_PAGE_ZERO = 3,      /* the source has none, or zeros: answered locally */
@@ -35,13 +37,15 @@ struct lm_page_table {
     uint32_t references;
     uint64_t pages;
     uint64_t wanted;
-    uint64_t *total_wanted; /* of all tables together */
-    uintptr_t
-        *chunks; /* below LM_PAGE_STATES: the state of all its pages; else a pointer to a byte per page */
+    uint64_t *total_wanted;   /* of all tables together */
+    struct lm_ledger *ledger; /* where the states are; NULL: on the heap */
+    uint64_t place;           /* there, of the number of pages, which the chunks follow */
+    uint64_t
+        *chunks; /* below LM_PAGE_STATES: the state of all its pages; else the place of a byte per page */
 };
 
 /* All pages MISSING, one reference. Returns NULL when there is no memory. */
-struct lm_page_table *lm_page_table_create(uint64_t pages, uint64_t *total_wanted);
+struct lm_page_table *lm_page_table_create(struct lm_ledger *ledger, uint64_t pages, uint64_t *total_wanted);
 void lm_page_table_hold(struct lm_page_table *table);
 void lm_page_table_release(struct lm_page_table *table);
 
@@ -62,5 +66,9 @@ int lm_page_table_take(struct lm_page_table *table, uint64_t first, const struct
 uint64_t lm_page_table_find(const struct lm_page_table *table, uint64_t first, uint64_t end, uint32_t set,
                             uint64_t most, uint64_t *count);
 /* cffi: end */
+
+/* The table at a place of a ledger that somebody else has written, to be read only and not released; `total` takes what is
+ * of no use. */
+struct lm_page_table lm_page_table_view(struct lm_ledger *ledger, uint64_t place, uint64_t *total);
 
 #endif

@@ -4,6 +4,8 @@
 #include "pager/bulk.h"
 #include "pager/fault_loop.h"
 #include "pager/ranges.h"
+#include "pager/record.h"
+#include "pager/recovery.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +40,8 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     if (!pager)
         return NULL;
     pager->statistics = statistics ? statistics : &pager->own_statistics;
-    pager->keeper = (struct lm_keeper){.finished = -1, .pager = -1};
+    pager->keeper = LM_NO_KEEPER;
+    pager->ledger = lm_ledger_create();
     pager->prefetch.run_pages = LM_FRAME_PAGES;
     atomic_init(&pager->fault_pages, 16);
     pthread_mutex_init(&pager->lock, NULL);
@@ -48,7 +51,7 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     pthread_condattr_destroy(&clock);
     pager->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int error = lm_status_init(&pager->status, entered_from, LM_PAGER_STAGED);
-    if (error || pager->wake < 0) {
+    if (error || pager->wake < 0 || !pager->ledger) {
         lm_pager_destroy(pager);
         return NULL;
     }
@@ -124,6 +127,7 @@ void lm_pager_destroy(struct lm_pager *pager) {
     free(pager->pending);
     if (pager->wake >= 0)
         close(pager->wake);
+    lm_ledger_destroy(pager->ledger, needed);
     lm_status_deinit(&pager->status);
     pthread_cond_destroy(&pager->work);
     pthread_mutex_destroy(&pager->lock);
@@ -142,7 +146,6 @@ void lm_pager_notice_ends(struct lm_pager *pager) {
 }
 
 int lm_pager_add_space(struct lm_pager *pager, uint32_t number, int userfaultfd, int pid) {
-    char path[64];
     if (number >= LM_CHILD_SPACE || pager->fault_running)
         return -EINVAL;
     if (lm_pager_find_space(pager, number))
@@ -151,18 +154,7 @@ int lm_pager_add_space(struct lm_pager *pager, uint32_t number, int userfaultfd,
     int flags = fcntl(userfaultfd, F_GETFL);
     if (flags < 0 || fcntl(userfaultfd, F_SETFL, flags | O_NONBLOCK) < 0)
         return -errno;
-    snprintf(path, sizeof path, "/proc/%d/mem", pid);
-    int memory = open(path, O_RDWR | O_CLOEXEC);
-    if (memory < 0)
-        return -errno;
-    struct lm_space *space = lm_pager_new_space(pager, number, userfaultfd, pid, memory);
-    if (!space) {
-        close(memory);
-        return -ENOMEM;
-    }
-    snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
-    space->pagemap = open(path, O_RDONLY | O_CLOEXEC);
-    return 0;
+    return lm_pager_open_space(pager, number, userfaultfd, pid) ? 0 : -errno;
 }
 
 int lm_pager_add_object(struct lm_pager *pager, uint32_t number, int fd, uint64_t size) {
@@ -193,7 +185,15 @@ static int start_thread(pthread_t *thread, void *(*body)(void *), struct lm_page
 int lm_pager_start(struct lm_pager *pager) {
     if (pager->fault_running)
         return -EBUSY;
-    int error = lm_keeper_start(&pager->keeper);
+    lm_pager_lock_patient(pager);
+    lm_ledger_head(pager->ledger)->worker = getpid();
+    lm_ledger_head(pager->ledger)->pid = pager->space_count ? pager->spaces[0]->pid : 0;
+    int error = lm_record(pager, 0);
+    lm_pager_unlock(pager);
+    if (!error)
+        error = lm_keeper_start(&pager->keeper, pager->ledger);
+    if (!error)
+        lm_recovery_settle(pager);
     if (!error)
         error = start_thread(&pager->fault_thread, lm_fault_main, pager, "lm-fault");
     pager->fault_running = !error;

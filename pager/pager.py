@@ -153,6 +153,17 @@ class Pager:
         the pager from now on. Raises OSError."""
         check_errno(lib.lm_pager_connect(self._pager, fault.take(), bulk.take()))
 
+    def recover(self, ledger: int, found: Iterable[tuple[int, int]]) -> None:
+        """Go on where another pager was killed (recovery.h), before anything else is done: with its ledger, locked, and
+        its userfaultfds, each as its number in the keeper and the number of a duplicate here. Takes all of them over,
+        once `start` has returned. Raises OSError: ESRCH when no process needs its pages any more."""
+        array = ffi.new("struct lm_recovered[]", [(there, here) for there, here in found])
+        check_errno(lib.lm_pager_recover(self._pager, ledger, array, len(array)))
+
+    def note(self, text: bytes) -> None:
+        """Keep a note for whoever goes on after us. Raises OSError."""
+        check_errno(lib.lm_pager_note(self._pager, text, len(text)))
+
     def set_ranges(self, ranges: Sequence[PagedRange], space: int = 0) -> None:
         """Set the whole list of a space's ranges, instead of the one before; those paged on demand are registered.
 

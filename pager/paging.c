@@ -4,9 +4,12 @@
 #include "wire/channel.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void note_holder(struct lm_pager *pager) {
     atomic_store_explicit(&pager->holder_processor, sched_getcpu(), memory_order_relaxed);
@@ -94,6 +97,25 @@ struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int
     return space;
 }
 
+struct lm_space *lm_pager_open_space(struct lm_pager *pager, uint32_t number, int userfault, int pid) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    /* A child that was born meanwhile is never written to. */
+    int memory = pid ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    if (pid && memory < 0)
+        return NULL;
+    struct lm_space *space = lm_pager_new_space(pager, number, userfault, pid, memory);
+    if (!space) {
+        if (memory >= 0)
+            close(memory);
+        errno = ENOMEM;
+        return NULL;
+    }
+    snprintf(path, sizeof path, "/proc/%d/pagemap", pid);
+    space->pagemap = pid ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    return space;
+}
+
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space) {
     if (space->gone)
         return;
@@ -107,6 +129,6 @@ void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space) {
     for (size_t i = 0; i < space->count; i++)
         lm_page_table_release(space->ranges[i].table);
     space->count = 0;
-    space->sorted = false;
+    lm_space_changed(space);
     __atomic_store_n(&space->gone, true, __ATOMIC_RELAXED);
 }

@@ -122,6 +122,7 @@ struct lm_pager {
     pthread_mutex_t lock;         /* guards everything from here to the next comment; see fault_loop.c */
     _Atomic int urgent;           /* the fault loop wants it */
     _Atomic int holder_processor; /* where its holder ran when it took it */
+    struct lm_ledger *ledger;
     struct lm_space **spaces;
     size_t space_count, space_capacity;
     uint32_t children;
@@ -177,6 +178,9 @@ struct lm_space *lm_pager_find_space(const struct lm_pager *pager, uint32_t numb
 /* A space of our own making; takes the descriptors. Lock held. NULL when there is no memory. */
 struct lm_space *lm_pager_new_space(struct lm_pager *pager, uint32_t number, int userfault, int pid,
                                     int memory);
+/* A space of process `pid` (0: a child that was born here), with its files in /proc; takes the userfaultfd. Lock held, or no
+ * thread started. NULL with errno. */
+struct lm_space *lm_pager_open_space(struct lm_pager *pager, uint32_t number, int userfault, int pid);
 /* The process's memory is gone: nothing is wanted there any more. Lock held. */
 void lm_pager_space_gone(struct lm_pager *pager, struct lm_space *space);
 

@@ -1,5 +1,6 @@
 #include "pager/ranges.h"
 
+#include "pager/record.h"
 #include "pager/userfault.h"
 
 #include <errno.h>
@@ -39,7 +40,7 @@ static int make_range(struct lm_pager *pager, const struct lm_space *old,
                                .kind = what->kind};
     if (what->kind == LM_RANGE_WRITTEN)
         return 0;
-    range->table = lm_page_table_create(pages, &pager->wanted);
+    range->table = lm_page_table_create(pager->ledger, pages, &pager->wanted);
     if (!range->table)
         return -ENOMEM;
     int error = 0;
@@ -92,7 +93,7 @@ static int replace_ranges(struct lm_pager *pager, struct lm_space *space,
         space->by_source = fresh.by_source;
         space->count = fresh.count;
         space->capacity = fresh.capacity;
-        space->sorted = false;
+        lm_space_changed(space);
         fresh = before;
         fresh.userfault = fresh.memory = fresh.pagemap = -1;
     }
@@ -106,6 +107,8 @@ int lm_pager_set_ranges(struct lm_pager *pager, uint32_t number, const struct lm
     lm_pager_lock_patient(pager);
     struct lm_space *space = lm_pager_find_space(pager, number);
     int error = !space || space->gone ? -ESRCH : replace_ranges(pager, space, ranges, count, failed);
+    if (!error)
+        error = lm_record(pager, 0);
     lm_pager_unlock(pager);
     return error;
 }

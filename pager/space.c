@@ -11,6 +11,10 @@ void lm_space_init(struct lm_space *space, uint32_t number, int userfault, int p
         .number = number, .userfault = userfault, .pid = pid, .memory = memory, .pagemap = -1};
 }
 
+void lm_space_changed(struct lm_space *space) {
+    space->sorted = space->recorded = false;
+}
+
 void lm_space_deinit(struct lm_space *space) {
     for (size_t i = 0; i < space->count; i++)
         lm_page_table_release(space->ranges[i].table);
@@ -106,7 +110,7 @@ static void insert_at(struct lm_space *space, size_t at, const struct lm_range *
     memmove(space->ranges + at + 1, space->ranges + at, (space->count - at) * sizeof *space->ranges);
     space->ranges[at] = *range;
     space->count++;
-    space->sorted = false;
+    lm_space_changed(space);
 }
 
 int lm_space_insert(struct lm_space *space, const struct lm_range *range) {
@@ -160,7 +164,7 @@ int lm_space_cut(struct lm_space *space, uint64_t start, uint64_t end, struct lm
     }
     memmove(space->ranges + from, space->ranges + to, (space->count - to) * sizeof *space->ranges);
     space->count -= to - from;
-    space->sorted = false;
+    lm_space_changed(space);
     if (last.end > end) {
         struct lm_range after = part(&last, end, last.end);
         insert_at(space, from, &after);
@@ -180,13 +184,13 @@ int lm_space_copy(const struct lm_space *parent, struct lm_space *child) {
             continue;
         uint64_t pages = (range.end - range.start) / 4096;
         const struct lm_page_table *old = range.table;
-        range.table = lm_page_table_create(pages, old->total_wanted);
+        range.table = lm_page_table_create(old->ledger, pages, old->total_wanted);
         if (!range.table)
             return -ENOMEM;
         error = lm_page_table_take(range.table, 0, old, range.first, pages, ~LM_STATES_WANTED);
         range.first = 0;
         child->ranges[child->count++] = range;
     }
-    child->sorted = false;
+    lm_space_changed(child);
     return error;
 }

@@ -36,6 +36,7 @@ struct lm_space {
     size_t count, capacity;
     size_t *by_source; /* the ranges' places in the order of their source addresses */
     bool sorted;       /* by_source is right */
+    bool recorded;     /* the ledger has these ranges */
 };
 
 /* Takes both descriptors. */
@@ -61,6 +62,8 @@ int lm_space_cut(struct lm_space *space, uint64_t start, uint64_t end, struct lm
 
 /* The child of a fork: the same ranges with tables of its own. Returns 0 or -ENOMEM. */
 int lm_space_copy(const struct lm_space *parent, struct lm_space *child);
+/* Its ranges have changed. */
+void lm_space_changed(struct lm_space *space);
 /* cffi: end */
 
 static inline uint64_t lm_range_page(const struct lm_range *range, uint64_t address) {

@@ -148,7 +148,7 @@ def test_a_killed_pager_never_means_zeros(program: Path, verb: str, mode: int) -
             assert is_alive(keeper)
             assert destination.process.poll() is None
             descriptors = [os.readlink(f"/proc/{keeper}/fd/{fd}") for fd in os.listdir(f"/proc/{keeper}/fd")]
-            assert set(descriptors) == {"anon_inode:[userfaultfd]"}
+            assert set(descriptors) == {"anon_inode:[userfaultfd]", "/memfd:lm-ledger (deleted)"}
         finally:
             process.kill()
             process.wait()

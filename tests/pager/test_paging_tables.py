@@ -33,7 +33,7 @@ def test_a_page_table_is_a_list_of_states(
     made: list[tuple[tuple[int, int], int, int]], where: tuple[int, int], wanted: int, most: int
 ) -> None:
     total = ffi.new("uint64_t *", 7)
-    table = lib.lm_page_table_create(PAGES, total)
+    table = lib.lm_page_table_create(ffi.NULL, PAGES, total)
     model = [lib.LM_PAGE_MISSING] * PAGES
     for (first, count), chosen, to in made:
         assert lib.lm_page_table_set(table, first, count, chosen, to) == 0
@@ -52,7 +52,7 @@ def test_a_page_table_is_a_list_of_states(
     assert lib.lm_page_table_find(table, first, end, wanted, most, length) == found
     assert length[0] == row - found
 
-    other = lib.lm_page_table_create(where[1] + 3, total)
+    other = lib.lm_page_table_create(ffi.NULL, where[1] + 3, total)
     assert lib.lm_page_table_take(other, 2, table, first, where[1], wanted) == 0
     taken = [state if wanted >> state & 1 else lib.LM_PAGE_MISSING for state in model[first:end]]
     assert states_of(other, where[1] + 3) == [0, 0, *taken, 0]
@@ -81,7 +81,7 @@ def test_a_space_is_a_map_from_addresses_to_source_pages(made: list[tuple[str, t
                 "source": source * PAGE,
                 "source_space": 0,
                 "kind": lib.LM_RANGE_ANONYMOUS,
-                "table": lib.lm_page_table_create(count, total),
+                "table": lib.lm_page_table_create(ffi.NULL, count, total),
                 "first": 0,
             }
             taken = any(page in model for page in range(first, first + count))

@@ -273,7 +273,7 @@ def test_pages_of_members_never_meet(pair: Pair) -> None:
         space = ffi.new("struct lm_space *")
         lib.lm_space_init(space, member.space, -1, 0, -1)
         for one in memory_ranges(member.memory):
-            table = lib.lm_page_table_create((one.end - one.start) // PAGE, total)
+            table = lib.lm_page_table_create(ffi.NULL, (one.end - one.start) // PAGE, total)
             piece = {
                 "start": one.start,
                 "end": one.end,
