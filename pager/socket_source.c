@@ -58,7 +58,7 @@ static bool holds(const struct lm_page_source *source) {
 }
 
 static bool pending(const struct lm_page_source *source) {
-    return lm_channel_pending(&((const struct socket_source *)source)->channel) != 0;
+    return lm_channel_pending(&((const struct socket_source *)source)->channel);
 }
 
 static void end(struct lm_page_source *source) {

@@ -43,9 +43,13 @@ int lm_channel_init(struct lm_channel *channel, const struct lm_link *link, uint
         close(own);
         return -error;
     }
+    int error = link->tls ? lm_records_create(link->tls, &channel->records) : 0;
+    if (error) {
+        close(own);
+        return error;
+    }
     set_options(own, role);
     channel->fd = own;
-    channel->tls = lm_tls_get(link->tls);
     channel->role = role;
     channel->attempt = attempt;
     if (session)
@@ -57,40 +61,42 @@ void lm_channel_deinit(struct lm_channel *channel) {
     if (channel->fd >= 0)
         close(channel->fd);
     channel->fd = -1;
-    lm_tls_put(channel->tls);
-    channel->tls = NULL;
+    lm_records_destroy(channel->records);
+    channel->records = NULL;
 }
 
 int lm_channel_descriptor(const struct lm_channel *channel) {
     return channel->fd;
 }
 
-/* Wait until the transport has something; nobody holds TLS's lock meanwhile. */
-static int wait_for_bytes(const struct lm_channel *channel) {
-    struct pollfd bytes = {.fd = channel->fd, .events = POLLIN};
-    return poll(&bytes, 1, -1) < 0 && errno != EINTR ? -errno : 0;
-}
-
-static ssize_t receive(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
-    if (channel->tls)
-        return lm_tls_read(channel->tls, buffer, size);
+static ssize_t take_in(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
     ssize_t count = recv(channel->fd, buffer, size, wait ? 0 : MSG_DONTWAIT);
     return count > 0 ? count : count == 0 ? -EPIPE : -errno;
 }
 
-ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
+static ssize_t read_record(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
     for (;;) {
-        ssize_t count = receive(channel, buffer, size, wait);
-        if (count > 0)
-            channel->received += (uint64_t)count;
-        if (count == -EAGAIN && wait) {
-            int error = wait_for_bytes(channel);
-            if (error)
-                return error;
-        } else if (count != -EINTR) {
+        ssize_t count = lm_records_open(channel->records, buffer, size);
+        if (count != -EAGAIN)
             return count;
-        }
+        size_t most;
+        void *room = lm_records_room(channel->records, size, &most);
+        count = take_in(channel, room, most, wait);
+        if (count < 0)
+            return count;
+        lm_records_filled(channel->records, (size_t)count);
     }
+}
+
+ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait) {
+    ssize_t count;
+    do
+        count = channel->records ? read_record(channel, buffer, size, wait)
+                                 : take_in(channel, buffer, size, wait);
+    while (count == -EINTR);
+    if (count > 0)
+        channel->received += (uint64_t)count;
+    return count;
 }
 
 int lm_channel_read_exact(struct lm_channel *channel, void *buffer, size_t size) {
@@ -114,22 +120,8 @@ static int wait_for_room(struct lm_channel *channel) {
     return ready < 0 && errno != EINTR ? -errno : 0;
 }
 
-/* Pass over so many bytes of the vector. */
-static void advance(struct iovec **parts, int *count, size_t done) {
-    while (*count && (done || !(*parts)->iov_len)) {
-        size_t step = done < (*parts)->iov_len ? done : (*parts)->iov_len;
-        (*parts)->iov_base = (char *)(*parts)->iov_base + step;
-        (*parts)->iov_len -= step;
-        done -= step;
-        if (!(*parts)->iov_len) {
-            (*parts)++;
-            (*count)--;
-        }
-    }
-}
-
 static int write_socket(struct lm_channel *channel, struct iovec *parts, int count) {
-    for (advance(&parts, &count, 0); count;) {
+    for (lm_vector_advance(&parts, &count, 0); count;) {
         struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
         ssize_t done = sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         int error = done < 0 && errno != EINTR ? -errno : 0;
@@ -139,51 +131,33 @@ static int write_socket(struct lm_channel *channel, struct iovec *parts, int cou
             return error;
         if (done > 0) {
             channel->sent += (uint64_t)done;
-            advance(&parts, &count, (size_t)done);
+            lm_vector_advance(&parts, &count, (size_t)done);
         }
     }
     return 0;
 }
 
-static int write_record(struct lm_channel *channel, const void *record, size_t size, bool more) {
-    for (;;) {
-        ssize_t done = lm_tls_write(channel->tls, record, size, more);
-        int error = done == -EAGAIN ? wait_for_room(channel) : done < 0 ? (int)done : 0;
-        if (error || done > 0) {
-            channel->sent += error ? 0 : (uint64_t)done;
-            return error;
-        }
-    }
-}
-
-/* As few records as there can be. What fills one is written from where it lies, and the rest is put together: a page and
- * the header before it are one record. */
+/* As much as fits into the records' room is sealed before any of it is sent: a page and the header before it are one
+ * record, and few calls of the kernel carry many of them. */
 static int write_records(struct lm_channel *channel, struct iovec *parts, int count) {
-    unsigned char gathered[LM_TLS_RECORD_BYTES];
-    size_t held = 0;
-    int error = 0;
-    for (advance(&parts, &count, 0); count && !error;) {
-        if (!held && parts->iov_len >= LM_TLS_RECORD_BYTES) {
-            bool more = count > 1 || parts->iov_len > LM_TLS_RECORD_BYTES;
-            error = write_record(channel, parts->iov_base, LM_TLS_RECORD_BYTES, more);
-            advance(&parts, &count, LM_TLS_RECORD_BYTES);
-            continue;
-        }
-        size_t room = sizeof gathered - held;
-        size_t step = parts->iov_len < room ? parts->iov_len : room;
-        memcpy(gathered + held, parts->iov_base, step);
-        held += step;
-        advance(&parts, &count, step);
-        if (held == sizeof gathered || !count) {
-            error = write_record(channel, gathered, held, count != 0);
-            held = 0;
-        }
+    for (;;) {
+        size_t size;
+        int error = lm_records_seal(channel->records, &parts, &count);
+        if (error)
+            return error;
+        struct iovec sealed = {.iov_base = (void *)lm_records_sealed(channel->records, &size)};
+        sealed.iov_len = size;
+        if (!size)
+            return 0;
+        error = write_socket(channel, &sealed, 1);
+        if (error)
+            return error;
+        lm_records_sent(channel->records, size);
     }
-    return error;
 }
 
 int lm_channel_writev(struct lm_channel *channel, struct iovec *parts, int count) {
-    return channel->tls ? write_records(channel, parts, count) : write_socket(channel, parts, count);
+    return channel->records ? write_records(channel, parts, count) : write_socket(channel, parts, count);
 }
 
 int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size) {
@@ -191,8 +165,8 @@ int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size
     return lm_channel_writev(channel, &part, 1);
 }
 
-size_t lm_channel_pending(const struct lm_channel *channel) {
-    return channel->tls ? lm_tls_pending(channel->tls) : 0;
+bool lm_channel_pending(const struct lm_channel *channel) {
+    return channel->records && lm_records_ready(channel->records);
 }
 
 size_t lm_channel_unsent(const struct lm_channel *channel) {

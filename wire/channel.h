@@ -1,9 +1,9 @@
 /*
- * A channel: every byte from and to the peer passes here, above an already connected and authenticated stream
- * socket, and under TLS (wire/tls.h).
+ * A channel: every byte of a page stream passes here, above an already connected and authenticated stream socket, and
+ * under records (wire/records.h), which take the place of TLS when its handshake is done.
  *
  * Nothing above it knows what carries the bytes: with no TLS session, for experiments on one machine and in tests, that
- * is the socket itself. `lm_channel_pending` tells of bytes that TLS holds and poll(2) does not show, and the
+ * is the socket itself. `lm_channel_pending` tells of bytes that the records hold and poll(2) does not show, and the
  * descriptor is only for waiting. Loops for partial reads and writes are here and nowhere else.
  *
  * One thread may read while another writes; two readers or two writers need a lock of their own.
@@ -11,7 +11,7 @@
 #ifndef LM_WIRE_CHANNEL_H
 #define LM_WIRE_CHANNEL_H
 
-#include "wire/tls.h"
+#include "wire/records.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -24,7 +24,8 @@
 #define LM_ROLE_FAULT 2
 #define LM_ROLE_BULK 3
 
-/* What a channel is made of: a connected socket, and the TLS session on it, or NULL. Both stay the caller's. */
+/* What a channel is made of: a connected socket, and the TLS session on it, or NULL. Both stay the caller's, but the
+ * session gives no more. */
 struct lm_link {
     int fd;
     struct lm_tls *tls;
@@ -36,15 +37,15 @@ struct lm_channel {
     uint32_t role;       /* LM_ROLE_... */
     uint32_t attempt;    /* 1 for the first connection of the session, counted up by each reconnection */
     uint8_t session[16]; /* both ends' name of the migration */
-    struct lm_tls *tls;  /* NULL when there is none */
-    uint64_t received;   /* bytes read so far */
-    uint64_t sent;       /* bytes written so far */
+    struct lm_records *records; /* NULL when there is no TLS */
+    uint64_t received;          /* bytes read so far */
+    uint64_t sent;              /* bytes written so far */
     uint64_t
         waited_ns; /* time that writers spent waiting for room: the link, not the processor, is the limit */
 };
 
 /* Take a duplicate of the link's socket, made blocking, with the options its role wants (no delay, keep-alive, priority
- * before bulk), and a share in its TLS session. Returns 0 or -errno. */
+ * before bulk), and go on where its TLS session stops, which it does once. Returns 0 or -errno. */
 int lm_channel_init(struct lm_channel *channel, const struct lm_link *link, uint32_t role,
                     const uint8_t session[16], uint32_t attempt);
 void lm_channel_deinit(struct lm_channel *channel);
@@ -65,8 +66,8 @@ int lm_channel_read_exact(struct lm_channel *channel, void *buffer, size_t size)
 int lm_channel_writev(struct lm_channel *channel, struct iovec *parts, int count);
 int lm_channel_write(struct lm_channel *channel, const void *buffer, size_t size);
 
-/* Bytes that a read would return without waiting and that poll(2) does not show. */
-size_t lm_channel_pending(const struct lm_channel *channel);
+/* Whether a read would return something without waiting that poll(2) does not show. */
+bool lm_channel_pending(const struct lm_channel *channel);
 
 /* Bytes written that the transport has not sent yet, 0 if it cannot tell (SIOCOUTQNSD of
  * linux/sockios.h). */

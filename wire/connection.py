@@ -42,8 +42,6 @@ LONGEST_PAUSE_SECONDS = 0.5
 WAITING_FOR_ACCEPT = 4096
 SILENT_SECONDS = 3
 KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
-AHEAD = {Role.CONTROL: 0, Role.FAULT: 16 << 10, Role.BULK: 128 << 10}
-"""How many bytes TLS may take from the socket beyond a record: none where poll(2) has to tell of each message."""
 FIRST_OF_TLS = range(20, 25)
 """What a record of TLS begins with (RFC 8446, B.1)."""
 
@@ -240,8 +238,8 @@ def _introduce(stream: Stream, caller: _Caller, deadline: float) -> Done:
 
 def _secure(stream: Stream, caller: _Caller, deadline: float) -> None:
     """Go through TLS's handshake, unless a refusal comes in its place."""
-    keys, ahead = caller.keys, AHEAD[caller.hello.role]
-    stream.secure(caller.context, listening=False, identity=keys.tag, key=keys.key, ahead=ahead)
+    keys = caller.keys
+    stream.secure(caller.context, listening=False, identity=keys.tag, key=keys.key)
     begun = False
     while True:
         try:

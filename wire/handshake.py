@@ -44,6 +44,9 @@ direction has a label of its own. So nobody can replay a handshake, send it back
 role. Without TLS (form 3) `exported` is zero, and the secret, if there is none in the ticket, is empty: then everybody
 is let in.
 
+After the handshake CONTROL goes on under TLS, and FAULT and BULK go on with records whose keys are exported from it
+(`wire/records.h`).
+
 The tag is a word at the door: who does not know it is turned away before anything is computed. Anybody on the way can
 repeat it, and the beginning of a TLS handshake too, so only a whole HELLO counts.
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 
 from live_migration.wire.addresses import show_address
 from live_migration.wire.connection import (
-    AHEAD,
     SET_UP_SECONDS,
     Listener,
     Roles,
@@ -298,9 +297,7 @@ class _Reception:
             self.expect_hello(stranger, found)
         else:
             keys = found.keys
-            stranger.stream.secure(
-                self.context, listening=True, identity=keys.tag, key=keys.key, ahead=AHEAD[found.role]
-            )
+            stranger.stream.secure(self.context, listening=True, identity=keys.tag, key=keys.key)
 
     def open_door(self, knock: bytes) -> _Door | Verdict:
         """What a knock opens, or why it opens nothing."""

@@ -60,11 +60,10 @@ class Stream:
         self.socket = connection
         self._tls = ffi.NULL
 
-    def secure(self, context: TlsContext, *, listening: bool, identity: bytes, key: bytes, ahead: int) -> None:
-        """Begin a TLS session; `handshake` goes on with it. `ahead`: bytes that may be taken from the socket beyond the
-        record at hand, so that poll(2) does not show them any more. Raises OSError."""
+    def secure(self, context: TlsContext, *, listening: bool, identity: bytes, key: bytes) -> None:
+        """Begin a TLS session; `handshake` goes on with it. Raises OSError."""
         made = ffi.new("struct lm_tls **")
-        _check(lib.lm_tls_create(context.handle, self.fileno(), listening, identity, key, ahead, made))
+        _check(lib.lm_tls_create(context.handle, self.fileno(), listening, identity, key, made))
         self._tls = made[0]
 
     def handshake(self) -> None:

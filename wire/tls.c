@@ -18,6 +18,7 @@
 static const unsigned char CIPHER[] = {0x13, 0x01};
 enum { RECORDS_OF_A_KEY = 1 << 23 };
 static const char EXPORTED[] = "EXPORTER-live-migration";
+static const char RECORDS[] = "EXPORTER-live-migration-records";
 
 struct lm_tls_context {
     SSL_CTX *ssl;
@@ -28,6 +29,7 @@ struct lm_tls {
     atomic_int holders;
     int fd;
     bool certified;
+    bool listens;
     pthread_mutex_t lock; /* of what follows */
     SSL *ssl;
     BIO_METHOD *method;
@@ -38,12 +40,8 @@ struct lm_tls {
     bool half;                  /* a record is written in part */
     uint32_t records;           /* written under the key in use */
     int no_reading, no_writing; /* why it has ended in a direction, -errno; a last word may still come in */
-    size_t ahead;               /* size of `held` */
-    size_t begin, end;
-    unsigned char held[]; /* [begin, end) was taken from the socket and not by libssl */
 };
 
-/* libssl reads a record's header and its body apart: both come out of what was taken in at once. */
 static int take(BIO *bio, char *buffer, int size) {
     struct lm_tls *tls = BIO_get_data(bio);
     BIO_clear_retry_flags(bio);
@@ -51,24 +49,13 @@ static int take(BIO *bio, char *buffer, int size) {
         BIO_set_retry_read(bio);
         return -1;
     }
-    if (tls->begin == tls->end) {
-        bool direct = !tls->ahead || (size_t)size >= tls->ahead;
-        ssize_t got;
-        do
-            got = recv(tls->fd, direct ? buffer : (char *)tls->held, direct ? (size_t)size : tls->ahead,
-                       MSG_DONTWAIT);
-        while (got < 0 && errno == EINTR);
-        if (got < 0 && errno == EAGAIN)
-            BIO_set_retry_read(bio);
-        if (direct || got <= 0)
-            return (int)got;
-        tls->begin = 0;
-        tls->end = (size_t)got;
-    }
-    size_t step = tls->end - tls->begin < (size_t)size ? tls->end - tls->begin : (size_t)size;
-    memcpy(buffer, tls->held + tls->begin, step);
-    tls->begin += step;
-    return (int)step;
+    ssize_t got;
+    do
+        got = recv(tls->fd, buffer, (size_t)size, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got < 0 && errno == EAGAIN)
+        BIO_set_retry_read(bio);
+    return (int)got;
 }
 
 static int give(BIO *bio, const char *buffer, int size) {
@@ -160,17 +147,17 @@ static int find_key(SSL *ssl, const unsigned char *identity, size_t length, SSL_
 }
 
 int lm_tls_create(struct lm_tls_context *context, int fd, bool listening, const uint8_t *identity,
-                  const uint8_t *key, size_t ahead, struct lm_tls **tls) {
-    struct lm_tls *made = calloc(1, sizeof *made + ahead);
+                  const uint8_t *key, struct lm_tls **tls) {
+    struct lm_tls *made = calloc(1, sizeof *made);
     if (!made)
         return -ENOMEM;
     atomic_init(&made->holders, 1);
     pthread_mutex_init(&made->lock, NULL);
     memcpy(made->identity, identity, sizeof made->identity);
     memcpy(made->key, key, sizeof made->key);
-    made->ahead = ahead;
     made->deaf = !listening;
     made->certified = context->certified;
+    made->listens = listening;
     made->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
     int error = made->fd < 0 ? -errno : 0;
     made->ssl = SSL_new(context->ssl);
@@ -324,5 +311,31 @@ ssize_t lm_tls_write(struct lm_tls *tls, const void *buffer, size_t size, bool m
 }
 
 size_t lm_tls_pending(const struct lm_tls *tls) {
-    return tls->end - tls->begin + (size_t)SSL_pending(tls->ssl);
+    return (size_t)SSL_pending(tls->ssl);
+}
+
+bool lm_tls_listens(const struct lm_tls *tls) {
+    return tls->listens;
+}
+
+int lm_tls_keys(struct lm_tls *tls, bool listeners, uint64_t epoch, uint8_t *bytes, size_t size) {
+    unsigned char which[1 + sizeof epoch] = {listeners};
+    for (unsigned i = 0; i < sizeof epoch; i++)
+        which[1 + i] = (unsigned char)(epoch >> 8 * i);
+    pthread_mutex_lock(&tls->lock);
+    int known = SSL_export_keying_material(tls->ssl, bytes, size, RECORDS, sizeof RECORDS - 1, which,
+                                           sizeof which, 1);
+    pthread_mutex_unlock(&tls->lock);
+    return known == 1 ? 0 : -EINVAL;
+}
+
+int lm_tls_hand_over(struct lm_tls *tls) {
+    pthread_mutex_lock(&tls->lock);
+    int error = tls->no_reading ? tls->no_reading : tls->no_writing;
+    if (!error && (!SSL_is_init_finished(tls->ssl) || SSL_has_pending(tls->ssl) || tls->half))
+        error = -EPROTO;
+    if (!error)
+        tls->no_reading = tls->no_writing = -EALREADY;
+    pthread_mutex_unlock(&tls->lock);
+    return error;
 }

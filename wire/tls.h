@@ -35,10 +35,9 @@ int lm_tls_context_create(const char *certificate, const char *key, const char *
                           struct lm_tls_context **context);
 void lm_tls_context_destroy(struct lm_tls_context *context);
 
-/* A session over a duplicate of `fd`. `identity` says in clear which key is meant; `ahead` is how many bytes may be taken
- * from the socket beyond the record at hand. The context may go before the session. */
+/* A session over a duplicate of `fd`. `identity` says in clear which key is meant. The context may go before the session. */
 int lm_tls_create(struct lm_tls_context *context, int fd, bool listening, const uint8_t *identity,
-                  const uint8_t *key, size_t ahead, struct lm_tls **tls);
+                  const uint8_t *key, struct lm_tls **tls);
 /* Sessions are counted: whoever holds one may share it, and everybody gives back what he holds. NULL is no session. */
 void lm_tls_put(struct lm_tls *tls);
 
@@ -54,10 +53,18 @@ ssize_t lm_tls_read(struct lm_tls *tls, void *buffer, size_t size);
 /* Write at most one record of what is to be written; `more`: more follows at once. After -EAGAIN the same bytes have to be
  * written next. */
 ssize_t lm_tls_write(struct lm_tls *tls, const void *buffer, size_t size, bool more);
-/* Bytes that were taken from the socket and not read yet. For the thread that reads. */
+/* Bytes of a record that was taken from the socket and not read yet. For the thread that reads. */
 size_t lm_tls_pending(const struct lm_tls *tls);
 /* cffi: end */
 
 struct lm_tls *lm_tls_get(struct lm_tls *tls);
+
+/* For records (wire/records.h), which go on where the session stops. Whether this is the side that listened; and bytes
+ * for keys of one side's records, which only the two ends of this session know, others for each `epoch`. */
+bool lm_tls_listens(const struct lm_tls *tls);
+int lm_tls_keys(struct lm_tls *tls, bool listeners, uint64_t epoch, uint8_t *bytes, size_t size);
+/* Stop: reading, writing, and this, give -EALREADY from now on. What the peer sends after its last record is still in the
+ * socket. -EPROTO before the end of the handshake, and when a record was not read as a whole. */
+int lm_tls_hand_over(struct lm_tls *tls);
 
 #endif

@@ -23,6 +23,7 @@ PYTHON_EXCEPTIONS = {
     "start_brk": "struct prctl_mm_map",
     "set_tid_size": "struct clone_args",
     "signal_count": "struct lm_husk_custody",
+    "FAULT": "a role, which the loops over all roles take",
     "IDLE": "a state that comes from C as a number",
     "DROPPED": "a state that comes from C as a number",
     "daemon_threads": "read by socketserver",

@@ -278,7 +278,7 @@ def test_a_handshake_is_of_no_use_sent_back(waiting: Waiting) -> None:
     mine, theirs = socket.socketpair()
     with mine, theirs:
         stream = Stream(mine)
-        stream.secure(TlsContext(), listening=False, identity=keys.tag, key=keys.key, ahead=0)
+        stream.secure(TlsContext(), listening=False, identity=keys.tag, key=keys.key)
         with pytest.raises(BlockingIOError):
             stream.handshake()
         answer = say(waiting, knock + theirs.recv(1 << 16))
@@ -297,7 +297,7 @@ def test_who_has_come_is_not_dropped_for_who_comes(waiting: Waiting) -> None:
     stream = Stream(waiting.stranger())
     stream.socket.sendall(encode_knock(Form.TICKET, keys))
     many = [waiting.stranger() for _ in range(MOST_STRANGERS + 10)]
-    stream.secure(TlsContext(), listening=False, identity=keys.tag, key=keys.key, ahead=0)
+    stream.secure(TlsContext(), listening=False, identity=keys.tag, key=keys.key)
     while True:
         try:
             stream.handshake()
