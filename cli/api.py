@@ -32,8 +32,8 @@ MODULES = {"lm-serve": "live_migration.cli.serve", "lm-restore": "live_migration
 class Event:
     """An event that a command reports while it works.
 
-    name      "listening", "staged", "frozen", "resumed", "complete", "stalled", "ended", "checked", "failed", or
-              "note" (a sentence for people) and "progress" (how many pages have arrived)
+    name      "listening", "staged", "frozen", "resumed", "complete", "stalled", "reconnected", "ended", "checked",
+              "failed", or "note" (a sentence for people) and "progress" (how many pages have arrived)
     pid       the process that it is about, as this host knows it; 0 for none
     time      when, in seconds since 1970
     details   what belongs to it: "ticket" and "command" of "listening", "text" of "note", "pages", "total" and "faults"

@@ -43,6 +43,13 @@ class OneSentenceParser(argparse.ArgumentParser):
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that both commands have: what is told, to whom, and whether a secret is needed."""
     add = parser.add_argument
+    add(
+        "--reconnect-timeout",
+        metavar="SECONDS",
+        type=parse_seconds,
+        help="give up a connection that was lost after the handover and is not back after so long; the process goes on "
+        "waiting for what is missing (default: never)",
+    )
     add("--report", metavar="FILE", help="write what happened to FILE, as JSON (docs/report.md)")
     add("--json", action="store_true", help="print every event as one JSON object a line")
     add(

@@ -27,6 +27,7 @@ SENTENCES = {
     "resumed": "process {pid} runs at the destination",
     "complete": "every page is at the destination, process {pid} needs the source no more",
     "stalled": "the connection is lost; process {pid} waits for its pages, and both sides keep everything",
+    "reconnected": "the connection is back; process {pid} goes on",
     "ended": "process {pid} has ended",
 }
 

@@ -297,4 +297,5 @@ def parse_options(
         json=given.json,
         verbose=given.verbose,
         json_fd=given.json_fd,
+        reconnect_timeout=given.reconnect_timeout,
     )

@@ -122,6 +122,7 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
         json=given.json,
         verbose=given.verbose,
         json_fd=given.json_fd,
+        reconnect_timeout=given.reconnect_timeout,
     )
 
 

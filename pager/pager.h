@@ -12,7 +12,10 @@
  * A process with registered ranges sleeps in fork, mremap, munmap and madvise until its event has been read:
  * start before anything of the kind can happen in it. When a page source is lost the state is
  * LM_PAGER_STALLED, faults wait, nothing exits and nothing is discarded; connect goes on with two new
- * page sources.
+ * page sources, also if nobody has noticed the loss yet. What is missing is in the page tables: pages that are REQUESTED
+ * and have not come are MISSING again, faults that wait are requested at once, and nothing that is PLACED, ZERO or
+ * DISCARDED is ever requested. So nobody has to tell the other side what was lost, whoever makes the new sources: the
+ * same worker (restorer/finish.py), or one that has taken over the tables and the userfaultfds of another.
  *
  * From start on a second process, the keeper, shares the descriptor table, so that whatever becomes of this
  * process no userfaultfd closes before its memory is complete. Only finish lets go, and destroy when the

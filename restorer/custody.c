@@ -231,13 +231,15 @@ static void let_go_of_memory(void) {
 }
 
 __attribute__((noreturn)) void lm_husk_custodian_run(const struct lm_husk *shared, int connection,
-                                                     int listener, int worker, int pidfd, int lifeline) {
+                                                     int listener, int command, int worker, int pidfd,
+                                                     int lifeline) {
     const struct lm_husk husk = *shared;
     struct pollfd watched[] = {{.fd = worker, .events = POLLIN}, {.fd = lifeline, .events = POLLIN}};
     struct lm_decision_line line;
 
     let_go_of_memory();
     lm_decision_open(&line, &husk.custody->decision, connection, listener);
+    line.command = command;
     __atomic_store_n(&husk.custody->custodian, getpid(), __ATOMIC_SEQ_CST);
     while (watched[0].revents == 0 && load(&husk.custody->state) != LM_HUSK_LET_GO) {
         if (poll(watched, 2, WATCH_MS) <= 0 || watched[1].revents == 0)

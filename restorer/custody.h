@@ -100,10 +100,11 @@ void lm_husk_make_final(const struct lm_husk *husk, size_t first, size_t last);
 void lm_husk_detach(const struct lm_husk *husk);
 
 /* The custodian's life: blocks until the worker ends, has let the husk go, or closes its end of `lifeline`; and
- * does what is needed then. `worker` and `pidfd` are pidfds, of the worker and of the husk. It does not return: its
+ * does what is needed then. `worker` and `pidfd` are pidfds, of the worker and of the husk; `command` is a unix socket that
+ * takes connections for the worker (wire/decision.h). It does not return: its
  * memory is given up. */
-void lm_husk_custodian_run(const struct lm_husk *husk, int connection, int listener, int worker, int pidfd,
-                           int lifeline);
+void lm_husk_custodian_run(const struct lm_husk *husk, int connection, int listener, int command, int worker,
+                           int pidfd, int lifeline);
 /* cffi: end */
 
 #endif

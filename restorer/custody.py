@@ -60,7 +60,8 @@ def shared_page() -> mmap.mmap:
 @dataclass
 class Custody:
     """The worker's side: the shared memory, its end of the DECISION connection, the pipe's end that ends the custodian,
-    and the custodian's pid. `listener`: as decision.listener_of has it.
+    and the custodian's pid. `listener`: as decision.listener_of has it. `command`: both ends of a socket, to receive
+    and to pass on what comes to the listener and is not the custodian's (wire/decision.h).
     """
 
     husk: Any
@@ -70,8 +71,10 @@ class Custody:
     husk_pidfd: int
     line: Any
     listener: int
+    command: tuple[socket.socket, socket.socket]
     lifeline: int = -1
     custodian: int = 0
+    killed: bool = False
 
     @property
     def guarded(self) -> bool:
@@ -120,7 +123,9 @@ class Custody:
     def _lives(self) -> bool:
         """Whether the custodian does."""
         with suppress(ChildProcessError):
-            return os.waitpid(self.custodian, os.WNOHANG) == (0, 0)
+            ended, status = os.waitpid(self.custodian, os.WNOHANG)
+            self.killed = bool(ended and os.WIFSIGNALED(status))
+            return not ended
         return False
 
     def park(self, place: int, tid: int, registers: Registers, mask: int) -> None:
@@ -209,6 +214,18 @@ class Custody:
         """The source's copy has left: nothing is to be told any more."""
         self.custody.decision.heard = lib.LM_WORD_ACKNOWLEDGED
 
+    def has_left(self) -> bool:
+        """After the process was let go: whether the custodian has, for the source has heard of it, or is gone too. One
+        that was killed before that is replaced."""
+        if self._lives():
+            return False
+        if self.killed and not self.custody.decision.heard:
+            with suppress(OSError):
+                self.killed = False
+                self.start()
+                return False
+        return True
+
     def start(self) -> None:
         """Fork the custodian. Raises OSError."""
         if self.lifeline >= 0:
@@ -243,6 +260,8 @@ class Custody:
                 os.waitpid(self.custodian, 0)
             os.close(custodian)
         lib.lm_decision_close(self.line)
+        for way in self.command:
+            way.close()
 
 
 class Decided(IntEnum):
@@ -288,7 +307,9 @@ def start_custody(
     known, listener = ffi.addressof(custody, "decision"), decision.listener_of(roles)
     decision.prepare(known, roles, Side.DESTINATION, hashes)
     line = decision.open_line(known, connection, listener)
-    found = Custody(shared, custody, (page, table), capacity, husk.pidfd, line, listener)
+    found = Custody(
+        shared, custody, (page, table), capacity, husk.pidfd, line, listener, decision.way_to_command()
+    )  # fmt: skip
     found.start()
     return found
 
@@ -298,14 +319,15 @@ def _be_custodian(custody: Custody, worker: int, watched: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection, listener, husk_pidfd = int(custody.line.connection), custody.listener, custody.husk_pidfd
-    keep = sorted({worker, husk_pidfd, watched, *(one for one in (connection, listener) if one >= 0)})
+    command = custody.command[1].fileno()
+    keep = sorted({worker, husk_pidfd, watched, command, *(one for one in (connection, listener) if one >= 0)})
     # Everything else that the worker holds must close when it dies.
     low = 0
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:
         os.closerange(low, descriptor)
         low = descriptor + 1
     call_ourselves(NAME, PURPOSE)
-    lib.lm_husk_custodian_run(custody.husk, connection, listener, worker, husk_pidfd, watched)
+    lib.lm_husk_custodian_run(custody.husk, connection, listener, command, worker, husk_pidfd, watched)
 
 
 @dataclass(frozen=True)

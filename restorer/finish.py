@@ -1,4 +1,7 @@
-"""After the resume: the memory follows, signals are forwarded, and in the end both sides say goodbye."""
+"""After the resume: the memory follows, signals are forwarded, and in the end both sides say goodbye.
+
+A lost connection is a pause: it is made again, and everything goes on (wire/again.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import os
 import select
 import time
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,55 +21,171 @@ from live_migration.restorer.husk_process import husk_ended
 from live_migration.restorer.phases import Connected, Running, reached, write
 from live_migration.restorer.plain_locks import lock_plainly
 from live_migration.wire import messages
+from live_migration.wire.again import Doorway, Link
 from live_migration.wire.control import Odd
-from live_migration.wire.errors import MigrationError, ProtocolError
+from live_migration.wire.errors import LocalError, MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.handshake import Side
 from live_migration.wire.session import Event, State
 
 TICK_MS = 100
+TELL_SECONDS = 10.0
 GOODBYE_SECONDS = 30.0
+LOST_GOODBYE_SECONDS = 3.0
+NOBODY_SECONDS = 20.0
+FORSAKEN_SECONDS = 600.0
 MOST_HOT = 1 << 16
+
+
+@dataclass
+class Following:
+    """The process while its memory follows.
+
+    process_ended  its first process has; its children may live on
+    finished       every page is here, and the source is to hear of it
+    said_goodbye   the source's copy has left
+    closed         the connections are
+    told           when the user was last told what is waited for (CLOCK_MONOTONIC, seconds)
+    shown          when progress was last shown
+    """
+
+    running: Running
+    link: Link
+    process_ended: bool = False
+    finished: bool = False
+    said_goodbye: bool = False
+    closed: bool = False
+    told: float = 0.0
+    shown: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be said to the source."""
+        return self.said_goodbye or self.is_given_up
+
+    @property
+    def connected(self) -> Connected:
+        """What all phases refer to."""
+        return self.running.connected
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the source was lost for longer than --reconnect-timeout; when nothing is missing any more, for long,
+        or nobody is there."""
+        limit = self.connected.options.reconnect_timeout or (FORSAKEN_SECONDS if self.finished else 0)
+        forsaken = self.finished and self.link.refused_for > NOBODY_SECONDS
+        return forsaken or bool(limit and self.link.lost_for > limit)
 
 
 def follow(running: Running) -> int:
     """Fetch everything, say goodbye, and unless --detach was given stay until the process ends.
 
-    Nothing in here may harm the process: errors are reported, and everything is kept."""
-    pager = running.pager
+    Nothing in here may harm the process: errors are reported, and everything is kept. Raises LocalError (LOST_AFTER)
+    when the source was lost for longer than --reconnect-timeout."""
+    connected, pager = running.connected, running.pager
     if running.resume_at_once:
         pager.prefetch_start()
-    watch = select.poll()
-    watch.register(running.connected.control.fileno(), select.POLLIN)
-    watch.register(running.connected.line.fileno(), select.POLLIN)
-    watch.register(running.husk.pidfd, select.POLLIN)
-    watch.register(pager.event, select.POLLIN)
-    shown = 0.0
-    gone = False
+    listener, custody = connected.roles.listener, running.custody
+    door = Doorway(custody.command[0], listener, custody.has_left) if listener else None
+    following = Following(running, Link(connected.roles, Side.DESTINATION, connected.control, door))
     while True:
-        ready = frozenset(number for number, _ in watch.poll(TICK_MS))
-        if running.connected.line.fileno() in ready and not _orders(running):
-            watch.unregister(running.connected.line.fileno())
-        if running.connected.control.fileno() in ready and not _hear(running):
-            watch.unregister(running.connected.control.fileno())
-        if running.husk.pidfd in ready:
-            gone = True
-            watch.unregister(running.husk.pidfd)
-        if gone:
-            # Its children may live on, and need their pages.
-            pager.notice_ends()
+        _step(following)
         state = take_state(pager)
         if state is PagerState.COMPLETE:
             break
-        if state in (PagerState.STALLED, PagerState.FAILED) and running.connected.session.state is not State.STALLED:
-            _stall(running)
-        if time.monotonic() - shown > 0.1:
-            shown = time.monotonic()
+        if state is PagerState.FAILED and connected.session.state is not State.STALLED:
+            _stall(following, pager.cause)
+        if state is PagerState.STALLED and following.link.stands:
+            _lose(following, pager.cause)
+        if following.is_given_up:
+            raise _given_up(following)
+        if time.monotonic() - following.shown > 0.1:
+            following.shown = time.monotonic()
             show_progress(running)
-    _finish(running)
-    if running.connected.options.detach:
-        running.connected.line.send("exit", status=int(ExitCode.OK))
-        return int(ExitCode.OK)
-    return _stay(running)
+    _finish(following)
+    if connected.options.detach:
+        connected.line.send("exit", status=int(ExitCode.OK), stays=not following.is_over)
+        status = int(ExitCode.OK)
+    else:
+        status = _stay(following)
+    _end(following)
+    return status
+
+
+def _step(following: Following) -> None:
+    """Wait for something, and do it."""
+    running, link, connected = following.running, following.link, following.connected
+    watch = select.poll()
+    watch.register(link, select.POLLIN)
+    if link.stands:
+        watch.register(connected.control.fileno(), select.POLLIN)
+    if not connected.line.frontend_is_gone:
+        watch.register(connected.line.fileno(), select.POLLIN)
+    if not following.process_ended:
+        watch.register(running.husk.pidfd, select.POLLIN)
+    if not following.finished:
+        watch.register(running.pager.event, select.POLLIN)
+    ready = frozenset(number for number, _ in watch.poll(TICK_MS))
+    if connected.line.fileno() in ready:
+        _orders(running)
+    if running.husk.pidfd in ready:
+        following.process_ended = True
+    if following.process_ended and not following.finished:
+        # Its children may live on, and need their pages.
+        running.pager.notice_ends()
+    _go_on(following)
+    if not link.stands:
+        _say_waiting(following)
+        return
+    try:
+        if connected.control.fileno() in ready:
+            _hear(following)
+        connected.control.check_silence()
+    except MigrationError as error:
+        _lose(following, error.cause)
+
+
+def _go_on(following: Following) -> None:
+    """If there are new connections, go on with them."""
+    running, link, connected = following.running, following.link, following.connected
+    lost_for = link.lost_for
+    roles = link.take()
+    if roles is None:
+        return
+    if following.finished:
+        return
+    if not lost_for:
+        # The other side has noticed first.
+        connected.session.happened(Event.LOST)
+    try:
+        running.pager.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
+    except OSError as error:
+        _lose(following, str(error))
+        return
+    connected.session.happened(Event.RECONNECTED)
+    connected.line.send("reconnected", pid=running.husk.pid, attempt=roles.attempt, lost_for=lost_for)
+    write(connected)
+
+
+def _say_waiting(following: Following) -> None:
+    """Tell the user from time to time what is waited for, and for how long."""
+    link, now = following.link, time.monotonic()
+    if now >= following.told + TELL_SECONDS:
+        following.told = now
+        text = f"lost for {link.lost_for:.0f} s; waiting for {link.waits_for}"
+        following.connected.line.send("note", text=text, level=0)
+
+
+def _given_up(following: Following) -> LocalError:
+    """--reconnect-timeout is over."""
+    running, connected = following.running, following.connected
+    return LocalError(
+        step="fetching the memory",
+        object=f"process {running.husk.pid}",
+        cause=f"the source was lost for {connected.options.reconnect_timeout:g} s",
+        remedy=connected.session.said(running.husk.pid),
+        code=ExitCode.LOST_AFTER,
+    )
 
 
 def take_state(pager: Pager) -> PagerState:
@@ -86,38 +206,32 @@ def show_progress(running: Running) -> None:
     )
 
 
-def _orders(running: Running) -> bool:
-    """Pass the frontend's signals on to the process; False when the frontend is gone."""
+def _orders(running: Running) -> None:
+    """Pass the frontend's signals on to the process."""
     running.connected.line.hear()
     for order, number in running.connected.line.orders:
         if order in ("signal", "stop"):
             with contextlib.suppress(OSError):
                 pidfd.send_signal(running.husk.pidfd, number)
     running.connected.line.orders.clear()
-    return not running.connected.line.frontend_is_gone
 
 
-def _hear(running: Running, *, finished: bool = False) -> bool:
-    """Take one message of the source; False when no more will come: the connection is gone, or that was the last one.
-    `finished`: every page is here."""
-    more = (messages.Goodbye,) if finished else ()
-    try:
-        message = running.connected.control.hear(messages.Hot, messages.Signal, *more)
-    except ProtocolError as error:
-        _note_odd(running.connected, error.cause)
-        return False
-    except MigrationError:
-        return False
+def _hear(following: Following) -> None:
+    """Take one message of the source. Raises MigrationError when the connection is of no use any more."""
+    running, control = following.running, following.connected.control
+    more = (messages.Goodbye,) if following.finished else ()
+    message = control.hear(messages.Hot, messages.Signal, *more)
     if isinstance(message, Odd):
         _note_odd(running.connected, message.cause)
-    if isinstance(message, messages.Hot) and not finished:
+    if isinstance(message, messages.Hot) and not following.finished:
         _fetch_first(running, message)
     if isinstance(message, messages.Goodbye):
+        following.said_goodbye = True
+        control.acknowledge()
         running.custody.finished()
     if isinstance(message, messages.Signal):
         with contextlib.suppress(OSError):
             _deliver(running, message.thread, message.number)
-    return not isinstance(message, messages.Goodbye)
 
 
 def _note_odd(connected: Connected, cause: str) -> None:
@@ -149,42 +263,63 @@ def _deliver(running: Running, thread: int, number: int) -> None:
         pidfd.send_signal(running.husk.pidfd, number)
 
 
-def _stall(running: Running) -> None:
-    cause = running.pager.cause
-    running.connected.session.happened(Event.LOST)
-    running.connected.line.send("stalled", pid=running.husk.pid, cause=cause)
-    said = f"the memory's connection is lost ({cause}); {running.connected.session.said(running.husk.pid)}"
-    running.connected.line.send("note", text=said, level=0)
+def _lose(following: Following, cause: str) -> None:
+    """The connection is lost: say so, and meet again."""
+    first = following.link.stands
+    following.told = time.monotonic()
+    following.link.lose(cause)
+    if first and not following.finished:
+        _stall(following, cause)
 
 
-def _finish(running: Running) -> None:
+def _stall(following: Following, cause: str) -> None:
+    """No page comes any more: say so."""
+    connected, running = following.connected, following.running
+    connected.session.happened(Event.LOST)
+    connected.line.send("stalled", pid=running.husk.pid, cause=cause)
+    then = "" if following.link.stands else f"; waiting for {following.link.waits_for}"
+    said = f"the memory's connection is lost ({cause}); {connected.session.said(running.husk.pid)}{then}"
+    connected.line.send("note", text=said, level=0)
+
+
+def _finish(following: Following) -> None:
     """Every page has come, or nobody needs them any more: release the memory and tell the source."""
-    running.connected.session.happened(Event.FINISHED)
+    running, connected = following.running, following.connected
+    connected.session.happened(Event.FINISHED)
     fill(running)
     running.pager.finish()
     _lock(running)
-    reached(running.connected, "destination-complete")
-    with contextlib.suppress(MigrationError):
-        report = running.connected.report
-        counted = messages.pack([report.pages, report.bytes, report.faults])
-        running.connected.control.send(messages.Finished(payload=counted))
-    write(running.connected)
-    running.connected.line.send("complete", pid=running.husk.pid)
-    running.connected.line.send("result", report=msgspec.to_builtins(running.connected.report))
+    reached(connected, "destination-complete")
+    report = connected.report
+    counted = messages.pack([report.pages, report.bytes, report.faults])
+    connected.control.post(messages.Finished(payload=counted))
+    following.finished = True
+    write(connected)
+    connected.line.send("complete", pid=running.husk.pid)
+    connected.line.send("result", report=msgspec.to_builtins(report))
     # Not before: the source's copy leaves first, and it takes a tenth of a second per GiB to give its memory back.
-    _await_goodbye(running)
-    running.custody.end()
-    running.connected.roles.close()
-
-
-def _await_goodbye(running: Running) -> None:
-    """Wait until the source's copy has left, and deliver the signals that it has got meanwhile."""
-    poll = select.poll()
-    poll.register(running.connected.control.fileno(), select.POLLIN)
     deadline = time.monotonic() + GOODBYE_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        if poll.poll(left * 1000) and not _hear(running, finished=True):
-            return
+    while not following.said_goodbye and time.monotonic() < deadline and following.link.lost_for < LOST_GOODBYE_SECONDS:
+        _step(following)
+    if not following.said_goodbye:
+        text = "every page is here, but the source has not heard that yet; lm-pager goes on telling it"
+        connected.line.send("note", text=text, level=0)
+
+
+def _end(following: Following) -> None:
+    """Stay until the source has heard that it is not needed any more, and has said goodbye."""
+    while not following.is_over:
+        _step(following)
+    _close(following)
+
+
+def _close(following: Following) -> None:
+    """Nothing more is to be said to the source."""
+    if not following.closed:
+        following.closed = True
+        following.connected.control.end_pulses()
+        following.running.custody.end()
+        following.link.close()
 
 
 def _lock(running: Running) -> None:
@@ -221,20 +356,26 @@ def fill(running: Running) -> None:
     report.faults.max_us = latencies.max_us
 
 
-def _stay(running: Running) -> int:
+def _stay(following: Following) -> int:
     """Wait until the process has ended; its status as a shell would say it."""
+    running, connected = following.running, following.connected
+    while not following.process_ended and not following.is_over:
+        _step(following)
+    if following.is_over:
+        _close(following)
     watch = select.poll()
     watch.register(running.husk.pidfd, select.POLLIN)
-    watch.register(running.connected.line.fileno(), select.POLLIN)
-    while True:
+    watch.register(connected.line.fileno(), select.POLLIN)
+    while not following.process_ended:
         ready = frozenset(number for number, _ in watch.poll())
-        if running.connected.line.fileno() in ready and not _orders(running):
-            watch.unregister(running.connected.line.fileno())
-        if running.husk.pidfd in ready:
-            break
+        if connected.line.fileno() in ready:
+            _orders(running)
+            if connected.line.frontend_is_gone:
+                watch.unregister(connected.line.fileno())
+        following.process_ended = running.husk.pidfd in ready
     status = husk_ended(running.husk)
-    running.connected.report.exit_status = status
-    write(running.connected)
-    running.connected.line.send("ended", pid=running.husk.pid, status=status)
-    running.connected.line.send("exit", status=status)
+    connected.report.exit_status = status
+    write(connected)
+    connected.line.send("ended", pid=running.husk.pid, status=status)
+    connected.line.send("exit", status=status, stays=not following.closed)
     return status

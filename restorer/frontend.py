@@ -32,7 +32,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signa
 
 @dataclass
 class Frontend:
-    """What the frontend knows so far; `status` is the exit status, once known."""
+    """What the frontend knows so far; `status` is the exit status, once known. `worker_stays`: it has more to do."""
 
     options: RestoreOptions
     events: Events
@@ -41,6 +41,7 @@ class Frontend:
     frozen: bool = False
     resumed: bool = False
     stopping: bool = False
+    worker_stays: bool = False
     status: int | None = None
 
 
@@ -63,7 +64,7 @@ def run(options: RestoreOptions, events: Events) -> int:
             break
     if frontend.status is None:
         return _worker_is_gone(frontend)
-    if not frontend.stopping:
+    if not frontend.stopping and not frontend.worker_stays:
         worker.reap()
     return frontend.status
 
@@ -104,6 +105,7 @@ def _show(frontend: Frontend, news: dict[str, Any]) -> None:
         frontend.events.result(msgspec.convert(news["report"], Report))
     elif kind == "exit":
         frontend.status = int(news["status"])
+        frontend.worker_stays = bool(news["stays"])
     elif kind == "failed":
         frontend.events.failed_in_words(news["text"], news["code"], pid, news["blockers"])
         frontend.status = int(news["code"])

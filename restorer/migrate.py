@@ -129,6 +129,7 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
     words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
     described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
     control = ControlChannel(roles.control)
+    control.begin_pulses()
     return Connected(options, described, line, roles, decided, control, session, report)
 
 
@@ -474,8 +475,7 @@ def resume(armed: Armed, frozen_ns: int, received: int) -> Running:
     known = (frozen_ns + resume_ns) / 1e6
     report.downtime_ms = known if frozen_ns else (time.time() - frozen.since) * 1e3
     report.pid = husk.pid
-    with contextlib.suppress(MigrationError):
-        connected.control.send(messages.Resumed(pid=husk.pid, resume_ns=resume_ns))
+    connected.control.post(messages.Resumed(pid=husk.pid, resume_ns=resume_ns))
     frozen.held.close()
     if frozen.is_short:
         say_frozen(frozen)

@@ -24,6 +24,7 @@ class RestoreOptions:
     allow_uid     users that a process may have; none: everybody
     allow_path    what it may have open, mapped, bound or as its directory; none: everything
     cpu           "strict", or "trust" that the process uses nothing that this processor lacks
+    reconnect_timeout  seconds after which a connection that was lost after COMMIT is given up; None: never
     report        file for the report
     json, verbose how to tell
     json_fd       a descriptor that every event goes to, for a program that reads it
@@ -42,6 +43,7 @@ class RestoreOptions:
     json: bool
     verbose: int
     json_fd: int | None = None
+    reconnect_timeout: float | None = None
     max_memory: int | None = None
     allow_uid: tuple[int, ...] = ()
     allow_path: tuple[str, ...] = ()

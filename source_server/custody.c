@@ -97,7 +97,7 @@ static bool is_over(const struct lm_custody *custody) {
 }
 
 __attribute__((noreturn)) void lm_custodian_run(struct lm_custody *custody, int connection, int listener,
-                                                int lifeline) {
+                                                int command, int lifeline) {
     char here;
     const void *const kept[] = {&here, __builtin_thread_pointer()};
     struct pollfd watched[LM_WORD_STRANGERS + 3] = {{.fd = lifeline, .events = POLLIN}};
@@ -107,6 +107,7 @@ __attribute__((noreturn)) void lm_custodian_run(struct lm_custody *custody, int 
     /* lm-serve's memory is no business of the custodian's, and what follows looks at no other than these. */
     lm_own_memory_drop(kept, 2);
     lm_decision_open(&line, &custody->decision, connection, listener);
+    line.command = command;
     while (watched[0].fd >= 0 || !is_over(custody)) {
         poll(watched, 1 + lm_decision_watch(&line, watched + 1), WATCH_MS);
         if (watched[0].fd >= 0)

@@ -39,8 +39,9 @@ struct lm_custody {
 };
 
 /* The custodian's life: until lm-serve's end of `lifeline` is closed, and whatever is to be told then is told. It
- * exits with 1 when the threads' word could not be written. lm-serve's memory is given up; `custody` is shared. */
-void lm_custodian_run(struct lm_custody *custody, int connection, int listener, int lifeline);
+ * exits with 1 when the threads' word could not be written. lm-serve's memory is given up; `custody` is shared. `command`
+ * is a unix socket that takes connections for lm-serve (wire/decision.h). */
+void lm_custodian_run(struct lm_custody *custody, int connection, int listener, int command, int lifeline);
 
 /* Write the word (LM_PARK_...) that the parked threads of `pid` wait for. */
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word);

@@ -38,7 +38,8 @@ LEAVING_SECONDS = 1.0
 @dataclass
 class Custody:
     """lm-serve's side: the shared memory, its end of the DECISION connection, the pipe that only lm-serve holds open,
-    the custodian's pid, and the hashes of the tokens. `listener`: as decision.listener_of has it.
+    the custodian's pid, and the hashes of the tokens. `listener`: as decision.listener_of has it. `command`: both ends
+    of a socket, to receive and to pass on what comes to the listener and is not the custodian's (wire/decision.h).
     """
 
     page: mmap.mmap
@@ -47,6 +48,7 @@ class Custody:
     listener: int
     hashes: decision.Hashes
     leftover: Leftover
+    command: tuple[socket.socket, socket.socket]
     lifeline: int = -1
     custodian: int = 0
     held: list[Held] = field(default_factory=list)
@@ -155,6 +157,8 @@ class Custody:
                 os.waitpid(self.custodian, 0)
             os.close(custodian)
         lib.lm_decision_close(self.line)
+        for end in self.command:
+            end.close()
 
 
 def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
@@ -170,7 +174,7 @@ def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     line = decision.open_line(shared, connection, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
-    custody = Custody(page, state, line, listener, tokens.hashes(), leftover)
+    custody = Custody(page, state, line, listener, tokens.hashes(), leftover, decision.way_to_command())
     custody.start()
     return custody
 
@@ -180,14 +184,15 @@ def _be_custodian(custody: Custody, watched: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     state, connection = custody.state, int(custody.line.connection)
-    keep = sorted({watched, state.held_file, *(one for one in (connection, custody.listener) if one >= 0)})
+    command = custody.command[1].fileno()
+    keep = sorted({watched, state.held_file, command, *(one for one in (connection, custody.listener) if one >= 0)})
     # Everything else that lm-serve holds, the ends of its pipes and sockets above all, must close when it dies.
     low = 0
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:
         os.closerange(low, descriptor)
         low = descriptor + 1
     call_ourselves(NAME, PURPOSE)
-    lib.lm_custodian_run(state, connection, custody.listener, watched)
+    lib.lm_custodian_run(state, connection, custody.listener, command, watched)
 
 
 def decide(pid: int, flag_address: int, *, stay: bool) -> None:

@@ -201,7 +201,7 @@ def forward_signals(committed: Committed, control: ControlChannel) -> None:
         late = tasks.late_signals(source.stopped, source.pending, now)
         source.pending = now
         for thread, number in late:
-            control.send(messages.Signal(thread=thread or 0, number=number))
+            control.post(messages.Signal(thread=thread or 0, number=number))
 
 
 def leave(committed: Committed, status: int) -> None:

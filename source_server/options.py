@@ -17,6 +17,7 @@ class ServeOptions:
     compress          "auto", "none", or a level of zstd from 1 to 19
     max_freeze        seconds after which the source thaws
     exit_status       of the source's copy when it leaves
+    reconnect_timeout seconds after which a connection that was lost after COMMIT is given up; None: never
     report            file for the report
     json, verbose     how to show events
     json_fd           a descriptor that every event goes to, for a program that reads it
@@ -33,3 +34,4 @@ class ServeOptions:
     json: bool
     verbose: int
     json_fd: int | None = None
+    reconnect_timeout: float | None = None

@@ -173,6 +173,8 @@ def connect(
     store = closed.enter_context(PageStore())
     client = closed.enter_context(PageClient(store))
     control = ControlChannel(roles.control)
+    control.begin_pulses()
+    closed.callback(control.end_pulses)
     return Connected(options, events, session, roles, control, store, client, custody, report)
 
 

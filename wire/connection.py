@@ -6,10 +6,12 @@ fault and bulk, of which nothing was read beyond the handshake (wire/handshake.p
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from live_migration.wire.addresses import show_address
@@ -51,7 +53,9 @@ class Roles:
     """The connections of one session.
 
     secret     the session's: the keys of more connections come from it
-    listener   of the side that listens, for the connection of the decision (wire/decision.py); None at the other one
+    listener   of the side that listens, for connections that come later (wire/decision.py, wire/again.py); None at the
+               other one
+    form       how they are protected, and `context` by what; so are those of later attempts
     """
 
     session: bytes
@@ -61,6 +65,8 @@ class Roles:
     bulk: Stream
     secret: bytes = field(default=b"", repr=False)
     listener: socket.socket | None = None
+    form: Form = Form.NONE
+    context: TlsContext | None = None
 
     def close(self) -> None:
         for connection in (self.control, self.fault, self.bulk, self.listener):
@@ -142,31 +148,37 @@ def connect_roles(ticket: Ticket, side: Side, *, context: TlsContext | None = No
     form = form_of(ticket.secret, context)
     streams: dict[Role, Stream] = {}
     session, secret = NO_SESSION, ticket.secret
-    try:
+    with closed_unless_done(streams):
         for role in Role:
-            caller = _Caller(ticket, context, form, derive_keys(secret, side, role), Hello(side, role, 1, session))
-            streams[role], done = _call(caller, deadline)
+            caller = Caller(context, form, derive_keys(secret, side, role), Hello(side, role, 1, session))
+            streams[role], done = _call(ticket, caller, deadline)
             session, secret = done.hello.session, done.secret
+    control, fault, bulk = (streams[role] for role in Role)
+    return Roles(session, 1, control, fault, bulk, secret, None, form, context)
+
+
+@contextlib.contextmanager
+def closed_unless_done(streams: dict[Role, Stream]) -> Iterator[None]:
+    """Within, an exception closes the streams that were made so far."""
+    try:
+        yield
     except BaseException:
         for stream in streams.values():
             stream.close()
         raise
-    control, fault, bulk = (streams[role] for role in Role)
-    return Roles(session, 1, control, fault, bulk, secret)
 
 
 @dataclass(frozen=True)
-class _Caller:
-    """What is needed to make one connection."""
+class Caller:
+    """Who makes one connection, and what is needed for that."""
 
-    ticket: Ticket
     context: TlsContext
     form: Form
     keys: Keys
     hello: Hello
 
 
-class _CutOffError(Exception):
+class CutOffError(Exception):
     """The connection ended before the peer said anything that counts; `error` says so."""
 
     def __init__(self, error: ProtocolError) -> None:
@@ -174,18 +186,18 @@ class _CutOffError(Exception):
         self.error = error
 
 
-def _call(caller: _Caller, deadline: float) -> tuple[Stream, Done]:
+def _call(ticket: Ticket, caller: Caller, deadline: float) -> tuple[Stream, Done]:
     """Connect and go through the handshake, again where it is cut off: a listener that is flooded drops some."""
     pause, end = FIRST_PAUSE_SECONDS, min(deadline, time.monotonic() + TRY_AGAIN_SECONDS)
     cut_off: MigrationError | None = None
     while True:
         try:
-            stream = Stream(_connect(caller.ticket, deadline))
+            stream = Stream(_connect(ticket, deadline))
         except LocalError as error:
             raise cut_off or error from None
         try:
-            return stream, _introduce(stream, caller, deadline)
-        except _CutOffError as error:
+            return stream, introduce(stream, caller, deadline)
+        except CutOffError as error:
             stream.close()
             cut_off = error.error
         except BaseException:
@@ -212,8 +224,9 @@ def _connect(ticket: Ticket, deadline: float) -> socket.socket:
         ) from None
 
 
-def _introduce(stream: Stream, caller: _Caller, deadline: float) -> Done:
-    """Drive the connecting side's handshake to its end. Raises _CutOffError, ProtocolError."""
+def introduce(stream: Stream, caller: Caller, deadline: float) -> Done:
+    """Drive the connecting side's handshake to its end, at most until `deadline` (CLOCK_MONOTONIC, seconds). Raises
+    CutOffError, ProtocolError."""
     try:
         knock = encode_knock(caller.form, caller.keys)
         if caller.form is Form.NONE:
@@ -233,10 +246,10 @@ def _introduce(stream: Stream, caller: _Caller, deadline: float) -> Done:
                 return done
     except OSError as error:
         cause = f"it broke off the connection ({error.strerror})"
-        raise _CutOffError(wrong(cause, "look at what the other side says")) from None
+        raise CutOffError(wrong(cause, "look at what the other side says")) from None
 
 
-def _secure(stream: Stream, caller: _Caller, deadline: float) -> None:
+def _secure(stream: Stream, caller: Caller, deadline: float) -> None:
     """Go through TLS's handshake, unless a refusal comes in its place."""
     keys = caller.keys
     stream.secure(caller.context, listening=False, identity=keys.tag, key=keys.key)
@@ -271,7 +284,7 @@ def insecure_peer(error: OSError, form: Form) -> OSError | ProtocolError:
 def _or_cut_off(data: bytes, missing: int) -> bytes:
     if not data:
         cause = f"it closed the connection with {missing} bytes of the handshake missing"
-        raise _CutOffError(wrong(cause, "look at what the other side says, and that nothing else uses its port"))
+        raise CutOffError(wrong(cause, "look at what the other side says, and that nothing else uses its port"))
     return data
 
 

@@ -8,6 +8,7 @@
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,6 +17,9 @@ enum {
     VERSION_END = 10,
     SIDE_AT = 10,
     ROLE_AT = 11,
+    KIND_BYTES = 12,
+    ROLE_DECISION = 4,
+    MAGIC_BYTES = 8,
     SESSION_AT = 16,
     SESSION_BYTES = 16,
     SIDE_DESTINATION = 2,
@@ -58,6 +62,7 @@ void lm_decision_open(struct lm_decision_line *line, struct lm_decision *decisio
     line->decision = decision;
     line->connection = connection;
     line->listener = listener;
+    line->command = -1;
     line->say_ns = lm_decision_now_ns() + SAY_AGAIN_MS * MS;
 }
 
@@ -176,17 +181,37 @@ static bool is_peer(const struct lm_decision *decision, const unsigned char *fir
            memcmp(first + SESSION_AT, own + SESSION_AT, SESSION_BYTES) == 0 && is_right(decision, &word);
 }
 
+/* It may be for the command: pass it on, and let go of it in any case. What the command has no room for dials again. */
+static void pass_on(const struct lm_decision_line *line, int one, const unsigned char *first) {
+    char kind = 0;
+    struct iovec part = {&kind, sizeof kind};
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof one)];
+    } control = {0};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+
+    if (line->command >= 0 && memcmp(first, line->decision->hello, MAGIC_BYTES) == 0) {
+        control.header = (struct cmsghdr){
+            .cmsg_len = CMSG_LEN(sizeof one), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(&control.header), &one, sizeof one);
+        setsockopt(one, SOL_SOCKET, SO_RCVLOWAT, &(int){1}, sizeof(int));
+        (void)!sendmsg(line->command, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    close(one);
+}
+
 /* Those who wait at the port, and what they have said. The newest connection of the peer's counts: an older one may
  * be broken without anybody's knowing. */
 void lm_decision_admit(struct lm_decision_line *line) {
-    const int enough = FIRST_WORDS;
     unsigned char first[FIRST_WORDS];
     int one = -1;
 
     if (line->listener < 0)
         return;
     while ((one = accept4(line->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0) {
-        setsockopt(one, SOL_SOCKET, SO_RCVLOWAT, &enough, sizeof enough);
+        setsockopt(one, SOL_SOCKET, SO_RCVLOWAT, &(int){KIND_BYTES}, sizeof(int));
         if (line->stranger_count == LM_WORD_STRANGERS) {
             close(line->strangers[0]);
             remove_stranger(line, 0);
@@ -197,8 +222,17 @@ void lm_decision_admit(struct lm_decision_line *line) {
         ssize_t count = recv(line->strangers[i], first, sizeof first, MSG_PEEK | MSG_DONTWAIT);
 
         one = line->strangers[i];
-        if (count < 0 ? errno == EAGAIN || errno == EINTR : count > 0 && count < (ssize_t)sizeof first)
+        if (count < 0 ? errno == EAGAIN || errno == EINTR : count > 0 && count < KIND_BYTES)
             continue;
+        if (count >= KIND_BYTES && first[ROLE_AT] != ROLE_DECISION) {
+            remove_stranger(line, i--);
+            pass_on(line, one, first);
+            continue;
+        }
+        if (count > 0 && count < (ssize_t)sizeof first) {
+            setsockopt(one, SOL_SOCKET, SO_RCVLOWAT, &(int){FIRST_WORDS}, sizeof(int));
+            continue;
+        }
         remove_stranger(line, i--);
         if (count != sizeof first || !is_peer(line->decision, first) ||
             recv(one, first, LM_WORD_HELLO, MSG_DONTWAIT) != LM_WORD_HELLO) {

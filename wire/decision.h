@@ -18,7 +18,8 @@
  *
  * The side that has connected for CONTROL connects for DECISION too, to the same port, and again where that is lost,
  * with growing pauses; the other one listens for that. It begins with a HELLO and a word. Whoever begins in another
- * way is let go.
+ * way is let go. But a connection that begins as those of the command do (wire/handshake.py) is passed on to the command,
+ * unread, where there is a way to it (`command`): both listen at one port, and only one of them can take a connection.
  *
  *     HELLO, 64 bytes, little endian            a word, 48 bytes, little endian
  *     0   8   "LMIGRATE"                        0   u32 which one: 1 ASK, 2 UNDECIDED, 3 COMMIT, 4 NO,
@@ -88,6 +89,7 @@ struct lm_decision_line {
     struct lm_decision *decision;
     int connection;
     int listener;
+    int command;       /* a unix socket to the command, for connections that are for it; -1: there is none */
     uint32_t asked;    /* the number of the last ASK; an answer to another one is stale */
     uint32_t tries;    /* connections since a word was heard */
     uint32_t refused;  /* of those, the last ones that were refused or ended without a word */

@@ -84,6 +84,13 @@ def listener_of(roles: Roles) -> int:
     return roles.listener.fileno() if roles.listener is not None else -1
 
 
+def way_to_command() -> tuple[socket.socket, socket.socket]:
+    """For a custodian to pass on connections that are for its command: the command's end, and the custodian's. Raises
+    OSError.
+    """
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
 def connect(roles: Roles, side: Side, seconds: float = SET_UP_SECONDS) -> socket.socket:
     """Make the first one, or let it in. Raises LocalError (TIMEOUT), OSError."""
     known = ffi.new("struct lm_decision *")

@@ -53,6 +53,10 @@ repeat it, and the beginning of a TLS handshake too, so only a whole HELLO count
 The listening side chooses the session's id, 16 random bytes. A CONTROL connection of the first attempt
 sends 16 zero bytes instead, and learns the id from the answer; all others must name it. The listening side
 lets in only connections of this one session, each role once in an attempt.
+
+After COMMIT, when one of the three is lost, all are made again by whoever made them first, with the next attempt and
+keys of the session's secret (wire/again.py). An attempt counts when its three connections stand; one that is not newer
+is refused, so that no connection of the past takes the place of one that is used.
 """
 
 from __future__ import annotations
@@ -121,6 +125,7 @@ class Verdict(enum.IntEnum):
     TAKEN = 6
     MALFORMED = 7
     OTHER_FORM = 8
+    OLDER = 9
 
 
 _REFUSALS = {
@@ -134,6 +139,7 @@ _REFUSALS = {
         "protects the connection in another way",
         "give --insecure to both sides or to none, and certificates to both or to none",
     ),
+    Verdict.OLDER: ("has gone on with newer connections", "connect again"),
 }
 
 

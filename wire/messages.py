@@ -13,8 +13,14 @@ bytes or MOST_UNPACKED times its own length, and it holds at most MOST_VALUES va
 of which takes some hundred bytes of memory at most.
 
 Unknown fields are skipped. An unknown kind, or a number out of its range, breaks the protocol. After COMMIT nothing
-may fail any more, and such a message is passed over. docs/protocol.md tells who sends what, and when. The payloads
-(`msgspec.Raw`) are MessagePack too; their types belong to the folders above, which decode them with `unpack`.
+may fail any more, and such a message is passed over.
+
+What must neither be lost nor come twice after COMMIT has a `serial`, counted from 1 by each side. It is kept until the
+other side's Pulse says that it was taken in, and sent again on new connections (wire/again.py). Only the next one is
+taken in: one that was taken in already is passed over. 0 is no serial.
+
+docs/protocol.md tells who sends what, and when. The payloads (`msgspec.Raw`) are MessagePack too; their types belong to
+the folders above, which decode them with `unpack`.
 """
 
 from __future__ import annotations
@@ -138,12 +144,14 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
 
     pid: Pid
     resume_ns: Count
+    serial: Count = 0
 
 
 class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
     """Source, after COMMIT: by space, runs of pages that were touched last. They are fetched before all else."""
 
     payload: msgspec.Raw
+    serial: Count = 0
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="signal"):
@@ -153,6 +161,7 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
 
     thread: PidOrNone
     number: SignalNumber
+    serial: Count = 0
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="progress"):
@@ -167,12 +176,14 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     """Destination: every page has arrived, and the source's copy is not needed any more."""
 
     payload: msgspec.Raw = NOTHING
+    serial: Count = 0
 
 
 class Goodbye(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="goodbye"):
     """Source: the copy has left. The last message."""
 
     payload: msgspec.Raw = NOTHING
+    serial: Count = 0
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="abort"):
@@ -197,6 +208,12 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pon
     number: int
 
 
+class Pulse(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pulse"):
+    """Either side, twice a second: it lives, and has taken in the other side's numbered messages up to `heard`."""
+
+    heard: Count = 0
+
+
 Message = (
     Greeting
     | Description
@@ -217,7 +234,9 @@ Message = (
     | Abort
     | Ping
     | Pong
+    | Pulse
 )
+Numbered = Resumed | Hot | Signal | Finished | Goodbye
 
 
 def pack(value: object) -> msgspec.Raw:

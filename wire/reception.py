@@ -4,7 +4,8 @@ A stranger proves nothing by connecting, a little by a knock with a tag that onl
 all of it by a whole handshake. There are places for so many strangers at a time. When all are taken, a silent one
 makes room before one that has knocked, and the address (of IPv6, the network) that has most of them before the others;
 the oldest first. A connection that has proven itself gives its place to nobody. Each stranger has a few seconds. Once
-the three connections stand, nobody is let in but for the connection of the decision (wire/decision.h).
+the three connections stand, nobody is let in but for the connection of the decision (wire/decision.h), and after COMMIT
+for newer attempts of the same session (`Readmission`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from live_migration.wire.addresses import show_address
 from live_migration.wire.connection import (
@@ -126,22 +128,44 @@ def share_of(address: str) -> str:
     return str(ipaddress.IPv6Network((parsed, NETWORK_BITS), strict=False))
 
 
+class Door(Protocol):
+    """Where connections come from: a listening socket, or whoever has one and passes on what is not its own."""
+
+    def fileno(self) -> int: ...
+
+    def accept(self) -> tuple[socket.socket, Any]: ...
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The session that the other side names, and the attempt that stands: only newer ones are let in."""
+
+    session: bytes
+    secret: bytes
+    attempt: int
+
+
 class _Reception:
-    """The state of one accept_roles: strangers in their handshakes, and the places taken so far."""
+    """Strangers in their handshakes, and the places taken so far; those of a session that is `known`, or of a new one.
+    """
 
     def __init__(
         self,
-        listener: Listener,
+        door: Door,
         secret: bytes,
         side: Side,
         context: TlsContext,
+        form: Form,
         on_refused: Callable[[MigrationError], None],
+        known: _Known | None = None,
     ) -> None:
-        self.listener = listener
+        self.door = door
         self.ticket_secret = secret
         self.side = side
         self.context = context
-        self.form = form_of(secret, context)
+        self.form = form
+        self.known = known
+        self.attempt = 1
         self.notes = _Notes(on_refused)
         self.most = min(MOST_STRANGERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self.strangers: dict[int, _Stranger] = {}
@@ -153,7 +177,7 @@ class _Reception:
         self.deadline = 0.0
         self.no_room_until = 0.0
         self.epoll = select.epoll()
-        self.epoll.register(listener.socket, select.EPOLLIN)
+        self.epoll.register(door, select.EPOLLIN)
         self.start_over()
 
     @property
@@ -162,18 +186,20 @@ class _Reception:
         return len(self.places) == len(Role)
 
     def start_over(self) -> None:
-        """Discard the peer that had begun; a new session for the next one. The ticket is good for it."""
+        """Discard the peer that had begun; a new session for the next one, unless it is known. The ticket is good for
+        it."""
         for stream in self.places.values():
             stream.close()
         self.places = {}
-        self.session = secrets.token_bytes(SESSION_BYTES)
-        self.secret = secrets.token_bytes(SECRET_BYTES)
+        self.session = self.known.session if self.known else secrets.token_bytes(SESSION_BYTES)
+        self.secret = self.known.secret if self.known else secrets.token_bytes(SECRET_BYTES)
         self.deadline = 0.0
         theirs, first = self.side.other, Role.CONTROL
+        entrance = self.secret if self.known else self.ticket_secret
         # Another one of our own side can have the ticket, and gets a fitting answer.
-        self.doors = {derive_keys(self.ticket_secret, self.side, first).tag: None}
+        self.doors = {derive_keys(entrance, self.side, first).tag: None}
         for role in Role:
-            keys = derive_keys(self.ticket_secret if role is first else self.secret, theirs, role)
+            keys = derive_keys(entrance if role is first else self.secret, theirs, role)
             self.doors[keys.tag] = _Door(role, keys)
 
     def close(self) -> None:
@@ -188,7 +214,7 @@ class _Reception:
             if self.is_complete:
                 return
             try:
-                connection, address = self.listener.socket.accept()
+                connection, address = self.door.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -221,7 +247,7 @@ class _Reception:
 
     def wait_for_room(self) -> None:
         """There are no descriptors or no memory, and not for strangers' sake: who comes waits in the kernel's queue."""
-        self.epoll.unregister(self.listener.socket)
+        self.epoll.unregister(self.door)
         self.no_room_until = time.monotonic() + NO_ROOM_SECONDS
 
     def forget(self, number: int) -> _Stranger:
@@ -331,6 +357,9 @@ class _Reception:
         if refusal:
             self.turn_away(number, _refusal(refusal), encode_verdict(refusal))
             return
+        if done.hello.attempt != self.attempt:
+            self.start_over()
+            self.attempt = done.hello.attempt
         stranger.stream.send(handshake.welcome(done.hello, self.session, self.secret))
         self.forget(number)
         self.places[done.hello.role] = stranger.stream
@@ -342,12 +371,22 @@ class _Reception:
 
     def verdict(self, hello: Hello) -> Verdict | None:
         """Why this hello cannot have its place, or None."""
+        if self.known:
+            return self.verdict_on_known(hello, self.known)
         if hello.role in self.places:
             return Verdict.TAKEN
         begins = hello.role == Role.CONTROL
         if hello.attempt != 1 or hello.session != (NO_SESSION if begins else self.session):
             return Verdict.OTHER_SESSION
         return None if begins or Role.CONTROL in self.places else Verdict.OTHER_SESSION
+
+    def verdict_on_known(self, hello: Hello, known: _Known) -> Verdict | None:
+        """The same in a session that stands: a newer attempt takes the place of one that is not complete."""
+        if hello.session != known.session:
+            return Verdict.OTHER_SESSION
+        if hello.attempt <= known.attempt or (self.places and hello.attempt < self.attempt):
+            return Verdict.OLDER
+        return Verdict.TAKEN if hello.attempt == self.attempt and hello.role in self.places else None
 
     def expire(self) -> float | None:
         """Drop who took too long; the seconds until the next one will have."""
@@ -361,7 +400,7 @@ class _Reception:
             self.start_over()
         if self.no_room_until and self.no_room_until <= now:
             self.no_room_until = 0.0
-            self.epoll.register(self.listener.socket, select.EPOLLIN)
+            self.epoll.register(self.door, select.EPOLLIN)
         oldest = next(iter(self.strangers.values()), None)
         times = [oldest.deadline if oldest else 0.0, self.deadline, self.no_room_until]
         return max(0.0, min(time for time in times if time) - now) if any(times) else None
@@ -373,7 +412,7 @@ class _Reception:
                 return
             if number in self.strangers:
                 self.hear(number)
-            elif number == self.listener.socket.fileno():
+            elif number == self.door.fileno():
                 self.accept()
             elif number in [stream.fileno() for stream in self.places.values()]:
                 self.start_over()
@@ -381,7 +420,11 @@ class _Reception:
 
 def _refusal(verdict: Verdict) -> ProtocolError:
     """The note of a refusal that a holder of the secret gets."""
-    reasons = {Verdict.OTHER_SESSION: "it names another session", Verdict.TAKEN: "this side is busy with another peer"}
+    reasons = {
+        Verdict.OTHER_SESSION: "it names another session",
+        Verdict.TAKEN: "this side is busy with another peer",
+        Verdict.OLDER: "it is older than the connections that are used",
+    }
     return wrong(reasons[verdict], "start both commands again")
 
 
@@ -401,7 +444,8 @@ def accept_roles(
     of those who were turned away, not of all of them when they are many; it is no reason to stop. `timeout` in seconds:
     LocalError (TIMEOUT).
     """
-    reception = _Reception(listener, secret, side, context or TlsContext(), on_refused)
+    context = context or TlsContext()
+    reception = _Reception(listener.socket, secret, side, context, form_of(secret, context), on_refused)
     for descriptor in watch:
         reception.epoll.register(descriptor, select.EPOLLIN)
     end = None if timeout is None else time.monotonic() + timeout
@@ -426,10 +470,60 @@ def accept_roles(
             listener.close()
         else:
             reception.start_over()
+    return _roles_of(reception, kept)
+
+
+def _roles_of(reception: _Reception, kept: socket.socket | None) -> Roles:
+    """The connections of a reception that is complete."""
     for stream in reception.places.values():
         prepare(stream.socket)
     control, fault, bulk = (reception.places[role] for role in Role)
-    return Roles(reception.session, 1, control, fault, bulk, reception.secret, kept)
+    return Roles(
+        reception.session, reception.attempt, control, fault, bulk, reception.secret, kept, reception.form,
+        reception.context,
+    )  # fmt: skip
+
+
+class Readmission:
+    """Lets the other side of a session in again, as often as it comes with a newer attempt than the one that stands.
+
+    Nothing here waits. `fileno` is readable when there may be something to do, and `take` does it; call it from time to
+    time, too. `door`: where connections come from.
+    """
+
+    def __init__(
+        self, door: Door, roles: Roles, side: Side, on_refused: Callable[[MigrationError], None] = lambda error: None
+    ) -> None:
+        self._door = door
+        self._side = side
+        self._on_refused = on_refused
+        self._begin(roles)
+
+    def _begin(self, roles: Roles) -> None:
+        known = _Known(roles.session, roles.secret, roles.attempt)
+        context = roles.context or TlsContext()
+        self._reception = _Reception(self._door, b"", self._side, context, roles.form, self._on_refused, known)
+
+    def fileno(self) -> int:
+        """To wait on. It changes when `take` has given something."""
+        return self._reception.epoll.fileno()
+
+    def take(self) -> Roles | None:
+        """The next three connections, once they stand."""
+        reception = self._reception
+        reception.expire()
+        reception.serve(reception.epoll.poll(0))
+        if not reception.is_complete:
+            return None
+        roles = _roles_of(reception, None)
+        reception.close()
+        self._begin(roles)
+        return roles
+
+    def close(self) -> None:
+        """Let all strangers go, and those who were not complete."""
+        self._reception.start_over()
+        self._reception.close()
 
 
 def _nobody_came(listener: Listener, timeout: float | None) -> LocalError:

@@ -47,7 +47,7 @@ class State(enum.Enum):
     IN_DOUBT = "the connection ended between READY and COMMIT: the husk is kept, does not run, and the source is asked"
     COMMITTED = "the destination's copy is the process; the source's is inert"
     RESUMED = "the process runs at the destination, its memory follows"
-    STALLED = "the connection is lost: both sides keep everything and wait"
+    STALLED = "the connection is lost: both sides keep everything, and connect again"
     COMPLETE = "every page is at the destination; the source's copy has left"
     ABORTED = "it ended before COMMIT: the source runs on, the husk is gone"
     ENDED_BY_HAND = "the husk that was kept in doubt is gone: somebody ended it who knows that the source runs on"
@@ -76,6 +76,7 @@ class Event(enum.Enum):
     FAILED = "an error here, a blocker, or a time limit"
     ABORTED = "Abort or Blockers from the other side; from READY on, the token of NO on DECISION"
     CANCELLED = "SIGINT, SIGTERM or SIGHUP"
+    RECONNECTED = "after COMMIT, the connections are made again (wire/again.py)"
     LOST = "the connection ended, in order (FIN) or not; that says nothing about the decision"
     ENDED_BY_HAND = "SIGKILL for the process that is kept in doubt"
 
@@ -170,9 +171,12 @@ SOURCE: Table = {
         record=SourceRecord.COMMIT, phase="committed", outcome="failed",
     ),
     State.RESUMED: _source_kept(
-        {Event.FINISHED: State.COMPLETE, Event.CANCELLED: State.RESUMED, **_STALLS}, outcome="failed"
+        {Event.FINISHED: State.COMPLETE, Event.CANCELLED: State.RESUMED, Event.RESUMED: State.RESUMED, **_STALLS},
+        outcome="failed",
     ),
-    State.STALLED: _source_kept({Event.CANCELLED: State.STALLED}, outcome="stalled"),
+    State.STALLED: _source_kept(
+        {Event.RECONNECTED: State.RESUMED, Event.CANCELLED: State.STALLED, **_STALLS}, outcome="stalled"
+    ),
     State.COMPLETE: Row(Side.DESTINATION, {}, phase="complete", outcome="complete"),
     State.REFUSED: _source_runs({Event.THAWED: State.ABORTED, **_ABORTS}, record=SourceRecord.NO),
     State.ABORTED: _source_runs({}),
@@ -224,7 +228,7 @@ DESTINATION: Table = {
     ),
     # A process that ends needs its pages no more.
     State.STALLED: Row(
-        Side.DESTINATION, {Event.FINISHED: State.COMPLETE}, None,
+        Side.DESTINATION, {Event.RECONNECTED: State.RESUMED, Event.FINISHED: State.COMPLETE}, None,
         "process {pid} goes on until it needs a page that is missing, and waits there; nothing is lost while lm-serve "
         "and this host live",
         ExitCode.LOST_AFTER, outcome="stalled",
@@ -428,8 +432,8 @@ def as_markdown() -> str:
         lines += ["", "```", diagram(side), "```"]
     lines += [
         "",
-        "From READY on, DECISION alone tells what was decided, and is made anew where it is lost (below). lm-serve and",
-        "lm-restore stay STALLED until somebody ends them.",
+        "From READY on, DECISION alone tells what was decided, and is made anew where it is lost (below). After COMMIT",
+        "CONTROL, FAULT and BULK are made anew too, all three whenever one is lost, by whoever made them first.",
     ]
     lines += ["", "## The handshake", "", _outline(handshake), "", "## The decision", "", _head_of("decision.h")]
     lines += ["", "## Control messages", "", _outline(messages)]

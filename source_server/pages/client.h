@@ -11,8 +11,13 @@
  *     lm_page_store_create -> add_process / add_object
  *     create -> connect -> push ... -> lm_page_store_open -> wait ... -> destroy
  *
- * connect may be called again after the connections were lost. All functions may be called from any thread, except
- * that destroy needs all other calls to be over.
+ * connect may be called again, after the connections were lost or before anybody has noticed it: the last ones are ended
+ * first. A client that comes again with attempt N need not say what it has: nothing of what was requested or answered on
+ * the last connections is remembered here. It requests what it lacks, and only that (pager/pager.h). Its messages on
+ * CONTROL are acknowledged by number (wire/again.py). Which attempts are let in is settled before
+ * (wire/reception.py, Readmission). A push is not resumed: before COMMIT a lost connection ends the migration.
+ *
+ * All functions may be called from any thread, except that destroy needs all other calls to be over.
  */
 #ifndef LM_PAGES_CLIENT_H
 #define LM_PAGES_CLIENT_H

@@ -65,6 +65,25 @@ def test_a_lost_connection_is_a_pause(program: Path, which: int) -> None:
             link.close()
 
 
+def test_nothing_that_is_there_comes_again(program: Path) -> None:
+    """Without faults, which may overtake bulk, no page is late, however often the connections are made anew."""
+    with moving(program, 20000) as move:
+        move.client.limit(40_000_000)
+        move.pager.prefetch_start()
+        for attempt in range(2, 8):
+            enough = 2000 * (attempt - 1)
+            eventually(lambda enough=enough: move.pager.counters["prefetched_pages"] > enough)  # type: ignore[misc]
+            if attempt % 2:
+                move.links[-1].shutdown(socket.SHUT_RDWR)
+            move.links += connect(move.client, move.pager, attempt)
+        move.complete()
+        counters = move.pager.counters
+        assert counters["late_pages"] == counters["rewritten_pages"] == counters["remote_faults"] == 0
+        # Sent again is only what was on its way.
+        assert move.client.counters["bulk_pages"] <= 20000 + 6 * 16 * 256
+        assert move.destination.run("check", 0, 20000) == 0
+
+
 def test_faults_wait_for_a_connection(program: Path) -> None:
     with moving(program, 100) as move:
         move.links[0].shutdown(socket.SHUT_RDWR)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.wire.connection import Listener, Roles, _call, _Caller, connect_roles
+from live_migration.wire.connection import Caller, Listener, Roles, _call, connect_roles
 from live_migration.wire.errors import LocalError, MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import NO_SESSION, Done, Form, Hello, Role, Side, Verdict, encode_knock, refused
@@ -137,7 +137,7 @@ def first_contact(waiting: Waiting) -> tuple[Stream, Done]:
     """The control connection alone."""
     keys = derive_keys(waiting.ticket.secret, Side.DESTINATION, Role.CONTROL)
     hello = Hello(Side.DESTINATION, Role.CONTROL, 1, NO_SESSION)
-    return _call(_Caller(waiting.ticket, TlsContext(), Form.TICKET, keys, hello), time.monotonic() + 10)
+    return _call(waiting.ticket, Caller(TlsContext(), Form.TICKET, keys, hello), time.monotonic() + 10)
 
 
 def connect_in_the_end(waiting: Waiting) -> None:
@@ -166,7 +166,7 @@ def test_the_ticket_opens_the_control_connection_alone(waiting: Waiting, secret:
     keys = derive_keys(waiting.ticket.secret if secret == "the ticket's" else bytes(32), Side.DESTINATION, Role.FAULT)
     hello = Hello(Side.DESTINATION, Role.FAULT, 1, done.hello.session)
     with pytest.raises(ProtocolError, match="has another ticket"):
-        _call(_Caller(waiting.ticket, TlsContext(), Form.TICKET, keys, hello), time.monotonic() + 10)
+        _call(waiting.ticket, Caller(TlsContext(), Form.TICKET, keys, hello), time.monotonic() + 10)
     control.close()
 
 
@@ -176,10 +176,10 @@ def test_a_session_that_is_over_opens_nothing(waiting: Waiting) -> None:
     control.close()
     keys = derive_keys(done.secret, Side.DESTINATION, Role.FAULT)
     hello = Hello(Side.DESTINATION, Role.FAULT, 1, done.hello.session)
-    caller = _Caller(waiting.ticket, TlsContext(), Form.TICKET, keys, hello)
+    caller = Caller(TlsContext(), Form.TICKET, keys, hello)
     deadline = time.monotonic() + 10
     with pytest.raises(ProtocolError, match=r"knows another session|has another ticket"):
-        _call(caller, deadline)
+        _call(waiting.ticket, caller, deadline)
 
 
 def test_a_side_without_tls_and_one_with_it_tell_each_other(waiting: Waiting) -> None:
@@ -248,8 +248,8 @@ def test_a_recorded_connection_cannot_be_replayed(waiting: Waiting) -> None:
 
     ticket, thread = relay_once(waiting.ticket, record)
     keys = derive_keys(ticket.secret, Side.DESTINATION, Role.CONTROL)
-    caller = _Caller(ticket, TlsContext(), Form.TICKET, keys, Hello(Side.DESTINATION, Role.CONTROL, 1, NO_SESSION))
-    _call(caller, time.monotonic() + 10)[0].close()
+    caller = Caller(TlsContext(), Form.TICKET, keys, Hello(Side.DESTINATION, Role.CONTROL, 1, NO_SESSION))
+    _call(ticket, caller, time.monotonic() + 10)[0].close()
     thread.join()
     assert refused_again(waiting, b"".join(said))
     connect_in_the_end(waiting)

@@ -1,0 +1,107 @@
+"""Meeting again: newer attempts of a session get in, whatever else comes, and older or forged ones do not."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import pytest
+
+from live_migration.wire.again import Redialling, address_of, connect_again
+from live_migration.wire.connection import Listener, Roles, connect_roles
+from live_migration.wire.errors import MigrationError, ProtocolError
+from live_migration.wire.handshake import Side, Verdict, refused
+from live_migration.wire.reception import Readmission, accept_roles
+from live_migration.wire.ticket import make_ticket
+from tests.wire.test_connection import check_pairs
+
+
+@dataclass
+class Met:
+    """Two sides that have met: the source listens."""
+
+    source: Roles
+    destination: Roles
+    readmission: Readmission
+    refused: list[MigrationError]
+
+    def let_in(self, seconds: float = 10) -> Roles | None:
+        """What the source lets in within that time."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            select.select([self.readmission], [], [], min(left, 0.05))
+            if found := self.readmission.take():
+                return found
+        return None
+
+    def dial(self, known: Roles, attempt: int) -> Roles:
+        """The destination connects again, once."""
+        address = address_of(self.destination.control)
+        first = socket.create_connection(address.where)
+        return connect_again(first, address, known, Side.DESTINATION, attempt)
+
+
+@pytest.fixture(params=[True, False])
+def met(request: pytest.FixtureRequest) -> Iterator[Met]:
+    listener = Listener("127.0.0.1", 0)
+    ticket = make_ticket("127.0.0.1", listener.port, with_secret=request.param)
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(accept_roles, listener, ticket.secret, Side.SOURCE)
+        destination = connect_roles(ticket, Side.DESTINATION)
+        source = accepted.result(10)
+    assert source
+    assert source.listener
+    refusals: list[MigrationError] = []
+    readmission = Readmission(source.listener, source, Side.SOURCE, refusals.append)
+    with closing(source), closing(destination), closing(readmission):
+        yield Met(source, destination, readmission, refusals)
+
+
+def test_the_next_attempts_get_in(met: Met) -> None:
+    with closing(Redialling(address_of(met.destination.control), met.destination, Side.DESTINATION)) as redialling:
+        for attempt in (2, 3):
+            redialling.begin()
+            there = met.let_in()
+            assert there
+            select.select([redialling], [], [], 10)
+            here = redialling.take()
+            assert here
+            with closing(here), closing(there):
+                assert here.attempt == there.attempt == attempt
+                assert (here.session, here.secret) == (met.source.session, met.source.secret)
+                check_pairs(here, there, encrypted=there.form != 3)
+    assert not met.refused
+
+
+def test_older_and_forged_attempts_do_not(met: Met) -> None:
+    forged = replace(met.destination, secret=bytes(32))
+    elsewhere = replace(met.destination, session=bytes(range(16)))
+    with ThreadPoolExecutor(1) as pool:
+        for known, attempt, verdict in (
+            (met.destination, 1, Verdict.OLDER),
+            (elsewhere, 2, Verdict.OTHER_SESSION),
+            (forged, 2, Verdict.WRONG_TICKET),
+        ):
+            dialled = pool.submit(met.dial, known, attempt)
+            assert met.let_in(0.5) is None
+            with pytest.raises(ProtocolError, match=refused(verdict).cause):
+                dialled.result(10)
+        assert len(met.refused) == 3
+        # Nothing of that keeps the right one out, nor does one that was left half done.
+        half = pool.submit(met.dial, met.destination, 7)
+        met.readmission.take()
+        there = met.let_in()
+        here = half.result(10)
+        assert there
+        assert there.attempt == here.attempt == 7
+        dialled = pool.submit(met.dial, met.destination, 7)
+        assert met.let_in(0.5) is None
+        with pytest.raises(ProtocolError, match=refused(Verdict.OLDER).cause):
+            dialled.result(10)
+        here.close()
+        there.close()
