@@ -5,6 +5,8 @@
 # make test-real  redis, node, Python, SQLite and a shell, moved by every strategy
 # make test-experiments  the benchmarks as programs, and all their figures
 # make test-dist  a wheel, installed into an empty environment
+# make bundle    all of it in one file that runs on a host where nothing is installed (dist/live-migration-*.tar.gz)
+# make test-ssh  lm-migrate, to a host of its own with a real sshd; two minutes, and one for its root the first time
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make observe SEEDS=1000  random processes that look at themselves, moved: what is not as it was; two seconds a seed
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
@@ -20,6 +22,8 @@ BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
             redis-server nodejs sqlite3 spin
 KERNEL_PACKAGES := qemu-system-x86
+SSH_PACKAGES := openssh-client openssh-server debootstrap
+BUNDLE := dist/live-migration-$(shell uname -m).tar.gz
 # Debian 12's; libFuzzer comes with it.
 FUZZ_PACKAGES := clang-14 libclang-rt-14-dev
 FUZZ_SECONDS ?= 60
@@ -38,7 +42,7 @@ PYTEST := $(BIN)/python -m pytest
 # Test runs beside each other. Tests that measure times (marker `alone`) come after the others, one by one.
 WORKERS ?= 2
 BESIDE := -n $(WORKERS) --dist worksteal
-SHORT := not real and not experiment and not dist
+SHORT := not real and not experiment and not dist and not ssh
 # Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
 WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test_handover_kills.py tests/moves/test_bad_input.py \
                   tests/experiments/test_bench.py tests/cli/test_api.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
@@ -100,6 +104,9 @@ test: check
 test-real: setup
 	$(PYTEST) tests/real $(BESIDE)
 
+test-ssh: setup bundle far-root
+	$(PYTEST) tests/remote
+
 test-dist: setup
 	$(PYTEST) tests/dist
 
@@ -133,6 +140,16 @@ dist: setup
 	    { cat build/dist/log >&2; exit 1; }
 	@ls -l dist/*.whl
 
+.PHONY: bundle far-root test-ssh
+bundle: setup $(BUNDLE)
+
+$(BUNDLE): build_bundle.py pyproject.toml live_migration/_lm.abi3.so $(shell find cli remote $(LAYERS) -name '*.py') | .venv/installed
+	@$(BIN)/python build_bundle.py
+
+far-root:
+	@tests/install_packages.sh $(SSH_PACKAGES)
+	@tests/remote/make_root.sh build/far-root
+
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup
 	@rm -rf build/sanitize && mkdir -p build/sanitize
@@ -140,7 +157,7 @@ sanitize: setup
 	@cd build/sanitize && LM_SANITIZE=address,undefined ../../$(BIN)/python build_native.py
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
-	    ../../$(PYTEST) tests -m "not program and not real and not dist" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
+	    ../../$(PYTEST) tests -m "not program and not real and not dist and not ssh" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
 
 # Whatever is found is in build/fuzz.
 fuzz: setup
@@ -162,4 +179,4 @@ format: .venv/installed
 
 clean:
 	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin experiments/bin dist tests/programs/bin tests/observe/bin .mypy_cache .ruff_cache .pytest_cache
-	rm -rf $(foreach layer,cli $(LAYERS) tests demo experiments .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)
+	rm -rf $(foreach layer,cli remote $(LAYERS) tests demo experiments .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)

@@ -19,7 +19,7 @@ from tests.conftest import skip
 ROOT = Path(__file__).resolve().parents[2]
 # Of the machine's programs, what moves and lm-bench use. No compiler, no tools beside it.
 TOOLS = ("ip", "nsenter", "sh")
-OURS = ("cli", "kernel", "wire", "process", "pager", "source_server", "restorer", "experiments", "demo", "tests")
+OURS = ("cli", "remote", "kernel", "wire", "process", "pager", "source_server", "restorer", "experiments", "demo", "tests")
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
@@ -137,7 +137,7 @@ def test_one_name_is_installed(installed: Installed) -> None:
     assert not {name for name, _ in modules} & {*OURS}
 
 
-@pytest.mark.parametrize("command", ["lm-serve", "lm-restore", "lm-bench"])
+@pytest.mark.parametrize("command", ["lm-serve", "lm-restore", "lm-migrate", "lm-bench"])
 def test_help(installed: Installed, command: str) -> None:
     assert installed.run(command, "--help").stdout.startswith(f"usage: {command} ")
 

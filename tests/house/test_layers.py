@@ -21,7 +21,8 @@ MAY_USE = {
     "pager": {"kernel", "wire", "pager"},
     "source_server": {"kernel", "wire", "process", "pager", "source_server"},
     "restorer": {"kernel", "wire", "process", "pager", "restorer"},
-    "cli": {"wire", "source_server", "restorer", "cli"},
+    "remote": {"wire", "remote"},
+    "cli": {"wire", "source_server", "restorer", "remote", "cli"},
 }
 # The subfolders of kernel/, each of which may use those before it.
 KERNEL_ORDER = ("arch", "memory", "tracing", "injection")

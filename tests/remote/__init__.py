@@ -1,0 +1,1 @@
+"""lm-migrate: over a real sshd, in a host of its own."""

@@ -1,0 +1,141 @@
+"""A host with a real sshd, and a process here that counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from live_migration.experiments.machines import (
+    Command,
+    Machine,
+    adopt_orphans,
+    kill_descendants,
+    start,
+    two_machines,
+    wait_for,
+)
+from tests.conftest import skip
+from tests.support import laws
+from tests.support.far_host import FarHost, far_host
+
+PROGRAM = Path(__file__).with_name("counter.c")
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """All tests of this folder are of make test-ssh."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.ssh)
+
+
+@dataclass
+class Hosts:
+    """This host (`near`, a network namespace of it) and the other one; `shared` is a folder of both."""
+
+    near: Machine
+    far: FarHost
+    shared: Path
+    counted: int = 0
+
+    def count(self, mebibytes: int = 16) -> Counting:
+        """Start a process here that counts."""
+        self.counted += 1
+        log = self.shared / f"log-{self.counted}"
+        words = self.near.command(str(self.shared / "counter"), str(log), str(mebibytes))
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(words, cwd="/", stdin=null, stdout=null, stderr=null, start_new_session=True)
+        counting = Counting(process, log)
+        counting.goes_on()
+        return counting
+
+    def words(self, *words: object, ssh: str | None = None) -> list[str]:
+        """A command line of lm-migrate."""
+        line = [sys.executable, "-m", "live_migration.cli.migrate", "--ssh", ssh or self.far.ssh]
+        return self.near.command(*line, *map(str, words))
+
+    def migrate(self, *words: object, ssh: str | None = None, status: int = 0) -> str:
+        """Run lm-migrate to its end; what it says."""
+        done = subprocess.run(
+            self.words(*words, ssh=ssh), cwd=laws.ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stderr + done.stdout
+
+    def begin(self, folder: Path, *words: object) -> Command:
+        """Start lm-migrate, which prints JSON."""
+        line = self.words("--json", f"--report={folder / 'migrate.json'}", *words)
+        return start(None, line, folder, "migrate", cwd=laws.ROOT)
+
+
+@dataclass
+class Counting:
+    """A process that counts in a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    begin: int = field(default=0)
+
+    @property
+    def pid(self) -> int:
+        """Its id here."""
+        return self.process.pid
+
+    def numbers(self) -> list[str]:
+        """What it has written, without a line that is not whole."""
+        return [line.rstrip("\n") for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def goes_on(self) -> None:
+        """It counts, wherever it runs, and has never left anything out or found wrong memory."""
+        begin = len(self.numbers()) if self.log.exists() else 0
+        wait_for("the counter", lambda: (self.log.exists() and len(self.numbers()) > begin + 10) or None, 30)
+        found = self.numbers()
+        assert found == [str(number) for number in range(len(found))]
+
+    def runs_here(self) -> bool:
+        """Is it a process of this host, that has not ended?"""
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """End it here."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Both hosts."""
+    if os.geteuid() != 0:
+        skip("namespaces need root")
+    folder, shared = tmp_path_factory.mktemp("far"), tmp_path_factory.mktemp("shared")
+    for path in (folder.parent, shared):
+        path.chmod(0o755)
+    subprocess.run(["gcc", "-static", "-O1", str(PROGRAM), "-o", str(shared / "counter")], check=True)
+    with two_machines() as (near, there), far_host(there, folder, [shared]) as far:
+        yield Hosts(near, far, shared)
+
+
+@pytest.fixture
+def ended(hosts: Hosts) -> Iterator[None]:
+    """Every process that the test leaves behind is ended after it, on both hosts."""
+    adopt_orphans()
+    yield
+    kill_descendants(hosts.far.lasting)
+    adopt_orphans(False)
+
+
+def resumed_pid(command: Command) -> int:
+    """The id of the moved process at the destination."""
+    return int(command.event("resumed")["pid"])
+
+
+def events_of(text: str) -> list[str]:
+    """The names of the events in what lm-migrate has printed."""
+    return [json.loads(line)["event"] for line in text.splitlines() if line.startswith("{")]

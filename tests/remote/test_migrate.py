@@ -1,0 +1,144 @@
+"""lm-migrate between two hosts, of which one has never heard of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from live_migration.experiments.machines import wait_for
+from live_migration.wire.exit_codes import ExitCode
+from tests.remote.conftest import Hosts, resumed_pid
+
+STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
+SLOW = ("--pre-copy", "--bandwidth-limit=2M", "--compress=none", "--max-downtime=1")
+"""Rounds that take long: the process has random memory enough for many seconds."""
+
+
+def test_the_first_time_and_again(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    hosts.migrate("--clean", "far")
+    for name, most in (("first", 30), ("again", 20)):
+        counting = hosts.count(256)
+        folder = tmp_path / name
+        folder.mkdir()
+        entered = time.time()
+        command = hosts.begin(folder, counting.pid, "far")
+        resumed = float(command.event("resumed")["time"]) - entered
+        assert command.process.wait(60) == 0, command.said()
+        print(f"{name}: from Enter to the resume {resumed:.2f} s, 256 MiB")
+        assert resumed < most
+        assert not counting.runs_here()
+        counting.goes_on()
+        assert command.report()["side"] == "destination"
+        assert command.report()["outcome"] == "complete"
+    assert [words for words in hosts.far.processes() if "lm-" in words or "/lm " in words] == []
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_there_and_back(hosts: Hosts, tmp_path: Path, ended: None, strategy: str) -> None:
+    """There directly, back inside ssh."""
+    counting = hosts.count()
+    command = hosts.begin(tmp_path, f"--{strategy}", "--via=direct", counting.pid, "far")
+    pid = resumed_pid(command)
+    assert command.process.wait(60) == 0, command.said()
+    assert not counting.runs_here()
+    counting.goes_on()
+    assert f"process {pid} (counter) came from" in hosts.migrate("--list", "far")
+    said = hosts.migrate("--back", "--via=ssh", f"--{strategy}", "-v", "far", pid)
+    assert "travels inside ssh" in said
+    assert not hosts.far.path(f"/proc/{pid}").exists()
+    counting.goes_on()
+    assert f"process {pid} (counter)" not in hosts.migrate("--list", "far")
+    assert "(counter) came from far" in hosts.migrate("--list")
+
+
+def test_where_no_port_is_reached_it_goes_inside_ssh(hosts: Hosts, ended: None) -> None:
+    counting = hosts.count()
+    said = hosts.migrate("--listen=127.0.0.1:0", "--via=direct", counting.pid, "far", status=ExitCode.NO_PEER)
+    assert "far: it does not reach 127.0.0.1:" in said
+    counting.goes_on()
+    assert counting.runs_here()
+    said = hosts.migrate("--listen=127.0.0.1:0", "-v", counting.pid, "far")
+    assert "travels inside ssh" in said
+    assert not counting.runs_here()
+    counting.goes_on()
+
+
+def test_ctrl_c_before_the_freeze(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    counting = hosts.count(64)
+    command = hosts.begin(tmp_path, *SLOW, counting.pid, "far")
+    command.event("staged")
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(30) == ExitCode.INTERRUPTED, command.said()
+    assert counting.runs_here()
+    counting.goes_on()
+    nothing_there(hosts)
+
+
+def test_ctrl_c_after_the_handover(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    counting = hosts.count(64)
+    command = hosts.begin(tmp_path, "--bandwidth-limit=16M", "--compress=none", counting.pid, "far")
+    command.event("resumed")
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(60) == 0, command.said()
+    assert "cannot be called back" in command.said()
+    counting.goes_on()
+
+
+def test_lm_migrate_is_killed(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    counting = hosts.count(64)
+    command = hosts.begin(tmp_path, *SLOW, counting.pid, "far")
+    command.event("staged")
+    command.process.kill()
+    command.process.wait()
+    wait_for("the end there", lambda: not busy(hosts) or None, 30)
+    assert counting.runs_here()
+    counting.goes_on()
+
+
+def test_two_at_once(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    counting = hosts.count(64)
+    first = hosts.begin(tmp_path, *SLOW, counting.pid, "far")
+    first.event("staged")
+    said = hosts.migrate(counting.pid, "far", status=ExitCode.REFUSED)
+    assert said.count("\n") == 1
+    assert "another lm-migrate is moving it" in said
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(30) == ExitCode.TERMINATED, first.said()
+    counting.goes_on()
+
+
+def test_check(hosts: Hosts, ended: None) -> None:
+    counting = hosts.count()
+    assert hosts.migrate("--check", counting.pid, "far") == f"{counting.pid} can be moved\n"
+    counting.goes_on()
+
+
+def test_the_cache_is_compared_before_each_use(hosts: Hosts, ended: None) -> None:
+    hosts.migrate("--list", "far")
+    cache = hosts.far.path("/root/.cache/live-migration")
+    (folder,) = cache.iterdir()
+    library = next(folder.rglob("libzstd*"))
+    library.write_bytes(library.read_bytes()[:-1] + b"?")
+    (folder / "more").write_text("")
+    hosts.migrate("--list", "far")
+    (folder,) = cache.iterdir()
+    assert not (folder / "more").exists()
+    assert not library.read_bytes().endswith(b"?")
+    assert "is gone from far" in hosts.migrate("--clean", "far")
+    assert not cache.exists()
+
+
+def busy(hosts: Hosts) -> list[str]:
+    """What of ours runs there."""
+    return [words for words in hosts.far.processes() if "lm-" in words or "/lm " in words]
+
+
+def nothing_there(hosts: Hosts) -> None:
+    """Nothing is left there but the cache."""
+    wait_for("the end there", lambda: not busy(hosts) or None, 30)
+    assert [path.name for path in hosts.far.path("/tmp").iterdir() if "lm-" in path.name] == []
+    assert json.dumps(sorted(path.name for path in hosts.far.path("/root/.cache").iterdir())) == '["live-migration"]'
