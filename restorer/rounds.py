@@ -16,7 +16,7 @@ from live_migration.kernel.injection.syscall_numbers import SYS_madvise, SYS_mpr
 from live_migration.pager.pager import PagedRange, RangeKind
 from live_migration.process.member import Layout
 from live_migration.process.memory.mapped_files import preflight_mapped_files, unnamed_blockers
-from live_migration.process.memory.mappings import AddressSpace, MappingKind, eager_mappings, paged_on_demand
+from live_migration.process.memory.mappings import AddressSpace, MappingKind
 from live_migration.restorer import stage as build
 from live_migration.restorer.allowed import path_blockers
 from live_migration.restorer.husk import run as run_in
@@ -37,9 +37,9 @@ def memory_ranges(memory: AddressSpace) -> list[PagedRange]:
     """All of the memory for which pages may be sent, in the order of addresses, and how they arrive."""
     ranges = [
         PagedRange(m.start, m.end, RangeKind.SHARED if m.kind is MappingKind.SHARED_ANONYMOUS else RangeKind.ANONYMOUS)
-        for m in paged_on_demand(memory)
+        for m in memory.paged_on_demand
     ]
-    ranges += [PagedRange(m.start, m.end, RangeKind.WRITTEN) for m in eager_mappings(memory)]
+    ranges += [PagedRange(m.start, m.end, RangeKind.WRITTEN) for m in memory.eager]
     return sorted(ranges, key=lambda one: one.start)
 
 

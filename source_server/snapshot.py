@@ -54,11 +54,9 @@ from live_migration.process.memory.mapped_files import (
 from live_migration.process.memory.mappings import (
     AddressSpace,
     Mapping,
-    eager_mappings,
     is_private_file,
     layout_text,
     mapping_blockers,
-    paged_on_demand,
     reread,
     snapshot_address_space,
     travelling_bytes,
@@ -277,7 +275,7 @@ def _sigreturn_path_blockers(pid: int, gadgets: Gadgets | None, end_signal: int 
 def changed_file_pages(pid: int, memory: AddressSpace) -> list[Runs]:
     """The pages that cannot be paged on demand: of private file mappings those that differ from the file; of shared
     memory all, since page tables do not tell which of them exist. Raises ProcessGone, OSError."""
-    eager = eager_mappings(memory)
+    eager = memory.eager
     found = pagemap.changed_runs(pid, [(m.start, m.end) for m in eager if is_private_file(m)])
     found += [(m.start, m.end) for m in eager if not is_private_file(m)]
     return [Runs(start, (end - start) // PAGE) for start, end in found]
@@ -297,7 +295,7 @@ def no_longer(before: list[Runs], now: list[Runs]) -> list[Runs]:
 def _of_private_files(runs: list[Runs], memory: AddressSpace) -> list[Runs]:
     """The pages that belong to private file mappings now: when they are dropped, they show the file again. Where there
     is other memory by now, there is no copy of them, and something else would be dropped."""
-    files = [mapping for mapping in memory.mappings if is_private_file(mapping)]
+    files = memory.private_files
     found = []
     for run in runs:
         end = run.address + run.pages * PAGE
@@ -328,10 +326,9 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     if layout != seen.layout:
         memory = reread(pid, parse_maps(layout), seen.memory, pathless, seen.ours)
     frame = frame_of(pid, seen, memory.mappings)
-    taken = [(mapping.start, mapping.end) for mapping in memory.mappings]
     length = room_needed(threads, programs)
     with room_refused(pid, length):
-        map_stub(threads, seen.gadgets, frame, free_range(taken, length), length)
+        map_stub(threads, seen.gadgets, frame, free_range(memory.extents, length), length)
     outcomes = run_in_source(threads, programs)
     pending = tasks.snapshot_pending_signals(stopped)
     of_process, of_threads = replies_of(queries, tids, outcomes)
@@ -408,7 +405,7 @@ def rehearse(seen: SourceSnapshot) -> None:
         maps_text(seen.pid)
         process = ProcessSnapshot(seen.pid)
         programs_for(current_queries(seen.queries, process), list(seen.task.outside))
-        free_range([(mapping.start, mapping.end) for mapping in seen.memory.mappings], PAGE)
+        free_range(seen.memory.extents, PAGE)
         rehearse_description(seen.task, seen.queries, HostScan(seen.scope))
         see_and_describe(process, seen.descriptors, frozen=False).close()
         changed = changed_file_pages(seen.pid, seen.memory)
@@ -461,7 +458,7 @@ def hot_runs(member: Member) -> list[Runs]:
         for address, length in thread_parts.hot_addresses(thread)
         for page in range(address // PAGE, (address + length - 1) // PAGE + 1)
     }
-    paged = paged_on_demand(member.memory)
+    paged = member.memory.paged_on_demand
     found = []
     for address in sorted(page * PAGE for page in pages):
         after = bisect(paged, address, key=lambda mapping: mapping.start)

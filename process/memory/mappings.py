@@ -18,7 +18,8 @@ from __future__ import annotations
 import enum
 import mmap
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 
 import msgspec
 
@@ -79,11 +80,53 @@ class KernelMapping(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
-class AddressSpace(msgspec.Struct, frozen=True, kw_only=True):
-    """All mappings of a space in the order of their addresses; in a live snapshot also the code in [vdso]."""
+class AddressSpace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """All mappings of a space in the order of their addresses; in a live snapshot also the code in [vdso].
+
+    What follows from the mappings is found once: the freeze goes on with what was found before it."""
 
     mappings: list[Mapping]
     vdso: bytes = b""
+
+    @cached_property
+    def extents(self) -> Sequence[tuple[int, int]]:
+        """Where the mappings begin and end."""
+        return [(mapping.start, mapping.end) for mapping in self.mappings]
+
+    @cached_property
+    def paged_on_demand(self) -> Sequence[Mapping]:
+        """The mappings whose missing pages userfaultfd can wait for."""
+        twice = shared_more_than_once(self.mappings)
+        return [
+            mapping
+            for mapping in self.mappings
+            if mapping.kind is MappingKind.ANONYMOUS
+            or (mapping.kind is MappingKind.SHARED_ANONYMOUS and (mapping.device, mapping.inode) not in twice)
+        ]
+
+    @cached_property
+    def private_files(self) -> Sequence[Mapping]:
+        """The mappings that have pages of their own beside those of their file."""
+        return [mapping for mapping in self.mappings if is_private_file(mapping)]
+
+    @cached_property
+    def eager(self) -> Sequence[Mapping]:
+        """The mappings whose (changed) pages travel before COMMIT, in the order of their addresses.
+
+        Of memory that is mapped at several places, the widest mapping of those that show a part of it."""
+        twice = shared_more_than_once(self.mappings)
+        eager = list(self.private_files)
+        shown: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for mapping in sorted(self.mappings, key=lambda one: -one.length) if twice else ():
+            identity = (mapping.device, mapping.inode)
+            if mapping.kind is not MappingKind.SHARED_ANONYMOUS or identity not in twice:
+                continue
+            start, end = mapping.offset, mapping.offset + mapping.length
+            parts = shown.setdefault(identity, [])
+            if not any(first <= start and end <= last for first, last in parts):
+                parts.append((start, end))
+                eager.append(mapping)
+        return sorted(eager, key=lambda one: one.start)
 
     def kernel_mappings(self) -> list[KernelMapping]:
         """[vvar], [vdso] and their like, in the order of their addresses."""
@@ -209,17 +252,6 @@ def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, i
     return frozenset(identity for identity, times in count.items() if times > 1)
 
 
-def paged_on_demand(space: AddressSpace) -> list[Mapping]:
-    """The mappings whose missing pages userfaultfd can wait for."""
-    twice = shared_more_than_once(space.mappings)
-    return [
-        mapping
-        for mapping in space.mappings
-        if mapping.kind is MappingKind.ANONYMOUS
-        or (mapping.kind is MappingKind.SHARED_ANONYMOUS and (mapping.device, mapping.inode) not in twice)
-    ]
-
-
 def travelling_bytes(space: AddressSpace) -> int:
     """How long the mappings of shared memory are that travels with the process."""
     kinds = (MappingKind.SHARED_ANONYMOUS, MappingKind.BY_DESCRIPTOR)
@@ -231,25 +263,6 @@ def is_private_file(mapping: Mapping) -> bool:
     return mapping.kind is MappingKind.PRIVATE_FILE or (
         mapping.kind is MappingKind.BY_DESCRIPTOR and not mapping.shared
     )
-
-
-def eager_mappings(space: AddressSpace) -> list[Mapping]:
-    """The mappings whose (changed) pages travel before COMMIT, in the order of their addresses.
-
-    Of memory that is mapped at several places, the widest mapping of those that show a part of it."""
-    twice = shared_more_than_once(space.mappings)
-    eager = [mapping for mapping in space.mappings if is_private_file(mapping)]
-    shown: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for mapping in sorted(space.mappings, key=lambda one: -one.length):
-        identity = (mapping.device, mapping.inode)
-        if mapping.kind is not MappingKind.SHARED_ANONYMOUS or identity not in twice:
-            continue
-        start, end = mapping.offset, mapping.offset + mapping.length
-        parts = shown.setdefault(identity, [])
-        if not any(first <= start and end <= last for first, last in parts):
-            parts.append((start, end))
-            eager.append(mapping)
-    return sorted(eager, key=lambda one: one.start)
 
 
 def mapping_blockers(space: AddressSpace, by_descriptor: Collection[int] = ()) -> list[Blocker]:

@@ -11,7 +11,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check
 from live_migration.kernel.injection.dirty_tracking import Tracker, Tracking
 from live_migration.process.member import Runs
-from live_migration.process.memory.mappings import PAGE, AddressSpace, MappingKind, paged_on_demand
+from live_migration.process.memory.mappings import PAGE, AddressSpace, MappingKind
 from live_migration.source_server.pages.client import PageClient
 
 
@@ -42,7 +42,7 @@ class RoundResult:
 
 def round_ranges(memory: AddressSpace) -> list[RoundRange]:
     """The memory that rounds copy: all that is paged on demand. A followed range ends only at other mappings."""
-    paged = paged_on_demand(memory)
+    paged = memory.paged_on_demand
     starts = {mapping.start for mapping in paged}
     others = [mapping for mapping in memory.mappings if mapping.start not in starts]
     ranges = []
