@@ -41,7 +41,7 @@ def decide(name: str, arguments: Sequence[str], events: RenderedEvents) -> int:
         parser.error(f"--decide {options.decide} takes {'no process id' if options.pid else 'a process id'}")
     by_hand: Any = importlib.import_module(f"live_migration.{folder}.by_hand")
     if options.decide == LIST:
-        sentences = [one.said() for one in by_hand.waiting()] or ["nothing waits here"]
+        sentences = by_hand.listed() or ["nothing waits here"]
     elif name == "lm-serve":
         sentences = by_hand.decide(options.pid)
     else:

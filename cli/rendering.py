@@ -26,6 +26,7 @@ SENTENCES = {
     "frozen": "process {source} is frozen",
     "resumed": "process {pid} runs at the destination",
     "complete": "every page is at the destination, process {pid} needs the source no more",
+    "reattached": "another worker goes on for process {pid}",
     "stalled": "the connection is lost; process {pid} waits for its pages, and both sides keep everything",
     "reconnected": "the connection is back; process {pid} goes on",
     "ended": "process {pid} has ended",

@@ -133,6 +133,18 @@ def make_parser() -> argparse.ArgumentParser:
         type=parse_listen,
         help="wait there for lm-serve --to, instead of connecting; prints the ticket",
     )
+    add(
+        "--reattach",
+        metavar="PID",
+        type=parse_number(1, 1 << 22, "a process id"),
+        help="instead of TICKET: bring the pages of PID, which was moved here, for whoever brought them was killed",
+    )
+    add(
+        "--source",
+        metavar="HOST:PORT",
+        type=parse_listen,
+        help="with --reattach: where the source is now; also if its pages are still waited for at the old address",
+    )
     add("--ticket-file", metavar="FILE", help="also write the ticket to FILE, for its owner alone")
     add(
         "--prefetch",
@@ -250,6 +262,12 @@ def _parameters(given: argparse.Namespace) -> Parameters:
 
 def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
     """Connect or listen, from the options, else from the environment."""
+    if given.reattach is not None:
+        if given.ticket is not None or given.listen is not None:
+            raise usage_error("TICKET and --reattach", "its session stands already", "leave TICKET and --listen out")
+        return Meeting()
+    if given.source is not None:
+        raise usage_error("--source", "it is for --reattach alone", "give --reattach PID, too")
     if given.ticket is not None:
         ticket = take_ticket(given.ticket)
         if given.listen is not None:
@@ -282,6 +300,8 @@ def parse_options(
         check_report_path(given.report)
     return RestoreOptions(
         meeting=meeting,
+        reattach=given.reattach or 0,
+        source=given.source,
         parameters=_parameters(given),
         pid=given.pid,
         detach=given.detach,

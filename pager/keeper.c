@@ -135,6 +135,9 @@ static void hold_on(unsigned char *base, int fd) {
     while (lm_ledger_slot(base, next))
         next++;
     hold.ledger = own;
+    /* The note stays for as long as the process, whose source has not heard yet. */
+    while (load(&head->complete) && !load(&head->abandoned) && (kill(head->pid, 0) == 0 || errno != ESRCH))
+        poll(NULL, 0, PAUSE_MS);
     while (hold.count && !load(&head->abandoned)) {
         bool forked = false;
         if (poll(hold.userfaults, (nfds_t)hold.count, PAUSE_MS) > 0) {

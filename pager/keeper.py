@@ -34,6 +34,7 @@ class Keeper:
 
     worker  the last pager's process id
     lives   whether that lives
+    complete  whether every page is there, and only the source has not heard it
     ledger  the path by which the ledger is opened
     note    what the pager has kept for its successor
     """
@@ -42,6 +43,7 @@ class Keeper:
     moved: int
     worker: int
     lives: bool
+    complete: bool
     ledger: Path
     note: bytes
 
@@ -81,7 +83,7 @@ def _keeper_of(process: Path, ledger: Path) -> Keeper | None:
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     # When the worker has ended, its children have another parent.
     lives = int(status["PPid"]) == facts.worker
-    return Keeper(int(process.name), facts.pid, facts.worker, lives, ledger, note)
+    return Keeper(int(process.name), facts.pid, facts.worker, lives, bool(facts.complete), ledger, note)
 
 
 def recover(pager: Pager, keeper: Keeper) -> None:
@@ -89,13 +91,8 @@ def recover(pager: Pager, keeper: Keeper) -> None:
 
     Raises TakenOver, OSError (ESRCH: no process needs the memory any more)."""
     with contextlib.ExitStack() as undo:
-        ledger = os.open(keeper.ledger, os.O_RDWR | os.O_CLOEXEC)
+        ledger = take_ledger(keeper)
         undo.callback(os.close, ledger)
-        _lock(ledger)
-        facts = ffi.new("struct lm_ledger_facts *")
-        check_errno(lib.lm_pager_facts(ledger, facts, ffi.new("char[]", 1), 0))
-        if not facts.counts:
-            raise TakenOver
         handle = pidfd.open_pidfd(keeper.pid)
         undo.callback(os.close, handle)
         found = []
@@ -105,6 +102,29 @@ def recover(pager: Pager, keeper: Keeper) -> None:
         undo.pop_all()
         os.close(handle)
         pager.start()
+
+
+def take_ledger(keeper: Keeper) -> int:
+    """A descriptor of the ledger; while it is open nobody else gets one. Raises TakenOver, OSError."""
+    ledger = os.open(keeper.ledger, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _lock(ledger)
+        facts = ffi.new("struct lm_ledger_facts *")
+        check_errno(lib.lm_pager_facts(ledger, facts, ffi.new("char[]", 1), 0))
+        if not facts.counts:
+            raise TakenOver
+    except BaseException:
+        os.close(ledger)
+        raise
+    return ledger
+
+
+def abandon(ledger: int) -> None:
+    """Nobody needs what is in it any more: its keeper leaves. Closes the descriptor. Raises OSError."""
+    try:
+        check_errno(lib.lm_pager_abandon(ledger))
+    finally:
+        os.close(ledger)
 
 
 def _lock(ledger: int) -> None:

@@ -80,6 +80,7 @@ struct lm_ledger_head {
     int32_t worker;      /* the pager's process id */
     uint32_t active;     /* 1: it counts; before that the predecessor does */
     uint32_t abandoned;  /* 1: it does not count any more */
+    uint32_t complete;   /* 1: no page is missing, and nobody has a userfaultfd; the note counts still */
     int32_t predecessor; /* a descriptor of the one that this one was made of; -1: none */
     uint32_t current;    /* of the two commits */
     struct lm_ledger_commit commits[2];

@@ -84,19 +84,26 @@ static void close_sources(struct lm_pager *pager) {
     }
 }
 
-int lm_pager_finish(struct lm_pager *pager) {
+int lm_pager_let_go(struct lm_pager *pager) {
     lm_pager_lock_patient(pager);
     bool missing = pager->wanted != 0;
     lm_pager_unlock(pager);
     if (missing)
         return -EBUSY;
     stop_threads(pager);
+    __atomic_store_n(&lm_ledger_head(pager->ledger)->complete, 1, __ATOMIC_SEQ_CST);
     for (size_t i = 0; i < pager->space_count; i++)
         lm_space_deinit(pager->spaces[i]);
-    lm_keeper_finish(&pager->keeper);
     close_sources(pager);
     lm_status_set(&pager->status, LM_PAGER_FINISHED, "%s", "");
     return 0;
+}
+
+int lm_pager_finish(struct lm_pager *pager) {
+    int error = lm_pager_let_go(pager);
+    if (!error)
+        lm_keeper_finish(&pager->keeper);
+    return error;
 }
 
 void lm_pager_destroy(struct lm_pager *pager) {
@@ -197,6 +204,8 @@ int lm_pager_start(struct lm_pager *pager) {
     if (!error)
         error = start_thread(&pager->fault_thread, lm_fault_main, pager, "lm-fault");
     pager->fault_running = !error;
+    if (!error)
+        lm_pager_note_progress(pager);
     return error;
 }
 
@@ -222,13 +231,13 @@ int lm_pager_prefetch_start(struct lm_pager *pager) {
 int lm_pager_connect(struct lm_pager *pager, struct lm_page_source *fault, struct lm_page_source *bulk) {
     uint64_t one = 1;
     lm_page_source_shutdown(pager->bulk);
-    bool again = pager->bulk_running;
-    if (again)
+    if (pager->bulk_running)
         pthread_join(pager->bulk_thread, NULL);
     pager->bulk_running = false;
     /* From here on it does not matter when the old fault source ends. */
     lm_pager_lock_patient(pager);
     struct lm_page_source *old_bulk = pager->bulk, *old_fault = pager->next_fault;
+    bool again = pager->prefetching;
     pager->bulk = bulk;
     pager->next_fault = fault;
     int error = lm_pager_discard_requests(pager);

@@ -63,8 +63,10 @@ struct lm_status *lm_pager_status(struct lm_pager *pager);
 /* The keeper's process id, 0 before start. */
 int lm_pager_keeper(struct lm_pager *pager);
 
-/* Every page has come: end the threads, close every userfaultfd and every connection, end the keeper. -EBUSY
- * when pages are missing. */
+/* Every page has come: end the threads, close every userfaultfd and every connection. -EBUSY when pages are missing. The
+ * keeper still has the note, for whoever has to tell the source. */
+int lm_pager_let_go(struct lm_pager *pager);
+/* The same, and end the keeper. */
 int lm_pager_finish(struct lm_pager *pager);
 /* End the threads and free the memory. While pages are missing in a living process, its userfaultfd stays open and the
  * keeper stays, so that the process waits instead of reading zeros. */

@@ -293,6 +293,11 @@ class Pager:
         """The latencies of the faults so far."""
         return latencies(self.memory)
 
+    def let_go(self) -> None:
+        """Every page has come: end the threads, close every userfaultfd; the keeper has the note still. Raises OSError
+        (EBUSY)."""
+        check_errno(lib.lm_pager_let_go(self._pager))
+
     def finish(self) -> None:
         """Every page has come: end the threads, close every userfaultfd, end the keeper. Raises OSError (EBUSY)."""
         check_errno(lib.lm_pager_finish(self._pager))

@@ -27,10 +27,17 @@ int lm_pager_facts(int ledger, struct lm_ledger_facts *facts, void *note, size_t
     *facts = (struct lm_ledger_facts){.pid = head.pid,
                                       .worker = head.worker,
                                       .counts = head.active && !head.abandoned,
+                                      .complete = head.complete,
                                       .note = kept->length};
     if (room > kept->length)
         room = kept->length;
     return pread(ledger, note, room, (off_t)kept->place) == (ssize_t)room ? 0 : -EIO;
+}
+
+int lm_pager_abandon(int ledger) {
+    const uint32_t yes = 1;
+    ssize_t size = pwrite(ledger, &yes, sizeof yes, offsetof(struct lm_ledger_head, abandoned));
+    return size == sizeof yes ? 0 : -EIO;
 }
 
 /* What we have of a userfaultfd of theirs; -1: nothing. */
@@ -129,23 +136,26 @@ int lm_pager_recover(struct lm_pager *pager, int ledger, const struct lm_recover
         return error;
     lm_pager_lock_patient(pager);
     error = recover(&recovery);
-    if (!error)
+    if (!error) {
         lm_ledger_head(pager->ledger)->predecessor = ledger;
+        pager->prefetching = true;
+    }
     lm_pager_unlock(pager);
     lm_ledger_unmap(&recovery.old);
+    if (!error)
+        lm_status_set(&pager->status, LM_PAGER_STALLED, "%s", "the pager was replaced");
     return error;
 }
 
 void lm_recovery_settle(struct lm_pager *pager) {
     struct lm_ledger_head *head = lm_ledger_head(pager->ledger);
-    const uint32_t yes = 1;
     const int predecessor = head->predecessor;
 
     __atomic_store_n(&head->active, 1, __ATOMIC_SEQ_CST);
     if (predecessor < 0)
         return;
     /* What cannot be written now the keeper writes, should we die. */
-    if (pwrite(predecessor, &yes, sizeof yes, offsetof(struct lm_ledger_head, abandoned)) != sizeof yes)
+    if (lm_pager_abandon(predecessor))
         return;
     __atomic_store_n(&head->predecessor, -1, __ATOMIC_SEQ_CST);
     close(predecessor);

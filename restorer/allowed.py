@@ -23,9 +23,7 @@ PATH_FIELDS = frozenset({"path", "directory", "executable", "working_directory",
 """The fields of a description that can hold paths; a mapping has one only if its kind is of a file."""
 
 
-def allowed_blockers(
-    migration: Migration, users: Sequence[int], options: DescriptorOptions
-) -> list[Blocker]:
+def allowed_blockers(migration: Migration, users: Sequence[int], options: DescriptorOptions) -> list[Blocker]:
     """The blockers that the operator's options make; `users` are those of --allow-uid, none: everybody."""
     return [*_user_blockers(migration, users), *path_blockers(migration, options)]
 

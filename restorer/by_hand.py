@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from live_migration._lm import ffi, lib
+from live_migration.pager.keeper import find_keepers
 from live_migration.restorer.custody import Fate
 from live_migration.wire.custodians import HUSK_MEMORY, cannot_decide, find_custodians
 from live_migration.wire.session import HuskRecord
@@ -57,8 +58,29 @@ class Waiting:
         return f"process {self.pid} {what} (custodian {self.custodian})"
 
 
+@dataclass(frozen=True)
+class Forsaken:
+    """A process that runs here, whose pages nobody brings any more."""
+
+    pid: int
+    keeper: int
+    complete: bool
+
+    def said(self) -> str:
+        """The sentence about it."""
+        lack = "has every page, which nobody tells the source"
+        what = lack if self.complete else "waits for pages that nobody brings"
+        return f"process {self.pid} {what} (keeper {self.keeper}); lm-restore --reattach {self.pid} goes on"
+
+
+def listed() -> list[str]:
+    """A sentence about everything that waits here. Raises LocalError."""
+    forsaken = [Forsaken(one.moved, one.pid, one.complete) for one in find_keepers() if not one.lives]
+    return [one.said() for one in waiting()] + [one.said() for one in forsaken]
+
+
 def waiting() -> Iterator[Waiting]:
-    """All of them. Raises LocalError."""
+    """All whose custodian waits. Raises LocalError."""
     for custodian, memory in find_custodians(HUSK_MEMORY):
         state = ffi.from_buffer("struct lm_husk_custody *", memory)
         if state.pid and state.custodian == custodian:
@@ -83,6 +105,13 @@ def decide(pid: int, how: str) -> list[str]:
     while not _is_done(found.state) and time.monotonic() < end:
         time.sleep(PAUSE_SECONDS)
     return [RISKS[how].format(pid=pid)]
+
+
+def finished(pid: int) -> None:
+    """The source's copy of process `pid` has left: its custodian, if there is one, has nothing to tell any more."""
+    for one in waiting():
+        if one.pid == pid:
+            one.state.decision.heard = lib.LM_WORD_ACKNOWLEDGED
 
 
 def _is_done(state: Any) -> bool:

@@ -12,12 +12,16 @@ import time
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from live_migration.kernel import pidfd
+from live_migration.pager.keeper import abandon
 from live_migration.pager.pager import HotRun, Pager, PagerState
 from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import PAGE
+from live_migration.restorer import by_hand
 from live_migration.restorer.husk_process import husk_ended
+from live_migration.restorer.kept import keep
 from live_migration.restorer.phases import Connected, Running, reached, write
 from live_migration.restorer.plain_locks import lock_plainly
 from live_migration.wire import messages
@@ -47,6 +51,7 @@ class Following:
     closed         the connections are
     told           when the user was last told what is waited for (CLOCK_MONOTONIC, seconds)
     shown          when progress was last shown
+    kept_heard     how many messages are taken in, as another worker would find it
     """
 
     running: Running
@@ -57,6 +62,7 @@ class Following:
     closed: bool = False
     told: float = 0.0
     shown: float = 0.0
+    kept_heard: int = -1
 
     @property
     def is_over(self) -> bool:
@@ -77,18 +83,18 @@ class Following:
         return forsaken or bool(limit and self.link.lost_for > limit)
 
 
-def follow(running: Running) -> int:
-    """Fetch everything, say goodbye, and unless --detach was given stay until the process ends.
+def follow(running: Running, link: Link | None = None) -> int:
+    """Fetch everything, say goodbye, and unless --detach was given stay until the process ends. `link`: if its
+    connections are not those with which it was resumed.
 
     Nothing in here may harm the process: errors are reported, and everything is kept. Raises LocalError (LOST_AFTER)
     when the source was lost for longer than --reconnect-timeout."""
     connected, pager = running.connected, running.pager
     if running.resume_at_once:
         pager.prefetch_start()
-    listener, custody = connected.roles.listener, running.custody
-    door = Doorway(custody.command[0], listener, custody.has_left) if listener else None
-    following = Following(running, Link(connected.roles, Side.DESTINATION, connected.control, door))
-    while True:
+    following = Following(running, link or _link_of(running))
+    _keep(following)
+    while running.ledger < 0:
         _step(following)
         state = take_state(pager)
         if state is PagerState.COMPLETE:
@@ -110,6 +116,22 @@ def follow(running: Running) -> int:
         status = _stay(following)
     _end(following)
     return status
+
+
+def _link_of(running: Running) -> Link:
+    connected, custody = running.connected, running.custody
+    listener = connected.roles.listener
+    door = Doorway(custody.command[0], listener, custody.has_left) if listener and custody else None
+    return Link(connected.roles, Side.DESTINATION, connected.control, door)
+
+
+def _keep(following: Following) -> None:
+    """See to it that another worker could go on from here."""
+    running, control = following.running, following.connected.control
+    if not following.finished and following.kept_heard != control.heard:
+        following.kept_heard = control.heard
+        with contextlib.suppress(OSError):
+            keep(running.pager, replace(running.kept, heard=control.heard))
 
 
 def _step(following: Following) -> None:
@@ -140,6 +162,7 @@ def _step(following: Following) -> None:
     try:
         if connected.control.fileno() in ready:
             _hear(following)
+        _keep(following)
         connected.control.check_silence()
     except MigrationError as error:
         _lose(following, error.cause)
@@ -228,7 +251,10 @@ def _hear(following: Following) -> None:
     if isinstance(message, messages.Goodbye):
         following.said_goodbye = True
         control.acknowledge()
-        running.custody.finished()
+        if running.custody:
+            running.custody.finished()
+        else:
+            by_hand.finished(running.husk.pid)
     if isinstance(message, messages.Signal):
         with contextlib.suppress(OSError):
             _deliver(running, message.thread, message.number)
@@ -242,7 +268,7 @@ def _fetch_first(running: Running, message: messages.Hot) -> None:
     """The source's message on what will be touched soon; one that cannot be used is passed over."""
     try:
         spaces = messages.unpack(message.payload, dict[int, list[Runs]])
-        if spaces.keys() - {member.space for member in running.final.members}:
+        if spaces.keys() - set(running.kept.spaces):
             raise messages.broken("it names pages of a process that is not moved")
         runs = [
             HotRun(one.address, one.address + one.pages * PAGE, space) for space, runs in spaces.items() for one in runs
@@ -256,7 +282,7 @@ def _fetch_first(running: Running, message: messages.Hot) -> None:
 
 def _deliver(running: Running, thread: int, number: int) -> None:
     """Send a forwarded signal to the process, or to the thread it was meant for."""
-    host_tid = running.threads.get(thread, 0)
+    host_tid = running.kept.threads.get(thread, 0)
     if host_tid:
         pidfd.send_to_thread(running.husk.pid, host_tid, number)
     else:
@@ -287,7 +313,7 @@ def _finish(following: Following) -> None:
     running, connected = following.running, following.connected
     connected.session.happened(Event.FINISHED)
     fill(running)
-    running.pager.finish()
+    running.pager.let_go()
     _lock(running)
     reached(connected, "destination-complete")
     report = connected.report
@@ -318,14 +344,18 @@ def _close(following: Following) -> None:
     if not following.closed:
         following.closed = True
         following.connected.control.end_pulses()
-        following.running.custody.end()
+        if following.running.custody:
+            following.running.custody.end()
         following.link.close()
+        with contextlib.suppress(OSError):
+            if following.running.ledger >= 0:
+                abandon(following.running.ledger)
+            following.running.pager.finish()
 
 
 def _lock(running: Running) -> None:
     """Lock the process's memory as it was locked at the source."""
-    member = running.final.members[0]
-    failed = lock_plainly(running.husk.pid, member.memory.mappings, any(one.filters for one in member.task.threads))
+    failed = lock_plainly(running.husk.pid, running.kept.locked, running.kept.filtered)
     if failed:
         running.connected.line.send(
             "note",

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import select
 import signal
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
+from live_migration.pager.keeper import find_keepers
 from live_migration.restorer.custody import await_outcome
 from live_migration.restorer.frontend_line import Worker
 from live_migration.restorer.options import RestoreOptions
@@ -27,6 +29,8 @@ from live_migration.wire.report import Report
 from live_migration.wire.session import DESTINATION, HuskRecord, State
 from live_migration.wire.ticket import parse_ticket
 
+MOST_REPLACED = 20
+PAUSE_SECONDS = 0.05
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -41,6 +45,9 @@ class Frontend:
     frozen: bool = False
     resumed: bool = False
     stopping: bool = False
+    complete: bool = False
+    ending: str = ""
+    replaced: int = 0
     worker_stays: bool = False
     status: int | None = None
 
@@ -50,22 +57,22 @@ def run(options: RestoreOptions, events: Events) -> int:
     check_fault()
     # Before the fork, so that what it imports is there in both.
     worker = start_worker(options)
-    frontend = Frontend(options, events, worker)
+    frontend = Frontend(options, events, worker, options.reattach)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in FORWARDED:
         signal.signal(number, lambda *_: None)
     while frontend.status is None:
-        ready, _, _ = select.select([worker.news.fileno(), wake_read], [], [])
+        ready, _, _ = select.select([frontend.worker.news.fileno(), wake_read], [], [])
         if wake_read in ready:
             for arrived in os.read(wake_read, 64):
                 _signal(frontend, arrived)
-        if worker.news.fileno() in ready and not _hear(frontend):
+        if frontend.worker.news.fileno() in ready and not _hear(frontend) and not _replace_worker(frontend):
             break
     if frontend.status is None:
         return _worker_is_gone(frontend)
     if not frontend.stopping and not frontend.worker_stays:
-        worker.reap()
+        frontend.worker.reap()
     return frontend.status
 
 
@@ -111,19 +118,40 @@ def _show(frontend: Frontend, news: dict[str, Any]) -> None:
         frontend.status = int(news["code"])
     else:
         frontend.pid = pid
-        frontend.resumed = frontend.resumed or kind == "resumed"
+        frontend.resumed = frontend.resumed or kind in ("resumed", "reattached")
+        frontend.complete = frontend.complete or kind == "complete"
         frontend.frozen = frontend.frozen or kind == "frozen"
         frontend.events.emit(kind, pid, **news)
+
+
+def _replace_worker(frontend: Frontend) -> bool:
+    """The worker ended without a message. If the process runs here, another one brings what is missing (reattach.py).
+    False when there is nothing to go on with."""
+    frontend.ending = frontend.worker.reap()
+    runs = frontend.resumed or await_outcome(frontend.worker.page).state is State.RESUMED
+    # If they end again and again, it has a reason that another one will not remove.
+    held = any(one.moved == frontend.pid for one in find_keepers())
+    if not runs or not held or frontend.replaced == MOST_REPLACED:
+        return False
+    time.sleep(PAUSE_SECONDS * frontend.replaced)
+    frontend.replaced += 1
+    cause = f"the worker has ended ({frontend.ending}); another one goes on"
+    frontend.events.note(cause, 0)
+    page = frontend.worker.page
+    frontend.worker = start_worker(replace(frontend.options, reattach=frontend.pid, source=None), page)
+    return True
 
 
 def _worker_is_gone(frontend: Frontend) -> int:
     """The worker ended without a message: it was killed, or there is a bug in it. Until READY the husk ends with it;
     from then on the custodian finds out what the source has decided, and acts on it (restorer/custody.h)."""
-    how = frontend.worker.reap()
+    how = frontend.ending
     found = await_outcome(frontend.worker.page)
-    here, row = f"process {frontend.pid}", DESTINATION[found.state]
+    here, row = f"process {frontend.pid}", DESTINATION[State.RESUMED if frontend.resumed else found.state]
     said, code = row.said.format(pid=frontend.pid), row.code
-    if found.state is State.RESUMED:
+    if frontend.complete:
+        cause, remedy = f"its worker ended ({how}) when every page was there", f"{here} runs on"
+    elif frontend.resumed or found.state is State.RESUMED:
         cause, remedy = f"its worker ended ({how}) after the handover", said
     elif found.state is State.IN_DOUBT:
         cause = f"its worker ended ({how}), and the connection ended during the handover"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from live_migration._lm import lib
 from live_migration.kernel.errors import ProcessGone
-from live_migration.kernel.pidfd import open_pidfd, send_signal
+from live_migration.kernel.pidfd import ended_status, open_pidfd, send_signal
 from live_migration.kernel.spawn import (
     ADDR_COMPAT_LAYOUT,
     ADDR_NO_RANDOMIZE,
@@ -44,6 +44,7 @@ NOT_THIS_ID = (errno.EEXIST, errno.EPERM, errno.EINVAL)
 class HuskProcess:
     """A started husk, stopped and traced. `pidfd_number` is where it holds a pidfd of this process.
 
+    It is `adopted` if another worker has started it.
     In a namespace of its own, `init` is that namespace's process 1 and `line` the socket to it (restorer/init.c).
     """
 
@@ -54,6 +55,7 @@ class HuskProcess:
     init: int = 0
     line: int = -1
     namespace: bool = False
+    adopted: bool = False
 
 
 def start_husk(task: TaskDescription, pid_mode: str, offsets: clocks.Offsets | None) -> HuskProcess:
@@ -222,7 +224,9 @@ def end_husk(husk: HuskProcess) -> None:
 
 def husk_ended(husk: HuskProcess) -> int:
     """Reap the moved process, and its namespace, which ends with it; its status, 128 + n for one that signal n
-    ended."""
+    ended. That of an adopted one is 0 where the kernel does not tell."""
+    if husk.adopted:
+        return _shell_status(ended_status(husk.pidfd))
     status = reap(husk.pid)
     if husk.init:
         with contextlib.suppress(OSError):
@@ -230,6 +234,10 @@ def husk_ended(husk: HuskProcess) -> int:
         reap(husk.init)
         os.close(husk.line)
         husk.init, husk.line = 0, -1
+    return _shell_status(status)
+
+
+def _shell_status(status: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 

@@ -50,6 +50,7 @@ from live_migration.restorer.finish import follow
 from live_migration.restorer.frontend_events import FrontendEvents
 from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.husk_process import end_husk, is_killed, start_husk
+from live_migration.restorer.kept import keep, kept_of, with_process
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.phases import Armed, Connected, Frozen, Running, Staged, Started, reached, tell, write
 from live_migration.restorer.preflight import Peer, new_file_blockers, preflight
@@ -236,12 +237,14 @@ def stage(started: Started) -> Staged:
     opened = open_descriptors(table, connected.descriptor_options, process=husk.pid)
     connected.undo.append(opened.undo)
     building = build.stage(husk, member, table, connected.descriptor_options, opened)
-    staged = Staged(connected, described, husk, custody, building, pager)
     roles = connected.roles
+    kept = kept_of(roles, connected.options.meeting.certificates, connected.report.strategy)
+    staged = Staged(connected, described, husk, custody, building, pager, kept)
     pager.add_space(member.space, building.userfaultfd, husk.pid)
     pager.connect(roles.fault, roles.bulk, roles.session, roles.attempt)
     pager.set_ranges(memory_ranges(member.memory), member.space)
     add_contents(staged, described.contents)
+    keep(pager, with_process(kept, described.members, building.threads))
     pager.start()
     failpoint("destination-staged")
     connected.control.send(messages.Staged(pid=husk.pid))
@@ -480,4 +483,5 @@ def resume(armed: Armed, frozen_ns: int, received: int) -> Running:
     if frozen.is_short:
         say_frozen(frozen)
     connected.line.send("resumed", pid=husk.pid, downtime_ms=report.downtime_ms)
-    return Running(connected, husk, custody, staged.pager, staged.building.threads, frozen.final, frozen.resume_at_once)
+    kept = with_process(replace(staged.kept, resume_ns=resume_ns), frozen.final.members, staged.building.threads)
+    return Running(connected, husk, custody, staged.pager, kept, frozen.resume_at_once)

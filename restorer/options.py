@@ -13,6 +13,8 @@ class RestoreOptions:
     """The options of lm-restore.
 
     meeting       the ticket of the source, or where to listen
+    reattach      instead of that: the process whose pages are to be brought again, 0: none
+    source        where the source is now, for that
     parameters    the strategy and its limits, as lm-serve gets them
     pid           "keep", "namespace", or "auto": keep if the ids are free
     detach        exit when every page is in, and let the process live on
@@ -44,6 +46,8 @@ class RestoreOptions:
     verbose: int
     json_fd: int | None = None
     reconnect_timeout: float | None = None
+    reattach: int = 0
+    source: tuple[str, int] | None = None
     max_memory: int | None = None
     allow_uid: tuple[int, ...] = ()
     allow_path: tuple[str, ...] = ()

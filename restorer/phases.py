@@ -1,13 +1,13 @@
 """The phases of a migration as the destination has it. Each is a type, a step takes one and returns the next:
 
-    Connected -> Started -> Staged -> Frozen -> Armed -> Running
+Connected -> Started -> Staged -> Frozen -> Armed -> Running
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from live_migration.pager.pager import Pager
@@ -17,6 +17,7 @@ from live_migration.restorer import stage as build
 from live_migration.restorer.custody import Custody
 from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.husk_process import HuskProcess
+from live_migration.restorer.kept import Kept
 from live_migration.restorer.options import RestoreOptions
 from live_migration.wire import messages
 from live_migration.wire.account import Account
@@ -66,6 +67,7 @@ class Staged:
     custody: Custody
     building: build.Construction
     pager: Pager
+    kept: Kept
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,16 @@ class Armed:
 
 @dataclass(frozen=True)
 class Running:
-    """The process runs here. `threads`: their ids inside the process -> their ids for this host."""
+    """The process runs here. `kept`: what another worker would need to go on; `custody`: None if another one had it.
+    `ledger`: of a worker that had every page, and could not tell the source any more."""
 
     connected: Connected
     husk: HuskProcess
-    custody: Custody
+    custody: Custody | None
     pager: Pager
-    threads: Mapping[int, int]
-    final: Migration
+    kept: Kept
     resume_at_once: bool
+    ledger: int = -1
 
 
 def tell(control: ControlChannel, error: MigrationError) -> None:

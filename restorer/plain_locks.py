@@ -18,13 +18,17 @@ from live_migration.kernel.tracing import tracee
 from live_migration.process.memory.mappings import Mapping
 
 
-def lock_plainly(pid: int, mappings: Iterable[Mapping], filtered: bool) -> str:
-    """Lock the ranges that plain mlock(2) had locked at the source, as far as the moved process still has them locked.
-    Its leader is stopped for a moment; without such a range nothing is done. Every page must have come. `filtered`: it
-    has seccomp filters, which are suspended meanwhile.
+def locked_ranges(mappings: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """What plain mlock(2) has locked of these."""
+    return [(one.start, one.end) for one in mappings if "lo" in one.flags and "lf" not in one.flags]
+
+
+def lock_plainly(pid: int, ranges: list[tuple[int, int]], filtered: bool) -> str:
+    """Lock these ranges, which plain mlock(2) had locked at the source, as far as the moved process still has them
+    locked. Its leader is stopped for a moment; without such a range nothing is done. Every page must have come.
+    `filtered`: it has seccomp filters, which are suspended meanwhile.
 
     Returns why something could not be locked, or ""."""
-    ranges = [(one.start, one.end) for one in mappings if "lo" in one.flags and "lf" not in one.flags]
     return _in_a_child(lambda: _lock_ranges(pid, ranges, filtered)) if ranges else ""
 
 

@@ -43,11 +43,7 @@ def preflight(
         *_host_blockers(hosts, options),
         *_ability_blockers(migration, hosts, options),
         *(one for member in migration.members for one in member_blockers(member, options, described)),
-        *(
-            one
-            for member in migration.members
-            for one in room.count_blockers(member, len(migration.open_files))
-        ),
+        *(one for member in migration.members for one in room.count_blockers(member, len(migration.open_files))),
         *preflight_mapped_files(migration.mapped_files, described),
         *(
             one

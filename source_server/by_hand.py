@@ -46,6 +46,11 @@ class Waiting:
         return f"process {self.pid} {what} (custodian {self.custodian})"
 
 
+def listed() -> list[str]:
+    """A sentence about everything that waits here. Raises LocalError."""
+    return [one.said() for one in waiting()]
+
+
 def waiting() -> Iterator[Waiting]:
     """All of them. Raises LocalError."""
     for custodian, memory in find_custodians(SOURCE_MEMORY):

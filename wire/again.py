@@ -279,20 +279,43 @@ class Doorway:
         self._epoll.close()
 
 
+def doorway_of_our_own(address: Address) -> Doorway:
+    """A port that a killed command of ours had, as soon as its custodian has left too. Raises OSError."""
+    nobody, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Its end would be something to wait for.
+    other.detach()
+    listener = socket.socket(address.family, socket.SOCK_STREAM)
+    listener.setblocking(False)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def listens() -> bool:
+        try:
+            listener.bind(address.where)
+            listener.listen()
+        except OSError:
+            return False
+        return True
+
+    return Doorway(nobody, listener, listens)
+
+
 class Link:
-    """The three connections of a side after COMMIT, which may be lost and come again. `control` goes on with each.
+    """The three connections of a side after COMMIT, which may be lost and come again. `control` goes on with each. They
+    come through `door`, or are made to `address`, at first the one to which those of `roles` lead.
 
     Nothing here waits. `fileno` is readable when there may be something for `take`; call that from time to time, too.
     """
 
-    def __init__(self, roles: Roles, side: Side, control: ControlChannel, door: Doorway | None) -> None:
+    def __init__(
+        self, roles: Roles, side: Side, control: ControlChannel, door: Doorway | None, address: Address | None = None
+    ) -> None:
         self.control = control
         self.since: float | None = None
         self._roles = roles
         self._door = door
         self._meeting: Redialling | Readmission
         if door is None:
-            self._meeting = Redialling(address_of(roles.control), roles, side)
+            self._meeting = Redialling(address or address_of(roles.control), roles, side)
         else:
             self._meeting = Readmission(door, roles, side)
         control.patience = PATIENCE_AFTER_COMMIT_SECONDS

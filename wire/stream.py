@@ -50,6 +50,13 @@ class TlsContext:
         self.handle = ffi.gc(made[0], lib.lm_tls_context_destroy)
 
 
+def ended_stream() -> Stream:
+    """A stream whose other end has closed already, in the place of one that was lost."""
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return Stream(ours)
+
+
 class Stream:
     """One end of a connection. It owns the socket; without `secure` there is no TLS on it.
 

@@ -170,21 +170,14 @@ def test_a_source_killed_when_all_is_over(subject: laws.Subject) -> None:
 
 @pytest.mark.parametrize("failpoint", [failpoint for failpoint in AFTER_COMMIT if failpoint in DESTINATION_FAILPOINTS])
 def test_a_pager_killed_after_commit(failpoint: str, subject: laws.Subject) -> None:
-    """The moved process runs or waits, the copy stays inert, and lm-serve keeps the memory and says so."""
+    """Another one goes on: the moved process gets every page, and the source's copy leaves."""
     move = laws.begin(subject, fault=f"{failpoint}:kill")
     try:
-        assert ends(move.restore) == ExitCode.LOST_AFTER
-        move.serve.event("stalled")
-        assert move.serve.process.poll() is None
+        assert ends(move.restore) == ExitCode.OK
+        assert "another one goes on" in move.restore.said()
+        assert ends(move.serve) == ExitCode.OK
         laws.assert_inert(subject)
-        assert subject.process.poll() is None
-        moved = [pid for pid, name in laws.left_over(subject).items() if name == "laws_program"]
-        assert len(moved) == 1, laws.left_over(subject)
-        if failpoint == "destination-complete":
-            goes_on(subject, move)
-        else:
-            subject.await_standstill()
-        assert laws.process_name(moved[0]) == "laws_program"
+        goes_on(subject, move)
     except BaseException:
         print(move.said())
         raise
@@ -208,7 +201,7 @@ def test_a_worker_killed_in_the_handover_of_a_whole_process(failpoint: str, subj
     masks = laws.signal_masks(subject.pid)
     move = laws.begin(subject, restore=["--stop-and-copy"], fault=f"destination-{failpoint}:kill")
     try:
-        assert ends(move.restore) == ExitCode.LOST_AFTER
+        assert ends(move.restore) == ExitCode.OK
         laws.assert_inert(subject)
         pid = wait_for("the process", lambda: laws.let_go(subject) or None, 10)
         assert laws.signal_masks(pid) == masks

@@ -34,7 +34,6 @@ PYTHON_EXCEPTIONS = {
     "wire": "a field of the report",
     "fault_pages": "tests try windows of other sizes",
     "memory_source": "the page source that tests drive the pager from",
-    "find_keepers": "tests go on from a ledger",
     "encoding": "read by rich, of a stream of text",
     "__getattr__": "called by Python for what a module does not have (PEP 562)",
     "make_ffi": "named in setup.py, and called by cffi",

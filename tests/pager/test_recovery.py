@@ -60,7 +60,6 @@ class Lost:
         recover(pager, keeper)
         self.attempts += 1
         self.undo.callback(close_all, connect(self.client, pager, self.attempts))
-        pager.prefetch_start()
         return pager
 
 
@@ -173,4 +172,3 @@ def test_one_that_fails_has_changed_nothing(program: Path) -> None:
         pager = lost.go_on(keeper)
         finish(pager)
         assert lost.destination.run("check", 0, PAGES) == 0
-

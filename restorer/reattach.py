@@ -1,0 +1,141 @@
+"""Going on where a worker was killed after COMMIT, from what a keeper holds: lm-restore --reattach, and what a frontend
+does when its worker is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from live_migration.kernel import pidfd
+from live_migration.pager.keeper import Keeper, TakenOver, find_keepers, recover, take_ledger
+from live_migration.pager.pager import Pager
+from live_migration.process.descriptors.options import DescriptorOptions
+from live_migration.restorer.finish import follow
+from live_migration.restorer.frontend_line import Line
+from live_migration.restorer.husk_process import HuskProcess
+from live_migration.restorer.kept import Kept, read_kept
+from live_migration.restorer.options import RestoreOptions
+from live_migration.restorer.phases import Connected, Running
+from live_migration.wire import messages
+from live_migration.wire.again import Link, doorway_of_our_own
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import LocalError
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.handshake import Side
+from live_migration.wire.report import Report
+from live_migration.wire.session import Session, State
+
+STEP = "going on"
+DYING_SECONDS = 5.0
+PAUSE_SECONDS = 0.02
+
+
+def reattach(options: RestoreOptions, line: Line) -> int:
+    """Bring the pages of process `options.reattach` again; the exit status of the worker. Raises LocalError when nobody
+    holds them, or somebody brings them already."""
+    pid = options.reattach
+    keeper = abandoned_keeper(pid, replacing=options.source is not None)
+    kept = read_kept(keeper.note, pid)
+    husk = HuskProcess(pid, pidfd.open_pidfd(pid), -1, None, adopted=True)
+    pager, ledger = Pager(), -1
+    try:
+        if keeper.complete:
+            ledger = take_ledger(keeper)
+        else:
+            recover(pager, keeper)
+    except (TakenOver, OSError) as error:
+        cause = "another lm-restore goes on already" if isinstance(error, TakenOver) else str(error)
+        raise _cannot(pid, cause, "look at what that says") from None
+    if options.source is not None:
+        kept = _at(kept, *options.source)
+    running = _running(options, line, kept, husk, pager, ledger)
+    control = running.connected.control
+    control.heard = kept.heard
+    link = _link(kept, running)
+    control.post(messages.Resumed(pid=pid, resume_ns=kept.resume_ns))
+    control.begin_pulses()
+    link.lose("the worker was replaced")
+    line.send("reattached", pid=pid)
+    return follow(running, link)
+
+
+def abandoned_keeper(pid: int, *, replacing: bool) -> Keeper:
+    """The keeper of process `pid`, whose worker is dead, or is ended if it is to be replaced. Raises LocalError."""
+    end = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            found = next((one for one in find_keepers() if one.moved == pid), None)
+        except PermissionError as error:
+            raise LocalError(
+                step=STEP,
+                object=f"process {pid}",
+                cause=f"its keeper cannot be looked at ({error.strerror})",
+                remedy="run this as root",
+                code=ExitCode.NO_PERMISSION,
+            ) from None
+        if found and not found.lives:
+            return found
+        if found and replacing:
+            os.kill(found.worker, signal.SIGKILL)
+        elif not found or not _is_dying(found.worker) or time.monotonic() > end:
+            break
+        time.sleep(PAUSE_SECONDS)
+    if found:
+        raise _cannot(pid, f"its pages are brought already, by process {found.worker}", "leave it as it is")
+    raise LocalError(
+        step=STEP,
+        object=f"process {pid}",
+        cause="no keeper holds pages of it here: they are all there, or it was not moved here",
+        remedy="lm-restore --decide list tells what waits here",
+        code=ExitCode.NO_PROCESS,
+    )
+
+
+def _is_dying(worker: int) -> bool:
+    """Whether a process is on its way out: its descriptors have closed, its children are not orphans yet."""
+    try:
+        return Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def _running(
+    options: RestoreOptions, line: Line, kept: Kept, husk: HuskProcess, pager: Pager, ledger: int
+) -> Running:
+    roles = kept.roles()
+    report = Report(side="destination", outcome="stalled", strategy=kept.strategy, pid=husk.pid, started=time.time())
+    session = Session(Side.DESTINATION, State.STALLED, lambda text: line.send("note", text=text, level=0))
+    session.moments["resumed"] = time.monotonic_ns()
+    ended, _ = socket.socketpair()
+    control = ControlChannel(roles.control)
+    connected = Connected(options, DescriptorOptions(), line, roles, ended, control, session, report)
+    return Running(connected, husk, None, pager, kept, resume_at_once=False, ledger=ledger)
+
+
+def _at(kept: Kept, host: str, port: int) -> Kept:
+    """The same with the source at another address. Raises LocalError."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise LocalError(
+            step=STEP, object=host, cause=str(error.strerror), remedy="give an address", code=ExitCode.NO_PEER
+        ) from None
+    return replace(kept, listening=False, family=int(family), address=where)
+
+
+def _link(kept: Kept, running: Running) -> Link:
+    """How the source is met again. Raises LocalError."""
+    roles, control = running.connected.roles, running.connected.control
+    if not kept.listening:
+        return Link(roles, Side.DESTINATION, control, None, kept.where)
+    return Link(roles, Side.DESTINATION, control, doorway_of_our_own(kept.where))
+
+
+def _cannot(pid: int, cause: str, remedy: str) -> LocalError:
+    return LocalError(step=STEP, object=f"process {pid}", cause=cause, remedy=remedy, code=ExitCode.REFUSED)
