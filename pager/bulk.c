@@ -13,16 +13,24 @@
 
 enum { RUN_LEAST = 16, ASK_LEAST = LM_FLIGHTS / 4 };
 
-/* Wait for the next frame. */
+/* Wait for the next frame, and where nothing comes, ask whether the source is still there. */
 static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void **data) {
-    for (;;) {
+    for (int silent = 0;;) {
         int error = lm_page_source_next(pager->bulk, frame, data);
+        if (!error && frame->kind == LM_FRAME_PONG)
+            continue;
         if (!error)
             lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(frame));
-        if (error == -EAGAIN)
-            error = lm_page_source_receive(pager->bulk, false, true);
-        else
+        if (error != -EAGAIN)
             return error;
+        error = lm_page_source_receive(pager->bulk, false, true);
+        silent = error == -EAGAIN ? silent + 1 : 0;
+        if (silent > LM_SILENT_LOOKS)
+            return -ETIMEDOUT;
+        if (silent) {
+            struct lm_request ping = lm_request_ping();
+            error = lm_page_source_request(pager->bulk, &ping, 1);
+        }
         if (error)
             return error;
     }

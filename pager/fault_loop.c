@@ -52,10 +52,12 @@ struct loop {
     const void *data;
     uint32_t placed;
     bool placing;
-    bool begun;   /* the first frame of an answer has been placed, but not its last */
-    bool more;    /* there is more to place of what has been read */
-    bool lost;    /* there is no source to take from */
-    bool hurried; /* something waits for a moment to pass */
+    bool begun;       /* the first frame of an answer has been placed, but not its last */
+    bool more;        /* there is more to place of what has been read */
+    bool lost;        /* there is no source to take from */
+    uint64_t look_ns; /* when it was last looked whether anything comes */
+    int silent;       /* such looks since something came */
+    bool hurried;     /* something waits for a moment to pass */
 };
 
 /* Request the page of a fault, and with it those neighbours that nobody has requested yet. Lock held.
@@ -204,7 +206,10 @@ static void send_requests(struct loop *loop) {
 /* The next frame that has come. Returns 1, 0 when no whole frame has come, or what ends the source. */
 static int next_answer(struct loop *loop) {
     struct lm_pager *pager = loop->pager;
-    int error = lm_page_source_next(pager->fault, &loop->frame, &loop->data);
+    int error;
+    do
+        error = lm_page_source_next(pager->fault, &loop->frame, &loop->data);
+    while (!error && loop->frame.kind == LM_FRAME_PONG);
     if (error)
         return error == -EAGAIN ? 0 : error;
     lm_count(&pager->statistics->wire_bytes, LM_HEADER_SIZE + lm_frame_payload(&loop->frame));
@@ -281,6 +286,7 @@ static void adopt(struct loop *loop) {
         pager->fault = next;
         pager->connected = true;
         loop->lost = false;
+        loop->silent = 0;
         /* Nobody may have noticed the end of the old source. */
         discard_requested(loop);
         retry(loop);
@@ -317,9 +323,25 @@ static ssize_t prepare(struct loop *loop) {
 
 /* Wait, for at most 50 us when something is to be tried again; do not wait when there is something to do. */
 static int wait_for_work(struct loop *loop, size_t polls) {
-    static const struct timespec soon = {0, 50000}, now = {0, 0}, later = {0, KEEPER_MS * 1000000};
-    const struct timespec *most = loop->pager->keeper.itself < 0 ? &later : NULL;
+    static const struct timespec soon = {0, 50000}, now = {0, 0}, later = {0, KEEPER_MS * 1000000},
+                                 look = {0, LM_LOOK_MS * 1000000};
+    const struct timespec *most = loop->pager->keeper.itself < 0 ? &later : loop->lost ? NULL : &look;
     return ppoll(loop->polls, polls, loop->more ? &now : loop->hurried ? &soon : most, NULL);
+}
+
+/* From time to time, ask whether the source is still there; `heard`: something of it has come. */
+static void look_for_silence(struct loop *loop, bool heard) {
+    if (heard)
+        loop->silent = 0;
+    uint64_t now = lm_now_ns();
+    if (loop->lost || now - loop->look_ns < LM_LOOK_MS * 1000000ull)
+        return;
+    loop->look_ns = now;
+    struct lm_request ping = lm_request_ping();
+    int error =
+        loop->silent++ < LM_SILENT_LOOKS ? lm_page_source_request(loop->pager->fault, &ping, 1) : -ETIMEDOUT;
+    if (error)
+        lose(loop, error);
 }
 
 void *lm_fault_main(void *argument) {
@@ -355,6 +377,7 @@ void *lm_fault_main(void *argument) {
         send_requests(&loop);
         if (answered && !loop.lost)
             serve_answers(&loop, loop.polls[1].revents != 0);
+        look_for_silence(&loop, answered);
     }
     free(loop.polls);
     return NULL;

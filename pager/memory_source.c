@@ -59,7 +59,8 @@ static int receive(struct lm_page_source *source, bool first, bool wait) {
             return -errno;
         if (self->count || !wait)
             return self->count ? 0 : -EAGAIN;
-        poll(&event, 1, -1);
+        if (!poll(&event, 1, LM_LOOK_MS))
+            return -EAGAIN;
     }
 }
 
@@ -109,8 +110,11 @@ static int next(struct lm_page_source *source, struct lm_frame *frame, const voi
         return -EAGAIN;
     const struct lm_request *request = &self->requests[0];
     uint64_t end = request->address + (uint64_t)request->pages * LM_PAGE_SIZE;
-    bool last;
-    if (request->kind == LM_REQUEST_MAP) {
+    bool last = true;
+    if (request->kind == LM_REQUEST_PING) {
+        *frame = lm_frame_pong();
+        *data = NULL;
+    } else if (request->kind == LM_REQUEST_MAP) {
         last = fill_map(self, request, end, frame, data);
     } else {
         /* The page of a fault goes first and alone. */
@@ -120,7 +124,7 @@ static int next(struct lm_page_source *source, struct lm_frame *frame, const voi
         last = self->at >= end;
     }
     if (last) {
-        frame->flags = LM_FRAME_LAST;
+        frame->flags = request->kind == LM_REQUEST_PING ? 0 : LM_FRAME_LAST;
         self->count--;
         memmove(self->requests, self->requests + 1, self->count * sizeof *self->requests);
         self->at = self->count ? self->requests[0].address : 0;

@@ -20,7 +20,7 @@ struct lm_page_source;
 struct lm_page_source_operations {
     /* Send sealed requests. */
     int (*request)(struct lm_page_source *source, const struct lm_request *requests, size_t count);
-    /* Take in what has come since, once; -EAGAIN if that is nothing. `wait`: wait for it. `first`: take no more than one
+    /* Take in what has come since, once; -EAGAIN if that is nothing. `wait`: wait for it, for LM_LOOK_MS at most. `first`: take no more than one
      * page, for which somebody waits. What `next` gave is not valid any more. */
     int (*receive)(struct lm_page_source *source, bool first, bool wait);
     /* The next frame that was taken in as a whole, or -EAGAIN. `*data` is its content as it is to be in memory, or NULL if

@@ -62,6 +62,7 @@ void lm_pager_lost(struct lm_pager *pager, const char *which, int error) {
     if (atomic_load(&pager->stop))
         return;
     const char *why = error == -EPIPE             ? "closed by the source"
+                      : error == -ETIMEDOUT       ? "the source has said nothing for some seconds"
                       : error == -EPROTO          ? "the source broke the rules of the page stream"
                       : error == -EPROTONOSUPPORT ? "the source speaks another version of the page stream"
                                                   : lm_channel_cause(error);

@@ -30,7 +30,14 @@ static int receive(struct lm_page_source *source, bool first, bool wait) {
     void *room = lm_inbox_room(&self->inbox, &size);
     if (first && size > FIRST_READ)
         size = FIRST_READ;
-    ssize_t got = lm_channel_read(&self->channel, room, size, wait);
+    ssize_t got;
+    do {
+        int error = wait ? lm_channel_wait(&self->channel, LM_LOOK_MS) : 0;
+        if (error)
+            return error;
+        got = lm_channel_read(&self->channel, room, size, false);
+        /* A part of a record is no silence. */
+    } while (wait && got == -EAGAIN);
     if (got < 0)
         return (int)got;
     lm_inbox_filled(&self->inbox, (size_t)got);

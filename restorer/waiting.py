@@ -16,6 +16,7 @@ from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.phases import Connected, Staged
 from live_migration.restorer.room import arrived_blockers
 from live_migration.wire import messages
+from live_migration.wire.control import LOOK_SECONDS
 from live_migration.wire.errors import LocalError, MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.session import Session
@@ -35,7 +36,7 @@ def expect(connected: Connected, kind: type[Expected], seconds: float) -> Expect
     poll.register(connected.line.fileno(), select.POLLIN)
     while True:
         left = deadline - time.monotonic()
-        ready = [number for number, _ in poll.poll(max(0.0, left) * 1000)]
+        ready = [number for number, _ in poll.poll(min(max(0.0, left), LOOK_SECONDS) * 1000)]
         if connected.line.fileno() in ready:
             connected.line.hear()
             if connected.line.is_to_stop:
@@ -43,7 +44,7 @@ def expect(connected: Connected, kind: type[Expected], seconds: float) -> Expect
         try:
             return connected.control.expect(kind, min(PART_SECONDS, max(0.0, left)))
         except LocalError:
-            # Nothing, a ping, or the beginning of a long message.
+            # Nothing, a ping, a pulse, or the beginning of a long message.
             if left <= 0:
                 raise
 
@@ -55,7 +56,7 @@ def receive_push(staged: Staged, identifier: int) -> None:
         staged.pager.receive_push(identifier)
     except OSError as error:
         changed = error.errno == errno.EBADMSG
-        if not changed and not isinstance(error, ConnectionError):
+        if not changed and not isinstance(error, (ConnectionError, TimeoutError)):
             raise
         if connected.line.is_to_stop:
             raise stopped(connected.line, connected.session) from None

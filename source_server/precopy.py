@@ -371,7 +371,8 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
 def push_failed(control: ControlChannel, pid: int, step: str, error: OSError) -> LocalError:
     """The error of a push that failed. If the other side gave up, it raises what that has said: RemoteError,
     Refused."""
-    if isinstance(error, ConnectionError):
+    lost = isinstance(error, (ConnectionError, TimeoutError))
+    if lost:
         with contextlib.suppress(LocalError, ConnectionLost):
             control.expect(messages.Pushed, LAST_WORDS_SECONDS)
     return LocalError(
@@ -379,5 +380,5 @@ def push_failed(control: ControlChannel, pid: int, step: str, error: OSError) ->
         object=f"process {pid}",
         cause=str(error),
         remedy="it runs on here; try again",
-        code=ExitCode.LOST_BEFORE if isinstance(error, ConnectionError) else ExitCode.SYSTEM,
+        code=ExitCode.LOST_BEFORE if lost else ExitCode.SYSTEM,
     )

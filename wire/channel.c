@@ -99,6 +99,14 @@ ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, b
     return count;
 }
 
+int lm_channel_wait(struct lm_channel *channel, int timeout_ms) {
+    struct pollfd bytes = {.fd = channel->fd, .events = POLLIN};
+    if (lm_channel_pending(channel))
+        return 0;
+    int ready = poll(&bytes, 1, timeout_ms);
+    return ready > 0 ? 0 : ready == 0 || errno == EINTR ? -EAGAIN : -errno;
+}
+
 int lm_channel_read_exact(struct lm_channel *channel, void *buffer, size_t size) {
     char *at = buffer;
     while (size) {

@@ -58,6 +58,9 @@ int lm_channel_descriptor(const struct lm_channel *channel);
  * its way, or -errno. */
 ssize_t lm_channel_read(struct lm_channel *channel, void *buffer, size_t size, bool wait);
 
+/* Wait until there is something to read, for at most that time: 0, -EAGAIN when there is not, or -errno. */
+int lm_channel_wait(struct lm_channel *channel, int timeout_ms);
+
 /* Read exactly `size` bytes. Returns 0, -EPIPE when the peer closed before the end, or -errno. */
 int lm_channel_read_exact(struct lm_channel *channel, void *buffer, size_t size);
 

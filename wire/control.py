@@ -328,14 +328,13 @@ class ControlChannel:
 
     def _wait_for_bytes(self, deadline: float | None) -> bool:
         """Wait for the peer; False when the deadline passed. Raises ConnectionLost when it is silent for too long."""
-        self._quiet_since_ns = time.monotonic_ns()
         while True:
             look = time.monotonic() + LOOK_SECONDS
             if self._wait(select.POLLIN, look if deadline is None else min(look, deadline)):
                 return True
+            self.check_silence()
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            self.check_silence()
 
     def _wait(self, events: int, deadline: float | None) -> bool:
         """Wait for the socket; False when the deadline passed."""

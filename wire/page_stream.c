@@ -34,6 +34,18 @@ void lm_frame_seal(struct lm_frame *frame) {
     frame->check = mix(frame);
 }
 
+struct lm_request lm_request_ping(void) {
+    struct lm_request ping = {.kind = LM_REQUEST_PING, .id = 1};
+    lm_request_seal(&ping);
+    return ping;
+}
+
+struct lm_frame lm_frame_pong(void) {
+    struct lm_frame pong = {.kind = LM_FRAME_PONG, .id = 1};
+    lm_frame_seal(&pong);
+    return pong;
+}
+
 static bool span_is_sane(uint64_t address, uint64_t pages) {
     return address % LM_PAGE_SIZE == 0 && address < LM_ADDRESS_END &&
            pages <= (LM_ADDRESS_END - address) / LM_PAGE_SIZE;
@@ -48,6 +60,10 @@ int lm_request_check(const struct lm_request *request) {
                     : request->kind == LM_REQUEST_RUN ? LM_RUN_PAGES
                     : request->kind == LM_REQUEST_MAP ? UINT32_MAX
                                                       : 0;
+    if (request->kind == LM_REQUEST_PING)
+        return !request->pages && !request->address && !request->reach && !request->flags && request->id
+                   ? 0
+                   : -EPROTO;
     if (!request->pages || request->pages > most || !request->id || request->flags & ~LM_REQUEST_SHARED)
         return -EPROTO;
     return span_is_sane(request->address, (uint64_t)request->pages + request->reach) ? 0 : -EPROTO;
@@ -74,6 +90,7 @@ int lm_frame_check(const struct lm_frame *frame) {
     case LM_FRAME_POISON:
         return frame->pages && !frame->length ? 0 : -EPROTO;
     case LM_FRAME_END:
+    case LM_FRAME_PONG:
         return !frame->pages && !frame->length && frame->id ? 0 : -EPROTO;
     case LM_FRAME_FAILED:
         return !frame->pages && frame->length && frame->length < 4096 ? 0 : -EPROTO;

@@ -10,6 +10,8 @@
  *                 <-----------------  FRAMEs that cover the run exactly, the last one bears LAST
  *     REQUEST map {space, address, pages} --------->      which of these pages exist?
  *                 <-----------------  FRAMEs absent for those that do not; END {id; LAST}
+ *     REQUEST ping {id} ----------------------->      (both channels, where nothing comes; before the freeze too)
+ *                 <-----------------  FRAME pong {id}, which also comes by itself while the source takes its time
  *                 <-----------------  FRAMEs of a push (not requested), then END {push id}; in a push also
  *                                     DISCARD (what was pushed there has changed: request it again) and
  *                                     GONE (it is zero now), both without payload
@@ -32,6 +34,11 @@
  *     20 u32  reach     length    reach: so many pages further than requested may an absent answer go
  *     24 u32  id        id        not 0 in requests; of the request that is answered; of the push
  *     28 u32  check     check     mixes the 28 bytes before it: a torn or foreign stream is noticed at once
+ *
+ * A path can be cut without either end's kernel noticing: a relay or tunnel on it keeps both connections alive. So each side
+ * counts looks of LM_LOOK_MS in which nothing has come, and gives the connection up after LM_SILENT_LOOKS of them. At the
+ * destination a ping goes out in each such look. At the source that counts on FAULT alone, once there was a ping: its
+ * peer's thread sends one in each look. Time in which a side was stopped itself is one look.
  *
  * Pages are always 4096 bytes, whatever they are made of on either host. All lengths are bounded here, before
  * anybody allocates. Nothing recovers from an error within a stream: the side that sees one drops the connection.
@@ -56,6 +63,7 @@
 #define LM_REQUEST_FAULT 1
 #define LM_REQUEST_RUN 2
 #define LM_REQUEST_MAP 3
+#define LM_REQUEST_PING 4
 #define LM_REQUEST_SHARED 1
 
 #define LM_FRAME_RAW 1
@@ -67,7 +75,11 @@
 #define LM_FRAME_DISCARD 7
 #define LM_FRAME_GONE 8
 #define LM_FRAME_POISON 9
+#define LM_FRAME_PONG 10
 #define LM_FRAME_LAST 1
+
+#define LM_LOOK_MS 500
+#define LM_SILENT_LOOKS 10
 
 /* What the destination requests. LM_REQUEST_SHARED: the page tables of the process do not tell which pages exist.
  */
@@ -107,6 +119,10 @@ void lm_frame_seal(struct lm_frame *frame);
 int lm_request_check(const struct lm_request *request);
 int lm_frame_check(const struct lm_frame *frame);
 /* cffi: end */
+
+/* A ping, sealed, and a pong. */
+struct lm_request lm_request_ping(void);
+struct lm_frame lm_frame_pong(void);
 
 /* Bytes follow this header. */
 static inline uint32_t lm_frame_payload(const struct lm_frame *frame) {

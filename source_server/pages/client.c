@@ -27,7 +27,9 @@ static void drop(struct lm_page_client *client, const char *which, int error) {
                       error == -EPROTO ? "rules" : "version");
     else
         lm_status_set(&client->status, LM_CLIENT_LOST, "the %s connection: %s", which,
-                      error == -EPIPE ? "closed by the peer" : lm_channel_cause(error));
+                      error == -EPIPE       ? "closed by the peer"
+                      : error == -ETIMEDOUT ? "the peer has said nothing for some seconds"
+                                            : lm_channel_cause(error));
     lm_channel_shutdown(&client->fault);
     lm_channel_shutdown(&client->bulk);
 }
@@ -44,6 +46,11 @@ static int settle(struct lm_page_client *client, struct lm_page_sender *sender,
 
 static int answer_bulk(struct lm_page_client *client, const struct lm_request *request) {
     pthread_mutex_lock(&client->bulk_lock);
+    if (request->kind == LM_REQUEST_PING) {
+        int error = lm_page_sender_pong(&client->bulk_sender);
+        pthread_mutex_unlock(&client->bulk_lock);
+        return error;
+    }
     struct lm_answered answered =
         lm_answer_bulk(client->store, &client->bulk_sender, request, client->bulk_buffer);
     int error = settle(client, &client->bulk_sender, request, answered);
@@ -51,16 +58,36 @@ static int answer_bulk(struct lm_page_client *client, const struct lm_request *r
     return error;
 }
 
+static int answer_fault(struct lm_page_client *client, const struct lm_request *request,
+                        unsigned char *buffer) {
+    if (request->kind == LM_REQUEST_PING)
+        return lm_page_sender_pong(&client->fault_sender);
+    return settle(client, &client->fault_sender, request,
+                  lm_answer_fault(client->store, &client->fault_sender, request, buffer));
+}
+
 static void *fault_main(void *argument) {
     struct lm_page_client *client = argument;
     unsigned char *buffer = aligned_alloc(LM_PAGE_SIZE, LM_FAULT_PAGES * LM_PAGE_SIZE);
     struct lm_request requests[64];
     size_t held = 0;
+    int silent = 0; /* looks in which nothing came, since there was a ping */
+    bool pinged = false;
     int error = buffer ? 0 : -ENOMEM;
     /* Somebody waits for every answer of this thread, so it runs before others where that is allowed. */
     lm_urgency_first();
     while (!error) {
-        ssize_t got = lm_channel_read(&client->fault, (char *)requests + held, sizeof requests - held, true);
+        error = lm_channel_wait(&client->fault, LM_LOOK_MS);
+        silent = error == -EAGAIN && pinged ? silent + 1 : 0;
+        if (error == -EAGAIN) {
+            error = silent > LM_SILENT_LOOKS ? -ETIMEDOUT : 0;
+            continue;
+        }
+        ssize_t got =
+            error ? error
+                  : lm_channel_read(&client->fault, (char *)requests + held, sizeof requests - held, false);
+        if (got == -EAGAIN)
+            continue;
         if (got < 0) {
             error = (int)got;
             break;
@@ -69,9 +96,9 @@ static void *fault_main(void *argument) {
         size_t whole = held / sizeof *requests;
         for (size_t i = 0; i < whole && !error; i++) {
             error = lm_request_check(&requests[i]);
+            pinged |= requests[i].kind == LM_REQUEST_PING;
             if (!error)
-                error = settle(client, &client->fault_sender, &requests[i],
-                               lm_answer_fault(client->store, &client->fault_sender, &requests[i], buffer));
+                error = answer_fault(client, &requests[i], buffer);
         }
         held -= whole * sizeof *requests;
         memmove(requests, requests + whole, held);

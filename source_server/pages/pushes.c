@@ -107,6 +107,7 @@ static int push_run(struct lm_page_client *client, uint32_t id, const struct lm_
         uint32_t pages = left < LM_RUN_PAGES ? (uint32_t)left : LM_RUN_PAGES;
         pthread_mutex_lock(&client->bulk_lock);
         lm_page_sender_begin(&client->bulk_sender, run->space, id);
+        lm_page_sender_show_life(&client->bulk_sender);
         client->bulk_sender.urgent = flags & LM_PUSH_URGENT;
         error = push_some(client, reader, at, pages, run->flags, flags);
         pthread_mutex_unlock(&client->bulk_lock);

@@ -57,6 +57,7 @@ static struct lm_page_sender *begin(struct lm_round_work *work) {
     struct lm_page_client *client = work->client;
     pthread_mutex_lock(&client->bulk_lock);
     lm_page_sender_begin(&client->bulk_sender, work->reader->space, work->id);
+    lm_page_sender_show_life(&client->bulk_sender);
     client->bulk_sender.urgent = work->number == 0;
     work->result->bytes -= client->bulk.sent;
     return &client->bulk_sender;

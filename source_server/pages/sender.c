@@ -34,6 +34,18 @@ void lm_page_sender_drop(struct lm_page_sender *sender) {
     sender->packed_used = 0;
 }
 
+int lm_page_sender_pong(struct lm_page_sender *sender) {
+    const struct lm_frame pong = lm_frame_pong();
+    sender->written_ns = lm_now_ns();
+    return lm_channel_write(sender->channel, &pong, sizeof pong);
+}
+
+void lm_page_sender_show_life(struct lm_page_sender *sender) {
+    /* An error comes again when something is written. */
+    if (lm_now_ns() - sender->written_ns > LM_LOOK_MS * 1000000ull)
+        (void)lm_page_sender_pong(sender);
+}
+
 void lm_page_sender_begin(struct lm_page_sender *sender, uint32_t space, uint32_t id) {
     sender->space = space;
     sender->id = id;
@@ -145,6 +157,7 @@ static void wait_for_bucket(struct lm_page_sender *sender, uint64_t bytes) {
         struct timespec time = {.tv_sec = 0, .tv_nsec = (long)step};
         nanosleep(&time, NULL);
         wait -= step;
+        lm_page_sender_show_life(sender);
     }
 }
 
@@ -162,6 +175,7 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
     int error = lm_channel_writev(sender->channel, sender->parts + 2 * from, 2 * (to - from));
     if (error)
         return error;
+    sender->written_ns = lm_now_ns();
     lm_count(&sender->statistics->wire_bytes, bytes);
     if (sender->bucket) {
         bool had_to_wait = sender->channel->waited_ns != waited;

@@ -38,6 +38,7 @@ struct lm_page_sender {
     struct lm_bucket *bucket; /* NULL where nothing is ever held back */
     struct lm_client_statistics *statistics;
     bool urgent;              /* what is being sent is not held back; until the next begin */
+    uint64_t written_ns;      /* when something was last written */
     const _Atomic bool *stop; /* ends a wait for the bucket */
     ZSTD_CCtx *compressor;
     unsigned char *packed; /* compressed payloads of the frames that are waiting */
@@ -61,6 +62,10 @@ void lm_page_sender_begin(struct lm_page_sender *sender, uint32_t space, uint32_
 int lm_page_sender_pages(struct lm_page_sender *sender, uint64_t address, uint32_t pages, const void *data);
 /* Frames without payload: LM_FRAME_ZERO, LM_FRAME_ABSENT, LM_FRAME_END. */
 int lm_page_sender_empty(struct lm_page_sender *sender, int kind, uint64_t address, uint32_t pages);
+/* At once: we are there. Between answers only. Returns 0 or -errno. */
+int lm_page_sender_pong(struct lm_page_sender *sender);
+/* The same if nothing was written for LM_LOOK_MS: of a push that takes its time, or is held back. */
+void lm_page_sender_show_life(struct lm_page_sender *sender);
 /* Instead of an answer: the memory cannot be read, for the reason -`error`. */
 int lm_page_sender_failed(struct lm_page_sender *sender, int error);
 

@@ -1,4 +1,5 @@
-"""A relay between the two commands that ends, cuts or delays what goes through it, as a bad network or tunnel does."""
+"""A relay between the two commands that ends, cuts, delays or garbles what goes through it, as a bad network or tunnel
+does, or somebody on the path."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ class Fault(enum.Enum):
     RST = "reset it, on both sides"
     CUT = "take what comes and pass nothing on"
     DELAY = "hold everything back for a while"
+    GARBLE = "change a byte of what goes through next"
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Link:
     listening: socket.socket
     held_until: float = 0.0
     open: bool = True
+    garbled: bool = False
 
     def close(self, *, abort: bool = False) -> None:
         """Close both sides, once."""
@@ -71,6 +74,8 @@ class Relay:
                 link.close(abort=fault is Fault.RST)
             elif fault is Fault.DELAY:
                 link.held_until = time.monotonic() + seconds
+            elif fault is Fault.GARBLE:
+                link.garbled = True
             else:
                 link.held_until = float("inf")
         if fault is Fault.CUT and which < 0:
@@ -110,6 +115,9 @@ class Relay:
         try:
             data = source.recv(CHUNK)
             if data:
+                if link.garbled:
+                    place, link.garbled = len(data) // 2, False
+                    data = data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
                 sink.sendall(data)
             else:
                 link.close()
@@ -135,9 +143,9 @@ class Relay:
                     self._pass_on(passing[each][0], each, passing[each][1])
 
 
-def start_relay(target: tuple[str, int]) -> Relay:
-    """A running relay to an address."""
-    relay = Relay(target, socket.create_server(("127.0.0.1", 0)))
+def start_relay(target: tuple[str, int], port: int = 0) -> Relay:
+    """A running relay to an address; where it listens, unless that is all the same."""
+    relay = Relay(target, socket.create_server(("127.0.0.1", port)))
     relay.thread = threading.Thread(target=relay.run, daemon=True)
     relay.thread.start()
     return relay

@@ -38,8 +38,9 @@ STEPS = tuple(name for name in SOURCE_FAILPOINTS + DESTINATION_FAILPOINTS if nam
 WARM, COLD = 64, 256
 # What is sent to the source's copy arrives at the moved process as long as lm-serve lives.
 HARMLESS = (signal.SIGUSR1, signal.SIGCONT)
-PATIENCE_SECONDS = 45.0
-DOUBT_SECONDS = 12.0
+PATIENCE_SECONDS = 60.0
+# Longer than it takes to find out that a path was cut without a word.
+DOUBT_SECONDS = 20.0
 
 
 class Action(enum.Enum):
@@ -108,11 +109,8 @@ def draw(number: int) -> Plan:
 def allowed(plan: Plan) -> set[Outcome]:
     """The outcomes that one failure may lead to: what is not lost for good, and where a person has to help."""
     found = {Outcome.UNTOUCHED, Outcome.MOVED}
-    breaking = plan.action in (Action.KILL, Fault.FIN, Fault.RST, Fault.CUT)
-    if breaking and plan.target in (Target.SERVE, Target.WORKER, Target.KEEPER, *LINKS):
+    if plan.action is Action.KILL and plan.target in (Target.SERVE, Target.WORKER):
         found.add(Outcome.WAITING)
-    if breaking and plan.target in LINKS:
-        found |= {Outcome.DOUBT, Outcome.HUSK_LEFT}
     return found
 
 

@@ -226,11 +226,25 @@ def frame(kind: int, address: int, pages: int, length: int, identifier: int, fla
 
 
 def hear(link: socket.socket) -> tuple[int, ...]:
-    """The next request."""
-    data = b""
-    while len(data) < 32:
-        data += link.recv(32 - len(data))
-    return FRAME.unpack(data)
+    """The next request that is no ping, as a tuple."""
+    while True:
+        data = b""
+        while len(data) < 32:
+            data += link.recv(32 - len(data))
+        request = FRAME.unpack(data)
+        if request[0] != lib.LM_REQUEST_PING:
+            return request
+
+
+def asks(link: socket.socket, seconds: float) -> bool:
+    """Whether a request that is no ping comes within that time."""
+    end = time.monotonic() + seconds
+    while select.select([link], [], [], max(0.0, end - time.monotonic()))[0]:
+        data = link.recv(32, socket.MSG_PEEK | socket.MSG_WAITALL)
+        if data[0] != lib.LM_REQUEST_PING:
+            return True
+        link.recv(32)
+    return False
 
 
 RAW, ZSTD, ZERO, ABSENT, END, FAILED = range(1, 7)
@@ -305,7 +319,7 @@ def test_a_neighbour_that_somebody_waits_for_and_that_does_not_come_is_asked_for
         assert second[5:7] == (first[5] + PAGE, 2)
         answer(second[5], second[8], 0)
         eventually(lambda: move.pager.counters["remote_faults"] == 3)
-        assert not select.select([fault[0]], [], [], 0.2)[0]
+        assert not asks(fault[0], 0.2)
         fault[0].sendall(frame(END, 0, 0, 0, second[8]))
         assert hear(fault[0])[5] == second[5] + PAGE
         links = connect(move.client, move.pager, 3)
@@ -459,3 +473,28 @@ def test_calls_out_of_order_are_errors() -> None:
         for link in pairs:
             link.close()
     assert PagedRange(0, PAGE).source is None
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_connection_on_which_nothing_comes_is_lost(program: Path, which: int) -> None:
+    """A relay that was cut keeps both connections alive. Whoever waits finds out, on each of them and at both ends."""
+    with moving(program, 3000) as move:
+        move.client.limit(100_000)
+        fault, bulk = connected_pair(), connected_pair()
+        cut = socket.socketpair()
+        here, there = [Stream(fault[0]), Stream(bulk[0])], [Stream(fault[1]), Stream(bulk[1])]
+        there[which] = Stream(cut[0])
+        move.client.connect(here[0], here[1], SESSION, 2)
+        move.pager.connect(there[0], there[1], SESSION, 2)
+        move.pager.prefetch_start()
+        if which == 0:
+            move.destination.send("check", 0, 3000)
+        assert move.pager.wait(PagerState.RUNNING, 20) is PagerState.STALLED
+        assert "has said nothing for some seconds" in move.pager.cause
+        assert move.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+        move.client.limit(0)
+        links = connect(move.client, move.pager, 3)
+        move.complete()
+        assert (move.destination.answer() if which == 0 else move.destination.run("check", 0, 3000)) == 0
+        for link in (*fault, *bulk, *cut, *links):
+            link.close()

@@ -51,6 +51,8 @@ class Peer:
             frame = ffi.new("struct lm_frame *")
             ffi.buffer(frame)[:] = read_exactly(link, HEADER)
             assert lib.lm_frame_check(frame) == 0
+            if frame.kind == lib.LM_FRAME_PONG:
+                continue
             assert frame.id == identifier
             content = bytes(frame.pages * PAGE)
             if frame.kind == lib.LM_FRAME_RAW:

@@ -73,8 +73,9 @@ int fuzz_requests(const uint8_t *data, size_t size) {
             lm_request_seal(&request);
         if (lm_request_check(&request) == 0) {
             uint64_t bytes = ((uint64_t)request.pages + request.reach) * LM_PAGE_SIZE;
-            PROMISE(request.kind >= LM_REQUEST_FAULT && request.kind <= LM_REQUEST_MAP && request.id);
-            PROMISE(request.address % LM_PAGE_SIZE == 0 && request.pages > 0);
+            PROMISE(request.kind >= LM_REQUEST_FAULT && request.kind <= LM_REQUEST_PING && request.id);
+            PROMISE(request.address % LM_PAGE_SIZE == 0);
+            PROMISE((request.pages == 0) == (request.kind == LM_REQUEST_PING));
             PROMISE(request.address + bytes <= LM_ADDRESS_END);
             PROMISE(request.kind == LM_REQUEST_MAP || request.pages <= LM_RUN_PAGES);
         }
