@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import trial
+from tests.chaos.relay import Fault
 from tests.support import laws
 
 # As many as take less than a minute on two processors.
@@ -21,6 +22,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("number", TRIALS)
 def test_one_failure_breaks_no_law(number: int, program: Path, tmp_path: Path, orphans: None) -> None:
     trial.make(trial.draw(number), program, tmp_path / "subject")
+
+
+@pytest.mark.parametrize("step", ["destination-described", "destination-staged"])
+def test_a_path_that_is_cut_before_the_freeze(step: str, program: Path, tmp_path: Path, orphans: None) -> None:
+    """Nothing closes, and no kernel notices: both commands find out by themselves, and the process runs on."""
+    plan = trial.Plan(0, "post-copy", step, trial.Target.NETWORK, Fault.CUT, 0.1, 0, True)
+    assert trial.make(plan, program, tmp_path / "subject") is trial.Outcome.UNTOUCHED
 
 
 def test_a_number_is_a_trial() -> None:

@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from live_migration.experiments.machines import Command, Machine, Move, wait_for
+from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.ticket import parse_ticket
+from tests.chaos.relay import Relay, start_relay
 from tests.support import laws, started
 
 WARM, COLD = 1024, 1024
@@ -134,3 +137,60 @@ def test_the_network_is_lost_and_comes_back(
             assert command.event("reconnected", 15)["attempt"] > 1
         found.ends_well()
         assert subject.rows()[laws.Row.SIGNALS] == before[laws.Row.SIGNALS] + 1
+
+
+@contextmanager
+def through_relay(subject: laws.Subject, *more: str) -> Iterator[tuple[Move, Relay]]:
+    """A move through a relay, of which the process runs at the destination and pages are missing."""
+    file = subject.folder / "ticket"
+    words = [str(subject.pid), "--ticket-file", str(file), "--bandwidth-limit", SLOW["post-copy"], *more]
+    line = [sys.executable, "-m", "live_migration.cli.serve", *words, "--json"]
+    serving = laws.start_command(subject, line, "serve", laws.environment())
+    wait_for("the ticket", lambda: file.exists() or None, 20)
+    ticket = parse_ticket(file.read_text())
+    relay = start_relay((ticket.host, ticket.port))
+    words = [str(replace(ticket, port=relay.port)), "--pid", "namespace", "--detach", "--stdio", "null", *more]
+    line = [sys.executable, "-m", "live_migration.cli.restore", *words, "--json"]
+    move = Move(serving, laws.start_command(subject, line, "restore", laws.environment()))
+    try:
+        move.resumed(30)
+        yield move, relay
+        subject.rows()
+    except BaseException:
+        print(move.said())
+        raise
+    finally:
+        relay.close()
+
+
+def test_a_relay_is_killed_and_started_again(program: Path, tmp_path: Path, orphans: None) -> None:
+    subject = laws.start_subject(program, tmp_path / "subject", warm=WARM, cold=COLD)
+    with through_relay(subject) as (move, relay):
+        port = relay.port
+        relay.close()
+        for command in (move.serve, move.restore):
+            command.event("stalled", 20)
+        again = start_relay(relay.target, port)
+        try:
+            for command in (move.serve, move.restore):
+                command.event("reconnected", 20)
+            pid = laws.moved_pid(move)
+            subject.signal(pid, signal.SIGUSR2, laws.Row.ALL_COLD)
+            assert subject.rows()[laws.Row.COLD] == COLD
+            move.complete(60)
+        finally:
+            again.close()
+
+
+def test_a_time_limit_for_the_network(program: Path, tmp_path: Path, orphans: None) -> None:
+    """Both give up, and the process waits for its pages, which are still in the source's copy."""
+    subject = laws.start_subject(program, tmp_path / "subject", warm=WARM, cold=COLD)
+    with through_relay(subject, "--reconnect-timeout", "1") as (move, relay):
+        relay.close()
+        for command in (move.serve, move.restore):
+            assert command.process.wait(20) == ExitCode.LOST_AFTER, move.said()
+        os.kill(laws.moved_pid(move), signal.SIGUSR2)
+        subject.await_standstill()
+        assert subject.rows()[laws.Row.ALL_COLD] == 0
+        laws.assert_inert(subject)
+        assert subject.process.poll() is None
