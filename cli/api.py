@@ -81,6 +81,7 @@ def serve(
     compress: Literal["auto", "none"] | int = "auto",
     max_freeze: float = 5.0,
     exit_status: int = 0,
+    reconnect_timeout: float | None = None,
     insecure: bool = False,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
@@ -91,7 +92,8 @@ def serve(
     """Move the running process `pid` away, as lm-serve does. Returns the source's report when its copy has left.
 
     It waits at `listen` ("HOST:PORT"), and the event "listening" has the ticket; or it connects `to` a destination that
-    waits, whose ticket this is (text, or "@FILE"). `bandwidth_limit` is in bytes per second, `max_freeze` in seconds.
+    waits, whose ticket this is (text, or "@FILE"). `bandwidth_limit` is in bytes per second, `max_freeze` and
+    `reconnect_timeout` in seconds.
     Everything else is as in `lm-serve --help`, including environment variables.
 
     `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or
@@ -100,7 +102,7 @@ def serve(
     """
     words = _words(
         listen=listen, to=to, ticket_file=ticket_file, bandwidth_limit=bandwidth_limit, compress=compress,
-        max_freeze=max_freeze, exit_status=exit_status, insecure=insecure,
+        max_freeze=max_freeze, exit_status=exit_status, reconnect_timeout=reconnect_timeout, insecure=insecure,
         tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
     return _move("lm-serve", [*words, *["-v"] * verbose, "--", str(pid)], on_event, signal.SIGTERM)
@@ -128,6 +130,7 @@ def restore(
     max_memory: int | None = None,
     allow_uid: Sequence[int | str] = (),
     allow_path: Sequence[str | os.PathLike[str]] = (),
+    reconnect_timeout: float | None = None,
     insecure: bool = False,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
@@ -140,9 +143,9 @@ def restore(
 
     With `detach` it returns when every page has arrived, and the process lives on. Without `detach` it returns when the
     process has ended; the report's `exit_status` is then the status of the process. `max_downtime` is in milliseconds,
-    `round_timeout` in seconds, `bandwidth_limit` in bytes per second, `max_memory` in bytes; `map_path` tells where
-    files are here ({"/old": "/new"}); with `stdio` "attach" this process's descriptors 0 to 2 replace those that cannot
-    be moved.
+    `round_timeout` and `reconnect_timeout` in seconds, `bandwidth_limit` in bytes per second, `max_memory` in bytes;
+    `map_path` tells where files are here ({"/old": "/new"}); with `stdio` "attach" this process's descriptors 0 to 2
+    replace those that cannot be moved.
     Everything else is as in `lm-restore --help`, including environment variables.
 
     `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or
@@ -154,7 +157,8 @@ def restore(
         max_downtime=None if max_downtime is None else f"{max_downtime:f}ms", round_timeout=round_timeout,
         on_no_convergence=on_no_convergence, bandwidth_limit=bandwidth_limit, prefetch=prefetch, pid=pid,
         detach=detach, stdio=stdio, files=files, tcp=tcp, cpu=cpu,
-        max_memory=max_memory, insecure=insecure, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
+        max_memory=max_memory, reconnect_timeout=reconnect_timeout, insecure=insecure,
+        tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
     words += [f"--allow-uid={user}" for user in allow_uid] + [f"--allow-path={os.fspath(path)}" for path in allow_path]
     words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]

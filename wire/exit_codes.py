@@ -33,7 +33,11 @@ class ExitCode(enum.IntEnum):
     SYSTEM = 71, "The kernel refused a call or lacks an ability; the sentence names it and its remedy."
     FILES = 72, "A file that the process needs is missing on the destination or differs there."
     CANNOT_LISTEN = 73, "The port is taken or the address is not one of this host."
-    LOST_AFTER = 74, "The peer was lost for good after COMMIT. The moved process keeps waiting for its pages."
+    LOST_AFTER = (
+        74,
+        "The peer was lost after COMMIT, for longer than --reconnect-timeout, or the worker was killed. "
+        "The moved process keeps waiting for its pages.",
+    )
     TIMEOUT = 75, "A time limit passed before COMMIT (--max-freeze, or a silent peer). The source runs on."
     PROTOCOL = 76, "The peer speaks another protocol version, or broke the protocol."
     NO_PERMISSION = 77, "A permission is missing; the sentence names the capability or setting."
