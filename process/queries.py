@@ -15,6 +15,8 @@ from live_migration.process.attributes import timers
 from live_migration.process.attributes.timers import PosixTimer
 from live_migration.process.threads import threads
 
+NOTHING: frozenset[int] = frozenset()
+
 
 @dataclass(frozen=True)
 class Queries:
@@ -26,20 +28,20 @@ class Queries:
     of_thread: Program
     thread_replies: Data
     seen_by: tuple[int, ...]
-    file_ids: bool
+    left_out: frozenset[int]
 
 
 def compose_queries(
-    posix_timers: Sequence[PosixTimer], seen_by: Sequence[int] = (), file_ids: bool = True
+    posix_timers: Sequence[PosixTimer], seen_by: Sequence[int] = (), left_out: frozenset[int] = NOTHING
 ) -> Queries:
-    """Compose both programs for a process with these timers, and with witnesses (process/threads/landlock.py); without
-    `file_ids` for one that may not call setfsuid(2)."""
+    """Compose both programs for a process with these timers, and with witnesses (process/threads/landlock.py); system
+    calls that are `left_out` are not made."""
     leader = Program("querying the process")
-    of_process = task.query_process(leader, posix_timers)
-    leader_replies = threads.query_thread(leader, seen_by, file_ids)
+    of_process = task.query_process(leader, posix_timers, left_out)
+    leader_replies = threads.query_thread(leader, seen_by, left_out)
     thread = Program("querying a thread")
-    of_thread = threads.query_thread(thread, seen_by, file_ids)
-    return Queries(leader, of_process, leader_replies, thread, of_thread, tuple(seen_by), file_ids)
+    of_thread = threads.query_thread(thread, seen_by, left_out)
+    return Queries(leader, of_process, leader_replies, thread, of_thread, tuple(seen_by), left_out)
 
 
 def current_queries(queries: Queries, process: ProcessSnapshot) -> Queries:
@@ -47,7 +49,7 @@ def current_queries(queries: Queries, process: ProcessSnapshot) -> Queries:
     now = timers.snapshot_timers(process)
     if now == queries.of_process.posix_timers:
         return queries
-    return compose_queries(now, queries.seen_by, queries.file_ids)
+    return compose_queries(now, queries.seen_by, queries.left_out)
 
 
 def programs_for(queries: Queries, tids: Sequence[int]) -> dict[int, Program]:

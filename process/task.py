@@ -14,7 +14,7 @@ The destination's side is process/task_restore.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -262,15 +262,18 @@ def late_signals(stopped: StoppedTask, described: PendingSignals, now: PendingSi
     return found + [(None, signals.signal_number(information)) for information in late]
 
 
-def query_process(program: Program, posix_timers: Sequence[PosixTimer]) -> ProcessQuery:
+def query_process(
+    program: Program, posix_timers: Sequence[PosixTimer], left_out: Container[int] = ()
+) -> ProcessQuery:
     """Rows for the frozen leader: actions of signals, limits, prctl settings, timers. They change nothing.
 
-    `posix_timers` are those of `timers.snapshot_timers`, read again when frozen: it is one small file.
+    `posix_timers` are those of `timers.snapshot_timers`, read again when frozen: it is one small file. System calls
+    that are `left_out` are not made.
     """
     replies = program.reserve(int(ffi.sizeof("lm_process_replies")))
     signals.query_actions(program, replies + int(ffi.offsetof("lm_process_replies", "actions")))
     limits.query_limits(program, replies + int(ffi.offsetof("lm_process_replies", "limits")))
-    prctl.query_attributes(program, replies)
+    prctl.query_attributes(program, replies, left_out)
     return ProcessQuery(replies, timers.query_timers(program, posix_timers), tuple(posix_timers))
 
 

@@ -116,6 +116,7 @@ typedef struct {
     int64_t write_execute_denied;
     int64_t memory_merge;
     int64_t program_break;
+    int64_t segments; /* the length of its local descriptor table (modify_ldt(2)); 0 or -errno: none */
     int64_t membarrier;
     int64_t futex_slots;
     int64_t timer_ids_restored;
@@ -188,7 +189,8 @@ typedef struct {
     lm_kernel_sigaction actions[64];
     uint64_t limits[16][2];
     int32_t subreaper;
-    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, membarrier,
+    int64_t dumpable, huge_pages_disabled, write_execute_denied, memory_merge, program_break, segments,
+        membarrier,
         futex_slots, timer_ids_restored;
     ...;
 } lm_process_replies;

@@ -9,7 +9,7 @@ import msgspec
 
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.program import Program
-from live_migration.kernel.injection.syscall_numbers import SYS_mlock, SYS_setfsuid
+from live_migration.kernel.injection.syscall_numbers import SYS_mlock, SYS_modify_ldt, SYS_setfsuid
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.kernel.seccomp import Call
 from live_migration.process.queries import compose_queries
@@ -20,8 +20,9 @@ from live_migration.source_server.snapshot import SourceSnapshot
 from live_migration.source_server.tracking import brief_freeze
 from live_migration.wire.blockers import Blocker
 
-FILE_IDS = Call(SYS_setfsuid, (None,))
-"""Many services may not make this call (systemd: ~@privileged), and a thread's status tells the same, but slower."""
+DISPENSABLE = (Call(SYS_setfsuid, (None,)), Call(SYS_modify_ldt, (0, None, 8)))
+"""Many services may not make these calls (systemd: ~@privileged, ~@cpu-emulation). A thread's status tells the same as
+the first, but slower; what may not make the second has no segments."""
 
 
 def snapshot_filters(seen: SourceSnapshot) -> tuple[SourceSnapshot, list[Blocker]]:
@@ -46,10 +47,12 @@ def snapshot_filters(seen: SourceSnapshot) -> tuple[SourceSnapshot, list[Blocker
     threads = tuple(msgspec.structs.replace(one, filters=chains.get(one.host_tid, ())) for one in known.threads)
     description = msgspec.structs.replace(known, filters=filters, threads=threads)
     seen = replace(seen, task=replace(seen.task, description=description, chains=chains))
-    if any(may_be_killed(filters, chains, tid, [FILE_IDS]) for tid in chains):
+    left_out = frozenset(
+        call.number for call in DISPENSABLE if any(may_be_killed(filters, chains, tid, [call]) for tid in chains)
+    )
+    if left_out:
         asked = seen.queries
-        queries = compose_queries(asked.of_process.posix_timers, asked.seen_by, file_ids=False)
-        seen = replace(seen, queries=queries)
+        seen = replace(seen, queries=compose_queries(asked.of_process.posix_timers, asked.seen_by, left_out))
     return seen, answered_blockers(filters, chains.values(), calls_made_in(seen))
 
 

@@ -36,6 +36,7 @@ from live_migration.kernel.tracing import tracee
 from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
 from live_migration.process.attributes.limits import memory_limit_blockers
+from live_migration.process.attributes.prctl import segment_blockers
 from live_migration.process.attributes.status import resident_bytes, shared_bytes
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
@@ -388,6 +389,7 @@ def describe_stopped(seen: SourceSnapshot, queried: QueriedSource) -> FrozenSour
     contents = snapshot_contents(descriptors.table, seen.numbering)
     description = MemberParts(member, descriptors.table, contents, files, queried.stopped.session)
     blockers = tasks.frozen_blockers(task, queried.thread_replies, process, scan)
+    blockers += segment_blockers(queried.process_replies.replies)
     pathless = inodes_without_path(descriptors.table)
     # A file without a path may have lost its descriptor while its mapping stays.
     if not same or pathless != inodes_without_path(seen.descriptors.table):

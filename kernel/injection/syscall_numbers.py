@@ -148,6 +148,7 @@ SYS_munlockall: Final[int] = lib.SYS_munlockall
 SYS_pivot_root: Final[int] = lib.SYS_pivot_root
 SYS_prctl: Final[int] = lib.SYS_prctl
 SYS_arch_prctl: Final[int] = lib.SYS_arch_prctl
+SYS_modify_ldt: Final[int] = lib.SYS_modify_ldt
 SYS_setrlimit: Final[int] = lib.SYS_setrlimit
 SYS_chroot: Final[int] = lib.SYS_chroot
 SYS_sync: Final[int] = lib.SYS_sync

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Container
 
 import msgspec
 
@@ -13,6 +14,7 @@ from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Data, Program
 from live_migration.kernel.process_snapshot import ProcessSnapshot, parse_stat, read_file
 from live_migration.process.attributes.membarrier import query_registrations, restore_registrations
+from live_migration.wire.blockers import Blocker
 
 DUMPABLE_ONLY_TO_ROOT = 2  # fs.suid_dumpable; prctl(2) gives only 0 or 1
 NO_FILE = 0xFFFFFFFF
@@ -111,8 +113,9 @@ def _field(place: Data, name: str) -> Data:
     return place + int(ffi.offsetof("lm_process_replies", name))
 
 
-def query_attributes(program: Program, place: Data) -> None:
-    """Rows that query the process's settings; `place` takes one lm_process_replies."""
+def query_attributes(program: Program, place: Data, left_out: Container[int] = ()) -> None:
+    """Rows that query the process's settings; `place` takes one lm_process_replies. Calls that are `left_out` are not
+    made."""
     subreaper = _field(place, "subreaper")
     label = "PR_GET_CHILD_SUBREAPER"
     program.call(label, numbers.SYS_prctl, int(lib.PR_GET_CHILD_SUBREAPER), subreaper, 0, 0, 0, check=False)
@@ -128,6 +131,9 @@ def query_attributes(program: Program, place: Data) -> None:
         result = program.call(option, numbers.SYS_prctl, number, argument, 0, 0, 0, check=False)
         program.store(_field(place, name), result)
     program.store(_field(place, "program_break"), program.call("brk", numbers.SYS_brk, 0))
+    if numbers.SYS_modify_ldt not in left_out:
+        result = program.call("modify_ldt", numbers.SYS_modify_ldt, 0, program.reserve(8), 8, check=False)
+        program.store(_field(place, "segments"), result)
     program.store(_field(place, "membarrier"), query_registrations(program))
 
 
@@ -144,6 +150,14 @@ def reply_attributes(replies: bytes) -> Attributes:
         futex_slots=max(0, reply.futex_slots),
         timer_ids_restored=max(0, reply.timer_ids_restored),
     )
+
+
+def segment_blockers(replies: bytes) -> list[Blocker]:
+    """A blocker if the process has segments of its own, by what `query_attributes` brought."""
+    if int(ffi.cast("lm_process_replies *", ffi.from_buffer(replies)).segments) <= 0:
+        return []
+    cause = "it has segments of its own (modify_ldt(2))"
+    return [Blocker("the process", cause, "programs that run 16-bit or 32-bit code so (Wine) cannot be moved")]
 
 
 def reply_break(replies: bytes) -> int:

@@ -7,6 +7,7 @@ again, because an entry is a pair of number and file.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import select
@@ -22,6 +23,8 @@ from live_migration.process.descriptors.open_file import OpenContext, OpenFile, 
 from live_migration.wire.blockers import Blocker
 
 EPOLL_CTL_ADD = 1  # linux/eventpoll.h
+PARAMETERS_SIZE = 8
+SET_PARAMETERS, GET_PARAMETERS = 0x40088A01, 0x80088A02  # EPIOCSPARAMS, EPIOCGPARAMS
 ENTRY = re.compile(r"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", re.MULTILINE)
 
 
@@ -37,9 +40,11 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Epoll(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="epoll"):
-    """An epoll instance."""
+    """An epoll instance. `busy_polling` is how it polls devices itself (struct epoll_params, EPIOCGPARAMS of
+    ioctl_eventpoll(2)); empty for one that does not."""
 
     entries: list[Watched]
+    busy_polling: bytes = b""
 
 
 def snapshot_epoll(seen: Seen, _: SnapshotContext) -> Epoll:
@@ -53,7 +58,15 @@ def snapshot_epoll(seen: Seen, _: SnapshotContext) -> Epoll:
         entries.append(
             Watched(target=number, events=int(events, 16), data=int(data, 16), holder=find_holder(seen, number, offset))
         )
-    return Epoll(entries=entries)
+    return Epoll(entries=entries, busy_polling=snapshot_polling(seen.duplicate))
+
+
+def snapshot_polling(number: int) -> bytes:
+    """How an epoll instance polls devices. Kernels before Linux 6.9 do not."""
+    try:
+        return fcntl.ioctl(number, GET_PARAMETERS, bytes(PARAMETERS_SIZE)).rstrip(b"\0")
+    except OSError:
+        return b""
 
 
 def find_holder(seen: Seen, target: int, offset: int) -> int | None:
@@ -87,10 +100,24 @@ def epoll_blockers(one: OpenFile[Epoll], _: BlockerContext) -> list[Blocker]:
     ]
 
 
-def open_epoll(_: OpenFile[Epoll], __: OpenContext) -> int:
+def open_epoll(one: OpenFile[Epoll], _: OpenContext) -> int:
     """An epoll instance that watches nothing yet."""
     with select.epoll() as made:
+        restore_polling(made.fileno(), one.object)
         return os.dup(made.fileno())
+
+
+def update_epoll(number: int, one: OpenFile[Epoll], before: Epoll, _: OpenContext) -> None:
+    """How it polls devices, if that has changed. Raises OSError."""
+    if one.object.busy_polling != before.busy_polling:
+        restore_polling(number, one.object)
+
+
+def restore_polling(number: int, one: Epoll) -> None:
+    """How it polls devices. Raises OSError: this kernel cannot, or not with so much at once (CAP_NET_ADMIN)."""
+    wanted = one.busy_polling.ljust(PARAMETERS_SIZE, b"\0")
+    if len(wanted) == PARAMETERS_SIZE and wanted.rstrip(b"\0") != snapshot_polling(number):
+        fcntl.ioctl(number, SET_PARAMETERS, wanted)
 
 
 def epoll_rows(program: Program, one: OpenFile[Epoll], context: RowsContext) -> None:
@@ -131,5 +158,6 @@ EPOLL = Kind(
     snapshot=snapshot_epoll,
     blockers=epoll_blockers,
     open=open_epoll,
+    update=update_epoll,
     rows=epoll_rows,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -163,12 +163,12 @@ def _field(replies: Data, name: str) -> Data:
     return replies + int(ffi.offsetof("lm_thread_replies", name))
 
 
-def query_thread(program: Program, seen_by: Sequence[int] = (), file_ids: bool = True) -> Data:
+def query_thread(program: Program, seen_by: Sequence[int] = (), left_out: Container[int] = ()) -> Data:
     """Add the rows by which a stopped thread tells about itself; returns where the results will stand.
 
     `seen_by` are the witnesses (process/threads/landlock.py). The same program serves every thread. Nothing in it
-    changes anything, so that it may end after any row. Without `file_ids` a thread is not asked for its file system ids
-    (setfsuid(2)), and its status is read instead.
+    changes anything, so that it may end after any row. Calls that are `left_out` are not made: for
+    setfsuid(2) a thread's status is read.
     """
     replies = program.reserve(int(ffi.sizeof("lm_thread_replies")))
 
@@ -212,7 +212,7 @@ def query_thread(program: Program, seen_by: Sequence[int] = (), file_ids: bool =
     ):
         place = _field(replies, name)
         program.call(label, number, place, place + 4, place + 8, check=False)
-    if file_ids:
+    if numbers.SYS_setfsuid not in left_out:
         row("file_user_id", "setfsuid", numbers.SYS_setfsuid, KEEP_FILE_ID)
         row("file_group_id", "setfsgid", numbers.SYS_setfsgid, KEEP_FILE_ID)
     else:

@@ -1,9 +1,21 @@
 /*
- * feature: epoll with its registrations: data, level, edge, one-shot, nested
+ * feature: epoll with its registrations: data, level, edge, one-shot, nested; how it polls devices (EPIOCSPARAMS)
  */
 #include "check.h"
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
+
+/* struct epoll_params of linux/eventpoll.h, since Linux 6.9 */
+struct parameters {
+    uint32_t usecs;
+    uint16_t budget;
+    uint8_t prefer, unused;
+};
+#ifndef EPIOCSPARAMS
+#define EPIOCSPARAMS _IOW(0x8a, 1, struct parameters)
+#define EPIOCGPARAMS _IOR(0x8a, 2, struct parameters)
+#endif
 
 static void add(int poller, int file, uint32_t events, uint64_t data) {
     struct epoll_event event = {.events = events, .data.u64 = data};
@@ -26,6 +38,7 @@ static void expect_nothing(int poller, const char *name) {
 int main(int argc, char **argv) {
     int level[2], edge[2], once[2], inner_pipe[2];
     char byte;
+    struct parameters polling = {50, 8, 1, 0};
     check_start(argc, argv);
     int poller = SYS(epoll_create1(EPOLL_CLOEXEC)), edges = SYS(epoll_create1(0)),
         outer = SYS(epoll_create1(0)), inner = SYS(epoll_create1(0)), ones = SYS(epoll_create1(0));
@@ -46,6 +59,8 @@ int main(int argc, char **argv) {
     expect_event(ones, EPOLLIN, 6);
     int event = SYS(eventfd(1, 0));
     add(inner, event, 0, 10);
+    bool polls = ioctl(poller, EPIOCSPARAMS, &polling) == 0;
+    memset(&polling, 0, sizeof(polling));
     check_move();
     CHECK(SYS(fcntl(poller, F_GETFD)) == FD_CLOEXEC, "close-on-exec changed");
     expect_nothing(poller, "level");
@@ -68,5 +83,8 @@ int main(int argc, char **argv) {
     SYS(read(inner_pipe[0], &byte, 1));
     CHECK(epoll_ctl(inner, EPOLL_CTL_ADD, event, &again) == -1 && errno == EEXIST, "a registration is gone");
     SYS(epoll_ctl(poller, EPOLL_CTL_DEL, copy, NULL));
+    CHECK(!polls ||
+              (ioctl(poller, EPIOCGPARAMS, &polling) == 0 && polling.usecs == 50 && polling.budget == 8),
+          "it polls devices otherwise");
     return check_passed();
 }
