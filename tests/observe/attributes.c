@@ -191,7 +191,12 @@ static void change_credentials(struct draw *from) {
     struct __user_cap_data_struct data[2];
     int capability = (int)draw(from, 41), result;
     gid_t groups[8];
-    switch (draw(from, 6)) {
+    switch (draw(from, 7)) {
+    case 6: {
+        uid_t first = (uid_t)draw(from, 2000), second = (uid_t)draw(from, 2000);
+        did("setresuid(%u, 0, %u) = %ld", first, second, syscall(SYS_setresuid, first, 0, second));
+        break;
+    }
     case 0: /* raised as inheritable, so that it may become ambient */
         syscall(SYS_capget, &header, data);
         data[capability / 32].inheritable ^= 1u << capability % 32;
@@ -279,7 +284,7 @@ struct attributes_of_scheduling {
 };
 
 static void change_scheduling(struct draw *from) {
-    static const int policies[] = {SCHED_OTHER, SCHED_OTHER, SCHED_BATCH, SCHED_RR};
+    static const int policies[] = {SCHED_OTHER, SCHED_OTHER, SCHED_BATCH, SCHED_RR, SCHED_FIFO};
     static const uint64_t slices[] = {0, 100000, 3000000, 100000000};
     struct attributes_of_scheduling wanted = {.size = sizeof(wanted)};
     unsigned long mask = 1 + draw(from, 3);
@@ -287,7 +292,8 @@ static void change_scheduling(struct draw *from) {
     switch (kind) {
     case 0:
         wanted.policy = (uint32_t)DRAW_OF(from, policies);
-        wanted.priority = wanted.policy == SCHED_RR ? 1 + (uint32_t)draw(from, 5) : 0;
+        wanted.priority =
+            wanted.policy == SCHED_RR || wanted.policy == SCHED_FIFO ? 1 + (uint32_t)draw(from, 5) : 0;
         wanted.nice = (int32_t)draw(from, 4); /* with more, a busy machine leaves it no time */
         wanted.flags = draw(from, 2);         /* SCHED_FLAG_RESET_ON_FORK */
         wanted.runtime = wanted.policy == SCHED_OTHER ? DRAW_OF(from, slices) : 0;

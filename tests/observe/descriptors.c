@@ -236,6 +236,13 @@ static void change_locks(struct draw *from) {
     did("lock %d of descriptor %d = %d", kind, number, result);
 }
 
+/* struct epoll_params of linux/eventpoll.h */
+struct polling {
+    uint32_t usecs;
+    uint16_t budget;
+    uint8_t prefer, unused;
+};
+
 static void change_epoll(struct draw *from) {
     static const uint32_t events[] = {EPOLLIN,    EPOLLOUT, EPOLLIN | EPOLLET, EPOLLIN | EPOLLONESHOT,
                                       EPOLLRDHUP, 0};
@@ -245,6 +252,10 @@ static void change_epoll(struct draw *from) {
         snprintf(path, sizeof(path), "/proc/self/fd/%d", number);
         if (readlink(path, kind, sizeof(kind) - 1) < 0 || strncmp(kind, "anon_inode:[eventpoll]", 22) != 0)
             continue;
+        struct polling polling = {(uint32_t)draw(from, 100), 8, (uint8_t)draw(from, 2), 0};
+        if (draw(from, 4) == 0)
+            did("ioctl(%d, EPIOCSPARAMS, %u) = %d", number, polling.usecs,
+                ioctl(number, _IOW(0x8a, 1, struct polling), &polling));
         struct epoll_event wanted = {.events = DRAW_OF(from, events), .data.u64 = draw(from, UINT64_MAX)};
         int result = epoll_ctl(number, EPOLL_CTL_ADD, watched, &wanted);
         if (result < 0 && errno == EEXIST)
@@ -274,6 +285,10 @@ static void observe_epoll(struct report *report, int number) {
     char path[64], key[96], line[256];
     struct stat status;
     snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", number);
+    struct polling polling = {0};
+    snprintf(key, sizeof(key), "descriptor %d polls", number);
+    if (ioctl(number, _IOR(0x8a, 2, struct polling), &polling) == 0)
+        say_bytes(report, key, &polling, sizeof(polling));
     FILE *file = fopen(path, "re");
     while (file && fgets(line, sizeof(line), file)) {
         int target;

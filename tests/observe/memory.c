@@ -61,14 +61,16 @@ static void change_mapping(struct draw *from) {
     }
     int flags = MAP_FIXED, file = -1, protection = PROT_READ | PROT_WRITE | (draw(from, 8) ? 0 : PROT_EXEC);
     bool memory = false;
+    size_t before = draw(from, 2) ? draw(from, 4) * PAGE : 0; /* where in the file it begins */
     slot->shared = draw(from, 3) == 0;
     slot->of_file = draw(from, 3) == 0;
     flags |= slot->shared ? MAP_SHARED : MAP_PRIVATE;
     if (slot->of_file)
-        file = file_for(from, number, pages * PAGE, &memory);
+        file = file_for(from, number, before + pages * PAGE, &memory);
     else
         flags |= MAP_ANONYMOUS | (slot->shared ? 0 : DRAW_OF(from, more));
-    void *made = mmap(place_of(number), pages * PAGE, protection, flags, file, 0);
+    void *made =
+        mmap(place_of(number), pages * PAGE, protection, flags, file, slot->of_file ? (off_t)before : 0);
     did("mmap(%p, %#lx, %#x, %#x, %s) = %p", (void *)place_of(number), pages * PAGE, (unsigned)protection,
         (unsigned)flags,
         file < 0 ? "-"
@@ -91,6 +93,34 @@ static void change_mapping(struct draw *from) {
     }
     for (uint64_t i = draw(from, pages + 1); i; i--)
         write_tag(number, draw(from, pages), draw(from, UINT64_MAX - 1) + 1);
+}
+
+/* Grows, shrinks, or moves to another slot that is empty; one call of mremap(2) does that to one mapping only. */
+static void change_size(struct draw *from) {
+    size_t number = draw(from, SLOTS), other = draw(from, SLOTS), pages = 1 + draw(from, PAGES);
+    struct slot *slot = &slots[number];
+    bool moves = draw(from, 3) == 0;
+    if (!slot->pages || (moves && slots[other].pages) || (!moves && (slot->shared || slot->of_file)))
+        return;
+    if (moves)
+        pages = slot->pages;
+    void *made = moves ? mremap(place_of(number), pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                place_of(other))
+                       : mremap(place_of(number), slot->pages * PAGE, pages * PAGE, 0);
+    did("mremap(slot %zu, %zu to %zu pages%s%zu) = %p", number, slot->pages, pages,
+        moves ? ", to slot " : ", not to slot ", other, made);
+    if (made == MAP_FAILED)
+        return;
+    for (size_t i = slot->pages; i < pages; i++) {
+        slot->protection[i] = slot->protection[0];
+        slot->lock[i] = slot->lock[0];
+        slot->tag[i] = 0;
+    }
+    slot->pages = pages;
+    if (moves) {
+        slots[other] = *slot;
+        slot->pages = 0;
+    }
 }
 
 /* A range of pages of a slot that is mapped; false if none is. */
@@ -299,6 +329,7 @@ static void observe_layout(struct report *report) {
 }
 
 static const struct aspect mapping = {"mmap", false, change_mapping, observe_layout};
+static const struct aspect size = {"mremap", false, change_size, NULL};
 static const struct aspect content = {"content", false, change_content, observe_content};
 static const struct aspect protection = {"mprotect", false, change_protection, NULL};
 static const struct aspect advice = {"madvise", false, change_advice, NULL};
@@ -307,5 +338,5 @@ static const struct aspect name = {"names", false, change_name, NULL};
 static const struct aspect policy = {"mbind", false, change_policy, NULL};
 static const struct aspect program_break = {"brk", false, change_break, NULL};
 
-const struct aspect *const memory_aspects[] = {&mapping, &mapping, &content, &protection,    &advice,
-                                               &lock,    &name,    &policy,  &program_break, NULL};
+const struct aspect *const memory_aspects[] = {
+    &mapping, &mapping, &size, &content, &protection, &advice, &lock, &name, &policy, &program_break, NULL};

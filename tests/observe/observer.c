@@ -161,8 +161,8 @@ static void run_in(unsigned number, void (*job)(void *), void *argument) {
 
 /* --- changes --- */
 
-static const struct aspect *const *const groups[] = {attribute_aspects, timer_aspects, memory_aspects,
-                                                     descriptor_aspects, socket_aspects};
+static const struct aspect *const *const groups[] = {attribute_aspects,  timer_aspects,  memory_aspects,
+                                                     descriptor_aspects, socket_aspects, filter_aspects};
 
 /* A group is drawn first, so that one of many aspects does not crowd out the others. */
 static const struct aspect *draw_aspect(struct draw *from) {
