@@ -74,6 +74,7 @@ def preflight_credentials(wanted: Credentials, present: Credentials) -> list[Blo
         return []
     blockers = []
     lacking = wanted.permitted & ~(present.permitted & present.bounding)
+    lacking |= wanted.inheritable & ~(present.inheritable | present.bounding)
     if lacking:
         blockers.append(
             Blocker(
@@ -122,9 +123,9 @@ def credential_warnings(wanted: Credentials, present: Credentials) -> list[str]:
 def restore_credentials(program: Program, wanted: Credentials, present: Credentials) -> None:
     """Rows that turn a thread's `present` credentials into `wanted`; none when they are the same.
 
-    The order is: groups while the capabilities are there; ids with the capability fix-up switched off; the bounding
-    set; capabilities with CAP_SETPCAP kept; ambient ones, which must be permitted and inheritable; securebits; the
-    last capabilities. Changing ids clears the parent-death signal and dumpable: others set both afterwards.
+    The order is: groups while the capabilities are there; ids with the capability fix-up switched off; what is
+    inheritable; the bounding set; capabilities with CAP_SETPCAP kept; ambient ones, which must be permitted and
+    inheritable; securebits; the last capabilities. Changing ids clears the parent-death signal and dumpable: others set both afterwards.
     """
     if wanted == present:
         return
@@ -147,6 +148,9 @@ def restore_credentials(program: Program, wanted: Credentials, present: Credenti
     if wanted.user_ids != present.user_ids:
         program.call("setresuid", numbers.SYS_setresuid, *wanted.user_ids[:3])
         program.call("setfsuid", numbers.SYS_setfsuid, wanted.user_ids[3], check=False)
+    if wanted.inheritable & ~wanted.bounding & ~present.inheritable:
+        # Nothing can become inheritable that is not in the bounding set (capset(2)); it was dropped from there later.
+        _capset(program, present.effective, present.permitted, present.inheritable | wanted.inheritable)
     for bit in range(CAPABILITIES):
         if (present.bounding & ~wanted.bounding) >> bit & 1:
             prctl(f"PR_CAPBSET_DROP of {capability_names(1 << bit)}", int(lib.PR_CAPBSET_DROP), bit)

@@ -41,6 +41,10 @@ int main(int argc, char **argv) {
     uid_t real, effective, saved;
     check_start(argc, argv);
     SYS(chmod(check_directory, 0777));
+    /* Inheritable, though not in the bounding set any more. */
+    SYS(syscall(SYS_capget, &header, data));
+    data[0].inheritable |= 1u << CAP_MKNOD;
+    SYS(syscall(SYS_capset, &header, data));
     SYS(prctl(PR_CAPBSET_DROP, CAP_MKNOD, 0, 0, 0));
     SYS(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS_LOCKED));
     SYS(setgroups(3, groups));
@@ -49,7 +53,7 @@ int main(int argc, char **argv) {
     SYS(syscall(SYS_capget, &header, data));
     data[0].permitted &= ~(1u << CAP_SYS_TIME);
     data[0].effective &= data[0].permitted & ~(1u << CAP_SYS_CHROOT);
-    data[0].inheritable = 1u << CAP_NET_BIND_SERVICE | 1u << CAP_NET_RAW;
+    data[0].inheritable = 1u << CAP_NET_BIND_SERVICE | 1u << CAP_NET_RAW | 1u << CAP_MKNOD;
     SYS(syscall(SYS_capset, &header, data));
     SYS(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_BIND_SERVICE, 0, 0));
     SYS(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
