@@ -37,7 +37,7 @@ from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
 from live_migration.process.attributes.limits import memory_limit_blockers
 from live_migration.process.attributes.prctl import segment_blockers
-from live_migration.process.attributes.status import resident_bytes, shared_bytes
+from live_migration.process.attributes.status import locked_in_status, resident_bytes, shared_bytes
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
 from live_migration.process.descriptors.options import DescriptorOptions
@@ -57,6 +57,7 @@ from live_migration.process.memory.mappings import (
     Mapping,
     is_private_file,
     layout_text,
+    locked_bytes,
     mapping_blockers,
     reread,
     snapshot_address_space,
@@ -326,6 +327,10 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     memory = seen.memory
     if layout != seen.layout:
         memory = reread(pid, parse_maps(layout), seen.memory, pathless, seen.ours)
+    if locked_bytes(memory) != locked_in_status(process.status):
+        # What was locked or let go as a whole does not show in the layout.
+        anew = snapshot_address_space(pid, pathless, seen.ours).mappings
+        memory = msgspec.structs.replace(seen.memory, mappings=anew)
     frame = frame_of(pid, seen, memory.mappings)
     length = room_needed(threads, programs)
     with room_refused(pid, length):

@@ -25,6 +25,11 @@ def shared_bytes(status: dict[str, str], most: int) -> int:
     return min(int(status.get("RssShmem", "0").split()[0]) * 1024, most)
 
 
+def locked_in_status(status: dict[str, str]) -> int:
+    """Bytes of mappings that are locked (mlock(2))."""
+    return int(status.get("VmLck", "0").split()[0]) * 1024
+
+
 def proof(raw: bytes) -> bytes:
     """The part of a status that stays as it is unless the process's identity, rights or settings change."""
     return LINES_THAT_CHANGE.sub(b"", raw)

@@ -300,11 +300,13 @@ def with_outsiders(table: DescriptorTable, scan: HostScan, previous: Snapshot | 
         elif kind.holders is Holders.BY_OPEN_FILE:
             by_link.setdefault(one.link, []).append((pid, one.number))
     by_object, by_descriptor = scan.holders(objects, by_link)
-    known = previous.table.by_identity() if previous and table.frozen else {}
+    staged = previous.table.open_files if previous and table.frozen else []
+    known = {one.identity: one for one in staged}
+    same_object = {one.link: one for one in staged if kind_of(one.object).holders is Holders.BY_OBJECT}
     open_files = []
     for one in table.open_files:
-        # A destination on this machine may hold what it was given while staging.
-        before = known.get(one.identity)
+        # A destination on this machine may hold what it was given while staging, or has opened by its path.
+        before = known.get(one.identity) or same_object.get(one.link)
         if before is not None:
             one = replace(one, holders=before.holders, peer_holders=before.peer_holders)
         else:

@@ -252,6 +252,11 @@ def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, i
     return frozenset(identity for identity, times in count.items() if times > 1)
 
 
+def locked_bytes(space: AddressSpace) -> int:
+    """How long the mappings are that are locked (mlock(2))."""
+    return sum(mapping.length for mapping in space.mappings if "lo" in mapping.flags)
+
+
 def travelling_bytes(space: AddressSpace) -> int:
     """How long the mappings of shared memory are that travels with the process."""
     kinds = (MappingKind.SHARED_ANONYMOUS, MappingKind.BY_DESCRIPTOR)

@@ -19,7 +19,7 @@ from live_migration.kernel.injection.syscall_numbers import SYS_clock_nanosleep
 from live_migration.kernel.memory.maps import MapEntry, maps, maps_text, smaps
 from live_migration.process.member import Runs
 from live_migration.process.memory import mappings
-from live_migration.process.memory.mappings import PAGE
+from live_migration.process.memory.mappings import PAGE, locked_bytes
 from live_migration.process.threads.landlock import witnesses
 from live_migration.source_server import handover
 from live_migration.source_server.pages.client import PageClient
@@ -199,6 +199,27 @@ def test_a_memfd_that_loses_its_descriptor_after_the_look_is_refused() -> None:
         described = handover.describe(state, handover.query_threads(state))
         described.descriptors.close()
     assert [blocker.cause for blocker in described.blockers] == ["is a memfd without a descriptor"]
+
+
+LOCKS_ITS_MEMORY = """
+import ctypes, mmap, sys
+memory = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+ctypes.CDLL(None).madvise(ctypes.c_void_p(address), 1 << 20, 1)  # MADV_RANDOM: a mapping of its own
+print("ready", flush=True)
+sys.stdin.readline()
+print(ctypes.CDLL(None).mlock(ctypes.c_void_p(address), 1 << 20), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_memory_that_is_locked_after_the_look_is_locked() -> None:
+    """The layout is the same."""
+    with changed_after_the_look(LOCKS_ITS_MEMORY, "0") as seen:
+        assert locked_bytes(seen.memory) == 0
+        with frozen(seen) as state:
+            found = handover.query_threads(state).memory
+        assert locked_bytes(found) == 1 << 20
 
 
 FILTERS_ITS_CALLS = """
