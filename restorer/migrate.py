@@ -354,7 +354,6 @@ def apply_final(frozen: Frozen) -> None:
         # A process that runs again at the source writes again: then that is why the files differ.
         different = Refused(blockers, step="comparing written files", code=ExitCode.FILES)
         raise last_words(staged.connected, COMPARED_AGAIN_SECONDS) or different
-    building.opened.close()
     account.step("comparing files")
     if not frozen.resume_at_once:
         pager.prefetch_start()

@@ -372,6 +372,8 @@ def apply_threads(building: Construction, final: Member, table: DescriptorTable,
     program.call("close the worker's pidfd", SYS_close, building.husk.pidfd_of_worker)
     descriptor_rows(program, table)
     seal_descriptors(building.opened, table)
+    # An end that is closed here is news to the other one, of which the process would get a signal (O_ASYNC).
+    building.opened.close()
     present = limits.present_limits(building.husk.pid)
     reachable = limits.reachable(task.limits.limits, present, building.may_raise)
     task_restore.limit_process(program, task, reachable, present)

@@ -11,8 +11,7 @@ static const int unused_calls[] = {134 /* uselib */, 174 /* create_module */, 17
                                    178 /* query_module */, 180 /* nfsservctl */};
 
 static void change_filters(struct draw *from) {
-    static const unsigned flags[] = {0, 0, SECCOMP_FILTER_FLAG_LOG, SECCOMP_FILTER_FLAG_TSYNC,
-                                     SECCOMP_FILTER_FLAG_SPEC_ALLOW};
+    static const unsigned flags[] = {0, 0, 0, SECCOMP_FILTER_FLAG_TSYNC, SECCOMP_FILTER_FLAG_SPEC_ALLOW};
     int call = DRAW_OF(from, unused_calls), error = 1 + (int)draw(from, 30);
     unsigned flag = DRAW_OF(from, flags);
     struct sock_filter code[] = {
