@@ -125,7 +125,8 @@ def restore_credentials(program: Program, wanted: Credentials, present: Credenti
 
     The order is: groups while the capabilities are there; ids with the capability fix-up switched off; what is
     inheritable; the bounding set; capabilities with CAP_SETPCAP kept; ambient ones, which must be permitted and
-    inheritable; securebits; the last capabilities. Changing ids clears the parent-death signal and dumpable: others set both afterwards.
+    inheritable; securebits; the last capabilities. Changing ids clears the parent-death signal and dumpable: others set
+    both afterwards.
     """
     if wanted == present:
         return

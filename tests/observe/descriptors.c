@@ -364,7 +364,8 @@ static void observe_descriptor(struct report *report, int number) {
     struct pollfd wanted = {number, POLLIN | POLLOUT | POLLPRI | POLLRDHUP, 0};
     /* Small pieces in a pipe may have been joined: then it takes more. */
     bool unread = S_ISFIFO(status.st_mode) && poll(&wanted, 1, 0) == 1 && wanted.revents & POLLERR;
-    if (!unread && poll(&wanted, 1, 0) >= 0 && strncmp(link, "anon_inode", 10) != 0)
+    /* What the process has closed is gone for its other end a little later, if lm-serve reads it just then. */
+    if (!unread && !is_being_moved() && poll(&wanted, 1, 0) >= 0 && strncmp(link, "anon_inode", 10) != 0)
         say(report, key, "%#x", (unsigned)(wanted.revents & ~(S_ISFIFO(status.st_mode) ? POLLOUT : 0)));
 }
 
