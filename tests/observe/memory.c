@@ -20,7 +20,7 @@ static struct slot {
     int protection[PAGES];
     uint64_t tag
         [PAGES]; /* the first and last word of each page, 0 for one of zeros; UNKNOWN for what may be either */
-    bool shared, of_file;
+    bool shared, of_file, of_memfd;
     char lock
         [PAGES]; /* what /proc/self/smaps has to say of it: 'l' locked, 'f' locked on fault, 0 not locked */
 } slots[SLOTS];
@@ -85,6 +85,7 @@ static void change_mapping(struct draw *from) {
     if (made == MAP_FAILED)
         return;
     slot->pages = pages;
+    slot->of_memfd = memory;
     for (size_t i = 0; i < pages; i++) {
         const uint64_t *words = (uint64_t *)(place_of(number) + i * PAGE);
         slot->protection[i] = protection;
@@ -100,7 +101,9 @@ static void change_size(struct draw *from) {
     size_t number = draw(from, SLOTS), other = draw(from, SLOTS), pages = 1 + draw(from, PAGES);
     struct slot *slot = &slots[number];
     bool moves = draw(from, 3) == 0;
-    if (!slot->pages || (moves && slots[other].pages) || (!moves && (slot->shared || slot->of_file)))
+    /* The descriptor of a memfd has the number of its slot. */
+    if (!slot->pages || (moves && (slots[other].pages || slot->of_memfd)) ||
+        (!moves && (slot->shared || slot->of_file)))
         return;
     if (moves)
         pages = slot->pages;
