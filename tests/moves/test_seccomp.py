@@ -1,4 +1,4 @@
-"""A process with seccomp filters: as long as lm-serve traces it they are suspended, and when lm-serve dies they are not."""
+"""A process with seccomp filters: while lm-serve traces it they are suspended, and when lm-serve dies they are not."""
 
 from __future__ import annotations
 
