@@ -59,7 +59,8 @@ struct aspect {
 };
 
 extern const struct aspect *const attribute_aspects[],
-    *const timer_aspects[], *const memory_aspects[], *const descriptor_aspects[], *const socket_aspects[], *const filter_aspects[];
+    *const timer_aspects[], *const memory_aspects[], *const descriptor_aspects[], *const socket_aspects[],
+                                                                                      *const filter_aspects[];
 
 /* Is made after every change: it takes back what is not to be there. */
 extern const struct aspect after_each;
