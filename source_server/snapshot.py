@@ -57,7 +57,6 @@ from live_migration.process.memory.mappings import (
     Mapping,
     is_private_file,
     layout_text,
-    locked_bytes,
     mapping_blockers,
     reread,
     snapshot_address_space,
@@ -322,15 +321,7 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     suspend_filters(tids, stopped.chains)
     queries = current_queries(seen.queries, process)
     programs = programs_for(queries, tids)
-    layout = maps_text(pid)
-    pathless = inodes_without_path(seen.descriptors.table)
-    memory = seen.memory
-    if layout != seen.layout:
-        memory = reread(pid, parse_maps(layout), seen.memory, pathless, seen.ours)
-    if locked_bytes(memory) != locked_in_status(process.status):
-        # What was locked or let go as a whole does not show in the layout.
-        anew = snapshot_address_space(pid, pathless, seen.ours).mappings
-        memory = msgspec.structs.replace(seen.memory, mappings=anew)
+    memory = present_memory(seen, process)
     frame = frame_of(pid, seen, memory.mappings)
     length = room_needed(threads, programs)
     with room_refused(pid, length):
@@ -339,6 +330,19 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     pending = tasks.snapshot_pending_signals(stopped)
     of_process, of_threads = replies_of(queries, tids, outcomes)
     return QueriedSource(threads, memory, stopped, pending, of_process, of_threads)
+
+
+def present_memory(seen: SourceSnapshot, process: ProcessSnapshot) -> AddressSpace:
+    """The layout as it is now: `seen.memory` itself unless something has changed. Raises ProcessGone, OSError."""
+    layout, pathless = maps_text(seen.pid), inodes_without_path(seen.descriptors.table)
+    memory = seen.memory
+    if layout != seen.layout:
+        memory = reread(seen.pid, parse_maps(layout), seen.memory, pathless, seen.ours)
+    if memory.locked_bytes != locked_in_status(process.status_text):
+        # What was locked or let go as a whole does not show in the layout.
+        anew = snapshot_address_space(seen.pid, pathless, seen.ours).mappings
+        memory = msgspec.structs.replace(seen.memory, mappings=anew)
+    return memory
 
 
 WRITE_EXECUTE_DENIED = Blocker(
@@ -409,8 +413,8 @@ def rehearse(seen: SourceSnapshot) -> None:
 
     It changes nothing in the running process, and never fails: the freeze will say what is wrong."""
     with contextlib.suppress(OSError, ProcessGone):
-        maps_text(seen.pid)
         process = ProcessSnapshot(seen.pid)
+        present_memory(seen, process)
         programs_for(current_queries(seen.queries, process), list(seen.task.outside))
         free_range(seen.memory.extents, PAGE)
         rehearse_description(seen.task, seen.queries, HostScan(seen.scope))

@@ -10,6 +10,7 @@ CHANGING = (
     b"SigIgn", b"SigCgt", b"voluntary_ctxt_switches", b"nonvoluntary_ctxt_switches", b"Mems_allowed",
     b"Mems_allowed_list", b"HugetlbPages", b"THP_enabled", b"CoreDumping", b"untag_mask",
 )  # fmt: skip
+LOCKED = re.compile(rb"^VmLck:\s*(\d+) kB$", re.MULTILINE)
 LINES_THAT_CHANGE = re.compile(rb"^(?:" + b"|".join(CHANGING) + rb"):.*\n", re.MULTILINE)
 
 
@@ -25,9 +26,10 @@ def shared_bytes(status: dict[str, str], most: int) -> int:
     return min(int(status.get("RssShmem", "0").split()[0]) * 1024, most)
 
 
-def locked_in_status(status: dict[str, str]) -> int:
+def locked_in_status(raw: bytes) -> int:
     """Bytes of mappings that are locked (mlock(2))."""
-    return int(status.get("VmLck", "0").split()[0]) * 1024
+    found = LOCKED.search(raw)
+    return int(found[1]) * 1024 if found else 0
 
 
 def proof(raw: bytes) -> bytes:

@@ -94,6 +94,11 @@ class AddressSpace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return [(mapping.start, mapping.end) for mapping in self.mappings]
 
     @cached_property
+    def locked_bytes(self) -> int:
+        """How long the mappings are that are locked (mlock(2))."""
+        return sum(mapping.length for mapping in self.mappings if "lo" in mapping.flags)
+
+    @cached_property
     def paged_on_demand(self) -> Sequence[Mapping]:
         """The mappings whose missing pages userfaultfd can wait for."""
         twice = shared_more_than_once(self.mappings)
@@ -250,11 +255,6 @@ def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, i
     """The shared anonymous memories, as (device, inode), that are mapped at more than one place."""
     count = Counter((m.device, m.inode) for m in mappings if m.kind is MappingKind.SHARED_ANONYMOUS)
     return frozenset(identity for identity, times in count.items() if times > 1)
-
-
-def locked_bytes(space: AddressSpace) -> int:
-    """How long the mappings are that are locked (mlock(2))."""
-    return sum(mapping.length for mapping in space.mappings if "lo" in mapping.flags)
 
 
 def travelling_bytes(space: AddressSpace) -> int:

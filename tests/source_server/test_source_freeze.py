@@ -19,7 +19,7 @@ from live_migration.kernel.injection.syscall_numbers import SYS_clock_nanosleep
 from live_migration.kernel.memory.maps import MapEntry, maps, maps_text, smaps
 from live_migration.process.member import Runs
 from live_migration.process.memory import mappings
-from live_migration.process.memory.mappings import PAGE, locked_bytes
+from live_migration.process.memory.mappings import PAGE
 from live_migration.process.threads.landlock import witnesses
 from live_migration.source_server import handover
 from live_migration.source_server.pages.client import PageClient
@@ -216,10 +216,10 @@ sys.stdin.readline()
 def test_memory_that_is_locked_after_the_look_is_locked() -> None:
     """The layout is the same."""
     with changed_after_the_look(LOCKS_ITS_MEMORY, "0") as seen:
-        assert locked_bytes(seen.memory) == 0
+        assert seen.memory.locked_bytes == 0
         with frozen(seen) as state:
             found = handover.query_threads(state).memory
-        assert locked_bytes(found) == 1 << 20
+        assert found.locked_bytes == 1 << 20
 
 
 FILTERS_ITS_CALLS = """
