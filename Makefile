@@ -1,5 +1,6 @@
 # make setup     packages, a Python environment in .venv, the C side; only what is missing
 # make demo      moves a real server between two network namespaces while a client talks to it
+# make demo-ssh  moves a process by lm-migrate to a host of its own, where nothing is installed, and back
 # make check     ruff, mypy --strict, clang-format; make format puts right what can be put right
 # make test      style, types, unit tests, one program per kernel feature: ten minutes at most on two cores
 # make test-real  redis, node, Python, SQLite and a shell, moved by every strategy
@@ -140,7 +141,10 @@ dist: setup
 	    { cat build/dist/log >&2; exit 1; }
 	@ls -l dist/*.whl
 
-.PHONY: bundle far-root test-ssh
+.PHONY: bundle far-root demo-ssh test-ssh
+demo-ssh: setup bundle far-root
+	@$(BIN)/python -m demo.ssh
+
 bundle: setup $(BUNDLE)
 
 $(BUNDLE): build_bundle.py pyproject.toml live_migration/_lm.abi3.so $(shell find cli remote $(LAYERS) -name '*.py') | .venv/installed
@@ -148,7 +152,7 @@ $(BUNDLE): build_bundle.py pyproject.toml live_migration/_lm.abi3.so $(shell fin
 
 far-root:
 	@tests/install_packages.sh $(SSH_PACKAGES)
-	@tests/remote/make_root.sh build/far-root
+	@demo/make_root.sh build/far-root
 
 # In a copy, so that the ordinary build stays: the extension is preloaded with the sanitizer's runtime.
 sanitize: setup

@@ -1,4 +1,4 @@
-"""The commands as Python functions: `live_migration.serve`, `restore` and `check`.
+"""The commands as Python functions: `live_migration.migrate`, `serve`, `restore` and `check`.
 
 Each starts its command as a process of its own and reads its events (--json-fd): what the commands do to their own
 process (forks, signal handlers, memory of their own) must not happen to a caller's. They may be called from any thread.
@@ -25,7 +25,11 @@ from live_migration.wire.blockers import Blocker
 from live_migration.wire.report import Report
 
 ENDING_SECONDS = 10.0
-MODULES = {"lm-serve": "live_migration.cli.serve", "lm-restore": "live_migration.cli.restore"}
+MODULES = {
+    "lm-migrate": "live_migration.cli.migrate",
+    "lm-restore": "live_migration.cli.restore",
+    "lm-serve": "live_migration.cli.serve",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,59 @@ class MigrationFailed(Exception):
 
     def __str__(self) -> str:
         return "\n".join([self.sentence, *(f"  {blocker}" for blocker in self.blockers)])
+
+
+def migrate(
+    pid: int,
+    host: str,
+    *,
+    back: bool = False,
+    via: Literal["auto", "direct", "ssh"] = "auto",
+    ssh: str = "ssh",
+    bundle: str | os.PathLike[str] | None = None,
+    listen: str | None = None,
+    strategy: Literal["post-copy", "hybrid", "pre-copy", "stop-and-copy", "auto"] = "post-copy",
+    max_rounds: int | None = None,
+    max_downtime: float | None = None,
+    round_timeout: float | None = None,
+    on_no_convergence: Literal["post-copy", "freeze", "abort"] | None = None,
+    bandwidth_limit: int | None = None,
+    compress: Literal["auto", "none"] | int = "auto",
+    max_freeze: float = 5.0,
+    exit_status: int = 0,
+    prefetch: Literal["hot", "order"] = "hot",
+    keep_pid: Literal["auto", "keep", "namespace"] = "auto",
+    files: Literal["strict", "size", "trust"] = "strict",
+    map_path: Mapping[str, str] | None = None,
+    tcp: Literal["refuse", "close"] = "refuse",
+    cpu: Literal["strict", "trust"] = "strict",
+    max_memory: int | None = None,
+    allow_uid: Sequence[int | str] = (),
+    allow_path: Sequence[str | os.PathLike[str]] = (),
+    verbose: int = 0,
+    on_event: OnEvent | None = None,
+) -> Report:
+    """Move the process `pid` of this host to `host` ("[USER@]HOST"), over ssh, as lm-migrate does; with `back` the
+    process `pid` of `host` to this one. Returns the destination's report when every page has arrived there.
+
+    `ssh` is the command with options of your own ("ssh -p 2222"), and asks nothing: it has no terminal. `keep_pid` is
+    lm-restore's --pid; the other options are as for serve() and restore(), with the same units, and as in
+    `lm-migrate --help`.
+
+    `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or
+    a KeyboardInterrupt, tells lm-migrate to stop: before the handover everything is undone on both hosts, after it
+    lm-migrate stays until every page has arrived. Raises MigrationFailed.
+    """
+    words = _words(
+        back=back, via=via, ssh=ssh, bundle=bundle, listen=listen, strategy=strategy, max_rounds=max_rounds,
+        max_downtime=None if max_downtime is None else f"{max_downtime:f}ms", round_timeout=round_timeout,
+        on_no_convergence=on_no_convergence, bandwidth_limit=bandwidth_limit, compress=compress,
+        max_freeze=max_freeze, exit_status=exit_status, prefetch=prefetch, pid=keep_pid, files=files, tcp=tcp, cpu=cpu,
+        max_memory=max_memory,
+    )  # fmt: skip
+    words += _narrowed(allow_uid, allow_path, map_path)
+    where = [host, str(pid)] if back else [str(pid), host]
+    return _move("lm-migrate", [*words, *["-v"] * verbose, "--", *where], on_event, signal.SIGTERM)
 
 
 def serve(
@@ -160,8 +217,7 @@ def restore(
         max_memory=max_memory, reconnect_timeout=reconnect_timeout, insecure=insecure,
         tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
-    words += [f"--allow-uid={user}" for user in allow_uid] + [f"--allow-path={os.fspath(path)}" for path in allow_path]
-    words += [f"--map-path={old}={new}" for old, new in (map_path or {}).items()]
+    words += _narrowed(allow_uid, allow_path, map_path)
     words += ["-v"] * verbose
     # lm-restore's frontend may be killed at any time: its worker knows what is right then. A signal that it can catch
     # would reach the process if that has just resumed.
@@ -200,6 +256,14 @@ def _words(**options: object) -> list[str]:
         text = os.fspath(value) if isinstance(value, os.PathLike) else value
         words.append(option if value is True else f"{option}={text}")
     return words
+
+
+def _narrowed(
+    users: Sequence[int | str], paths: Sequence[str | os.PathLike[str]], mapped: Mapping[str, str] | None
+) -> list[str]:
+    """Options of lm-restore that may be repeated, as words."""
+    words = [f"--allow-uid={user}" for user in users] + [f"--allow-path={os.fspath(path)}" for path in paths]
+    return words + [f"--map-path={old}={new}" for old, new in (mapped or {}).items()]
 
 
 def _move(

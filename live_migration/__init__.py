@@ -3,12 +3,13 @@
     import live_migration
 
     live_migration.check(6598)                                          # what stands in its way: ()
+    report = live_migration.migrate(6598, "root@other.example")         # to another host, over ssh
     report = live_migration.serve(6598, ticket_file="/root/ticket")     # on the source
     report = live_migration.restore("@/root/ticket", detach=True)       # on the destination
     print(report.downtime_ms)
 
-These start the commands lm-serve and lm-restore as processes of their own; their docstrings are in cli/api.py. They
-are imported when they are first used.
+These start the commands lm-migrate, lm-serve and lm-restore as processes of their own; their docstrings are in
+cli/api.py. They are imported when they are first used.
 
 The folders of this package are links to those at the top of the tree, so that every module has one name, the same in
 the tree, in tests, for type checkers and where it is installed. A package-dir in pyproject.toml would be known to
@@ -19,12 +20,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from live_migration.cli.api import Event, MigrationFailed, check, restore, serve
+    from live_migration.cli.api import Event, MigrationFailed, check, migrate, restore, serve
     from live_migration.wire.blockers import Blocker
     from live_migration.wire.exit_codes import ExitCode
     from live_migration.wire.report import Report
 
-__all__ = ["Blocker", "Event", "ExitCode", "MigrationFailed", "Report", "check", "restore", "serve"]
+__all__ = ["Blocker", "Event", "ExitCode", "MigrationFailed", "Report", "check", "migrate", "restore", "serve"]
 
 _HOMES = {
     "Blocker": "wire.blockers",
@@ -33,6 +34,7 @@ _HOMES = {
     "MigrationFailed": "cli.api",
     "Report": "wire.report",
     "check": "cli.api",
+    "migrate": "cli.api",
     "restore": "cli.api",
     "serve": "cli.api",
 }

@@ -83,14 +83,23 @@ def bundle_at_hand(given: str | None) -> Iterator[Bundle]:
 def read_bundle(archive: Path) -> Bundle:
     """What the archive contains. Raises LocalError (SYSTEM)."""
     try:
-        with tarfile.open(archive) as content:
-            found = {}
-            for name in (LIST, LIBRARY):
-                member = content.extractfile(f"{TOP}/{name}")
-                found[name] = member.read() if member else b""
-    except (OSError, KeyError, tarfile.TarError, EOFError) as error:
+        found = _first_files(archive)
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         raise _no_bundle(f"{archive} is none: {error}", "name one that `make bundle` has made") from None
     return Bundle(archive, hashlib.sha256(found[LIST]).hexdigest(), found[LIBRARY].decode(errors="replace").strip())
+
+
+def _first_files(archive: Path) -> dict[str, bytes]:
+    """The content of the two files that come first, by their names; the others are not read."""
+    found: dict[str, bytes] = {}
+    with tarfile.open(archive, "r|gz") as content:
+        for name in (LIST, LIBRARY):
+            member = content.next()
+            file = content.extractfile(member) if member and member.name == f"{TOP}/{name}" else None
+            if file is None:
+                raise ValueError(f"it does not begin with {TOP}/{LIST} and {TOP}/{LIBRARY}")
+            found[name] = file.read()
+    return found
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -355,8 +355,8 @@ def show(move: Move, line: Line, message: dict[str, Any]) -> None:
         move.failures[side] = message
     elif event == "note":
         text = str(message.get("text"))
-        # Without its name before it, it is the result, which is said at the end.
-        if text.startswith(("lm-serve: ", "lm-restore: ")):
+        # Without its name before it, it is the result. That, and why it has failed, is said at the end.
+        if text.startswith(("lm-serve: ", "lm-restore: ")) and side not in move.failures:
             move.events.note(f"{line.host or 'here'}: {text}", 0)
     elif event == "progress" and side == "destination":
         pages, total, faults = (int(message.get(name, 0)) for name in ("pages", "total", "faults"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.far_host import FarHost, far_host
 from live_migration.experiments.machines import (
     Command,
     Machine,
@@ -23,9 +24,8 @@ from live_migration.experiments.machines import (
 )
 from tests.conftest import skip
 from tests.support import laws
-from tests.support.far_host import FarHost, far_host
 
-PROGRAM = Path(__file__).with_name("counter.c")
+PROGRAM = laws.ROOT / "demo" / "counter.c"
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -44,11 +44,11 @@ class Hosts:
     shared: Path
     counted: int = 0
 
-    def count(self, mebibytes: int = 16) -> Counting:
-        """Start a process here that counts."""
+    def count(self, mebibytes: int = 16, program: Path | None = None) -> Counting:
+        """Start a process here that counts; its program is one that both hosts have, unless another one is given."""
         self.counted += 1
         log = self.shared / f"log-{self.counted}"
-        words = self.near.command(str(self.shared / "counter"), str(log), str(mebibytes))
+        words = self.near.command(str(program or self.shared / "counter"), str(log), str(mebibytes))
         null = subprocess.DEVNULL
         process = subprocess.Popen(words, cwd="/", stdin=null, stdout=null, stderr=null, start_new_session=True)
         counting = Counting(process, log)
@@ -136,6 +136,13 @@ def resumed_pid(command: Command) -> int:
     return int(command.event("resumed")["pid"])
 
 
-def events_of(text: str) -> list[str]:
-    """The names of the events in what lm-migrate has printed."""
-    return [json.loads(line)["event"] for line in text.splitlines() if line.startswith("{")]
+def busy(hosts: Hosts) -> list[str]:
+    """What of ours runs there."""
+    return [words for words in hosts.far.processes() if "lm-" in words or "/lm " in words]
+
+
+def nothing_there(hosts: Hosts) -> None:
+    """Nothing is left there but the cache."""
+    wait_for("the end there", lambda: not busy(hosts) or None, 30)
+    assert [path.name for path in hosts.far.path("/tmp").iterdir() if "lm-" in path.name] == []
+    assert json.dumps(sorted(path.name for path in hosts.far.path("/root/.cache").iterdir())) == '["live-migration"]'

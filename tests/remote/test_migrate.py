@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from live_migration.experiments.machines import wait_for
 from live_migration.wire.exit_codes import ExitCode
-from tests.remote.conftest import Hosts, resumed_pid
+from tests.remote.conftest import Hosts, busy, nothing_there, resumed_pid
+from tests.support import laws
 
 STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
 SLOW = ("--pre-copy", "--bandwidth-limit=2M", "--compress=none", "--max-downtime=1")
@@ -132,13 +134,24 @@ def test_the_cache_is_compared_before_each_use(hosts: Hosts, ended: None) -> Non
     assert not cache.exists()
 
 
-def busy(hosts: Hosts) -> list[str]:
-    """What of ours runs there."""
-    return [words for words in hosts.far.processes() if "lm-" in words or "/lm " in words]
-
-
-def nothing_there(hosts: Hosts) -> None:
-    """Nothing is left there but the cache."""
-    wait_for("the end there", lambda: not busy(hosts) or None, 30)
-    assert [path.name for path in hosts.far.path("/tmp").iterdir() if "lm-" in path.name] == []
-    assert json.dumps(sorted(path.name for path in hosts.far.path("/root/.cache").iterdir())) == '["live-migration"]'
+def test_from_python(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    """In a process of its own, in the network of this host."""
+    counting = hosts.count()
+    program = (
+        "import live_migration, sys\n"
+        "seen = []\n"
+        f"report = live_migration.migrate({counting.pid}, 'far', ssh={hosts.far.ssh!r}, strategy='pre-copy',\n"
+        "                                 on_event=lambda event: seen.append(event.name))\n"
+        "print(report.side, report.outcome, report.strategy, 'resumed' in seen, 'staged' in seen)\n"
+        "try:\n"
+        f"    live_migration.migrate({counting.pid}, 'far', ssh='ssh -p 1 -F {hosts.far.config}')\n"
+        "except live_migration.MigrationFailed as error:\n"
+        "    print(error.code)\n"
+    )
+    done = subprocess.run(
+        hosts.near.command(sys.executable, "-c", program), cwd=laws.ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["destination complete pre-copy True True", str(int(ExitCode.REFUSED))], (
+        done.stdout + done.stderr
+    )
+    counting.goes_on()

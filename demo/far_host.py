@@ -6,15 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from live_migration.experiments.machines import Machine, descendants, wait_for
-from tests.support.laws import ROOT
 
-BASE = ROOT / "build" / "far-root"
+BASE = Path(__file__).resolve().parents[1] / "build" / "far-root"
 PORT = 22
 # Within the new mount namespace, as its process 1. $1 is the root, $2 what is mounted over it, the others are shared.
 SET_UP = """
@@ -96,6 +96,24 @@ class FarHost:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
+    def cut(self) -> None:
+        """End every connection of ssh, as a network that is gone for long would."""
+        for pid in descendants(self.init):
+            with contextlib.suppress(OSError):
+                if pid not in self.lasting and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sshd"):
+                    os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def instead_of(self, tool: str, script: str) -> Iterator[None]:
+        """Within, a tool there does something else."""
+        path = self.path(f"/usr/local/bin/{tool}")
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        try:
+            yield
+        finally:
+            path.unlink()
+
     def processes(self) -> list[str]:
         """The command lines of its processes, those of sshd left out."""
         found = []
@@ -116,7 +134,7 @@ def key(path: Path) -> None:
 @contextlib.contextmanager
 def far_host(machine: Machine, folder: Path, shared: Sequence[Path], more: str = "") -> Iterator[FarHost]:
     """Start it in a network namespace; `more` are lines for its sshd."""
-    assert (BASE / ".ready").exists(), "make test-ssh makes the root that this needs"
+    assert (BASE / ".ready").exists(), "make far-root makes what this needs"
     over = folder / "over"
     over.mkdir()
     own = folder / "etc"
