@@ -33,7 +33,6 @@ NOT_PASSED = {
     "detach", "stdio",
 }  # fmt: skip
 """Options of the two commands that lm-migrate has itself, or chooses."""
-BOTH = ("tls_cert", "tls_key", "tls_ca")
 MODES = ("back", "list", "clean")
 
 
@@ -86,19 +85,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def passed(whose: str) -> list[argparse.Action]:
-    """The options that are passed on to "lm-serve", "lm-restore" or "both" of them."""
-    parser = restore_options.make_parser() if whose == "lm-restore" else serve_options.make_parser()
-    found = []
+    """The options that are passed on to "lm-serve" alone, "lm-restore" alone, or "both" of them."""
+    source, destination = (_options(parser) for parser in (serve_options.make_parser(), restore_options.make_parser()))
+    if whose == "both":
+        return [action for dest, action in source.items() if dest in destination]
+    own, other = (source, destination) if whose == "lm-serve" else (destination, source)
+    return [action for dest, action in own.items() if dest not in other]
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """The options of a command that lm-migrate does not have or choose itself, each under what sets it apart."""
+    found: dict[str, argparse.Action] = {}
     for action in parser._actions:
-        own = action.dest in NOT_PASSED or not action.option_strings
-        # The lower limit holds: one is enough.
-        own = own or (action.dest == "bandwidth_limit" and whose == "lm-restore")
-        if action.dest in BOTH if whose == "both" else not own and action.dest not in BOTH:
+        if action.option_strings and action.dest not in NOT_PASSED:
             one = copy.copy(action)
             # A user is looked up where the process comes to, and a word that is not there is not passed.
             one.type = None if action.dest == "allow_uid" else action.type
             one.default = None
-            found.append(one)
+            found[" ".join(action.option_strings)] = one
     return found
 
 

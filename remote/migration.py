@@ -38,7 +38,8 @@ ENDING_SECONDS = 15.0
 REDIAL_SECONDS = 3.0
 PAGE = 4096
 LOOPBACK = "127.0.0.1"
-TOLD = ("staged", "frozen", "resumed", "complete", "stalled")
+ONCE = ("staged", "frozen", "resumed", "complete")
+AGAIN = ("stalled", "reconnected")
 EFFECTS = (ExitCode.PEER_FAILED, ExitCode.LOST_BEFORE, ExitCode.TERMINATED)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -362,8 +363,8 @@ def show(move: Move, line: Line, message: dict[str, Any]) -> None:
         pages, total, faults = (int(message.get(name, 0)) for name in ("pages", "total", "faults"))
         move.left = max(0, total - pages) * PAGE
         move.events.progress(pages, total, faults)
-    elif event in TOLD and event not in move.told and (side == "destination" or move.destination.lost):
-        move.told.add(event)
+    elif event in {*AGAIN, *ONCE} - move.told and (side == "destination" or move.destination.lost):
+        move.told |= {event} & {*ONCE}
         pid = int(message.get("pid", 0))
         if event == "resumed":
             move.pid = pid

@@ -22,8 +22,8 @@ def test_options_go_to_the_command_that_has_them() -> None:
     assert (move.pid, move.host, move.back) == (12, "root@there", False)
     assert move.serve == ("--max-freeze=3", "--bandwidth-limit=5M", "--tls-cert=c", "--tls-key=k", "-v")
     assert move.restore == (
-        "--pre-copy", "--map-path=/a=/b", "--map-path=/c=/d", "--allow-uid=nobody-here", "--tls-cert=c", "--tls-key=k",
-        "-v",
+        "--pre-copy", "--map-path=/a=/b", "--map-path=/c=/d", "--bandwidth-limit=5M", "--allow-uid=nobody-here",
+        "--tls-cert=c", "--tls-key=k", "-v",
     )  # fmt: skip
 
 

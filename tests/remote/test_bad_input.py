@@ -148,3 +148,16 @@ def test_ssh_is_lost_after_the_handover(hosts: Hosts, ended: None, tmp_path: Pat
     assert "the move goes on" in command.said()
     assert not counting.runs_here()
     counting.goes_on()
+
+
+def test_ssh_is_lost_while_memory_travels_inside_it(hosts: Hosts, ended: None, tmp_path: Path) -> None:
+    """It is connected again, with the same port, and what is missing still comes."""
+    counting = hosts.count(64)
+    words = ("--via=ssh", "--bandwidth-limit=8M", "--compress=none")
+    command = hosts.begin(tmp_path, *words, counting.pid, "far")
+    command.event("resumed")
+    hosts.far.cut()
+    assert command.process.wait(100) == 0, command.said()
+    assert "far is connected again" in command.said()
+    assert not counting.runs_here()
+    counting.goes_on()
