@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -95,24 +94,6 @@ class FarHost:
         done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
-
-    def cut(self) -> None:
-        """End every connection of ssh, as a network that is gone for long would."""
-        for pid in descendants(self.init):
-            with contextlib.suppress(OSError):
-                if pid not in self.lasting and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sshd"):
-                    os.kill(pid, signal.SIGKILL)
-
-    @contextlib.contextmanager
-    def instead_of(self, tool: str, script: str) -> Iterator[None]:
-        """Within, a tool there does something else."""
-        path = self.path(f"/usr/local/bin/{tool}")
-        path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(0o755)
-        try:
-            yield
-        finally:
-            path.unlink()
 
     def processes(self) -> list[str]:
         """The command lines of its processes, those of sshd left out."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from live_migration.experiments.machines import (
     Command,
     Machine,
     adopt_orphans,
+    descendants,
     kill_descendants,
     start,
     two_machines,
@@ -73,6 +76,26 @@ class Hosts:
         """Start lm-migrate, which prints JSON."""
         line = self.words("--json", f"--report={folder / 'migrate.json'}", *words)
         return start(None, line, folder, "migrate", cwd=laws.ROOT)
+
+
+def cut(far: FarHost) -> None:
+    """End every connection of ssh, as a network that is gone for long would."""
+    for pid in descendants(far.init):
+        with contextlib.suppress(OSError):
+            if pid not in far.lasting and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sshd"):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def instead_of(far: FarHost, tool: str, script: str) -> Iterator[None]:
+    """Within, a tool there does something else."""
+    path = far.path(f"/usr/local/bin/{tool}")
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 @dataclass

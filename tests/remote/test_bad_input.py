@@ -12,7 +12,7 @@ import pytest
 from live_migration.experiments.machines import wait_for
 from live_migration.remote.bundle import LIBRARY, LIST, PROGRAM, TOP, pack, write_list
 from live_migration.wire.exit_codes import ExitCode
-from tests.remote.conftest import Hosts, nothing_there
+from tests.remote.conftest import Hosts, cut, instead_of, nothing_there
 from tests.remote.test_migrate import SLOW
 
 
@@ -60,7 +60,7 @@ def test_hosts_that_cannot_be_used(
 )
 def test_hosts_that_lack_something(hosts: Hosts, ended: None, tool: str, script: str, said: str) -> None:
     hosts.migrate("--clean", "far")
-    with hosts.far.instead_of(tool, script):
+    with instead_of(hosts.far, tool, script):
         refused(hosts, "far", ExitCode.SYSTEM, said)
     assert not hosts.far.path("/root/.cache/live-migration").exists()
 
@@ -116,10 +116,10 @@ def test_ssh_is_lost_while_the_bundle_is_brought(hosts: Hosts, ended: None, tmp_
     hosts.migrate("--clean", "far")
     counting = hosts.count()
     began = hosts.far.path("/run/began")
-    with hosts.far.instead_of("tar", 'touch /run/began; sleep 1; exec /bin/tar "$@"'):
+    with instead_of(hosts.far, "tar", 'touch /run/began; sleep 1; exec /bin/tar "$@"'):
         command = hosts.begin(tmp_path, counting.pid, "far")
         wait_for("tar", lambda: began.exists() or None)
-        hosts.far.cut()
+        cut(hosts.far)
         assert command.process.wait(30) == ExitCode.NO_PEER, command.said()
         wait_for("the end there", lambda: not hosts.far.path("/root/.cache/live-migration").exists() or None)
     began.unlink()
@@ -131,7 +131,7 @@ def test_ssh_is_lost_before_the_freeze(hosts: Hosts, ended: None, tmp_path: Path
     counting = hosts.count(64)
     command = hosts.begin(tmp_path, *SLOW, counting.pid, "far")
     command.event("staged")
-    hosts.far.cut()
+    cut(hosts.far)
     assert command.process.wait(60) == ExitCode.LOST_BEFORE, command.said()
     assert counting.runs_here()
     counting.goes_on()
@@ -143,7 +143,7 @@ def test_ssh_is_lost_after_the_handover(hosts: Hosts, ended: None, tmp_path: Pat
     counting = hosts.count(64)
     command = hosts.begin(tmp_path, "--bandwidth-limit=16M", "--compress=none", counting.pid, "far")
     command.event("resumed")
-    hosts.far.cut()
+    cut(hosts.far)
     assert command.process.wait(60) == 0, command.said()
     assert "the move goes on" in command.said()
     assert not counting.runs_here()
@@ -156,7 +156,7 @@ def test_ssh_is_lost_while_memory_travels_inside_it(hosts: Hosts, ended: None, t
     words = ("--via=ssh", "--bandwidth-limit=8M", "--compress=none")
     command = hosts.begin(tmp_path, *words, counting.pid, "far")
     command.event("resumed")
-    hosts.far.cut()
+    cut(hosts.far)
     assert command.process.wait(100) == 0, command.said()
     assert "far is connected again" in command.said()
     assert not counting.runs_here()
