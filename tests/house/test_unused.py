@@ -35,6 +35,7 @@ PYTHON_EXCEPTIONS = {
     "fault_pages": "tests try windows of other sizes",
     "memory_source": "the page source that tests drive the pager from",
     "encoding": "read by rich, of a stream of text",
+    "lasting": "processes of the other host of make test-ssh, which tests spare",
     "__getattr__": "called by Python for what a module does not have (PEP 562)",
     "make_ffi": "named in setup.py, and called by cffi",
 }
