@@ -26,7 +26,10 @@ def _serve(arguments: Sequence[str] | None) -> int:
 
     options = parse_options(arguments)
     # Late, so that --help and a wrong option answer at once, and without the C side.
-    serve = importlib.import_module("live_migration.source_server.serve").serve
+    if options.reattach:
+        serve = importlib.import_module("live_migration.source_server.reattach").reattach
+    else:
+        serve = importlib.import_module("live_migration.source_server.serve").serve
 
     with make_events("lm-serve", json=options.json, verbose=options.verbose, json_fd=options.json_fd) as events:
         try:

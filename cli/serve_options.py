@@ -55,7 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("pid", metavar="PID", type=parse_number(1, 1 << 22, "a process id"), help="the process to move")
+    process = parse_number(1, 1 << 22, "a process id")
+    add("pid", metavar="PID", nargs="?", type=process, help="the process to move")
+    add(
+        "--reattach",
+        metavar="PID",
+        type=process,
+        help="instead of PID: go on for PID, which was moved away, or was about to be, when its lm-serve was killed",
+    )
     add(
         "--listen",
         metavar="HOST:PORT",
@@ -111,7 +118,8 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
     if given.report:
         check_report_path(given.report)
     return ServeOptions(
-        pid=given.pid,
+        pid=given.pid or given.reattach,
+        reattach=given.reattach or 0,
         meeting=meeting,
         check=given.check,
         bandwidth_limit=given.bandwidth_limit,
@@ -128,6 +136,8 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
 
 def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
     """Connect or listen, from the options, else from the environment."""
+    if given.reattach is not None:
+        return Meeting()
     certificates = take_certificates(given)
     to: Ticket | None = take_ticket(given.to) if given.to is not None else None
     destination = None
@@ -150,6 +160,10 @@ def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeti
 
 def _check_together(given: argparse.Namespace) -> None:
     """Options that exclude each other."""
+    if (given.pid is None) == (given.reattach is None):
+        raise usage_error("PID", "there is none, or there are two", "give PID, or --reattach PID")
+    if given.reattach is not None and (given.check or given.to is not None or given.listen is not None):
+        raise usage_error("--reattach", "its session stands already", "leave --to, --listen and --check out")
     if given.to is not None and given.listen is not None:
         raise usage_error("--to and --listen", "one connects, the other waits", "give one of them")
     if given.to is not None and given.ticket_file:

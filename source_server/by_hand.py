@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from live_migration._lm import ffi, lib
-from live_migration.wire.custodians import SOURCE_MEMORY, cannot_decide, find_custodians
+from live_migration.wire.custodians import SOURCE_MEMORY, cannot_decide, find_custodians, find_files
 from live_migration.wire.session import SourceRecord
 
+ORPHAN = "process {pid}: neither its lm-serve nor its custodian lives; lm-serve --reattach {pid} goes on"
 ENDED = (
     "process {pid} runs on here, as was decided, and nobody waits for the destination any more; should it come back, "
     "it keeps its stopped copy until somebody ends that there (lm-restore --decide drop PID)"
@@ -48,7 +49,10 @@ class Waiting:
 
 def listed() -> list[str]:
     """A sentence about everything that waits here. Raises LocalError."""
-    return [one.said() for one in waiting()]
+    told = list(waiting())
+    known = {one.pid for one in told}
+    orphans = [pid for pid, _ in find_files(SOURCE_MEMORY) if pid not in known]
+    return [one.said() for one in told] + [ORPHAN.format(pid=pid) for pid in orphans]
 
 
 def waiting() -> Iterator[Waiting]:

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from live_migration._lm import ffi, lib
@@ -23,10 +24,11 @@ from live_migration.kernel.errors import check
 from live_migration.kernel.own_name import call_ourselves
 from live_migration.process.descriptors.held import Held
 from live_migration.source_server.held import spare, write_held
+from live_migration.source_server.kept import STATE_BYTES
 from live_migration.source_server.leftover import Leftover, prepare_leftover
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
-from live_migration.wire.custodians import NAME, SOURCE_MEMORY, shared_memory
+from live_migration.wire.custodians import NAME, SOURCE_MEMORY, shared_file
 from live_migration.wire.handshake import Side
 from live_migration.wire.session import SourceRecord
 
@@ -37,12 +39,14 @@ LEAVING_SECONDS = 1.0
 
 @dataclass
 class Custody:
-    """lm-serve's side: the shared memory, its end of the DECISION connection, the pipe that only lm-serve holds open,
-    the custodian's pid, and the hashes of the tokens. `listener`: as decision.listener_of has it. `command`: both ends
-    of a socket, to receive and to pass on what comes to the listener and is not the custodian's (wire/decision.h).
+    """lm-serve's side: the shared memory, its file (None: it has none), the end of the DECISION connection, the pipe
+    that only lm-serve holds open, the custodian's pid, and the hashes of the tokens. `listener`: as
+    decision.listener_of has it. `command`: both ends of a socket, to receive and to pass on what comes to the listener
+    and is not the custodian's (wire/decision.h). `left`: the copy is not needed any more.
     """
 
     page: mmap.mmap
+    path: Path | None
     state: Any
     line: Any
     listener: int
@@ -52,6 +56,7 @@ class Custody:
     lifeline: int = -1
     custodian: int = 0
     held: list[Held] = field(default_factory=list)
+    left: bool = False
 
     def lives(self) -> bool:
         """Whether the custodian does."""
@@ -91,6 +96,7 @@ class Custody:
     def finished(self) -> None:
         """The destination has everything: nobody has to report that it runs there."""
         self.state.decision.heard = lib.LM_WORD_RESUMED
+        self.left = True
 
     def prepare(self, pid: int, held: list[Held]) -> None:
         """Write down what is going to be held of the descriptors of process `pid`. Raises OSError."""
@@ -151,6 +157,9 @@ class Custody:
                 self.ensure()
         os.close(self.lifeline)
         os.close(self.state.held_file)
+        # A copy that stays here needs what is in it (reattach.py).
+        if self.path and (self.left or self.state.decision.decided != lib.LM_DECISION_COMMIT):
+            self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
             if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
@@ -163,7 +172,7 @@ class Custody:
 
 def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     """Fork the custodian of process `pid`. Call it while lm-serve has one thread. Raises OSError."""
-    page = shared_memory(SOURCE_MEMORY, ffi.sizeof("struct lm_custody"))
+    page, path = shared_file(SOURCE_MEMORY, STATE_BYTES, pid)
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
     shared = ffi.addressof(state, "decision")
     tokens = decision.make_tokens()
@@ -174,7 +183,24 @@ def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     line = decision.open_line(shared, connection, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
-    custody = Custody(page, state, line, listener, tokens.hashes(), leftover, decision.way_to_command())
+    custody = Custody(page, path, state, line, listener, tokens.hashes(), leftover, decision.way_to_command())
+    custody.start()
+    return custody
+
+
+def reopen_custody(page: mmap.mmap, path: Path, listener: int, held: bytes) -> Custody:
+    """Custody of a process whose lm-serve and custodian have ended; `held` was in their file. Raises OSError."""
+    state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
+    state.serve, state.deadline_ns = os.getpid(), 0
+    state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
+    state.held = int(bool(held and state.held))
+    os.pwrite(state.held_file, held, 0)
+    line = ffi.new("struct lm_decision_line *")
+    lib.lm_decision_open(line, ffi.addressof(state, "decision"), -1, -1)
+    leftover = prepare_leftover()
+    state.leftover = leftover.record
+    hashes = decision.Hashes(commit=b"", no=b"")
+    custody = Custody(page, path, state, line, listener, hashes, leftover, decision.way_to_command())
     custody.start()
     return custody
 

@@ -11,6 +11,7 @@ from live_migration.wire.meeting_point import Meeting
 class ServeOptions:
     """The options of lm-serve.
 
+    reattach          instead of moving `pid`: go on for this process, whose lm-serve was killed; 0: none
     meeting           where to listen, or the ticket of the destination that listens
     check             only list the blockers
     bandwidth_limit   bytes per second for bulk; None: no limit
@@ -34,4 +35,5 @@ class ServeOptions:
     json: bool
     verbose: int
     json_fd: int | None = None
+    reattach: int = 0
     reconnect_timeout: float | None = None

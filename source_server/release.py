@@ -10,16 +10,20 @@ import os
 import select
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
+from live_migration.process.attributes.signals import signal_number
 from live_migration.source_server import handover
+from live_migration.source_server.kept import Kept, advanced, keep
 from live_migration.source_server.pages.client import ClientState, PageClient
 from live_migration.source_server.phases import Connected, Copied, write
 from live_migration.wire import messages
 from live_migration.wire.again import Doorway, Link
-from live_migration.wire.control import Odd
+from live_migration.wire.control import ControlChannel, Odd
 from live_migration.wire.errors import ConnectionLost, LocalError, MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
@@ -43,29 +47,81 @@ def tell_hot(copied: Copied) -> None:
             copied.connected.control.post(messages.Hot(payload=messages.pack({copied.seen.space: hot})))
 
 
+class Copy(Protocol):
+    """The source's copy after COMMIT. `frozen_ns` as handover.Committed has it."""
+
+    frozen_ns: int
+
+    def masks(self) -> dict[int, int]:
+        """The signals that are known to be pending, as masks, by thread; 0: those of the process."""
+
+    def forward_signals(self, control: ControlChannel) -> None:
+        """Send on those that have come since."""
+
+    def leave(self, status: int) -> None:
+        """Let it end with this status."""
+
+
+@dataclass
+class TracedCopy:
+    """The copy that this process has frozen itself."""
+
+    committed: handover.Committed
+    frozen_ns: int
+
+    def masks(self) -> dict[int, int]:
+        """As Copy has it."""
+        pending = self.committed.source.pending
+        return {0: mask_of(pending.shared), **{tid: mask_of(queue) for tid, queue in pending.of_threads.items()}}
+
+    def forward_signals(self, control: ControlChannel) -> None:
+        """As Copy has it."""
+        handover.forward_signals(self.committed, control)
+
+    def leave(self, status: int) -> None:
+        """As Copy has it."""
+        handover.leave(self.committed, status)
+
+
+def mask_of(pending: Iterable[bytes]) -> int:
+    """The signals of these siginfos as a mask."""
+    mask = 0
+    for information in pending:
+        mask |= 1 << (signal_number(information) - 1)
+    return mask
+
+
 @dataclass
 class Serving:
     """The source's copy while its memory is served.
 
     pages_ended  when the page connections were found to have ended (CLOCK_MONOTONIC, seconds); 0: they have not
     told         when the user was last told what is waited for
+    kept         what another lm-serve would need to go on, and `written` how far it is
     """
 
     connected: Connected
-    committed: handover.Committed
+    copy: Copy
     link: Link
+    kept: Kept
     pages_ended: float = 0.0
     told: float = 0.0
+    written: object = None
 
 
-def serve_until_finished(connected: Connected, committed: handover.Committed) -> None:
+def serve_until_finished(connected: Connected, committed: handover.Committed, kept: Kept) -> None:
     """Serve pages and forward signals until the destination has everything; then let the source's copy leave.
 
     A lost connection is a pause. Raises LocalError (LOST_AFTER) when it is longer than --reconnect-timeout."""
     roles = connected.roles
     door = Doorway(connected.custody.command[0], roles.listener, lambda: False) if roles.listener else None
     link = Link(roles, Side.SOURCE, connected.control, door)
-    serving = Serving(connected, committed, link)
+    serve_on(Serving(connected, TracedCopy(committed, committed.frozen_ns), link, kept))
+
+
+def serve_on(serving: Serving) -> None:
+    """Serve until the destination has everything. Raises LocalError as serve_until_finished does."""
+    connected, link = serving.connected, serving.link
     try:
         while not step(serving):
             if connected.options.reconnect_timeout and link.lost_for > connected.options.reconnect_timeout:
@@ -88,7 +144,8 @@ def step(serving: Serving) -> bool:
     ready = [number for number, _ in poll.poll(TICK_MS)]
     try:
         connected.custody.ensure()
-        handover.forward_signals(serving.committed, connected.control)
+        serving.copy.forward_signals(connected.control)
+        keep_on(serving)
         go_on(serving)
         if not link.stands:
             say_waiting(serving)
@@ -104,6 +161,15 @@ def step(serving: Serving) -> bool:
         traceback.print_exc()
         lose(serving, repr(error))
     return False
+
+
+def keep_on(serving: Serving) -> None:
+    """See to it that another lm-serve could go on from here."""
+    control, masks = serving.connected.control, serving.copy.masks()
+    now = (control.heard, control.unheard()[0], masks)
+    if now != serving.written:
+        serving.written = now
+        keep(serving.connected.custody.page, advanced(serving.kept, control, masks))
 
 
 def go_on(serving: Serving) -> None:
@@ -214,12 +280,12 @@ def note_odd(connected: Connected, cause: str) -> None:
 
 def hear(serving: Serving) -> bool:
     """Receive one message; returns whether the migration is over. Raises MigrationError when no more will come."""
-    connected, committed = serving.connected, serving.committed
+    connected, copy = serving.connected, serving.copy
     message = connected.control.hear(messages.Resumed, messages.Progress, messages.Finished)
     if isinstance(message, Odd):
         note_odd(connected, message.cause)
     elif isinstance(message, messages.Resumed):
-        frozen = committed.frozen_ns + connected.control.round_trip_ns // 2 + message.resume_ns
+        frozen = copy.frozen_ns + connected.control.round_trip_ns // 2 + message.resume_ns
         connected.report.downtime_ms = frozen / 1e6
         connected.session.happened(Event.RESUMED)
     elif isinstance(message, messages.Progress):
@@ -228,7 +294,7 @@ def hear(serving: Serving) -> bool:
         failpoint("source-finished")
         take_counts(connected, message.payload)
         connected.custody.finished()
-        handover.leave(committed, connected.options.exit_status)
+        copy.leave(connected.options.exit_status)
         connected.control.post(messages.Goodbye())
         connected.session.happened(Event.FINISHED)
         connected.events.emit("complete", connected.options.pid)

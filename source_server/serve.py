@@ -37,6 +37,7 @@ from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import custody as custodies
 from live_migration.source_server import handover
 from live_migration.source_server.filters import snapshot_filters
+from live_migration.source_server.kept import Kept, keep, kept_of
 from live_migration.source_server.options import ServeOptions
 from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PageClient, PushRun
 from live_migration.source_server.pages.contents import serve_contents, serve_new_contents
@@ -211,7 +212,7 @@ def move(connected: Connected, seen_by: Sequence[int]) -> None:
         tell_hot(copied)
         connected.events.emit("resumed", connected.options.pid)
         # Still tracked: ending that locks the memory for 20 ms per GiB, during which no page could be read from it.
-        serve_until_finished(connected, committed)
+        serve_until_finished(connected, committed, kept_now(connected, copied.seen.space))
 
 
 def connect_pages(connected: Connected, seen: SourceSnapshot) -> None:
@@ -298,6 +299,7 @@ def announce(copied: Copied) -> int:
     connected.session.happened(Event.FREEZE)
     connected.custody.ensure()
     connected.custody.at_stake()
+    keep(connected.custody.page, kept_now(connected, copied.seen.space))
     connected.control.send(
         messages.Freezing(
             strategy=copy.strategy,
@@ -311,6 +313,12 @@ def announce(copied: Copied) -> int:
     connected.control.expect(messages.Prepared, PREPARING_SECONDS)
     rehearse_often(lambda: rehearse_freeze(copied))
     return correction
+
+
+def kept_now(connected: Connected, space: int) -> Kept:
+    """What another lm-serve would need to go on. Raises OSError."""
+    options = connected.options
+    return kept_of(connected.roles, options.meeting.certificates, space, options.exit_status)
 
 
 def rehearse_freeze(copied: Copied) -> None:

@@ -162,6 +162,15 @@ class ControlChannel:
         with contextlib.suppress(MigrationError):
             self.send(Pulse(heard=self.heard), POST_SECONDS)
 
+    def unheard(self) -> tuple[int, list[Numbered]]:
+        """The number of the last message that was posted, and those that the peer has not acknowledged."""
+        with self._sending:
+            return self._serial, list(self._unheard)
+
+    def go_on(self, heard: int, serial: int, unheard: list[Numbered]) -> None:
+        """Take the place of a channel that has come so far, before the first connection that stands."""
+        self.heard, self._serial, self._unheard = heard, serial, unheard
+
     @property
     def is_heard(self) -> bool:
         """Whether the peer has taken in everything that was posted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
 
 NAME = "lm-custodian"
+# In memory: the disk would be waited for in the freeze, and after a reboot the process is gone as well.
+FOLDER = Path("/dev/shm")
 SOURCE_MEMORY, HUSK_MEMORY = "lm-custody-of-the-source", "lm-custody-of-a-husk"
 
 
@@ -25,6 +28,44 @@ def shared_memory(name: str, size: int) -> mmap.mmap:
         os.close(descriptor)
 
 
+def shared_file(name: str, size: int, pid: int) -> tuple[mmap.mmap, Path | None]:
+    """The same, for process `pid`, in a file that outlives all who share it; None if there is none. Raises OSError."""
+    path = FOLDER / f"{name}-{pid}-{started(pid)}"
+    try:
+        # Only somebody who was here before can have left it.
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return shared_memory(name, size), None
+    try:
+        os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size), path
+    finally:
+        os.close(descriptor)
+
+
+def find_files(name: str) -> Iterator[tuple[int, Path]]:
+    """Every file of this name that is ours and whose process lives, with the process; the others are removed."""
+    for path in sorted(FOLDER.glob(f"{name}-*-*")):
+        pid, begin = (int(word) if word.isdigit() else 0 for word in path.name.removeprefix(f"{name}-").split("-", 1))
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                continue
+            if pid and started(pid) == begin:
+                yield pid, path
+            else:
+                path.unlink()
+
+
+def started(pid: int) -> int:
+    """When a process started (proc_pid_stat(5)); 0 if there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
 def find_custodians(name: str, proc: Path = Path("/proc")) -> Iterator[tuple[int, mmap.mmap]]:
     """Every custodian that has memory of this name, and the memory. Raises LocalError (NO_PERMISSION)."""
     for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
@@ -33,7 +74,7 @@ def find_custodians(name: str, proc: Path = Path("/proc")) -> Iterator[tuple[int
                 continue
             try:
                 for line in (process / "maps").read_text().splitlines():
-                    if f"/memfd:{name} " in line:
+                    if f"/memfd:{name} " in line or f"{FOLDER}/{name}-" in line:
                         descriptor = os.open(process / "map_files" / _unpadded(line.split()[0]), os.O_RDWR)
                         try:
                             yield int(process.name), mmap.mmap(descriptor, 0)

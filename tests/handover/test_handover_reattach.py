@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from live_migration._lm import ffi
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from tests.support import laws, started
 
@@ -51,11 +52,12 @@ class Moved:
         return bool(victims)
 
     def await_replacement(self) -> None:
-        """Wait until there is a worker, and a keeper of its own."""
+        """Wait until there is a worker, and a keeper of its own, or everything is done."""
 
         def stands() -> bool | None:
             workers, keepers = self.named("lm-pager"), self.named("lm-keeper")
-            return (len(workers) == len(keepers) == 1 and keepers[0] in descendants(workers[0])) or None
+            stand = len(workers) == len(keepers) == 1 and keepers[0] in descendants(workers[0])
+            return stand or self.move.restore.process.poll() is not None or None
 
         wait_for("another one", stands, 15)
 
@@ -118,3 +120,67 @@ def test_a_process_is_taken_up_again(strategy: str, program: Path, tmp_path: Pat
         found.check()
         assert again.process.wait(30) == 0
         assert found.move.serve.process.wait(30) == 0
+
+
+def custodian(found: Moved) -> int:
+    """The source's."""
+    (pid,) = (one for one in descendants(found.move.serve.process.pid) if laws.process_name(one) == "lm-custodian")
+    return pid
+
+
+@pytest.mark.parametrize("with_custodian", [False, True])
+@pytest.mark.parametrize("strategy", ["post-copy", "hybrid"])
+def test_a_source_is_taken_up_again(
+    with_custodian: bool, strategy: str, program: Path, tmp_path: Path, orphans: None
+) -> None:
+    """lm-serve is killed after COMMIT, alone or with its custodian: its copy's memory is served again."""
+    with moved(program, tmp_path, strategy) as found:
+        source, serving = found.subject.pid, found.move.serve.process.pid
+        victims = [serving, custodian(found)] if with_custodian else [serving]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        wait_for("their end", lambda: not any(map(laws.process_name, victims)) or None, 10)
+        again = found.run("serve", "--reattach", source)
+        found.check()
+        assert found.move.restore.process.wait(30) == 0
+        assert again.process.wait(30) == 0
+        assert not list(Path("/dev/shm").glob(f"*-{source}-*"))
+        assert found.subject.process.wait(20) == STATUS
+
+
+def test_both_sides_are_taken_up_again(program: Path, tmp_path: Path, orphans: None) -> None:
+    """Everybody but the keeper is killed at once."""
+    with moved(program, tmp_path) as found:
+        victims = [found.move.serve.process.pid, custodian(found), found.move.restore.process.pid]
+        for victim in (*victims, *found.named("lm-pager")):
+            os.kill(victim, signal.SIGKILL)
+        serve = found.run("serve", "--reattach", found.subject.pid)
+        restore = found.run("restore", "--reattach", found.pid, "--detach")
+        found.check()
+        assert (serve.process.wait(30), restore.process.wait(30)) == (0, 0)
+
+
+def waits_for_a_word(pid: int) -> bool:
+    """Whether the threads of the source's copy are parked, and nothing is decided."""
+    for path in Path("/dev/shm").glob(f"lm-custody-of-the-source-{pid}-*"):
+        state = ffi.from_buffer("struct lm_custody *", bytearray(path.read_bytes()))
+        return bool(state.flag_address) and set(laws.signal_masks(pid)) == {laws.PARKED}
+    return False
+
+
+def test_nobody_stays_parked(program: Path, tmp_path: Path, orphans: None) -> None:
+    """lm-serve and its custodian are killed in the freeze, with nothing decided: the process runs on here."""
+    subject = laws.start_subject(program, tmp_path / "subject")
+    try:
+        move = laws.begin(subject, fault="source-parked:hang")
+        wait_for("the parking", lambda: waits_for_a_word(subject.pid) or None, 20)
+        serving = move.serve.process.pid
+        for victim in (*descendants(serving), serving):
+            os.kill(victim, signal.SIGKILL)
+        line = [sys.executable, "-m", "live_migration.cli.serve", "--reattach", str(subject.pid)]
+        again = laws.start_command(subject, line, "again", laws.environment())
+        assert again.process.wait(20) == 0, again.said()
+        assert move.restore.process.wait(30) != 0
+        laws.assert_untouched(subject)
+    finally:
+        started.end_everything()

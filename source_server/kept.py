@@ -1,0 +1,133 @@
+"""What lm-serve keeps in the file that it shares with its custodian (wire/custodians.py): another lm-serve can go on
+from it when both were killed.
+
+    0      struct lm_custody (custody.h)
+    4080   which of two notes counts (u32), and the length of each (u32)
+    4096   the notes, NOTE_BYTES each
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+
+import msgspec
+
+from live_migration.wire import messages
+from live_migration.wire.again import Address, address_of
+from live_migration.wire.connection import Roles
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.handshake import Form
+from live_migration.wire.meeting_point import Certificates
+from live_migration.wire.stream import TlsContext, ended_stream
+
+NOTE_BYTES = 64 << 10
+_PAGE = 4096
+_HEAD = struct.Struct("=III")
+_HEAD_AT = 4080
+STATE_BYTES = _PAGE + 2 * NOTE_BYTES
+# A help that is not worth its room.
+EMPTY_HOT = messages.pack({})
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """A message that the destination has not acknowledged."""
+
+    message: messages.Signal | messages.Hot | messages.Goodbye
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The session, and how far it has come.
+
+    listening    whether this side listens at `address`; else the other one does
+    space        of the process
+    exit_status  of its copy
+    pending      signals that were pending when they were looked at last, as masks, by thread id, 0: the process's
+    """
+
+    session: bytes
+    secret: bytes
+    attempt: int
+    form: int
+    certificates: tuple[str, str, str] | None
+    listening: bool
+    family: int
+    address: tuple[str | int, ...]
+    space: int
+    exit_status: int
+    strategy: str = ""
+    heard: int = 0
+    serial: int = 0
+    unheard: list[Posted] = []
+    pending: dict[int, int] = {}
+
+    @property
+    def where(self) -> Address:
+        """The address of whoever listens."""
+        return Address(self.family, self.address)
+
+    def roles(self) -> Roles:
+        """The session with connections that have ended. Raises LocalError."""
+        context = TlsContext(Certificates(*self.certificates) if self.certificates else None)
+        control, fault, bulk = (ended_stream() for _ in range(3))
+        form = Form(self.form)
+        return Roles(self.session, self.attempt, control, fault, bulk, self.secret, None, form, context)
+
+
+def kept_of(roles: Roles, files: Certificates | None, space: int, exit_status: int) -> Kept:
+    """What there is to keep of a session. Raises OSError when the connections have ended already."""
+    if roles.listener is not None:
+        where = Address(roles.listener.family, roles.listener.getsockname())
+    else:
+        where = address_of(roles.control)
+    return Kept(
+        session=roles.session,
+        secret=roles.secret,
+        attempt=roles.attempt,
+        form=int(roles.form),
+        certificates=(files.certificate, files.key, files.authority) if files else None,
+        listening=roles.listener is not None,
+        family=int(where.family),
+        address=tuple(where.where),
+        space=space,
+        exit_status=exit_status,
+    )
+
+
+def advanced(kept: Kept, control: ControlChannel, pending: Mapping[int, int]) -> Kept:
+    """The same, as far as the session has come by now."""
+    serial, unheard = control.unheard()
+    posted = []
+    for message in unheard:
+        if isinstance(message, messages.Hot):
+            posted.append(Posted(messages.Hot(payload=EMPTY_HOT, serial=message.serial)))
+        elif isinstance(message, messages.Signal | messages.Goodbye):
+            posted.append(Posted(message))
+    some = {tid: mask for tid, mask in pending.items() if mask}
+    return msgspec.structs.replace(kept, heard=control.heard, serial=serial, unheard=posted, pending=some)
+
+
+def keep(page: mmap.mmap, kept: Kept) -> None:
+    """Write it; it counts as a whole, or not at all."""
+    data = msgspec.msgpack.encode(kept)
+    if len(data) > NOTE_BYTES:
+        return
+    current, *lengths = _HEAD.unpack_from(page, _HEAD_AT)
+    following = 1 - current % 2
+    begin = _PAGE + following * NOTE_BYTES
+    page[begin : begin + len(data)] = data
+    lengths[following] = len(data)
+    # The length first; one store makes it count.
+    page[_HEAD_AT + 4 : _HEAD_AT + 12] = struct.pack("=II", *lengths)
+    page[_HEAD_AT : _HEAD_AT + 4] = struct.pack("=I", following)
+
+
+def read_kept(page: mmap.mmap) -> Kept | None:
+    """What was kept; None if that was nothing that can be read."""
+    current, *lengths = _HEAD.unpack_from(page, _HEAD_AT)
+    begin = _PAGE + current % 2 * NOTE_BYTES
+    try:
+        return msgspec.msgpack.decode(page[begin : begin + min(lengths[current % 2], NOTE_BYTES)], type=Kept)
+    except msgspec.DecodeError:
+        return None
