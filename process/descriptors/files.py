@@ -112,7 +112,8 @@ def process_blockers(name: str, path: str) -> list[Blocker]:
     """What is opened below /proc/PID stands for that very process (proc(5)): opened anew it would be another's."""
     if not (path.startswith("/proc/") and path.split("/")[2][:1].isdigit()):
         return []
-    return [Blocker(name, "it belongs to one process of the source", "let the process close it before the move")]
+    cause = "it belongs to one process of the source, and opened anew it would be another's"
+    return [Blocker(name, cause, "let the process close it before the move; if it does so by itself, try again")]
 
 
 def file_blockers(one: OpenFile[File], _: BlockerContext) -> list[Blocker]:

@@ -6,16 +6,13 @@ leaves it there.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
 import select
 import socket
 import stat
-import struct
-from collections.abc import Callable, Collection, Container, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container
 from typing import Any
 
 import msgspec
@@ -32,7 +29,7 @@ from live_migration.process.descriptors.kind import (
     RowsContext,
     SnapshotContext,
 )
-from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, close_all, give_to
+from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, give_to
 from live_migration.process.descriptors.socket_ends import stop_listening
 from live_migration.process.descriptors.socket_options import (
     changed_options,
@@ -41,15 +38,11 @@ from live_migration.process.descriptors.socket_options import (
     set_options,
     snapshot_options,
 )
+from live_migration.process.descriptors.unix_queues import NOBODY, Peeked, peek_queue, raw_address, send_queue
 from live_migration.process.scope import holders_text
 from live_migration.wire.blockers import Blocker
 
 CONNECTED, LISTENING = 1, 10
-LARGEST_MESSAGE = 1 << 20
-SO_PASSPIDFD, SCM_PIDFD = 76, 4
-SO_SNDBUFFORCE, SO_BUF_LOCK = 32, 72
-ROOM_OF_MESSAGE = 4096
-TELLS_SENDERS = (socket.SO_PASSCRED, SO_PASSPIDFD)
 
 
 class SocketFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +60,7 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     is the one that a relative path starts from. `shutdown`: bit 0 no more to receive, bit 1 no more to
     send. `queue` is what waits to be received: pieces of a stream, or messages; filled in when frozen.
     `waiting` are the connections that a listener has not accepted. `sender` are user and group of the process when it
-    sent what waits, where the receiver is told (SO_PASSCRED).
+    sent what waits, where the receiver is told (SO_PASSCRED); `unsigned`: it was sent before anybody asked for that.
     """
 
     inode: int
@@ -90,13 +83,9 @@ class UnixSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     carries_descriptors: bool = False
     senders: bool = False
     sender: tuple[int, int] | None = None
+    unsigned: bool = False
     peer_gone: bool = False
     error_waits: bool = False
-
-
-def raw_address(address: str | bytes | None) -> bytes:
-    """A unix address as the socket module gives it, as bytes."""
-    return os.fsencode(address) if address else b""
 
 
 def is_unix(seen: Seen) -> bool:
@@ -182,8 +171,11 @@ def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:
             options=snapshot_options(one, seen, context),
             queue=peeked.queue,
             carries_descriptors=peeked.descriptors,
-            senders=peeked.others or any(each[0] != seen.pid for each in peeked.senders) or len(peeked.senders) > 1,
-            sender=next((each[1:] for each in peeked.senders), None),
+            senders=peeked.others
+            or any(each[0] != seen.pid and each != NOBODY for each in peeked.senders)
+            or len(peeked.senders) > 1,
+            sender=next((each[1:] for each in peeked.senders if each != NOBODY), None),
+            unsigned=NOBODY in peeked.senders,
             peer_gone=is_peer_gone(diag, one.type, found),
             error_waits=bool(events & select.POLLERR),
         )
@@ -224,68 +216,6 @@ def waiting_events(one: socket.socket) -> int:
     poll = select.poll()
     poll.register(one, select.POLLIN)
     return sum(events for _, events in poll.poll(0))
-
-
-@dataclass
-class Peeked:
-    """What is to be received. Do descriptors travel with it, have others than the peer sent it? `senders` are process,
-    user and group of who did, where the receiver is told.
-    """
-
-    queue: list[bytes] = field(default_factory=list)
-    descriptors: bool = False
-    others: bool = False
-    senders: set[tuple[int, int, int]] = field(default_factory=set)
-
-    def receive(self, one: socket.socket, size: int) -> tuple[bytes, bytes]:
-        """Peek at a piece or message: its bytes, and who sent it. Raises BlockingIOError when there is none."""
-        room = socket.CMSG_SPACE(253 * array.array("i").itemsize)
-        data, control, _, sender = one.recvmsg(size, room, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        self.descriptors |= drop_descriptors(control)
-        if any(one.getsockopt(socket.SOL_SOCKET, each) for each in TELLS_SENDERS):
-            told = [struct.unpack("3i", what) for _, kind, what in control if kind == socket.SCM_CREDENTIALS]
-            self.senders.add((told or [(0, 0, 0)])[0])
-        return data, raw_address(sender)
-
-
-def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: bytes) -> Peeked:
-    """What is to be received, left where it is.
-
-    A stream is peeked at in one go, messages one after the other with SO_PEEK_OFF, which is put back.
-    """
-    found = Peeked()
-    if one.type == socket.SOCK_STREAM:
-        if queued:
-            found.queue = [found.receive(one, queued)[0]]
-            # It ends where descriptors travel, and where another sender begins.
-            found.descriptors |= len(found.queue[0]) < queued
-        return found
-    before = one.getsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF)
-    one.setsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF, 0)
-    try:
-        while True:
-            data, sender = found.receive(one, LARGEST_MESSAGE)
-            if not data and one.type == socket.SOCK_SEQPACKET and shutdown & 1:
-                break
-            found.queue.append(data)
-            found.others |= bool(sender) and sender != peer_address
-    except BlockingIOError:
-        return found
-    finally:
-        one.setsockopt(socket.SOL_SOCKET, lib.SO_PEEK_OFF, before)
-    return found
-
-
-def drop_descriptors(control: list[tuple[int, int, bytes]]) -> bool:
-    """Close the duplicates, and pidfds of senders, that peeking has made; were there descriptors?"""
-    found = False
-    for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, SCM_PIDFD):
-            numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-            close_all(numbers)
-            found |= kind == socket.SCM_RIGHTS
-    return found
 
 
 def is_same(old: UnixSocket, new: UnixSocket) -> bool:
@@ -486,40 +416,9 @@ def fill_unix(one: UnixSocket, context: OpenContext) -> None:
     anchors = context.anchors.get(("unix", 0, one.inode))
     if anchors is None or not one.queue:
         return
-    told = []
-    if one.sender is not None:
-        told = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("3i", context.process, *one.sender))]
-    with socket.socket(fileno=os.dup(anchors[1])) as other, room_for(other, one.queue):
-        for message in one.queue:
-            with contextlib.suppress(BlockingIOError):
-                if other.sendmsg([message], told, socket.MSG_DONTWAIT) == len(message):
-                    continue
-            raise OSError(errno.ENOBUFS, "the socket is too small here for what waited in it on the source")
-
-
-@contextlib.contextmanager
-def room_for(sender: socket.socket, queue: Collection[bytes]) -> Iterator[None]:
-    """While a socket sends a queue anew: its buffer is no smaller than that takes, if it may be. Its own may have been
-    made smaller since the messages were sent, and what it accounts for each depends on the kernel (SO_SNDBUF)."""
-    size, lock = (sender.getsockopt(socket.SOL_SOCKET, each) for each in (socket.SO_SNDBUF, SO_BUF_LOCK))
-    wanted = sum(len(message) for message in queue) + len(queue) * ROOM_OF_MESSAGE
-    if size >= 2 * wanted:
-        yield
-        return
-    set_buffer(sender, wanted)
-    try:
-        yield
-    finally:
-        set_buffer(sender, size // 2)
-        sender.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, lock)
-
-
-def set_buffer(sender: socket.socket, size: int) -> None:
-    """Set SO_SNDBUF, of which the kernel makes twice as much, beyond what is usual if that is allowed (socket(7))."""
-    try:
-        sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
-    except PermissionError:
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    sender = (context.process, *one.sender) if one.sender is not None else None
+    with socket.socket(fileno=os.dup(anchors[0])) as own, socket.socket(fileno=os.dup(anchors[1])) as other:
+        send_queue(own, other, one.queue, sender, unsigned=one.unsigned)
 
 
 def update_unix(number: int, open_file: OpenFile[UnixSocket], before: UnixSocket, context: OpenContext) -> None:

@@ -327,7 +327,7 @@ def test_other_sockets_are_named() -> None:
         "a socket of AF_PACKET, type 3, protocol 0",
         f"a pidfd of process {os.getpid()}, which stays",
         "a net namespace of this machine",
-        "it belongs to one process of the source",
+        "it belongs to one process of the source, and opened anew it would be another's",
     ]
 
 

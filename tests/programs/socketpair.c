@@ -7,7 +7,8 @@
 #include <sys/socket.h>
 
 int main(int argc, char **argv) {
-    int stream[2], datagram[2], sequence[2], half[2], buffer_size = 100000, small = 2000, found = 0, on = 1;
+    int unsigned_one[2], stream[2], datagram[2], sequence[2], half[2], buffer_size = 100000, small = 2000,
+                                                                       found = 0, on = 1;
     socklen_t length = sizeof(found);
     static char block[20000], got[20000];
     char text[100];
@@ -16,6 +17,7 @@ int main(int argc, char **argv) {
     SYS(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, datagram));
     SYS(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sequence));
     SYS(socketpair(AF_UNIX, SOCK_STREAM, 0, half));
+    SYS(socketpair(AF_UNIX, SOCK_DGRAM, 0, unsigned_one));
     SYS(setsockopt(stream[0], SOL_SOCKET, SO_RCVBUF, &buffer_size, sizeof(buffer_size)));
     SYS(setsockopt(datagram[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)));
     SYS(getsockopt(stream[0], SOL_SOCKET, SO_RCVBUF, &buffer_size, &length));
@@ -32,6 +34,9 @@ int main(int argc, char **argv) {
     check_write(sequence[1], "another", 7);
     check_write(half[0], "last words", 10);
     SYS(shutdown(half[0], SHUT_WR));
+    /* Sent before anybody asked who sends. */
+    check_write(unsigned_one[0], "unsigned", 8);
+    SYS(setsockopt(unsigned_one[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)));
     check_move();
     size_t used = 0;
     for (ssize_t n; used < sizeof(got) && (n = read(stream[0], got + used, sizeof(got) - used)) > 0;)
@@ -48,6 +53,13 @@ int main(int argc, char **argv) {
     memcpy(&sender, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(sender));
     CHECK(sender.pid == getpid() && sender.uid == getuid() && sender.gid == getgid(), "sent by %d, %d:%d",
           sender.pid, (int)sender.uid, (int)sender.gid);
+    CHECK(SYS(recvmsg(unsigned_one[1], &message, 0)) == 8 && memcmp(text, "unsigned", 8) == 0,
+          "a datagram changed");
+    memcpy(&sender, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(sender));
+    CHECK(sender.pid == 0, "a datagram that was sent by nobody is %d's, %d:%d", sender.pid, (int)sender.uid,
+          (int)sender.gid);
+    SYS(getsockopt(unsigned_one[1], SOL_SOCKET, SO_PASSCRED, &found, &length));
+    CHECK(found == 1, "SO_PASSCRED is off");
     CHECK(SYS(recv(datagram[1], text, 100, 0)) == 0, "an empty datagram changed");
     CHECK(SYS(recv(datagram[1], text, 100, 0)) == 5 && memcmp(text, "third", 5) == 0, "a datagram changed");
     CHECK(SYS(recv(sequence[0], text, 100, 0)) == 6 && memcmp(text, "packet", 6) == 0, "a packet changed");
