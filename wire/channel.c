@@ -128,10 +128,29 @@ static int wait_for_room(struct lm_channel *channel) {
     return ready < 0 && errno != EINTR ? -errno : 0;
 }
 
+/* Send what the socket takes of the vector, or of its first piece: the kernel pauses between what it sends at
+ * once, and does not put together what ends with MSG_EOR and what follows. */
+static ssize_t send_some(const struct lm_channel *channel, struct iovec *parts, int count) {
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+    if (!channel->piece)
+        return sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    size_t left = channel->piece;
+    int whole = 0;
+    while (whole < count && parts[whole].iov_len <= left)
+        left -= parts[whole++].iov_len;
+    if (whole == count)
+        return sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR);
+    size_t cut = parts[whole].iov_len;
+    parts[whole].iov_len = left;
+    message.msg_iovlen = (size_t)(left ? whole + 1 : whole);
+    ssize_t done = sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR);
+    parts[whole].iov_len = cut;
+    return done;
+}
+
 static int write_socket(struct lm_channel *channel, struct iovec *parts, int count) {
     for (lm_vector_advance(&parts, &count, 0); count;) {
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
-        ssize_t done = sendmsg(channel->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t done = send_some(channel, parts, count);
         int error = done < 0 && errno != EINTR ? -errno : 0;
         if (error == -EAGAIN)
             error = wait_for_room(channel);

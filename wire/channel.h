@@ -38,8 +38,9 @@ struct lm_channel {
     uint32_t attempt;    /* 1 for the first connection of the session, counted up by each reconnection */
     uint8_t session[16]; /* both ends' name of the migration */
     struct lm_records *records; /* NULL when there is no TLS */
-    uint64_t received;          /* bytes read so far */
-    uint64_t sent;              /* bytes written so far */
+    uint32_t piece;    /* bytes that the link may carry without a pause; 0 for as many as there are */
+    uint64_t received; /* bytes read so far */
+    uint64_t sent;     /* bytes written so far */
     uint64_t
         waited_ns; /* time that writers spent waiting for room: the link, not the processor, is the limit */
 };

@@ -28,7 +28,7 @@ uint64_t lm_bucket_take(struct lm_bucket *bucket, uint64_t bytes) {
     uint64_t rate = atomic_load_explicit(&bucket->rate, memory_order_relaxed);
     if (!rate)
         return 0;
-    const uint64_t burst = 50000000;
+    const uint64_t burst = 5000000;
     uint64_t now = lm_now_ns();
     if (bucket->free_at_ns + burst < now)
         bucket->free_at_ns = now - burst;
@@ -39,7 +39,7 @@ uint64_t lm_bucket_take(struct lm_bucket *bucket, uint64_t bytes) {
 
 uint32_t lm_bucket_portion(struct lm_bucket *bucket, uint32_t least, uint32_t most) {
     uint64_t rate = atomic_load_explicit(&bucket->rate, memory_order_relaxed);
-    uint64_t portion = rate ? rate / 50 : most;
+    uint64_t portion = rate ? rate / 500 : most;
     return portion < least ? least : portion > most ? most : (uint32_t)portion;
 }
 

@@ -21,7 +21,7 @@
 
 uint64_t lm_now_ns(void);
 
-/* A token bucket: at most `rate` bytes per second on average, with bursts of a twentieth of a second. */
+/* A token bucket: at most `rate` bytes per second on average, with bursts of 5 ms, which make up for a sleep that was too long. */
 struct lm_bucket {
     _Atomic uint64_t rate; /* bytes per second, 0 for no limit; may be changed by any thread */
     uint64_t free_at_ns;   /* when what was taken so far will have been paid for */

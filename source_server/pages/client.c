@@ -62,6 +62,7 @@ static int answer_fault(struct lm_page_client *client, const struct lm_request *
                         unsigned char *buffer) {
     if (request->kind == LM_REQUEST_PING)
         return lm_page_sender_pong(&client->fault_sender);
+    lm_yield_to_fault(&client->yield, (uint64_t)request->pages * LM_PAGE_SIZE);
     return settle(client, &client->fault_sender, request,
                   lm_answer_fault(client->store, &client->fault_sender, request, buffer));
 }
@@ -172,6 +173,7 @@ int lm_page_client_connect(struct lm_page_client *client, const struct lm_link *
     int error = lm_channel_init(&client->fault, fault, LM_ROLE_FAULT, session, attempt);
     if (!error)
         error = lm_channel_init(&client->bulk, bulk, LM_ROLE_BULK, session, attempt);
+    lm_yield_restart(&client->yield);
     if (!error) {
         lm_status_set(&client->status, LM_CLIENT_CONNECTED, "%s", "");
         error = start_threads(client);
@@ -201,6 +203,8 @@ struct lm_page_client *lm_page_client_create(struct lm_page_store *store,
     client->fault_sender.channel = &client->fault;
     client->bulk_sender.channel = &client->bulk;
     client->bulk_sender.bucket = &client->bucket;
+    client->bulk_sender.yield = &client->yield;
+    lm_yield_init(&client->yield, &client->bulk);
     client->fault_sender.pace = client->bulk_sender.pace = &client->pace;
     client->fault_sender.statistics = client->bulk_sender.statistics = client->statistics;
     client->fault_sender.stop = client->bulk_sender.stop = &client->stop;

@@ -69,6 +69,7 @@ struct lm_page_client {
     struct lm_client_statistics *statistics;
     struct lm_client_statistics own_statistics;
     struct lm_status status;
+    struct lm_yield yield;
     struct lm_bucket bucket;
     struct lm_pace pace;
     _Atomic bool stop;

@@ -88,9 +88,11 @@ static uint32_t pack(struct lm_page_sender *sender, const void *data, uint32_t p
 /* A stretch of pages none of which is zero, as frames. */
 static int add_content(struct lm_page_sender *sender, uint64_t address, uint32_t pages, const char *data) {
     uint32_t portion = LM_FRAME_PAGES;
-    if (sender->bucket)
-        portion =
-            lm_bucket_portion(sender->bucket, 4 * LM_PAGE_SIZE, LM_FRAME_PAGES * LM_PAGE_SIZE) / LM_PAGE_SIZE;
+    if (sender->bucket) {
+        uint32_t least = 4 * LM_PAGE_SIZE, most = LM_FRAME_PAGES * LM_PAGE_SIZE;
+        most = lm_bucket_portion(sender->bucket, least, most);
+        portion = lm_yield_portion(sender->yield, least, most) / LM_PAGE_SIZE;
+    }
     while (pages) {
         uint32_t step = pages < portion ? pages : portion;
         int level = sender->bucket ? lm_pace_level(sender->pace, &step) : lm_pace_level_urgent(sender->pace);
@@ -170,8 +172,10 @@ static int write_frames(struct lm_page_sender *sender, int from, int to) {
             (struct iovec){.iov_base = &sender->frames[i], .iov_len = sizeof sender->frames[i]};
         bytes += sizeof sender->frames[i] + sender->parts[2 * i + 1].iov_len;
     }
-    if (sender->bucket && !sender->urgent)
+    if (sender->bucket && !sender->urgent) {
+        lm_yield_before_bulk(sender->yield);
         wait_for_bucket(sender, bytes);
+    }
     int error = lm_channel_writev(sender->channel, sender->parts + 2 * from, 2 * (to - from));
     if (error)
         return error;
@@ -190,7 +194,8 @@ int lm_page_sender_flush(struct lm_page_sender *sender, bool last) {
     int frames = sender->count, step = frames, error = 0;
     /* Under a limit, write frame by frame, so that a fault's answer never waits behind a burst. */
     if (sender->bucket && !sender->urgent &&
-        atomic_load_explicit(&sender->bucket->rate, memory_order_relaxed))
+        (atomic_load_explicit(&sender->bucket->rate, memory_order_relaxed) ||
+         lm_yield_is_held(sender->yield)))
         step = 1;
     if (last && frames)
         sender->frames[frames - 1].flags |= LM_FRAME_LAST;

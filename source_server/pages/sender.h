@@ -7,6 +7,7 @@
 #include "wire/channel.h"
 #include "wire/pace.h"
 #include "wire/page_stream.h"
+#include "wire/yield.h"
 
 #include <pthread.h>
 #include <zstd.h>
@@ -35,7 +36,8 @@ enum { LM_SENDER_FRAMES = 64 };
 struct lm_page_sender {
     struct lm_channel *channel;
     struct lm_pace *pace;
-    struct lm_bucket *bucket; /* NULL where nothing is ever held back */
+    struct lm_bucket *bucket; /* NULL where nothing is ever held back; the same holds for `yield` */
+    struct lm_yield *yield;
     struct lm_client_statistics *statistics;
     bool urgent;              /* what is being sent is not held back; until the next begin */
     uint64_t written_ns;      /* when something was last written */
