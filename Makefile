@@ -7,6 +7,7 @@
 # make test-experiments  the benchmarks as programs, and all their figures
 # make test-dist  a wheel, installed into an empty environment
 # make bundle    all of it in one file that runs on a host where nothing is installed (dist/live-migration-*.tar.gz)
+# make manual    manual pages and completion for bash, made from the parsers, in dist/share; the bundle has them too
 # make test-ssh  lm-migrate, to a host of its own with a real sshd; two minutes, and one for its root the first time
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make observe SEEDS=1000  random processes that look at themselves, moved: what is not as it was; two seconds a seed
@@ -140,6 +141,10 @@ dist: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/dist/*.whl 2>build/dist/log || \
 	    { cat build/dist/log >&2; exit 1; }
 	@ls -l dist/*.whl
+
+.PHONY: manual
+manual: setup
+	@$(BIN)/python -m live_migration.cli.manual dist/share && ls dist/share/man/man1/*.1 dist/share/bash-completion/*
 
 .PHONY: bundle far-root demo-ssh test-ssh
 demo-ssh: setup bundle far-root

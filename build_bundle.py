@@ -1,7 +1,7 @@
 """Builds the bundle, dist/live-migration-MACHINE.tar.gz: all that a host needs but a kernel and a C library.
 
-PyInstaller puts the interpreter, the extension and their libraries into one folder. The list of its files and the
-version of the C library that they need come beside them (remote/bundle.py).
+PyInstaller puts the interpreter, the extension and their libraries into one folder. Manual pages, the list of its
+files and the version of the C library that they need come beside them (remote/bundle.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from live_migration.cli import manual
 from live_migration.remote.bundle import LIBRARY, PROGRAM, TOP, pack, write_list
 from live_migration.remote.bundled import COMMANDS
 
@@ -51,6 +52,7 @@ def main() -> None:
     folder = WORK / PROGRAM
     for name in COMMANDS:
         (folder / name).symlink_to(PROGRAM)
+    manual.main([str(folder / "share")])
     (folder / LIBRARY).write_text(f"{needed_library(folder)}\n")
     write_list(folder)
     (ROOT / "dist").mkdir(exist_ok=True)
