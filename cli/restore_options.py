@@ -145,6 +145,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=parse_listen,
         help="with --reattach: where the source is now; also if its pages are still waited for at the old address",
     )
+    add(
+        "--on-lost",
+        choices=("wait", "stop", "poison"),
+        help="when --reconnect-timeout is over: the process waits where pages are missing, is stopped by SIGSTOP, or "
+        "gets SIGBUS where it touches a missing page (default: wait)",
+    )
     add("--ticket-file", metavar="FILE", help="also write the ticket to FILE, for its owner alone")
     add(
         "--prefetch",
@@ -262,6 +268,8 @@ def _parameters(given: argparse.Namespace) -> Parameters:
 
 def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
     """Connect or listen, from the options, else from the environment."""
+    if given.on_lost and not given.reconnect_timeout:
+        raise usage_error("--on-lost", "it is for when the source is given up", "give --reconnect-timeout, too")
     if given.reattach is not None:
         if given.ticket is not None or given.listen is not None:
             raise usage_error("TICKET and --reattach", "its session stands already", "leave TICKET and --listen out")
@@ -318,4 +326,5 @@ def parse_options(
         verbose=given.verbose,
         json_fd=given.json_fd,
         reconnect_timeout=given.reconnect_timeout,
+        on_lost=given.on_lost or "wait",
     )

@@ -196,6 +196,10 @@ class Pager:
         """Fetch pages again that were placed, and have been dropped in the process since. Raises OSError."""
         check_errno(lib.lm_pager_discard(self._pager, source_space, start, end))
 
+    def poison(self) -> None:
+        """The source is gone for good: whoever touches a missing page from now on gets SIGBUS. Raises OSError."""
+        check_errno(lib.lm_pager_poison(self._pager))
+
     def follow(self) -> None:
         """Keep in mind what is empty: pages are pushed while the source runs and follows what changes there."""
         lib.lm_pager_follow(self._pager)

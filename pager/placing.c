@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { MOST_POISONED = 1 << 16 };
+
 struct how {
     enum lm_purpose purpose;
     uint64_t *empty; /* counts pages without content */
@@ -356,4 +358,40 @@ int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t addre
     struct lm_frame frame = {
         .space = source_space, .address = address, .pages = (uint32_t)(length / LM_PAGE_SIZE)};
     return lm_place_frame(pager, LM_FOR_PUSH, &frame, data);
+}
+
+/* The first stretch of pages that are wanted, as a frame that poisons them. */
+static bool next_wanted(struct lm_pager *pager, struct lm_frame *frame) {
+    for (size_t i = 0; i < pager->space_count; i++)
+        for (size_t j = 0; j < pager->spaces[i]->count; j++) {
+            const struct lm_range *range = &pager->spaces[i]->ranges[j];
+            if (!range->table)
+                continue;
+            uint64_t end = range->first + (range->end - range->start) / LM_PAGE_SIZE, count;
+            uint64_t page =
+                lm_page_table_find(range->table, range->first, end, LM_STATES_WANTED, MOST_POISONED, &count);
+            *frame = (struct lm_frame){.kind = LM_FRAME_POISON,
+                                       .space = range->source_space,
+                                       .address = range->source + (page - range->first) * LM_PAGE_SIZE,
+                                       .pages = (uint32_t)count};
+            if (count)
+                return true;
+        }
+    return false;
+}
+
+int lm_pager_poison(struct lm_pager *pager) {
+    struct lm_frame frame;
+    for (int error = 0;;) {
+        lm_pager_lock_patient(pager);
+        bool wanted = next_wanted(pager, &frame);
+        lm_pager_unlock(pager);
+        if (!wanted)
+            break;
+        error = lm_place_frame(pager, LM_FOR_BULK, &frame, NULL);
+        if (error)
+            return error;
+    }
+    lm_pager_note_progress(pager);
+    return 0;
 }

@@ -27,6 +27,9 @@ int lm_place_zero(struct lm_pager *pager, struct lm_space *space, uint64_t addre
  * page size. */
 int lm_pager_place(struct lm_pager *pager, uint32_t source_space, uint64_t address, const void *data,
                    size_t length);
+/* The source is gone for good: whoever touches a page that is missing gets SIGBUS, and nothing is missing any more. Returns 0
+ * or -errno; -EINVAL before Linux 6.6, which cannot. */
+int lm_pager_poison(struct lm_pager *pager);
 /* cffi: end */
 
 #endif

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import time
 from dataclasses import dataclass
 
@@ -200,13 +201,25 @@ def _say_waiting(following: Following) -> None:
 
 
 def _given_up(following: Following) -> LocalError:
-    """--reconnect-timeout is over."""
+    """--reconnect-timeout is over: do what --on-lost says."""
     running, connected = following.running, following.connected
+    said = connected.session.said(running.husk.pid)
+    try:
+        if connected.options.on_lost == "stop":
+            pidfd.send_signal(running.husk.pidfd, signal.SIGSTOP)
+            said = f"process {running.husk.pid} is stopped (SIGSTOP), and waits where pages are missing when it goes on"
+        elif connected.options.on_lost == "poison" and not following.finished:
+            running.pager.poison()
+            running.pager.finish()
+            said = f"process {running.husk.pid} goes on without the source: whoever in it touches a page that did not "
+            said += "come gets SIGBUS"
+    except OSError as error:
+        said = f"{said} (--on-lost {connected.options.on_lost}: {error.strerror})"
     return LocalError(
         step="fetching the memory",
         object=f"process {running.husk.pid}",
         cause=f"the source was lost for {connected.options.reconnect_timeout:g} s",
-        remedy=connected.session.said(running.husk.pid),
+        remedy=said,
         code=ExitCode.LOST_AFTER,
     )
 

@@ -26,6 +26,7 @@ class RestoreOptions:
     allow_uid     users that a process may have; none: everybody
     allow_path    what it may have open, mapped, bound or as its directory; none: everything
     cpu           "strict", or "trust" that the process uses nothing that this processor lacks
+    on_lost       what becomes of the process then: "wait" for its pages, "stop", or "poison" what is missing
     reconnect_timeout  seconds after which a connection that was lost after COMMIT is given up; None: never
     report        file for the report
     json, verbose how to tell
@@ -46,6 +47,7 @@ class RestoreOptions:
     verbose: int
     json_fd: int | None = None
     reconnect_timeout: float | None = None
+    on_lost: str = "wait"
     reattach: int = 0
     source: tuple[str, int] | None = None
     max_memory: int | None = None

@@ -35,8 +35,8 @@ class ExitCode(enum.IntEnum):
     CANNOT_LISTEN = 73, "The port is taken or the address is not one of this host."
     LOST_AFTER = (
         74,
-        "The peer was lost after COMMIT, for longer than --reconnect-timeout, or the worker was killed. "
-        "The moved process keeps waiting for its pages.",
+        "The peer was lost after COMMIT, for longer than --reconnect-timeout, or worker after worker was killed. "
+        "The moved process keeps waiting for its pages, unless --on-lost says otherwise.",
     )
     TIMEOUT = 75, "A time limit passed before COMMIT (--max-freeze, or a silent peer). The source runs on."
     PROTOCOL = 76, "The peer speaks another protocol version, or broke the protocol."

@@ -109,7 +109,7 @@ def draw(number: int) -> Plan:
 def allowed(plan: Plan) -> set[Outcome]:
     """The outcomes that one failure may lead to: what is not lost for good, and where a person has to help."""
     found = {Outcome.UNTOUCHED, Outcome.MOVED}
-    if plan.action is Action.KILL and plan.target in (Target.SERVE, Target.WORKER):
+    if plan.action is Action.KILL and plan.target is Target.SERVE:
         found.add(Outcome.WAITING)
     return found
 

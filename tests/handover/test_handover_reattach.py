@@ -16,6 +16,7 @@ import pytest
 
 from live_migration._lm import ffi
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
+from live_migration.wire.exit_codes import ExitCode
 from tests.support import laws, started
 
 # Pages; with rounds, those that are written to all the time are missing in the end.
@@ -184,3 +185,25 @@ def test_nobody_stays_parked(program: Path, tmp_path: Path, orphans: None) -> No
         laws.assert_untouched(subject)
     finally:
         started.end_everything()
+
+
+@pytest.mark.parametrize("how", ["wait", "stop", "poison"])
+def test_a_source_that_is_gone_for_good(how: str, program: Path, tmp_path: Path, orphans: None) -> None:
+    """Its host has burnt down, as far as anybody knows: what becomes of the process is told by --on-lost."""
+    with moved(program, tmp_path) as found:
+        move = found.move
+        for victim in (custodian(found), move.serve.process.pid, found.subject.pid, move.restore.process.pid):
+            os.kill(victim, signal.SIGKILL)
+        found.kill("lm-pager")
+        again = found.run("restore", "--reattach", found.pid, "--reconnect-timeout", "1", "--on-lost", how)
+        assert again.process.wait(30) == ExitCode.LOST_AFTER
+        stat = Path(f"/proc/{found.pid}/stat")
+        if how == "poison":
+            os.kill(found.pid, signal.SIGUSR2)
+            wait_for("the end of who touches what is missing", lambda: not laws.process_name(found.pid) or None, 20)
+            wait_for("the keeper's end", lambda: not found.named("lm-keeper") or None, 10)
+        else:
+            assert found.named("lm-keeper")
+            state = stat.read_text().rpartition(")")[2].split()[0]
+            assert (state == "T") == (how == "stop")
+            assert found.subject.rows()[laws.Row.ALL_COLD] == 0

@@ -85,8 +85,8 @@ def losing(path: Path, mode: int) -> Iterator[Lost]:
         undo.callback(process.kill)
         close_all([*fault, *bulk])
         yield Lost(destination, client, process.pid, keeper, undo)
-        for child in children(destination.pid):
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in children(destination.pid):
                 os.kill(int(child), signal.SIGKILL)
 
 
@@ -172,3 +172,19 @@ def test_one_that_fails_has_changed_nothing(program: Path) -> None:
         pager = lost.go_on(keeper)
         finish(pager)
         assert lost.destination.run("check", 0, PAGES) == 0
+
+
+def test_a_source_that_is_gone_for_good_is_done_without(program: Path) -> None:
+    """What has come is right, and stays; whoever touches another page gets SIGBUS, and no zeros."""
+    with losing(program, 0) as lost:
+        assert lost.destination.run("check", 0, 10) == 0
+        pager = Pager()
+        lost.undo.callback(pager.close)
+        lost.undo.callback(lost.destination.close)
+        recover(pager, lost.kill())
+        pager.poison()
+        assert pager.state is PagerState.COMPLETE
+        pager.finish()
+        assert lost.destination.run("check", 0, 10) == 0
+        lost.destination.send("check", PAGES - 1, 1)
+        assert lost.destination.process.wait(10) == -signal.SIGBUS
