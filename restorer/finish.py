@@ -166,7 +166,7 @@ def _step(following: Following) -> None:
         _keep(following)
         connected.control.check_silence()
     except MigrationError as error:
-        _lose(following, error.cause)
+        _lose(following, f"{error.step}: {error.cause}")
 
 
 def _go_on(following: Following) -> None:

@@ -155,7 +155,7 @@ def step(serving: Serving) -> bool:
         connected.control.check_silence()
         check_pages(serving)
     except MigrationError as error:
-        lose(serving, error.cause)
+        lose(serving, f"{error.step}: {error.cause}")
     except Exception as error:
         # Even an error of lm-serve's own must not end it: the client's threads go on serving.
         traceback.print_exc()
@@ -199,7 +199,7 @@ def check_pages(serving: Serving) -> None:
     due = serving.pages_ended and client.state is not ClientState.FAILED
     if due and time.monotonic() > serving.pages_ended + LAST_WORDS_SECONDS:
         raise ConnectionLost(
-            step="serving the memory", object="the page connections", cause=client.cause, remedy="look at the network"
+            step="the page connections", object="the other side", cause=client.cause, remedy="look at the network"
         )
 
 

@@ -28,7 +28,6 @@ from live_migration.process.member import Runs
 from live_migration.process.memory.mappings import AddressSpace
 from live_migration.source_server.snapshot import changed_file_pages
 from live_migration.wire.control import ControlChannel
-from live_migration.wire.errors import ConnectionLost
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.messages import (
     HEADER,
@@ -39,7 +38,7 @@ from live_migration.wire.messages import (
     Freezing,
     Goodbye,
     Hot,
-    Message,
+    Numbered,
     Progress,
     Ready,
     Resumed,
@@ -179,41 +178,40 @@ def test_odd_messages_of_the_destination(moved: Moved, monkeypatch: pytest.Monke
 
 def test_counts_that_cannot_be_read(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are the report's, and nobody is lost for their sake."""
-    send = ControlChannel.send
+    post = ControlChannel.post
 
-    def spoil(channel: ControlChannel, message: Message, timeout: float = 30.0) -> None:
-        send(channel, Finished(payload=pack([1, 2])) if isinstance(message, Finished) else message, timeout)
+    def spoil(channel: ControlChannel, message: Numbered) -> None:
+        post(channel, Finished(payload=pack([1, 2])) if isinstance(message, Finished) else message)
 
-    monkeypatch.setattr(ControlChannel, "send", spoil)
+    monkeypatch.setattr(ControlChannel, "post", spoil)
     moved.move()
     assert moved.said.count("a message of lm-restore cannot be used") == 1
 
 
 def test_a_destination_that_hangs_up_when_it_has_finished(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source's copy has left then, and lm-serve does not say that it is kept."""
-    send = ControlChannel.send
+    acknowledge = ControlChannel.acknowledge
 
-    def lose(channel: ControlChannel, message: Message, timeout: float = 30.0) -> None:
-        if isinstance(message, Goodbye):
-            raise ConnectionLost(step="a", object="the connection", cause="it was closed", remedy="d")
-        send(channel, message, timeout)
+    def lose(channel: ControlChannel) -> None:
+        channel.lost("it was closed")
+        acknowledge(channel)
 
-    monkeypatch.setattr(ControlChannel, "send", lose)
+    monkeypatch.setattr(ControlChannel, "acknowledge", lose)
     moved.move()
     assert "is kept here" not in moved.said
 
 
 def test_a_signal_that_comes_when_every_page_is_there(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has reached the source's copy before that left, and is delivered."""
-    send = ControlChannel.send
+    post = ControlChannel.post
 
-    def send_more(channel: ControlChannel, message: Message, timeout: float = 30.0) -> None:
+    def post_more(channel: ControlChannel, message: Numbered) -> None:
         if isinstance(message, Goodbye):
-            send(channel, Signal(thread=0, number=signal.SIGUSR1), timeout)
-        send(channel, message, timeout)
+            post(channel, Signal(thread=0, number=signal.SIGUSR1))
+        post(channel, message)
 
     before = moved.subject.rows()[laws.Row.SIGNALS]
-    monkeypatch.setattr(ControlChannel, "send", send_more)
+    monkeypatch.setattr(ControlChannel, "post", post_more)
     moved.move()
     assert moved.subject.rows()[laws.Row.SIGNALS] == before + 2
 
