@@ -33,6 +33,7 @@ from live_migration.wire.addresses import show_address
 from live_migration.wire.connection import Caller, CutOffError, Roles, closed_unless_done, introduce, prepare
 from live_migration.wire.control import PATIENCE_AFTER_COMMIT_SECONDS, ControlChannel
 from live_migration.wire.errors import MigrationError
+from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import Done, Hello, Role, Side
 from live_migration.wire.keys import derive_keys
 from live_migration.wire.reception import Readmission
@@ -180,6 +181,8 @@ class Redialling:
                 return
             except MigrationError as error:
                 self.cause = error.cause
+                # Somebody else has the port, who is not to be bothered.
+                pause = LONGEST_REST_SECONDS if error.code is ExitCode.BAD_TICKET else pause
             except OSError as error:
                 self.cause = error.strerror or str(error)
             if self._is_halted(pause):
