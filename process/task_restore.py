@@ -17,6 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from live_migration._lm import lib
+from live_migration.kernel.injection import syscall_numbers as numbers
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.attributes import credentials, limits, prctl, signals, timers
@@ -94,11 +95,13 @@ def limit_process(
     present_limits: tuple[tuple[int, int], ...],
 ) -> None:
     """Rows for the first thread, after `restore_process` and before its own `restore_thread`: the process's pending
-    signals and its limits, which credentials may be needed to raise.
+    signals, what it locks of mappings to come, and its limits, which credentials may be needed to raise.
 
     All that is limited (descriptors, mappings, threads, queued signals of other threads) must be there by then.
     """
     signals.queue_signals(program, task.signals.pending, task.pid)
+    if task.attributes.future_locks:
+        program.call("mlockall", numbers.SYS_mlockall, task.attributes.future_locks)
     limits.restore_limits(program, reachable_limits, present_limits)
 
 

@@ -55,6 +55,7 @@ from live_migration.process.memory.mapped_files import (
 from live_migration.process.memory.mappings import (
     AddressSpace,
     Mapping,
+    future_flags,
     is_private_file,
     layout_text,
     mapping_blockers,
@@ -135,6 +136,7 @@ class QueriedSource:
     pending: tasks.PendingSignals
     process_replies: tasks.ProcessReplies
     thread_replies: dict[int, bytes]
+    future_locks: int
 
 
 @dataclass
@@ -326,10 +328,21 @@ def query(seen: SourceSnapshot, stops: list[tracee.Stop], threads: SourceThreads
     length = room_needed(threads, programs)
     with room_refused(pid, length):
         map_stub(threads, seen.gadgets, frame, free_range(memory.extents, length), length)
+    future_locks = locks_to_come(pid, memory)
     outcomes = run_in_source(threads, programs)
     pending = tasks.snapshot_pending_signals(stopped)
     of_process, of_threads = replies_of(queries, tids, outcomes)
-    return QueriedSource(threads, memory, stopped, pending, of_process, of_threads)
+    return QueriedSource(threads, memory, stopped, pending, of_process, of_threads, future_locks)
+
+
+def locks_to_come(pid: int, memory: AddressSpace) -> int:
+    """The flags with which a stopped process has said that mappings to come are to be locked (mlockall(2)); 0 for none.
+
+    The stub, which has just been mapped, tells, for no call does. Nothing is asked where nothing else is locked. Raises
+    ProcessGone."""
+    if not memory.locked_bytes or locked_in_status(ProcessSnapshot(pid).status_text) <= memory.locked_bytes:
+        return 0
+    return future_flags(memory)
 
 
 def present_memory(seen: SourceSnapshot, process: ProcessSnapshot) -> AddressSpace:
@@ -377,6 +390,8 @@ def describe_stopped(seen: SourceSnapshot, queried: QueriedSource) -> FrozenSour
     task = tasks.complete_task(
         queried.stopped, queried.pending, queried.process_replies, queried.thread_replies, _paths(memory)
     )
+    attributes = msgspec.structs.replace(task.attributes, future_locks=queried.future_locks)
+    task = msgspec.structs.replace(task, attributes=attributes)
     scan = HostScan(seen.scope)
     descriptors = snapshot_descriptors(process, seen.descriptors, frozen=True, scan=scan)
     changed = changed_file_pages(pid, memory)

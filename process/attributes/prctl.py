@@ -53,7 +53,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
-    """One per process: replies of prctl(2)."""
+    """One per process: replies of prctl(2). `future_locks` are the flags of mlockall(2) for mappings to come."""
 
     dumpable: int = 1
     subreaper: int = 0
@@ -63,6 +63,7 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     membarrier: int = 0
     futex_slots: int = 0
     timer_ids_restored: int = 0
+    future_locks: int = 0
 
 
 def snapshot_memory_plan(process: ProcessSnapshot) -> MemoryPlan:

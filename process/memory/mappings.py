@@ -143,6 +143,7 @@ class AddressSpace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 DELETED = " (deleted)"
+MCL_FUTURE, MCL_ONFAULT = 2, 4  # mlockall(2)
 KERNEL_NAMES = (NAME, "[vvar]", "[vvar_vclock]")
 IGNORED_NAMES = ("[vsyscall]",)
 
@@ -255,6 +256,13 @@ def shared_more_than_once(mappings: Iterable[Mapping]) -> frozenset[tuple[str, i
     """The shared anonymous memories, as (device, inode), that are mapped at more than one place."""
     count = Counter((m.device, m.inode) for m in mappings if m.kind is MappingKind.SHARED_ANONYMOUS)
     return frozenset(identity for identity, times in count.items() if times > 1)
+
+
+def future_flags(space: AddressSpace) -> int:
+    """The flags of mlockall(2) for mappings to come, of a process that has said that they are to be locked: on fault if
+    all that it has locked is."""
+    on_fault = all("lf" in mapping.flags for mapping in space.mappings if "lo" in mapping.flags)
+    return MCL_FUTURE | (MCL_ONFAULT if on_fault else 0)
 
 
 def travelling_bytes(space: AddressSpace) -> int:

@@ -313,7 +313,7 @@ static void observe_pipe(struct report *report, int number) {
     ioctl(number, FIONREAD, &waiting);
     /* What waits in a pipe that nobody can read from any more is not taken along. */
     struct pollfd wanted = {number, 0, 0};
-    if (poll(&wanted, 1, 0) == 1 && wanted.revents & POLLERR)
+    if (poll(&wanted, 1, 0) == 1 && (wanted.revents & POLLERR || is_being_moved()))
         waiting = 0;
     snprintf(key, sizeof(key), "descriptor %d pipe", number);
     say(report, key, "size %d waiting %d", fcntl(number, F_GETPIPE_SZ), waiting);

@@ -1,7 +1,6 @@
 /*
  * feature: locked memory (mlock, mlock2 with MLOCK_ONFAULT, mlockall)
- * limits: the destination's RLIMIT_MEMLOCK must allow it; that new mappings are to be locked too (MCL_FUTURE)
- *         cannot be seen from outside, and ends with the move
+ * limits: the destination's RLIMIT_MEMLOCK must allow it
  */
 #include "smaps.h"
 
