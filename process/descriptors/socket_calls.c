@@ -24,29 +24,6 @@ static void close_descriptor(const int *number) {
 
 #define CLOSED_AT_END __attribute__((cleanup(close_descriptor)))
 
-int lm_diag_open(int network) {
-    CLOSED_AT_END int own = -1;
-    int diag;
-
-    if (network >= 0) {
-        own = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-        if (own < 0)
-            return -errno;
-        if (setns(network, CLONE_NEWNET) < 0)
-            return -errno;
-    }
-    diag = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
-    if (diag < 0)
-        diag = -errno;
-    if (network >= 0 && setns(own, CLONE_NEWNET) < 0) {
-        int error = -errno;
-
-        close_descriptor(&diag);
-        return error;
-    }
-    return diag;
-}
-
 static void read_attributes(struct unix_diag_msg *message, unsigned int length,
                             struct lm_unix_socket *found) {
     struct rtattr *attribute = (struct rtattr *)(message + 1);

@@ -19,10 +19,7 @@ struct lm_tcp_state {
     unsigned int waiting; /* a listener's: connections that wait to be accepted */
     unsigned int backlog; /* a listener's: how many may wait */
 };
-/* A socket that queries the kernel about the sockets of a network namespace (sock_diag(7)), given by a
- * descriptor of its /proc/PID/ns/net; -1: the caller's own. The caller stays where it is. */
-int lm_diag_open(int network);
-/* ENOENT: there is no unix socket with that inode in that network namespace. */
+/* `diag` queries a network namespace about its sockets (sock_diag(7)). ENOENT: there is no unix socket with that inode in that network namespace. */
 int lm_diag_unix(int diag, unsigned int inode, struct lm_unix_socket *socket);
 int lm_tcp_state(int number, struct lm_tcp_state *state);
 /* The name (IFNAMSIZ bytes) of an interface by its number, as a socket's network namespace has it. */

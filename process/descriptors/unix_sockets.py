@@ -20,6 +20,7 @@ import msgspec
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program
 from live_migration.kernel.injection.syscall_numbers import SYS_listen
+from live_migration.kernel.netlink import SOCK_DIAG, open_netlink
 from live_migration.process.descriptors.held import Held
 from live_migration.process.descriptors.kind import (
     BlockerContext,
@@ -98,17 +99,7 @@ def is_unix(seen: Seen) -> bool:
 
 def open_questions(pid: int) -> int:
     """A socket for queries to the kernel about sockets, in the network namespace of process `pid`. Raises OSError."""
-    network = -1
-    if os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino:
-        network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        number: int = lib.lm_diag_open(network)
-    finally:
-        if network >= 0:
-            os.close(network)
-    if number < 0:
-        raise OSError(-number, os.strerror(-number), "asking the kernel about sockets (sock_diag)")
-    return number
+    return open_netlink(SOCK_DIAG, pid).detach()
 
 
 def snapshot_unix(seen: Seen, context: SnapshotContext) -> UnixSocket:

@@ -1,0 +1,39 @@
+#define _GNU_SOURCE
+#include "kernel/netlink.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <sched.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void close_descriptor(const int *number) {
+    if (*number >= 0)
+        close(*number);
+}
+
+#define CLOSED_AT_END __attribute__((cleanup(close_descriptor)))
+
+int lm_netlink_open(int network, int protocol) {
+    CLOSED_AT_END int own = -1;
+    int opened;
+
+    if (network >= 0) {
+        own = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+        if (own < 0)
+            return -errno;
+        if (setns(network, CLONE_NEWNET) < 0)
+            return -errno;
+    }
+    opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
+    if (opened < 0)
+        opened = -errno;
+    if (network >= 0 && setns(own, CLONE_NEWNET) < 0) {
+        int error = -errno;
+
+        close_descriptor(&opened);
+        return error;
+    }
+    return opened;
+}
