@@ -32,13 +32,17 @@ Argument = int | bytes | Special
 class Row:
     """A system call, made at most `most` times, as long as it gives more than 0.
 
-    With `each`, it gives descriptors: these rows are run for each of them, which is closed then.
+    With `each`, it gives descriptors: these rows are run for each of them, which is closed then. One that
+    writes `expected` bytes to a connection is run only once: if so many were written before as `written` says; and if
+    it writes fewer, the connection is reset.
     """
 
     call: int
     arguments: tuple[Argument, ...]
     most: int = 1
     each: tuple[Row, ...] = ()
+    expected: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True)

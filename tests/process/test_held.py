@@ -12,8 +12,8 @@ import pytest
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.syscall_numbers import SYS_close, SYS_dup, SYS_sendto, SYS_setsockopt
 from live_migration.process.descriptors.held import DESCRIPTOR, RESULT, Held, Row
+from live_migration.process.descriptors.held_table import spare, write_held
 from live_migration.process.descriptors.socket_ends import end_connection, stop_listening
-from live_migration.source_server.held import spare, write_held
 
 DONE = int(ffi.offsetof("struct lm_held", "done"))
 

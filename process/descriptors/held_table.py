@@ -1,4 +1,5 @@
-"""Puts what is held (process/descriptors/held.py) into the file that lm-serve and its custodian share (held.h)."""
+"""Puts what is held (process/descriptors/held.py) into the file that a command and its custodian share (held_table.h).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def write_held(file: int, pid: int, held: Iterable[Held]) -> None:
     os.pwrite(file, b"".join([*(bytes(ffi.buffer(part)) for part in parts), data]), 0)
 
 
-PlainRow = tuple[int, int, int, int, list[int], list[int]]
+PlainRow = tuple[int, int, int, int, int, int, list[int], list[int]]
 
 
 def flat(rows: Iterable[Row], descriptor: int, data: bytearray) -> Iterator[PlainRow]:
@@ -45,6 +46,8 @@ def flat(rows: Iterable[Row], descriptor: int, data: bytearray) -> Iterator[Plai
             descriptor if named else lib.LM_HELD_NO_DESCRIPTOR,
             row.most,
             len(block),
+            row.expected,
+            row.written,
             [value for _, value in pairs],
             [kind for kind, _ in pairs],
         )

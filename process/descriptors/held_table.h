@@ -6,8 +6,8 @@
  * They stand in a file in memory that both have open. Every row that was run is counted there, so that the
  * custodian goes on where lm-serve has died: only the row in which it died runs a second time.
  */
-#ifndef LM_SOURCE_SERVER_HELD_H
-#define LM_SOURCE_SERVER_HELD_H
+#ifndef LM_PROCESS_HELD_TABLE_H
+#define LM_PROCESS_HELD_TABLE_H
 
 #include <stdint.h>
 
@@ -34,12 +34,16 @@ struct lm_held_descriptor {
 };
 
 /* A system call. It is made at most `most` times, as long as it gives more than 0. With `block`, that many rows
- * after it are run for each descriptor that it gives, which is closed then. */
+ * after it are run for each descriptor that it gives, which is closed then. A row that writes `expected` bytes (not 0) to a connection is run
+ * only if so many were written before as `written` says (lm_tcp_written), since it must not run twice; and where it writes
+ * fewer, the connection is reset: rather no connection than one that lacks bytes. */
 struct lm_held_row {
     uint32_t call;
     uint32_t descriptor; /* its index, or LM_HELD_NO_DESCRIPTOR */
     uint32_t most;
     uint32_t block;
+    uint32_t expected;
+    uint32_t written;
     uint64_t arguments[LM_HELD_ARGUMENTS];
     uint8_t kinds[LM_HELD_ARGUMENTS];
 };
