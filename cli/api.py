@@ -182,7 +182,8 @@ def restore(
     stdio: Literal["null", "attach"] = "null",
     files: Literal["strict", "size", "trust"] = "strict",
     map_path: Mapping[str, str] | None = None,
-    tcp: Literal["refuse", "close"] = "refuse",
+    tcp: Literal["keep", "close", "refuse"] = "keep",
+    take_address: Sequence[str] = (),
     cpu: Literal["strict", "trust"] = "strict",
     max_memory: int | None = None,
     allow_uid: Sequence[int | str] = (),
@@ -218,6 +219,7 @@ def restore(
         tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
     words += _narrowed(allow_uid, allow_path, map_path)
+    words += [f"--take-address={one}" for one in take_address]
     words += ["-v"] * verbose
     # lm-restore's frontend may be killed at any time: its worker knows what is right then. A signal that it can catch
     # would reach the process if that has just resumed.

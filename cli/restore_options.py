@@ -28,6 +28,7 @@ from live_migration.restorer.options import RestoreOptions
 from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.report import check_report_path
 from live_migration.wire.strategy import AUTO, MOST_ROUNDS, NO_CONVERGENCE, STRATEGIES, Parameters
+from live_migration.wire.taken import TakenAddress, parse_taken
 from live_migration.wire.ticket import check_secret
 
 DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on the destination: it restores the
@@ -47,6 +48,13 @@ def _mapped_path(text: str) -> tuple[str, str]:
     if not equals or not old.startswith("/") or not new.startswith("/"):
         raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW with two absolute paths")
     return os.path.normpath(old), os.path.normpath(new)
+
+
+def _taken_address(text: str) -> TakenAddress:
+    try:
+        return parse_taken(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _absolute_path(text: str) -> str:
@@ -188,9 +196,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--tcp",
-        choices=("refuse", "close"),
-        default="refuse",
-        help="what to do about established TCP connections (default: refuse to move)",
+        choices=("keep", "close", "refuse"),
+        default="keep",
+        help="what becomes of established TCP connections (default: they move, or nothing does)",
+    )
+    add(
+        "--take-address",
+        metavar="ADDRESS/LENGTH@INTERFACE",
+        type=_taken_address,
+        action="append",
+        default=[],
+        help="an address that the source has goes to this interface with the process; may be repeated",
     )
     add(
         "--cpu",
@@ -317,6 +333,7 @@ def parse_options(
         files=given.files,
         map_path=tuple(given.map_path),
         tcp=given.tcp,
+        take_address=tuple(given.take_address),
         cpu=given.cpu,
         max_memory=given.max_memory,
         allow_uid=tuple(given.allow_uid),

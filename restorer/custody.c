@@ -5,6 +5,7 @@
 #include "kernel/memory/own_memory.h"
 #include "kernel/pidfd.h"
 #include "kernel/tracing/freeze.h"
+#include "process/descriptors/held_table.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -72,6 +73,11 @@ int lm_husk_arm(const struct lm_husk *husk) {
             return error;
     }
     return 0;
+}
+
+void lm_husk_begin(const struct lm_husk *husk) {
+    if (load(&husk->custody->begun) != 0)
+        lm_held_run(husk->custody->begun_file, LM_HELD_COMMIT);
 }
 
 void lm_husk_send_signals(const struct lm_husk *husk) {
@@ -152,6 +158,7 @@ static void let_thread_go(const struct lm_husk *husk, struct lm_husk_thread *thr
 
 static void let_go(const struct lm_husk *husk) {
     store(&husk->custody->state, LM_HUSK_COMMITTED);
+    lm_husk_begin(husk);
     lm_husk_send_signals(husk);
     for (size_t i = 0; i < husk->custody->thread_count; i++)
         let_thread_go(husk, &husk->threads[i]);

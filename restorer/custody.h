@@ -55,6 +55,8 @@ struct lm_husk_custody {
     uint32_t signal_count;
     uint32_t signals_sent;
     uint32_t final_came; /* 1: the source waits for word of what became of the husk */
+    uint32_t begun;      /* 1: the table in `begun_file` is to be run before the threads go (held_table.h) */
+    int32_t begun_file;  /* open in worker and custodian */
     struct lm_decision decision;
 };
 
@@ -88,6 +90,10 @@ int lm_husk_park(const struct lm_husk *husk, size_t place);
 
 /* From here on the custodian answers for the husk: the worker's death does not kill it any more. 0 or -errno. */
 int lm_husk_arm(const struct lm_husk *husk);
+
+/* What is held of the husk's descriptors, and of this host's network, until the process runs: let it go on, as far
+ * as that is not done. What cannot be done is left. */
+void lm_husk_begin(const struct lm_husk *husk);
 
 /* Send the signals that have to be sent before the threads go, those that were not sent yet. */
 void lm_husk_send_signals(const struct lm_husk *husk);

@@ -26,6 +26,9 @@ from live_migration.kernel.errors import check
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.own_name import call_ourselves
 from live_migration.kernel.tracing import tracee
+from live_migration.process.descriptors.held import Held
+from live_migration.process.descriptors.held_table import write_held
+from live_migration.restorer.network import Network
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
 from live_migration.wire.custodians import HUSK_MEMORY, NAME, shared_memory
@@ -72,6 +75,7 @@ class Custody:
     line: Any
     listener: int
     command: tuple[socket.socket, socket.socket]
+    network: Network
     lifeline: int = -1
     custodian: int = 0
     killed: bool = False
@@ -202,6 +206,15 @@ class Custody:
         count = int(self.custody.thread_count)
         lib.lm_husk_make_final(self.husk, min(first, count), count if last is None else min(last, count))
 
+    def write_begun(self, pid: int, begun: Sequence[Held]) -> None:
+        """Write down what is to be done when the process runs, before its threads go. Raises OSError."""
+        write_held(self.network.table, pid, begun)
+        self.custody.begun = 1
+
+    def begin(self) -> None:
+        """Do it. What cannot be done is left."""
+        lib.lm_husk_begin(self.husk)
+
     def send_signals(self) -> None:
         """Send what `send_first` was given."""
         lib.lm_husk_send_signals(self.husk)
@@ -254,6 +267,7 @@ class Custody:
                 self.start()
         os.close(self.lifeline)
         self.lifeline = -1
+        self.network.close()
         with suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
             if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
@@ -291,7 +305,12 @@ class HuskEnds:
 
 
 def start_custody(
-    page: mmap.mmap, roles: Roles, connection: socket.socket, hashes: decision.Hashes, husk: HuskEnds
+    page: mmap.mmap,
+    roles: Roles,
+    connection: socket.socket,
+    hashes: decision.Hashes,
+    husk: HuskEnds,
+    network: Network,
 ) -> Custody:
     """Fork the custodian. Call it while the worker has one thread. Raises OSError."""
     capacity = 2 * husk.threads + MORE_THREADS
@@ -301,15 +320,14 @@ def start_custody(
     start = ffi.cast("char *", ffi.from_buffer(table))
     shared = ffi.new("struct lm_husk *")
     shared.custody, shared.pid = custody, husk.pid
-    custody.pid = husk.pid
+    custody.pid, custody.begun_file = husk.pid, network.table
     shared.threads = ffi.cast("struct lm_husk_thread *", start)
     shared.signals = ffi.cast("struct lm_husk_signal *", start + capacity * thread_size)
     known, listener = ffi.addressof(custody, "decision"), decision.listener_of(roles)
     decision.prepare(known, roles, Side.DESTINATION, hashes)
     line = decision.open_line(known, connection, listener)
-    found = Custody(
-        shared, custody, (page, table), capacity, husk.pidfd, line, listener, decision.way_to_command()
-    )  # fmt: skip
+    way = decision.way_to_command()
+    found = Custody(shared, custody, (page, table), capacity, husk.pidfd, line, listener, way, network)
     found.start()
     return found
 
@@ -319,8 +337,9 @@ def _be_custodian(custody: Custody, worker: int, watched: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection, listener, husk_pidfd = int(custody.line.connection), custody.listener, custody.husk_pidfd
-    command = custody.command[1].fileno()
-    keep = sorted({worker, husk_pidfd, watched, command, *(one for one in (connection, listener) if one >= 0)})
+    command, shared = custody.command[1].fileno(), custody.network.shared
+    kept = (one for one in (connection, listener) if one >= 0)
+    keep = sorted({worker, husk_pidfd, watched, command, *shared, *kept})
     # Everything else that the worker holds must close when it dies.
     low = 0
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:

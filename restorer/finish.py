@@ -96,6 +96,7 @@ def follow(running: Running, link: Link | None = None) -> int:
     following = Following(running, link or _link_of(running))
     _keep(following)
     while running.ledger < 0:
+        running.custody.network.announce()
         _step(following)
         state = take_state(pager)
         if state is PagerState.COMPLETE:

@@ -43,6 +43,7 @@ from live_migration.process.migration import (
     with_staged,
 )
 from live_migration.process.rehearsal import rehearse_often
+from live_migration.restorer import network
 from live_migration.restorer import stage as build
 from live_migration.restorer.allowed import allowed_blockers
 from live_migration.restorer.custody import Decided, HuskEnds, start_custody
@@ -127,7 +128,9 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
         raise stopped(line, session)
     decided = decision.connect(roles, Side.DESTINATION)
     session.happened(Event.CONNECTED)
-    words = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp, "path_map": options.map_path}
+    words: dict[str, object] = {"stdio": options.stdio, "files": options.files, "tcp": options.tcp}
+    words["path_map"] = options.map_path
+    words["take_addresses"] = tuple(one.address for one in options.take_address)
     described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
     control = ControlChannel(roles.control)
     control.begin_pulses()
@@ -181,7 +184,12 @@ def start(connected: Connected) -> Started:
     asked = clocks.snapshot_clocks()
     options, control, line = connected.options, connected.control, connected.line
     with contextlib.closing(make_secret()) as secret:
-        control.send(messages.Greeting(host=here, parameters=options.parameters, challenge=secret.challenge()))
+        taken = connected.descriptor_options.take_addresses
+        control.send(
+            messages.Greeting(
+                host=here, parameters=options.parameters, challenge=secret.challenge(), take_addresses=taken
+            )
+        )
         message = expect(connected, messages.Description, GREETING_SECONDS)
     described = unpack_migration(message.payload)
     if not secret.is_proven(connected.roles.session, claim_of(described), message.proof):
@@ -198,7 +206,8 @@ def start(connected: Connected) -> Started:
     husk = start_husk(task, options.pid, offsets)
     connected.undo.append(functools.partial(end_husk, husk))
     ends = HuskEnds(husk.pid, husk.pidfd, len(task.threads))
-    custody = start_custody(line.page, connected.roles, connected.decision, message.decision, ends)
+    changed = network.open_network(options.take_address)
+    custody = start_custody(line.page, connected.roles, connected.decision, message.decision, ends, changed)
     connected.undo.append(custody.end)
     connected.session.told = custody.tell
     if husk.namespace:
@@ -247,7 +256,8 @@ def stage(started: Started) -> Staged:
     keep(pager, with_process(kept, described.members, building.threads))
     pager.start()
     failpoint("destination-staged")
-    connected.control.send(messages.Staged(pid=husk.pid))
+    repairs = staged.repairs
+    connected.control.send(messages.Staged(pid=husk.pid, repairs=repairs))
     connected.session.happened(Event.STAGED)
     connected.line.send("staged", pid=husk.pid, source_pid=member.task.host_pid)
     for sentence in building.warnings + custody.prepare():
@@ -280,6 +290,8 @@ def freeze(staged: Staged, announced: messages.Freezing) -> Frozen:
     while isinstance(message, messages.Freezing):
         session.happened(Event.FREEZE)
         announced = message
+        if staged.repairs:
+            staged.custody.network.rules.prepare()
         rehearse_often(functools.partial(rehearse, staged.building))
         take_freezing(staged, announced)
         message = expect(staged.connected, due, FINAL_SECONDS)
@@ -333,6 +345,8 @@ def apply_final(frozen: Frozen) -> None:
     ]
     if appeared:
         raise Refused(appeared, object=f"process {member.task.host_pid}", step="the frozen process")
+    if staged.repairs:
+        network.hold(staged.custody.network, table)
     build.apply_layout(building, member, table)
     if not member.as_staged:
         pager.set_ranges(memory_ranges(member.memory), member.space)
@@ -386,6 +400,9 @@ def arm(frozen: Frozen) -> Armed:
     staged = frozen.staged
     handed_over = sorted(staged.building.opened.handed_over)
     ready = messages.encode(messages.Ready(payload=messages.pack(handed_over)))
+    if staged.repairs or staged.connected.options.take_address:
+        begun = staged.building.opened.context.begun
+        staged.custody.write_begun(staged.husk.pid, network.begun_tables(staged.custody.network, begun))
     staged.custody.arm()
     staged.connected.session.happened(Event.ARMED)
     return Armed(frozen, ready)
@@ -463,6 +480,7 @@ def resume(armed: Armed, frozen_ns: int, received: int) -> Running:
     frozen, staged = armed.frozen, armed.frozen.staged
     connected, husk, custody = staged.connected, staged.husk, staged.custody
     reached(connected, "destination-committed")
+    custody.begin()
     custody.send_signals()
     custody.make_final(0, 1)
     reached(connected, "destination-letting-go")
@@ -482,5 +500,7 @@ def resume(armed: Armed, frozen_ns: int, received: int) -> Running:
     if frozen.is_short:
         say_frozen(frozen)
     connected.line.send("resumed", pid=husk.pid, downtime_ms=report.downtime_ms)
+    for address in custody.network.resumed():
+        connected.line.send("note", text=f"address {address} could not be added here; add it (ip address add)", level=0)
     kept = with_process(replace(staged.kept, resume_ns=resume_ns), frozen.final.members, staged.building.threads)
     return Running(connected, husk, custody, staged.pager, kept, frozen.resume_at_once)

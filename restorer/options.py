@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.strategy import Parameters
+from live_migration.wire.taken import TakenAddress
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class RestoreOptions:
     stdio         "attach" or "null": what stands for descriptors 0 to 2 that lead outside
     files         "strict" (size and mtime), "size" or "trust"
     map_path      (old, new) prefixes of paths
-    tcp           "refuse" or "close" established connections
+    tcp           "keep", "close" or "refuse" established connections
+    take_address  addresses that this host gets with the process
     max_memory    refuse a process with more bytes of memory
     allow_uid     users that a process may have; none: everybody
     allow_path    what it may have open, mapped, bound or as its directory; none: everything
@@ -53,3 +55,4 @@ class RestoreOptions:
     max_memory: int | None = None
     allow_uid: tuple[int, ...] = ()
     allow_path: tuple[str, ...] = ()
+    take_address: tuple[TakenAddress, ...] = ()

@@ -69,6 +69,11 @@ class Staged:
     pager: Pager
     kept: Kept
 
+    @property
+    def repairs(self) -> bool:
+        """Whether connections move to sockets of this host's own: not, where they are handed over themselves."""
+        return self.connected.descriptor_options.tcp == "keep" and not self.building.opened.context.reaches_sockets
+
 
 @dataclass(frozen=True)
 class Frozen:

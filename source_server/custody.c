@@ -3,7 +3,7 @@
 
 #include "kernel/arch/arch.h"
 #include "kernel/memory/own_memory.h"
-#include "source_server/held.h"
+#include "process/descriptors/held_table.h"
 
 #include <errno.h>
 #include <poll.h>

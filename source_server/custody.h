@@ -8,7 +8,7 @@
  * threads that still wait for one, and tells the destination, or answers it, until that has said what became of its
  * copy. It is the custodian alone that hears the DECISION connection here, and lets a new one in, or makes one.
  *
- * What kinds of descriptors hold (held.h) goes the same way: lm-serve runs the table of COMMIT, or that of the
+ * What kinds of descriptors hold (held_table.h) goes the same way: lm-serve runs the table of COMMIT, or that of the
  * no before the threads go home, and where it has died, the custodian runs what is left of it.
  *
  * When the threads are at home, or on their way, it has what lm-serve has left in their memory taken away (leftover.h).
@@ -34,7 +34,7 @@ struct lm_custody {
     uint64_t deadline_ns;  /* CLOCK_MONOTONIC; 0 while nothing is frozen */
     uint64_t flag_address; /* of the word; 0 while no thread waits for it. */
     uint32_t held;         /* 1: the tables in `held_file` count */
-    int32_t held_file;     /* held.h; open in both */
+    int32_t held_file;     /* held_table.h; open in both */
     struct lm_leftover *leftover; /* shared too */
 };
 

@@ -23,9 +23,10 @@ from live_migration.kernel import pidfd
 from live_migration.kernel.errors import check
 from live_migration.kernel.own_name import call_ourselves
 from live_migration.process.descriptors.held import Held
-from live_migration.source_server.held import spare, write_held
+from live_migration.process.descriptors.held_table import spare, use_sockets, write_held
 from live_migration.source_server.kept import STATE_BYTES
 from live_migration.source_server.leftover import Leftover, prepare_leftover
+from live_migration.source_server.network import Network, open_network
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
 from live_migration.wire.custodians import NAME, SOURCE_MEMORY, shared_file
@@ -53,6 +54,7 @@ class Custody:
     hashes: decision.Hashes
     leftover: Leftover
     command: tuple[socket.socket, socket.socket]
+    network: Network
     lifeline: int = -1
     custodian: int = 0
     held: list[Held] = field(default_factory=list)
@@ -160,6 +162,7 @@ class Custody:
         # A copy that stays here needs what is in it (reattach.py).
         if self.path and (self.left or self.state.decision.decided != lib.LM_DECISION_COMMIT):
             self.path.unlink(missing_ok=True)
+        self.network.close()
         with contextlib.suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
             if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
@@ -183,7 +186,8 @@ def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     line = decision.open_line(shared, connection, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
-    custody = Custody(page, path, state, line, listener, tokens.hashes(), leftover, decision.way_to_command())
+    way, network = decision.way_to_command(), open_network(pid)
+    custody = Custody(page, path, state, line, listener, tokens.hashes(), leftover, way, network)
     custody.start()
     return custody
 
@@ -195,12 +199,15 @@ def reopen_custody(page: mmap.mmap, path: Path, listener: int, held: bytes) -> C
     state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
     state.held = int(bool(held and state.held))
     os.pwrite(state.held_file, held, 0)
+    network = open_network(state.pid)
+    if held:
+        use_sockets(state.held_file, network.shared)
     line = ffi.new("struct lm_decision_line *")
     lib.lm_decision_open(line, ffi.addressof(state, "decision"), -1, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
     hashes = decision.Hashes(commit=b"", no=b"")
-    custody = Custody(page, path, state, line, listener, hashes, leftover, decision.way_to_command())
+    custody = Custody(page, path, state, line, listener, hashes, leftover, decision.way_to_command(), network)
     custody.start()
     return custody
 
@@ -210,8 +217,9 @@ def _be_custodian(custody: Custody, watched: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     state, connection = custody.state, int(custody.line.connection)
-    command = custody.command[1].fileno()
-    keep = sorted({watched, state.held_file, command, *(one for one in (connection, custody.listener) if one >= 0)})
+    command, shared = custody.command[1].fileno(), custody.network.shared
+    kept = (one for one in (connection, custody.listener) if one >= 0)
+    keep = sorted({watched, state.held_file, command, *shared, *kept})
     # Everything else that lm-serve holds, the ends of its pipes and sockets above all, must close when it dies.
     low = 0
     for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:

@@ -128,6 +128,15 @@ def describe(state: Frozen, queried: QueriedSource) -> FrozenSource:
     return describe_stopped(state.seen, queried)
 
 
+def park(state: Frozen, source: FrozenSource, custody: custodies.Custody) -> None:
+    """Park the threads, if they are not: when lm-serve dies, they wait until the custodian has undone what was held.
+    Raises ProcessGone, OSError."""
+    if state.custody is None:
+        state.custody = custody
+        custody.parked(source.threads.flag_address)
+        sources.park(source.threads)
+
+
 def commit(
     state: Frozen, source: FrozenSource, control: ControlChannel, custody: custodies.Custody, account: Account
 ) -> Committed:
@@ -135,10 +144,8 @@ def commit(
 
     Raises LocalError when the custodian is gone, or has decided otherwise."""
     threads = source.threads
-    state.custody = custody
-    custody.parked(threads.flag_address)
     state.session.happened(Event.PARKED)
-    sources.park(threads)
+    park(state, source, custody)
     failpoint("source-parked")
     if not custody.lives():
         raise _no_custodian(state.seen.pid)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from live_migration.process.descriptors.contents import Content
 from live_migration.source_server import custody as custodies
+from live_migration.source_server.connections import Keeping
 from live_migration.source_server.options import ServeOptions
 from live_migration.source_server.pages.client import PageClient
 from live_migration.source_server.pages.store import PageStore
@@ -51,6 +52,7 @@ class Staged:
     served        files without a path whose content is served
     same_machine  both sides are on one
     other_vdso    the destination's kernel has another one
+    keeping       the connections and addresses that move; None: nothing of that kind
     """
 
     connected: Connected
@@ -59,6 +61,7 @@ class Staged:
     served: list[Content]
     same_machine: bool
     other_vdso: bool
+    keeping: Keeping | None = None
 
 
 @dataclass(frozen=True)

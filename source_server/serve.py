@@ -34,8 +34,8 @@ from live_migration.process.memory.mappings import AddressSpace
 from live_migration.process.migration import MemberParts, claim_of, migration_of, without_staged
 from live_migration.process.rehearsal import rehearse_often
 from live_migration.process.threads.landlock import witness_blockers, witnesses
+from live_migration.source_server import connections, handover
 from live_migration.source_server import custody as custodies
-from live_migration.source_server import handover
 from live_migration.source_server.filters import snapshot_filters
 from live_migration.source_server.kept import Kept, keep, kept_of
 from live_migration.source_server.options import ServeOptions
@@ -238,13 +238,15 @@ def stage(connected: Connected, seen: SourceSnapshot) -> Staged:
     same_machine = greeting.host.boot_id == seen.descriptors.table.place.boot
     if not same_machine and (blockers := other_host_blockers(pid, seen.files)):
         raise Refused(blockers, object=f"process {pid}")
+    addresses = check_addresses(connected, seen, greeting)
     migration = migration_of([seen.description()])
     asked = greeting.challenge
     proof = same_host.answer(asked, connected.roles.session, claim_of(migration)) if asked is not None else b""
     hashes = connected.custody.hashes
     control.send(messages.Description(payload=messages.pack(migration), proof=proof, decision=hashes))
     failpoint("source-described")
-    control.expect(messages.Staged, STAGING_SECONDS)
+    told = control.expect(messages.Staged, STAGING_SECONDS)
+    keeping = check_connections(addresses, seen, repairs=told.repairs)
     connected.session.happened(Event.STAGED)
     connected.events.emit("staged", pid)
     seen.pushed.extend(changed_file_pages(pid, seen.memory))
@@ -255,7 +257,31 @@ def stage(connected: Connected, seen: SourceSnapshot) -> Staged:
         raise push_failed(control, pid, "pushing while the process runs", error) from None
     control.expect(messages.Pushed, STAGING_SECONDS)
     connected.session.happened(Event.PUSHED)
-    return Staged(connected, seen, parameters, served, same_machine, other_vdso)
+    return Staged(connected, seen, parameters, served, same_machine, other_vdso, keeping)
+
+
+def check_addresses(connected: Connected, seen: SourceSnapshot, greeting: messages.Greeting) -> connections.Keeping:
+    """The addresses that the destination takes. Raises Refused, OSError."""
+    pid, table = connected.options.pid, seen.descriptors.table
+    found, blockers = connections.listed_addresses(pid, greeting.take_addresses)
+    keeping = connections.Keeping(connected.custody.network, tuple(found), connections=False)
+    blockers += connections.used_blockers(keeping, pid, table, connected.roles.numbers())
+    if blockers:
+        raise Refused(blockers, object=f"process {pid}")
+    return keeping
+
+
+def check_connections(
+    keeping: connections.Keeping, seen: SourceSnapshot, *, repairs: bool
+) -> connections.Keeping | None:
+    """What moves besides the process, if anything. Raises Refused, OSError."""
+    if not repairs and not keeping.addresses:
+        return None
+    keeping = replace(keeping, connections=repairs)
+    if blockers := connections.signed_blockers(keeping, seen.descriptors.table):
+        raise Refused(blockers, object=f"process {seen.pid}")
+    connections.prepare(keeping)
+    return keeping
 
 
 def get_ready(copied: Copied) -> None:
@@ -299,6 +325,8 @@ def announce(copied: Copied) -> int:
     connected.session.happened(Event.FREEZE)
     connected.custody.ensure()
     connected.custody.at_stake()
+    if copied.staged.keeping is not None:
+        connections.prepare(copied.staged.keeping)
     keep(connected.custody.page, kept_now(connected, copied.seen.space))
     connected.control.send(
         messages.Freezing(
@@ -350,7 +378,7 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
             return None
         send_final(copied, source, pusher, deadline)
         # Beside the wait for READY, which does not come before the push has arrived.
-        preparing = pusher.begin(lambda: beside_ready(custody, source))
+        preparing = pusher.begin(lambda: beside_ready(copied, source))
         failpoint("source-final-sent")
         connected.events.emit("frozen", connected.options.pid)
         handed_over = await_ready(connected, deadline)
@@ -358,6 +386,8 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
         preparing.wait(left(deadline))
         if came := came_since(source.descriptors, handed_over):
             raise Refused(came, object=f"process {source.threads.pid}", step="the frozen process")
+        if copied.staged.keeping is not None:
+            connections.late_blockers(copied.staged.keeping, source)
         custody.hold(handed_over)
         committed = handover.commit(state, source, connected.control, custody, connected.account)
     # Nothing may fail any more: what cannot be cleaned up is left.
@@ -389,6 +419,10 @@ def describe(
     account.step("describing")
     failpoint("source-queried")
     passing += passing_blockers(source.description.table, staged.same_machine)
+    if staged.keeping is not None and not (passing or source.blockers):
+        # A socket in repair is none that the process may meet.
+        handover.park(state, source, copied.connected.custody)
+        passing += connections.hold(staged.keeping, source, copied.connected.custody)
     if passing and not last:
         source.descriptors.close()
         return None
@@ -426,13 +460,17 @@ def await_ready(connected: Connected, deadline: float) -> list[int]:
     return messages.unpack(ready.payload, list[int])
 
 
-def beside_ready(custody: custodies.Custody, source: FrozenSource) -> None:
+def beside_ready(copied: Copied, source: FrozenSource) -> None:
     """Write down what is to be done to descriptors after the handover or without it, and look up what the description
     took from before the freeze. Raises OSError, Refused."""
-    custody.prepare(source.threads.pid, hold_descriptors(source.description.table))
-    changed = changed_since(source.descriptors)
-    if changed:
-        raise Refused(changed, object=f"process {source.threads.pid}", step="the frozen process")
+    keeping, table = copied.staged.keeping, source.description.table
+    if keeping is None:
+        copied.connected.custody.prepare(source.threads.pid, hold_descriptors(table))
+    found = changed_since(source.descriptors)
+    if keeping is not None:
+        found += connections.used_blockers(keeping, copied.seen.pid, table, copied.connected.roles.numbers())
+    if found:
+        raise Refused(found, object=f"process {source.threads.pid}", step="the frozen process")
 
 
 @contextlib.contextmanager

@@ -251,7 +251,7 @@ def certain_blockers(seen: SourceSnapshot) -> list[Blocker]:
 
 def check_blockers(seen: SourceSnapshot) -> list[Blocker]:
     """All the blockers of descriptors, as a destination without options has them."""
-    return descriptor_blockers(seen.descriptors.table, DescriptorOptions())
+    return descriptor_blockers(seen.descriptors.table, DescriptorOptions(tcp="refuse"))
 
 
 def _sigreturn_path_blockers(pid: int, gadgets: Gadgets | None, end_signal: int | None) -> list[Blocker]:

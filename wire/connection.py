@@ -68,6 +68,11 @@ class Roles:
     form: Form = Form.NONE
     context: TlsContext | None = None
 
+    def numbers(self) -> list[int]:
+        """The descriptors of its sockets."""
+        those = (self.control, self.fault, self.bulk, self.listener)
+        return [number for one in those if one is not None and (number := one.fileno()) >= 0]
+
     def close(self) -> None:
         for connection in (self.control, self.fault, self.bulk, self.listener):
             if connection is not None:

@@ -60,12 +60,14 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 class Greeting(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="greeting"):
     """Both sides' first message. `parameters` is what the other side needs to know of the options; `challenge`, the
-    destination's, asks for a proof that the source is on its host.
+    destination's, asks for a proof that the source is on its host, and `take_addresses` are the addresses that it gets
+    with the process.
     """
 
     host: HostFacts
     parameters: Parameters = Parameters()
     challenge: Challenge | None = None
+    take_addresses: tuple[str, ...] = ()
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="description"):
@@ -87,9 +89,12 @@ class Blockers(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="staged"):
-    """Destination: the husk stands, the source may freeze. `pid` as the destination host sees it."""
+    """Destination: the husk stands, the source may freeze. `pid` as the destination host sees it. `repairs`:
+    established TCP connections are to be described in the end, for the destination makes the same of its own sockets.
+    """
 
     pid: Pid
+    repairs: bool = False
     payload: msgspec.Raw = NOTHING
 
 

@@ -19,6 +19,8 @@ import msgspec
 from live_migration._lm import ffi, lib
 from live_migration.kernel.pidfd import fetch_descriptor
 from live_migration.kernel.proc import read_proc
+from live_migration.process.descriptors.held import Held
+from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.scope import Holder
 
 # Flags that reopening a file takes over; those of creation (O_CREAT, O_EXCL, O_TRUNC, O_NOCTTY) are gone by then.
@@ -133,10 +135,11 @@ class OpenContext:
     common, by its type and inode (`DescriptorTable.shared_by_inode`). `anchors` are descriptors by which what several
     open files share is found again; `content_wanted` are the files, by device and inode of the source, whose content
     has to be written before the process runs. `monotonic` is the process's clock, `process` its id here (the husk's).
+    `options` are the user's; `begun` is what has to be done, when the process runs here, to descriptors that are kept
+    from doing anything until then.
     """
 
-    map_path: Callable[[str], str]
-    stdio: str
+    options: DescriptorOptions
     standard: tuple[int, int, int] = (0, 1, 2)
     source_pidfd: int | None = None
     same_network: bool = False
@@ -149,6 +152,22 @@ class OpenContext:
     made_paths: list[str] = field(default_factory=list)
     monotonic: Callable[[], int] = time.monotonic_ns
     process: int = 0
+    begun: list[Held] = field(default_factory=list)
+
+    @property
+    def map_path(self) -> Callable[[str], str]:
+        """Where the source's paths are here."""
+        return self.options.map_path
+
+    @property
+    def stdio(self) -> str:
+        """What stands at 0 to 2 if they lead outside."""
+        return self.options.stdio
+
+    @property
+    def reaches_sockets(self) -> bool:
+        """Whether bound sockets are the source's own."""
+        return self.same_network and self.source_pidfd is not None
 
     def fetch(self, source_number: int, inode: int) -> int | None:
         """A duplicate of the source's descriptor, where the source can be reached and has what is described there; else

@@ -120,8 +120,7 @@ def open_descriptors(
     descriptor.
     """
     context = OpenContext(
-        map_path=options.map_path,
-        stdio=options.stdio,
+        options=options,
         standard=standard,
         source_pidfd=source_in_reach(table.place) if source_access else None,
         same_network=is_same_network(table.place),

@@ -15,13 +15,15 @@ class DescriptorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How descriptors are restored.
 
     `stdio`: what stands at 0 to 2 if they lead outside; `files`: how files that are only read are compared; `tcp`: what
-    becomes of established connections; `path_map`: pairs of an old and a new path, of which the longest wins;
-    `allowed_paths`: what is under none of them is not touched; without any everything may be.
+    becomes of established connections; `take_addresses`: addresses that this host gets with the process; `path_map`:
+    pairs of an old and a new path, of which the longest wins; `allowed_paths`: what is under none of them is not
+    touched; without any everything may be.
     """
 
     stdio: Literal["attach", "null"] = "attach"
     files: Literal["strict", "size", "trust"] = "strict"
-    tcp: Literal["refuse", "close"] = "refuse"
+    tcp: Literal["keep", "close", "refuse"] = "keep"
+    take_addresses: tuple[str, ...] = ()
     path_map: tuple[tuple[str, str], ...] = ()
     allowed_paths: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@
 #include <linux/filter.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,8 @@ struct interface {
 
 struct writer {
     int socket;
+    bool connected;
+    bool grows; /* a TCP connection */
     char *room;
     size_t size;
     size_t used;
@@ -155,12 +158,19 @@ static bool is_connected(int number) {
     return getpeername(number, (struct sockaddr *)&peer, &length) == 0;
 }
 
+/* What the kernel says there of a connection is where the last packet came, and what it has come to by itself. */
+static bool is_of_connection(const struct lm_option *option) {
+    return (option->level == SOL_SOCKET && option->number == SO_INCOMING_CPU) ||
+           (option->level == IPPROTO_TCP &&
+            (option->number == TCP_MAXSEG || option->number == TCP_WINDOW_CLAMP));
+}
+
 static void put_option(struct writer *writer, const struct lm_option *option) {
     char value[4096];
     socklen_t length = sizeof(value);
 
-    if (option->level == SOL_SOCKET && option->number == SO_INCOMING_CPU && is_connected(writer->socket))
-        return; /* The kernel says there where the last packet came. */
+    if (writer->connected && is_of_connection(option))
+        return;
     if (getsockopt(writer->socket, option->level, option->number, value, &length) != 0) {
         /* The interface is gone, and the socket is still bound to its number. What a kernel, or this protocol, does not
          * have is no option of the socket. */
@@ -186,7 +196,8 @@ static void put_sizes(struct writer *writer) {
         int size = integer_option(writer->socket, SOL_SOCKET, sizes[i].number);
         struct record record = {SOL_SOCKET, (uint16_t)sizes[i].number, sizeof(size)};
 
-        if ((locked > 0 && locked & sizes[i].lock) || !is_usual(writer, &record, &size))
+        /* Of a connection they grow by themselves, and move with it (tcp_repair.h). */
+        if ((locked > 0 && locked & sizes[i].lock) || (!writer->grows && !is_usual(writer, &record, &size)))
             put(writer, SOL_SOCKET, sizes[i].number, &size, sizeof(size));
     }
 }
@@ -249,6 +260,8 @@ long lm_read_socket_options(int number, const char *usual, size_t usual_length, 
         .socket = number, .room = room, .size = size, .usual = usual, .usual_length = usual_length};
     enum lm_sockets kind = kind_of(number);
 
+    writer.connected = is_connected(number);
+    writer.grows = writer.connected && kind & LM_TCP;
     for (size_t i = 0; i < lm_option_count; i++) {
         const struct lm_option *option = &lm_options[i];
 
@@ -297,6 +310,57 @@ const char *lm_refused_socket_option(const char *options, size_t length, size_t 
             return option->name;
     }
     return NULL;
+}
+
+int lm_recorded_option(const char *options, size_t length, int level, int number) {
+    struct record record;
+    const char *value;
+    bool usual;
+    int found;
+
+    for (size_t at = 0; next(options, length, &at, &record, &value);) {
+        const struct lm_option *option = option_of(&record, &usual);
+
+        if (option && option->level == level && option->number == number && record.length == sizeof(found)) {
+            memcpy(&found, value, sizeof(found));
+            return found;
+        }
+    }
+    return 0;
+}
+
+/* Repair sets the first two; the others would end a connection of which nothing gets through (tcp_connection.py). */
+static bool is_set_in_repair(const struct lm_option *option) {
+    return (option->level == SOL_SOCKET &&
+            (option->number == SO_REUSEADDR || option->number == SO_KEEPALIVE)) ||
+           (option->level == IPPROTO_TCP &&
+            (option->number == TCP_REPAIR || option->number == TCP_USER_TIMEOUT));
+}
+
+static bool next_kept(const char *options, size_t length, size_t *at, struct record *record,
+                      const char **value) {
+    while (next(options, length, at, record, value)) {
+        struct record plain = *record;
+        bool usual;
+        const struct lm_option *option = option_of(&plain, &usual);
+
+        if (!option || !is_set_in_repair(option))
+            return true;
+    }
+    return false;
+}
+
+int lm_same_in_repair(const char *before, size_t before_length, const char *options, size_t length) {
+    size_t first = 0, second = 0;
+    struct record old, now;
+    const char *old_value, *now_value;
+
+    while (next_kept(before, before_length, &first, &old, &old_value)) {
+        if (!next_kept(options, length, &second, &now, &now_value) || memcmp(&old, &now, sizeof(old)) != 0 ||
+            memcmp(old_value, now_value, old.length) != 0)
+            return 0;
+    }
+    return !next_kept(options, length, &second, &now, &now_value);
 }
 
 /* The number that the interface which a record names has here. -ENODEV: there is none. */

@@ -40,6 +40,15 @@ def changed_options(name: str, options: bytes, duplicate: int, context: Snapshot
     return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
 
 
+def changed_in_repair(name: str, options: bytes, duplicate: int, context: SnapshotContext) -> list[Blocker]:
+    """The same for a connection in repair, which has changed some by itself. Raises OSError."""
+    with socket.socket(fileno=os.dup(duplicate)) as one:
+        now = read_options(one, context)
+    if lib.lm_same_in_repair(options, len(options), now, len(now)):
+        return []
+    return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
+
+
 def read_options(one: socket.socket, context: SnapshotContext) -> bytes:
     """The options of a socket, as records for `set_options`. Raises OSError."""
     groups: list[Any] = []
@@ -111,6 +120,12 @@ def set_all_options(number: int, options: bytes, before: bytes = b"") -> None:
     """Give a socket its options and filters. Raises OSError naming the option."""
     set_options(number, options, before, filters=False)
     set_options(number, options, before, filters=True)
+
+
+def made_with(options: bytes, level: int, number: int) -> int:
+    """The value that an option with a number has in records; 0 where there is none."""
+    found: int = lib.lm_recorded_option(options, len(options), level, number)
+    return found
 
 
 def option_blockers(name: str, options: bytes) -> list[Blocker]:

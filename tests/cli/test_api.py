@@ -102,7 +102,7 @@ def test_every_option_is_a_keyword(
     assert options.keys() - others == keywords.keys() - {"on_event"}
     # The same defaults, but for what only a terminal's user has, and those that are said in the help alone.
     differing = {name for name in keywords.keys() & options if keywords[name] != options[name]} - {"pid"}
-    assert differing <= {"stdio", "strategy", "map_path", "allow_uid", "allow_path"}
+    assert differing <= {"stdio", "strategy", "map_path", "allow_uid", "allow_path", "take_address"}
 
 
 def test_a_process_is_moved(subject: laws.Subject, pool: ThreadPoolExecutor) -> None:

@@ -20,6 +20,7 @@ from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.meeting_point import Certificates, Meeting
 from live_migration.wire.strategy import Parameters
+from live_migration.wire.taken import TakenAddress
 from live_migration.wire.ticket import Ticket, make_ticket, write_ticket_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,7 @@ def test_the_defaults_of_lm_restore() -> None:
         stdio="attach",
         files="strict",
         map_path=(),
-        tcp="refuse",
+        tcp="keep",
         cpu="strict",
         report=None,
         json=False,
@@ -92,7 +93,12 @@ def test_every_option_of_lm_serve(tmp_path: Path) -> None:
 def test_every_option_of_lm_restore(tmp_path: Path) -> None:
     words = "--stop-and-copy --listen 0.0.0.0:0 --ticket-file t --pid namespace --detach --stdio null"
     more = f"--files trust --map-path /a=/b --map-path /c/=/d --tcp close --cpu trust --report {tmp_path}/r -v"
-    options = restore(*words.split(), *more.split())
+    taking = "--take-address 10.0.0.5/24@eth0 --take-address fd00::5/64@br-lan.7"
+    options = restore(*words.split(), *more.split(), *taking.split())
+    assert options.take_address == (
+        TakenAddress("10.0.0.5", 24, "eth0"),
+        TakenAddress("fd00::5", 64, "br-lan.7"),
+    )
     assert options.parameters.strategy == "stop-and-copy"
     assert not options.parameters.resume_at_once
     assert options.meeting == Meeting(listen=("0.0.0.0", 0), ticket_file="t")

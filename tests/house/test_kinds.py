@@ -15,12 +15,14 @@ from tests.house.test_layers import MAY_USE, PACKAGE, ROOT, imports, module_name
 FOLDER = ROOT / "process" / "descriptors"
 REGISTRY = f"{PACKAGE}.process.descriptors.registry"
 FILES = f"{PACKAGE}.process.descriptors.files"
+SOCKETS = f"{PACKAGE}.process.descriptors.inet_sockets"
 # Who may know a kind beside the registry, and why.
 KNOWN = {
     (f"{PACKAGE}.process.descriptors.{name}", FILES): "it has a path, as files have"
     for name in ("directory", "memfd", "path_only")
 } | {
     (f"{PACKAGE}.process.descriptors.written_files", FILES): "it is about files that are written to, and nothing else",
+    (f"{PACKAGE}.process.descriptors.tcp_traffic", SOCKETS): "it is about TCP, and nothing else",
     (f"{PACKAGE}.process.memory.mapped_files", FILES): "a mapped file is described and compared as an open one is",
     (f"{PACKAGE}.restorer.preflight", FILES): "files that were opened since the husk was staged are looked for",
     (f"{PACKAGE}.source_server.precopy", FILES): "devices write past page tables where a file is open with O_DIRECT",

@@ -190,6 +190,7 @@ def test_established_connections_are_refused_by_name(
         assert one.stdout.readline() == "connected\n"
         move = begin_move(server.process.pid, machines, tmp_path, restore=["--pid", "namespace"])
         assert move.restore.process.wait(30) == 67
+        assert "its peer is on the source's host and stays there" in move.restore.said()
         assert "give lm-restore --tcp close, which closes it" in move.restore.said()
         assert move.serve.process.wait(30) == 67
         with client(machines[0], port) as another:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from live_migration._lm import lib
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
+from live_migration.process.descriptors.held_table import write_held
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.inet_sockets import InetSocket
 from live_migration.process.descriptors.kind import SnapshotContext
@@ -29,7 +30,6 @@ from live_migration.process.descriptors.snapshot import (
 from live_migration.process.descriptors.socket_options import read_options, set_all_options
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.unix_sockets import UnixSocket
-from live_migration.source_server.held import write_held
 from live_migration.wire.blockers import Blocker
 from tests.process.descriptor_help import Child, moved, running, travel, without
 
@@ -265,11 +265,14 @@ ready()
 def test_established_connections_are_refused_or_closed() -> None:
     closing = DescriptorOptions(stdio="null", tcp="close")
     with running(CONNECTED) as child:
-        found = blockers(child)
+        found = blockers(child, DescriptorOptions(stdio="null", tcp="refuse"))
         assert len(found) == 2
         assert "an established TCP connection from 127.0.0.1:" in found[0]
-        assert found[0].endswith("let it end before the move, or give lm-restore --tcp close, which closes it")
+        assert found[0].endswith("or give lm-restore --tcp keep, with its address, or --tcp close")
         assert blockers(child, closing) == []
+        table = travel(without(snapshot_descriptors(ProcessSnapshot(child.pid)).table, child.report))
+        staying = [str(one) for one in preflight_elsewhere(table)]
+        assert [text for text in staying if "its peer is on the source's host and stays there" in text] == staying[:2]
         with moved(child, closing, source_access=True) as here:
             assert os.read(here(20), 100) == b""
             with pytest.raises(BrokenPipeError):

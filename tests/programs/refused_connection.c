@@ -1,5 +1,5 @@
 /*
- * feature: an established TCP connection (lm-restore --tcp close gives it a clean end)
+ * feature: an established TCP connection whose peer is on the source's host (lm-restore --tcp close gives it a clean end)
  * refused: connect
  */
 #include "check.h"

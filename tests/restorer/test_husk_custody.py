@@ -17,6 +17,7 @@ import pytest
 from live_migration.experiments.machines import Machine, wait_for
 from live_migration.experiments.machines import start as begin
 from live_migration.restorer import custody as custodies
+from live_migration.restorer import network
 from live_migration.restorer.custody import Decided, Fate
 from live_migration.wire import decision
 from live_migration.wire.handshake import Side
@@ -126,7 +127,8 @@ def bystander(orphans: None) -> int:
 def start(page: mmap.mmap, both: Ends, husk: int) -> custodies.Custody:
     """A custodian that watches, for a husk of one thread that is taken for parked."""
     ends_of = custodies.HuskEnds(husk, os.pidfd_open(husk), 1)
-    custody = custodies.start_custody(page, both.destination.roles, both.destination.decision, TOKENS.hashes(), ends_of)
+    end, changed = both.destination, network.open_network(())
+    custody = custodies.start_custody(page, end.roles, end.decision, TOKENS.hashes(), ends_of, changed)
     wait_for("the custodian", lambda: custody.custody.custodian or None)
     custody.custody.pause_address = 1
     return custody

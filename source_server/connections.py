@@ -1,0 +1,274 @@
+"""Established TCP connections that move with the process, and the addresses that it takes along.
+
+Before the freeze everything is checked, and rules are ready that hold nothing back yet. In the freeze the packets of
+all connections and listeners are held back, and only then each connection is read, so that nothing is acknowledged here
+that does not move. What is to be done after COMMIT, or to let everything go on, is written down before: lm-serve or its
+custodian does it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from live_migration._lm import ffi, lib
+from live_migration.kernel.addresses import SECONDARY, HostAddress, host_addresses, is_promoted, plain, removal
+from live_migration.kernel.injection.syscall_numbers import SYS_sendto
+from live_migration.kernel.packet_rules import place_of
+from live_migration.process.descriptors.held import Held, Row
+from live_migration.process.descriptors.holding import hold_descriptors
+from live_migration.process.descriptors.table import DescriptorTable
+from live_migration.process.descriptors.tcp_connection import (
+    CLOSING,
+    FIN_WAIT1,
+    KEPT,
+    LAST_ACK,
+    SYN_RECV,
+    TcpConnection,
+    calm,
+    ended_at_source,
+    extra_blockers,
+    goes_on,
+    read_connection,
+)
+from live_migration.process.descriptors.tcp_sockets import TcpSocket, tcp_sockets
+from live_migration.process.descriptors.tcp_traffic import (
+    connections_of,
+    ends_of,
+    listeners_of,
+    places_of,
+    sockets_of,
+    with_connections,
+)
+from live_migration.source_server.custody import Custody
+from live_migration.source_server.network import Network
+from live_migration.source_server.snapshot import FrozenSource
+from live_migration.wire.blockers import Blocker
+from live_migration.wire.errors import Refused
+
+STEP = "the frozen process"
+TIME_WAIT = 6
+MOST_BYTES = 48 << 20
+"""All connections together: a message has no room for more."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What moves besides the process: addresses, and if `connections`, those too."""
+
+    network: Network
+    addresses: tuple[HostAddress, ...]
+    connections: bool
+
+
+def listed_addresses(pid: int, wanted: Sequence[str]) -> tuple[list[HostAddress], list[Blocker]]:
+    """The addresses that the destination takes, as the process's network namespace has them, and blockers. Raises
+    OSError."""
+    here = {one.address: one for one in host_addresses(pid)}
+    found, blockers = [], []
+    for address in wanted:
+        one = here.get(address)
+        if one is None:
+            cause = "the source does not have it, in the network namespace of the process"
+            blockers.append(Blocker(f"address {address}", cause, "leave out that --take-address"))
+            continue
+        found.append(one)
+        if followers := _followers(one, list(here.values())):
+            names = ", ".join(followers)
+            cause = f"{names} would go with it (secondary addresses of the same network)"
+            remedy = "set net.ipv4.conf.INTERFACE.promote_secondaries=1 at the source, or take them along too"
+            if not set(followers) <= set(wanted):
+                blockers.append(Blocker(f"address {address}", cause, remedy))
+    return found, blockers
+
+
+def _followers(one: HostAddress, here: Sequence[HostAddress]) -> list[str]:
+    """The addresses that the kernel takes away with this one."""
+    if one.flags & SECONDARY or ":" in one.address or is_promoted(socket.if_indextoname(one.interface)):
+        return []
+    return [
+        each.address
+        for each in here
+        if each.flags & SECONDARY and each.interface == one.interface and each.network == one.network
+    ]
+
+
+def used_blockers(
+    keeping: Keeping, pid: int, table: DescriptorTable, own: Collection[int]
+) -> list[Blocker]:
+    """Who else uses an address that goes: other processes' sockets, or this migration. Raises OSError."""
+    if not keeping.addresses:
+        return []
+    taken = {one.address for one in keeping.addresses}
+    blockers = []
+    for address in sorted({_local_address(number) for number in own} & taken):
+        cause, remedy = "the migration itself uses it", "listen at another address: lm-serve --listen"
+        blockers.append(Blocker(f"address {address}", cause, remedy))
+    moved = {one.object.inode for one in sockets_of(table)}
+    moved |= {os.fstat(number).st_ino for number in own}
+    for one in tcp_sockets(keeping.network.diagnosis):
+        if plain(one.address) in taken and one.inode not in moved and one.state != TIME_WAIT:
+            if one.inode == 0 and one.state not in (FIN_WAIT1, LAST_ACK, CLOSING, SYN_RECV):
+                continue
+            blockers.append(_used_by(one))
+    for protocol in ("udp", "udplite", "raw"):
+        for address, port, inode in _datagram_sockets(pid, protocol):
+            if address in taken and inode not in moved:
+                cause = f"another process uses it ({protocol} port {port}, socket {inode})"
+                blockers.append(Blocker(f"address {address}", cause, "end that process, or let it use another address"))
+    return blockers
+
+
+def _local_address(number: int) -> str:
+    with socket.socket(fileno=os.dup(number)) as one:
+        name = one.getsockname()
+    return plain(str(name[0])) if isinstance(name, tuple) else ""
+
+
+def _used_by(one: TcpSocket) -> Blocker:
+    address = plain(one.address)
+    if one.inode == 0:
+        cause = f"a connection to {one.peer}:{one.peer_port} that its process has closed still has something to send"
+        return Blocker(f"address {address}", cause, "try again when it has ended")
+    cause = f"another process uses it (TCP port {one.port}, socket {one.inode})"
+    return Blocker(f"address {address}", cause, "end that process, or let it use another address")
+
+
+def _datagram_sockets(pid: int, protocol: str) -> Iterator[tuple[str, int, int]]:
+    """Address, port and inode of the sockets that /proc/PID/net tells of."""
+    for name, family in ((protocol, socket.AF_INET), (f"{protocol}6", socket.AF_INET6)):
+        path = Path(f"/proc/{pid}/net/{name}")
+        if not path.exists():
+            continue
+        for line in path.read_text().splitlines()[1:]:
+            words = line.split()
+            host, _, port = words[1].partition(":")
+            # Each 32 bits are printed as a number of this machine.
+            packed = b"".join(int(host[at : at + 8], 16).to_bytes(4, "little") for at in range(0, len(host), 8))
+            yield plain(socket.inet_ntop(family, packed)), int(port, 16), int(words[9])
+
+
+def signed_blockers(keeping: Keeping, table: DescriptorTable) -> list[Blocker]:
+    """Connections and listeners with keys that nobody can read. Raises OSError."""
+    names = {one.object.inode: one.name for one in sockets_of(table)}
+    cause, remedy = "it has keys that cannot be read (TCP_MD5SIG)", "let it end before the move, or use --tcp close"
+    return [
+        Blocker(names[one.inode], cause, remedy)
+        for one in tcp_sockets(keeping.network.diagnosis)
+        if one.signed and one.inode in names
+    ]
+
+
+def prepare(keeping: Keeping) -> None:
+    """Have rules ready that hold nothing back yet. Raises Refused."""
+    try:
+        keeping.network.rules.prepare()
+    except OSError as error:
+        raise Refused([rules_blocker(error)], object="the connections") from None
+
+
+def rules_blocker(error: OSError) -> Blocker:
+    """Why packets cannot be held back."""
+    cause = f"packets cannot be held back here while connections move (nftables: {error.strerror})"
+    return Blocker("this host", cause, "run as root (CAP_NET_ADMIN) on a kernel with nf_tables, or use --tcp close")
+
+
+def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Blocker]:
+    """Hold the packets back, and write down what lets everything go on again; then the connections move: read them.
+
+    Returns blockers that pass when the process runs. Raises OSError, Refused."""
+    table, duplicates = source.descriptors.table, source.descriptors.duplicates
+    those = connections_of(table)
+    held = [
+        Held(one.number, one.object.inode, commit=ended_at_source(), undo=goes_on(duplicates[one.identity]))
+        for one in those
+    ]
+    # Whoever finds this written down takes the rules away, also where nothing is touched yet.
+    written = [address_rows(keeping), *held, let_go(keeping), *_of_others(table)]
+    custody.prepare(source.threads.pid, written)
+    custody.hold(())
+    keeping.network.rules.hold(ends_of(table), places_of(table))
+    if found := passing(keeping, source):
+        return found
+    read = {one.identity: _read(duplicates[one.identity]) for one in those}
+    if sum(len(one.received) + len(one.written) for one in read.values()) > MOST_BYTES:
+        cause = f"they have more than {MOST_BYTES >> 20} MiB on their way"
+        return [Blocker("the connections", cause, "try again when less is on the way")]
+    late = [one for one in those if read[one.identity].state not in KEPT]
+    if late:
+        return [Blocker(one.name, "its connection has ended just now", "try again") for one in late]
+    source.descriptors.table = with_connections(table, read)
+    source.description = replace(source.description, table=source.descriptors.table)
+    return []
+
+
+def _read(number: int) -> TcpConnection:
+    calm(number)
+    return read_connection(number)
+
+
+def _of_others(table: DescriptorTable) -> list[Held]:
+    """What is held of everything but the connections."""
+    moved = {one.object.inode for one in connections_of(table)}
+    return [held for held in hold_descriptors(table) if held.inode not in moved]
+
+
+def address_rows(keeping: Keeping) -> Held:
+    """After COMMIT the addresses go first."""
+    routes = keeping.network.routes.fileno()
+    # Secondary addresses before the one with which they would go.
+    ordered = sorted(keeping.addresses, key=lambda one: not one.flags & SECONDARY)
+    messages = [removal(one) for one in ordered]
+    return Held(-1, 0, commit=tuple(Row(SYS_sendto, (routes, one, len(one), 0, 0, 0)) for one in messages))
+
+
+def let_go(keeping: Keeping) -> Held:
+    """Nothing is held back any more."""
+    rules, message = keeping.network.rules.kernel.fileno(), keeping.network.rules.let_go()
+    return Held(-1, 0, undo=(Row(SYS_sendto, (rules, message, len(message), 0, 0, 0)),))
+
+
+def passing(keeping: Keeping, source: FrozenSource) -> list[Blocker]:
+    """What does not move now, but when the process has run on for a while. Raises OSError."""
+    duplicates, table = source.descriptors.duplicates, source.descriptors.table
+    found = [
+        blocker
+        for one in connections_of(table)
+        for blocker in (
+            [Blocker(one.name, "its connection has ended just now", "try again")]
+            if one.object.peer is None
+            else extra_blockers(one.name, one.object.state, duplicates[one.identity])
+        )
+    ]
+    return [*found, *queue_blockers(keeping, table, duplicates)]
+
+
+def queue_blockers(keeping: Keeping, table: DescriptorTable, duplicates: dict[int, int]) -> list[Blocker]:
+    """Connections that wait in a listener's queue, or are not complete: they have no descriptor. Raises OSError."""
+    listeners = listeners_of(table)
+    if not listeners:
+        return []
+    found = []
+    state = ffi.new("struct lm_tcp_state *")
+    for one in listeners:
+        if lib.lm_tcp_state(duplicates[one.identity], state) == 0 and state.waiting:
+            cause = f"{state.waiting} connections wait in its queue"
+            found.append(Blocker(one.name, cause, "try again when the process has accepted them"))
+    places = places_of(table)
+    for half in tcp_sockets(keeping.network.diagnosis, 1 << SYN_RECV):
+        own = place_of(half.address, half.port)
+        if any(one.port == own.port and one.address in (None, own.address) for one in places):
+            cause = f"a connection of {half.peer}:{half.peer_port} to port {half.port} is being made"
+            found.append(Blocker("a listener", cause, "try again when it stands"))
+    return found
+
+
+def late_blockers(keeping: Keeping, source: FrozenSource) -> None:
+    """Before COMMIT: what came in the instant in which the packets were beginning to be held back. Raises OSError,
+    Refused."""
+    found = queue_blockers(keeping, source.descriptors.table, source.descriptors.duplicates)
+    if found:
+        raise Refused(found, object=f"process {source.threads.pid}", step=STEP)

@@ -1,0 +1,218 @@
+"""Established TCP connections move with the process and its address, and their clients notice nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from live_migration._lm import lib
+from live_migration.experiments.machines import Machine, Move, wait_for
+from live_migration.kernel.pidfd import fetch_descriptor
+from tests.conftest import skip
+from tests.support.connected import PORT, Stream, Waiting, ask, echoing, move_to, serving
+from tests.support.lan import SERVICE, SERVICE6, Lan, lan
+from tests.support.started import begin_move
+
+TCP_REPAIR = 19
+pytestmark = [pytest.mark.program, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def net() -> Iterator[Lan]:
+    """Three machines on a LAN."""
+    if os.geteuid() != 0:
+        skip("network namespaces need root")
+    with lan() as found:
+        yield found
+
+
+def moved(move: Move) -> int:
+    """Wait until the process runs at the destination, and everything is there; its id."""
+    try:
+        pid = move.resumed()
+        move.restore.event("complete")
+    except BaseException:
+        print(move.said())
+        raise
+    return pid
+
+
+@pytest.mark.parametrize("strategy", ["post-copy", "hybrid", "pre-copy", "stop-and-copy"])
+def test_connections_of_every_kind(strategy: str, net: Lan, tmp_path: Path, orphans: None) -> None:
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6) * 3]
+        waiting = Waiting.begin(net)
+        streams = [Stream(net.connect(PORT, address)).start() for address in (SERVICE, SERVICE6)]
+        move = move_to(net, server.process.pid, tmp_path, strategy=strategy)
+        moved(move)
+        for number, one in enumerate(idle):
+            ask(one, b"after %d" % number)
+        waiting.finish()
+        for stream in streams:
+            stream.finish()
+    assert capture.seen > 100
+    assert capture.resets == []
+
+
+def socket_states(pid: int) -> list[tuple[int, ...]]:
+    """Number, SO_REUSEADDR, SO_KEEPALIVE and TCP_REPAIR of each TCP socket of a process."""
+    pidfd, found = os.pidfd_open(pid), []
+    for name in sorted(os.listdir(f"/proc/{pid}/fd"), key=int):
+        if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+            with socket.socket(fileno=fetch_descriptor(pidfd, int(name))) as one:
+                options = ((socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+                values = [one.getsockopt(*option) for option in options]
+                found.append((int(name), *values, one.getsockopt(socket.IPPROTO_TCP, TCP_REPAIR)))
+    os.close(pidfd)
+    return found
+
+
+@pytest.mark.parametrize("fault", ["source-ready:kill", "source-parked:fail", "destination-restored:kill"])
+def test_what_is_not_moved_goes_on(
+    fault: str, net: Lan, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        waiting = Waiting.begin(net)
+        stream = Stream(net.connect(PORT)).start()
+        before = socket_states(server.process.pid)
+        monkeypatch.setenv("LM_FAULT", fault)
+        move = move_to(net, server.process.pid, tmp_path)
+        assert move.serve.process.wait(40) != 0
+        assert move.restore.process.wait(40) != 0
+        for one in idle:
+            ask(one, b"still here")
+        waiting.finish()
+        stream.finish()
+        with contextlib.closing(echoing(net, SERVICE)):
+            kept = {state[0]: state for state in socket_states(server.process.pid)}
+        assert [kept[state[0]] for state in before if state[0] in kept] == [s for s in before if s[0] in kept]
+    assert capture.resets == []
+
+
+@pytest.mark.parametrize("fault", ["source-committed:kill", "source-decided:kill"])
+def test_what_is_decided_goes_on_at_the_destination(
+    fault: str, net: Lan, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop-and-copy, since nobody serves pages any more."""
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        waiting = Waiting.begin(net)
+        stream = Stream(net.connect(PORT)).start()
+        monkeypatch.setenv("LM_FAULT", fault)
+        move_to(net, server.process.pid, tmp_path, strategy="stop-and-copy")
+        wait_for("the address", lambda: SERVICE in addresses(net.destination) or None)
+        for one in idle:
+            ask(one, b"over there")
+        waiting.finish()
+        stream.finish()
+        with contextlib.closing(echoing(net, SERVICE)):
+            pass
+        assert addresses(net.source) & {SERVICE, SERVICE6} == set()
+        assert addresses(net.destination) >= {SERVICE, SERVICE6}
+    assert capture.resets == []
+
+
+def test_connections_are_carried_on_by_the_custodian(
+    net: Lan, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-restore's worker is killed when COMMIT has come. Whoever pages is gone with it, so that the process may have
+    to wait; but its connections stand, and take what comes."""
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        monkeypatch.setenv("LM_FAULT", "destination-committed:kill")
+        move_to(net, server.process.pid, tmp_path)
+        wait_for("the address", lambda: SERVICE in addresses(net.destination) or None)
+        for one in idle:
+            one.sendall(b"somebody takes it")
+        wait_for("acknowledgements", lambda: not any(map(unacknowledged, idle)) or None)
+        assert addresses(net.source) & {SERVICE, SERVICE6} == set()
+    assert capture.resets == []
+
+
+def unacknowledged(one: socket.socket) -> int:
+    """How many bytes the peer has not acknowledged."""
+    found: int = lib.lm_unsent(one.fileno())
+    return found
+
+
+def addresses(machine: Machine) -> set[str]:
+    """The addresses that it has."""
+    words = ["ip", "-n", machine.namespace, "-o", "address"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True)
+    return {line.split()[3].partition("/")[0] for line in listed.stdout.splitlines()}
+
+
+def test_there_and_back_on_one_connection(net: Lan, tmp_path: Path, orphans: None) -> None:
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        stream = Stream(net.connect(PORT)).start()
+        places, inside = [net.source, net.destination], None
+        for number in range(4):
+            move = move_to(
+                net, server.process.pid, tmp_path, (places[0], places[1]), number=number, inside=inside
+            )
+            inside = moved(move)
+            for one in idle:
+                ask(one, b"move %d" % number)
+            places.reverse()
+        stream.finish()
+    assert capture.resets == []
+
+
+def refused(move: Move, *sentences: str) -> None:
+    """Both sides end, and these are among the blockers."""
+    assert move.restore.process.wait(40) == 67, move.said()
+    assert move.serve.process.wait(40) == 67, move.said()
+    for sentence in sentences:
+        assert sentence in move.serve.said(), move.said()
+
+
+def test_what_cannot_follow_is_refused_by_name(net: Lan, tmp_path: Path, orphans: None) -> None:
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = echoing(net, SERVICE)
+        machines, words = (net.source, net.destination), ["--pid", "namespace", "--stdio", "null"]
+        pid = server.process.pid
+        refused(
+            begin_move(pid, machines, tmp_path, restore=words, number=1),
+            f"from [::ffff:{SERVICE}]:{PORT} to [::ffff:{net.client.address}]:",
+            f"this host does not have its address; give lm-restore --take-address {SERVICE}/LENGTH@INTERFACE, or give",
+        )
+        refused(
+            begin_move(pid, machines, tmp_path, restore=[*words, "--take-address", f"{SERVICE}/24@none0"], number=2),
+            "this host has no such interface",
+        )
+        refused(
+            begin_move(pid, machines, tmp_path, restore=[*words, "--take-address", "10.98.0.77/24@lan"], number=3),
+            "the source does not have it",
+        )
+        with net.at(net.source):
+            other = socket.create_server((SERVICE, 7009))
+        taking = [*words, "--take-address", f"{SERVICE}/24@lan", "--take-address", f"{net.source.address}/24@lan"]
+        refused(
+            begin_move(pid, machines, tmp_path, restore=taking, number=4),
+            "another process uses it (TCP port 7009, socket",
+            "the migration itself uses it",
+        )
+        other.close()
+        ask(idle, b"still here")
+    assert capture.resets == []
+
+
+def test_in_one_network_namespace_connections_are_handed_over(net: Lan, tmp_path: Path, orphans: None) -> None:
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        stream, waiting = Stream(net.connect(PORT)).start(), Waiting.begin(net)
+        words = ["--pid", "namespace", "--stdio", "null"]
+        moved(begin_move(server.process.pid, (net.source, net.source), tmp_path, restore=words))
+        for one in idle:
+            ask(one, b"here again")
+        stream.finish()
+        waiting.finish()
+    assert capture.resets == []
