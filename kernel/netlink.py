@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from live_migration._lm import lib
+from live_migration.kernel.socket_in import socket_in
 
 REQUEST, ACKNOWLEDGED, DUMP, CREATE, EXCLUSIVE = 0x1, 0x4, 0x300, 0x400, 0x200
 ERROR, DONE = 2, 3
@@ -50,17 +50,7 @@ class Answer:
 
 def open_netlink(protocol: int, pid: int | None = None) -> socket.socket:
     """A socket to the kernel, in the network namespace of process `pid`, or in this one. Raises OSError."""
-    network = -1
-    if pid is not None and os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/thread-self/ns/net").st_ino:
-        network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        number: int = lib.lm_netlink_open(network, protocol)
-    finally:
-        if network >= 0:
-            os.close(network)
-    if number < 0:
-        raise OSError(-number, os.strerror(-number), f"asking the kernel (netlink, protocol {protocol})")
-    found = socket.socket(fileno=number)
+    found = socket_in(pid, socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     found.bind((0, 0))
     # The kernel answers at once; a timeout of Python's would make every receiving a poll.
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", ANSWER_SECONDS, 0))

@@ -39,7 +39,7 @@ NETWORK, TRANSPORT = 1, 2
 PROTOCOL_FAMILY, LAYER_4 = 15, 16
 ELEMENT = 1
 MOST_ELEMENTS = 500
-FLAGS_OFFSET, FLAGS, SYN, SYN_ACK = 13, 0x17, 0x02, 0x12
+FLAGS_OFFSET, FIN_SYN_RST_ACK, SYN = 13, 0x17, 0x02
 SETS = {4: ("connections4", 16), 6: ("connections6", 40)}
 INCOMING, OUTGOING = "incoming", "outgoing"
 
@@ -127,9 +127,8 @@ class PacketRules:
 
     def _listener_rules(self, listeners: Iterable[Place]) -> Iterator[bytes]:
         for one in listeners:
-            family = _is_tcp(one.family)
-            yield self._rule(INCOMING, family, _at(one, outgoing=False), _flags(FLAGS, SYN))
-            yield self._rule(OUTGOING, family, _at(one, outgoing=True), _flags(SYN_ACK, SYN_ACK))
+            # What is answered already goes on: such a connection can be found (sock_diag).
+            yield self._rule(INCOMING, _is_tcp(one.family), _to(one), _begins())
 
 
 def open_rules(name: str, pid: int | None = None) -> PacketRules:
@@ -207,20 +206,21 @@ def _in_set(family: int, *, outgoing: bool) -> list[bytes]:
     return [*found, _expression("lookup", _name(1, SETS[family][0]), _number(2, REGISTER))]
 
 
-def _at(place: Place, *, outgoing: bool) -> list[bytes]:
-    found = [_load(TRANSPORT, 0 if outgoing else 2, 2), _equals(struct.pack(">H", place.port))]
+def _to(place: Place) -> list[bytes]:
+    found = [_load(TRANSPORT, 2, 2), _equals(struct.pack(">H", place.port))]
     if place.address is not None:
-        offset = _address_offset(place.family, destination=not outgoing)
+        offset = _address_offset(place.family, destination=True)
         found += [_load(NETWORK, offset, len(place.address)), _equals(place.address)]
     return found
 
 
-def _flags(mask: int, wanted: int) -> list[bytes]:
-    masked = (nested(4, attribute(1, bytes([mask]))), nested(5, attribute(1, b"\0")))
+def _begins() -> list[bytes]:
+    """Of FIN, SYN, RST and ACK it has SYN alone."""
+    masked = (nested(4, attribute(1, bytes([FIN_SYN_RST_ACK]))), nested(5, attribute(1, b"\0")))
     return [
         _load(TRANSPORT, FLAGS_OFFSET, 1),
         _expression("bitwise", _number(1, REGISTER), _number(2, REGISTER), _number(3, 1), *masked),
-        _equals(bytes([wanted])),
+        _equals(bytes([SYN])),
     ]
 
 

@@ -257,9 +257,11 @@ def _hear(following: Following) -> None:
     """Take one message of the source. Raises MigrationError when the connection is of no use any more."""
     running, control = following.running, following.connected.control
     more = (messages.Goodbye,) if following.finished else ()
-    message = control.hear(messages.Hot, messages.Signal, *more)
+    message = control.hear(messages.Hot, messages.Signal, messages.Packets, *more)
     if isinstance(message, Odd):
         _note_odd(running.connected, message.cause)
+    if isinstance(message, messages.Packets):
+        running.custody.network.take_in(message.packets)
     if isinstance(message, messages.Hot) and not following.finished:
         _fetch_first(running, message)
     if isinstance(message, messages.Goodbye):

@@ -25,6 +25,7 @@ from live_migration.kernel.netlink import ROUTE, open_netlink
 from live_migration.kernel.packet_rules import PacketRules, open_rules
 from live_migration.process.descriptors.held import Held, Row
 from live_migration.process.descriptors.table import DescriptorTable
+from live_migration.process.descriptors.tcp_packets import Admitted, admitted, give_to_host
 from live_migration.process.descriptors.tcp_traffic import ends_of, places_of
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.taken import TakenAddress
@@ -42,6 +43,8 @@ class Network:
     links: dict[str, socket.socket]
     taken: tuple[TakenAddress, ...]
     table: int
+    inside: socket.socket
+    known: Admitted = field(default_factory=Admitted)
     again: list[float] = field(default_factory=list)
 
     @property
@@ -55,7 +58,7 @@ class Network:
         if self.again:
             self.again = [0.0]
             self.announce()
-        for one in (self.rules.kernel, self.routes, *self.links.values()):
+        for one in (self.rules.kernel, self.routes, self.inside, *self.links.values()):
             one.close()
         os.close(self.table)
 
@@ -66,6 +69,10 @@ class Network:
             self.again = [now + seconds for seconds in ANNOUNCED_AGAIN]
         here = {one.address for one in host_addresses()} if self.taken else set()
         return [one.address for one in self.taken if one.address not in here]
+
+    def take_in(self, packets: Sequence[bytes]) -> None:
+        """Give this host the packets that came to the source for what runs here now."""
+        give_to_host(self.inside, packets, self.known)
 
     def announce(self) -> None:
         """Announce the taken addresses again when it is time. What cannot be sent is left."""
@@ -106,11 +113,13 @@ def open_network(taken: Sequence[TakenAddress]) -> Network:
         links,
         tuple(taken),
         os.memfd_create("begun", os.MFD_CLOEXEC),
+        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0),
     )
 
 
 def hold(network: Network, table: DescriptorTable) -> None:
     """Hold the packets of connections and listeners back until the process runs. Raises OSError."""
+    network.known = admitted(table)
     network.rules.hold(ends_of(table), places_of(table))
 
 

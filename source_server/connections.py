@@ -8,11 +8,13 @@ custodian does it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.addresses import SECONDARY, HostAddress, host_addresses, is_promoted, plain, removal
@@ -20,6 +22,7 @@ from live_migration.kernel.injection.syscall_numbers import SYS_sendto
 from live_migration.kernel.packet_rules import place_of
 from live_migration.process.descriptors.held import Held, Row
 from live_migration.process.descriptors.holding import hold_descriptors
+from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.tcp_connection import (
     CLOSING,
@@ -34,7 +37,9 @@ from live_migration.process.descriptors.tcp_connection import (
     goes_on,
     read_connection,
 )
-from live_migration.process.descriptors.tcp_sockets import TcpSocket, tcp_sockets
+from live_migration.process.descriptors.tcp_packets import MOST_BYTES as MOST_PACKET_BYTES
+from live_migration.process.descriptors.tcp_packets import MOST_PACKETS, admitted
+from live_migration.process.descriptors.tcp_sockets import tcp_sockets
 from live_migration.process.descriptors.tcp_traffic import (
     connections_of,
     ends_of,
@@ -46,11 +51,13 @@ from live_migration.process.descriptors.tcp_traffic import (
 from live_migration.source_server.custody import Custody
 from live_migration.source_server.network import Network
 from live_migration.source_server.snapshot import FrozenSource
+from live_migration.wire import messages
 from live_migration.wire.blockers import Blocker
-from live_migration.wire.errors import Refused
+from live_migration.wire.control import ControlChannel
+from live_migration.wire.errors import MigrationError, Refused
 
 STEP = "the frozen process"
-TIME_WAIT = 6
+FORWARD_SECONDS = 0.2
 MOST_BYTES = 48 << 20
 """All connections together: a message has no room for more."""
 
@@ -99,7 +106,8 @@ def _followers(one: HostAddress, here: Sequence[HostAddress]) -> list[str]:
 def used_blockers(
     keeping: Keeping, pid: int, table: DescriptorTable, own: Collection[int]
 ) -> list[Blocker]:
-    """Who else uses an address that goes: other processes' sockets, or this migration. Raises OSError."""
+    """Who else uses an address that goes: other processes' sockets, or this migration, whose sockets are `own`. Raises
+    OSError."""
     if not keeping.addresses:
         return []
     taken = {one.address for one in keeping.addresses}
@@ -107,19 +115,46 @@ def used_blockers(
     for address in sorted({_local_address(number) for number in own} & taken):
         cause, remedy = "the migration itself uses it", "listen at another address: lm-serve --listen"
         blockers.append(Blocker(f"address {address}", cause, remedy))
-    moved = {one.object.inode for one in sockets_of(table)}
-    moved |= {os.fstat(number).st_ino for number in own}
-    for one in tcp_sockets(keeping.network.diagnosis):
-        if plain(one.address) in taken and one.inode not in moved and one.state != TIME_WAIT:
-            if one.inode == 0 and one.state not in (FIN_WAIT1, LAST_ACK, CLOSING, SYN_RECV):
-                continue
-            blockers.append(_used_by(one))
+    known = {one.object.inode for one in sockets_of(table)} | {os.fstat(number).st_ino for number in own}
+    found = _strange_sockets(keeping, pid, taken, known)
+    if found and not table.frozen:
+        # A running process makes connections and ends them while the list is read.
+        again = _strange_sockets(keeping, pid, taken, known)
+        found = {inode: what for inode, what in found.items() if inode in again}
+    for inode, (address, what) in found.items():
+        cause = f"another process uses it ({what}, socket {inode})"
+        blockers.append(Blocker(f"address {address}", cause, "end that process, or let it use another address"))
+    return blockers
+
+
+def _strange_sockets(
+    keeping: Keeping, pid: int, taken: Collection[str], known: set[int]
+) -> dict[int, tuple[str, str]]:
+    """The sockets with one of those addresses that neither are known nor process `pid` has: address and name, by inode.
+    """
+    found = {
+        one.inode: (plain(one.address), f"TCP port {one.port}")
+        for one in tcp_sockets(keeping.network.diagnosis)
+        if one.inode and plain(one.address) in taken
+    }
     for protocol in ("udp", "udplite", "raw"):
         for address, port, inode in _datagram_sockets(pid, protocol):
-            if address in taken and inode not in moved:
-                cause = f"another process uses it ({protocol} port {port}, socket {inode})"
-                blockers.append(Blocker(f"address {address}", cause, "end that process, or let it use another address"))
-    return blockers
+            if address in taken:
+                found[inode] = (address, f"{protocol} port {port}")
+    if found:
+        found = {inode: what for inode, what in found.items() if inode not in known | _inodes_of(pid)}
+    return found
+
+
+def _inodes_of(pid: int) -> set[int]:
+    """The sockets that a process has now."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            link = os.readlink(f"/proc/{pid}/fd/{name}")
+            if link.startswith("socket:["):
+                found.add(int(link[8:-1]))
+    return found
 
 
 def _local_address(number: int) -> str:
@@ -128,13 +163,20 @@ def _local_address(number: int) -> str:
     return plain(str(name[0])) if isinstance(name, tuple) else ""
 
 
-def _used_by(one: TcpSocket) -> Blocker:
-    address = plain(one.address)
-    if one.inode == 0:
-        cause = f"a connection to {one.peer}:{one.peer_port} that its process has closed still has something to send"
-        return Blocker(f"address {address}", cause, "try again when it has ended")
-    cause = f"another process uses it (TCP port {one.port}, socket {one.inode})"
-    return Blocker(f"address {address}", cause, "end that process, or let it use another address")
+def closing_blockers(keeping: Keeping) -> list[Blocker]:
+    """Connections from an address that goes, which their process has closed and which still have something to send.
+    Raises OSError."""
+    taken = {one.address for one in keeping.addresses}
+    states = 1 << FIN_WAIT1 | 1 << LAST_ACK | 1 << CLOSING
+    return [
+        Blocker(
+            f"address {plain(one.address)}",
+            f"a connection to {one.peer}:{one.peer_port} that was closed still has something to send",
+            "try again when it has ended",
+        )
+        for one in (tcp_sockets(keeping.network.diagnosis, states) if taken else ())
+        if one.inode == 0 and plain(one.address) in taken
+    ]
 
 
 def _datagram_sockets(pid: int, protocol: str) -> Iterator[tuple[str, int, int]]:
@@ -181,17 +223,18 @@ def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Block
 
     Returns blockers that pass when the process runs. Raises OSError, Refused."""
     table, duplicates = source.descriptors.table, source.descriptors.duplicates
-    those = connections_of(table)
+    those = connections_of(table) if keeping.connections else []
     held = [
         Held(one.number, one.object.inode, commit=ended_at_source(), undo=goes_on(duplicates[one.identity]))
         for one in those
     ]
     # Whoever finds this written down takes the rules away, also where nothing is touched yet.
-    written = [address_rows(keeping), *held, let_go(keeping), *_of_others(table)]
+    written = [*held, let_go(keeping), *_of_others(table, those), address_rows(keeping)]
     custody.prepare(source.threads.pid, written)
     custody.hold(())
-    keeping.network.rules.hold(ends_of(table), places_of(table))
-    if found := passing(keeping, source):
+    keeping.network.listen(admitted(table))
+    keeping.network.rules.hold(ends_of(table) if keeping.connections else (), places_of(table))
+    if found := passing(keeping, source, those):
         return found
     read = {one.identity: _read(duplicates[one.identity]) for one in those}
     if sum(len(one.received) + len(one.written) for one in read.values()) > MOST_BYTES:
@@ -210,14 +253,15 @@ def _read(number: int) -> TcpConnection:
     return read_connection(number)
 
 
-def _of_others(table: DescriptorTable) -> list[Held]:
-    """What is held of everything but the connections."""
-    moved = {one.object.inode for one in connections_of(table)}
+def _of_others(table: DescriptorTable, those: Sequence[OpenFile[Any]]) -> list[Held]:
+    """What is held of everything but the connections that move: those that do not are ended while the address is here.
+    """
+    moved = {one.object.inode for one in those}
     return [held for held in hold_descriptors(table) if held.inode not in moved]
 
 
 def address_rows(keeping: Keeping) -> Held:
-    """After COMMIT the addresses go first."""
+    """After COMMIT the addresses go."""
     routes = keeping.network.routes.fileno()
     # Secondary addresses before the one with which they would go.
     ordered = sorted(keeping.addresses, key=lambda one: not one.flags & SECONDARY)
@@ -231,19 +275,21 @@ def let_go(keeping: Keeping) -> Held:
     return Held(-1, 0, undo=(Row(SYS_sendto, (rules, message, len(message), 0, 0, 0)),))
 
 
-def passing(keeping: Keeping, source: FrozenSource) -> list[Blocker]:
+def passing(
+    keeping: Keeping, source: FrozenSource, those: Sequence[OpenFile[Any]]
+) -> list[Blocker]:
     """What does not move now, but when the process has run on for a while. Raises OSError."""
     duplicates, table = source.descriptors.duplicates, source.descriptors.table
     found = [
         blocker
-        for one in connections_of(table)
+        for one in those
         for blocker in (
             [Blocker(one.name, "its connection has ended just now", "try again")]
             if one.object.peer is None
             else extra_blockers(one.name, one.object.state, duplicates[one.identity])
         )
     ]
-    return [*found, *queue_blockers(keeping, table, duplicates)]
+    return [*found, *queue_blockers(keeping, table, duplicates), *closing_blockers(keeping)]
 
 
 def queue_blockers(keeping: Keeping, table: DescriptorTable, duplicates: dict[int, int]) -> list[Blocker]:
@@ -264,6 +310,14 @@ def queue_blockers(keeping: Keeping, table: DescriptorTable, duplicates: dict[in
             cause = f"a connection of {half.peer}:{half.peer_port} to port {half.port} is being made"
             found.append(Blocker("a listener", cause, "try again when it stands"))
     return found
+
+
+def forward(network: Network, control: ControlChannel) -> None:
+    """After COMMIT: send on what came here for the process. It is a help: no failure of it counts."""
+    packets = network.tap.take(MOST_PACKET_BYTES)
+    for first in range(0, len(packets), MOST_PACKETS):
+        with contextlib.suppress(MigrationError):
+            control.send(messages.Packets(packets=packets[first : first + MOST_PACKETS]), FORWARD_SECONDS)
 
 
 def late_blockers(keeping: Keeping, source: FrozenSource) -> None:

@@ -122,6 +122,7 @@ class Custody:
         if self.state.held:
             lib.lm_held_run(self.state.held_file, lib.LM_HELD_UNDO)
             self.state.held = 0
+            self.network.give_back()
 
     def freezing(self, seconds: float) -> None:
         """A freeze begins that may take so long; far beyond it the custodian decides against the

@@ -4,30 +4,50 @@ rules that hold packets back go when both have ended, however that comes about.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from live_migration.kernel.netlink import ROUTE, SOCK_DIAG, open_netlink
 from live_migration.kernel.packet_rules import PacketRules, open_rules
+from live_migration.kernel.packet_tap import PacketTap
+from live_migration.kernel.socket_in import socket_in
+from live_migration.process.descriptors.tcp_packets import MOST_BYTES, Admitted, give_to_host
 
 
-@dataclass(frozen=True)
+@dataclass
 class Network:
     """Sockets to the kernel about the network namespace of the process."""
 
     rules: PacketRules
     routes: socket.socket
     diagnosis: socket.socket
+    tap: PacketTap
+    link: socket.socket
+    known: Admitted = field(default_factory=Admitted)
 
     @property
     def shared(self) -> tuple[int, int]:
         """The descriptors that the custodian needs."""
         return self.rules.kernel.fileno(), self.routes.fileno()
 
+    def listen(self, known: Admitted) -> None:
+        """Keep the packets that come for these. It is a help: where it is not possible, they are sent again."""
+        self.known = known
+        with contextlib.suppress(OSError):
+            self.tap.start(known.ports)
+
+    def give_back(self) -> None:
+        """The process does not move, and nothing is held back any more: what came meanwhile comes now."""
+        packets = self.tap.take(MOST_BYTES)
+        self.tap.stop()
+        give_to_host(self.link, packets, self.known)
+
     def close(self) -> None:
         """Close the sockets here."""
-        for one in (self.rules.kernel, self.routes, self.diagnosis):
+        self.tap.stop()
+        for one in (self.rules.kernel, self.routes, self.diagnosis, self.link):
             one.close()
 
 
@@ -37,4 +57,6 @@ def open_network(pid: int) -> Network:
         open_rules(f"live-migration-source-{os.getpid()}", pid),
         open_netlink(ROUTE, pid),
         open_netlink(SOCK_DIAG, pid),
+        PacketTap(pid),
+        socket_in(pid, socket.AF_PACKET, socket.SOCK_DGRAM, 0),
     )

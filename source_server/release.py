@@ -18,6 +18,7 @@ import msgspec
 
 from live_migration.process.attributes.signals import signal_number
 from live_migration.source_server import handover
+from live_migration.source_server.connections import forward
 from live_migration.source_server.kept import Kept, advanced, keep
 from live_migration.source_server.pages.client import ClientState, PageClient
 from live_migration.source_server.phases import Connected, Copied, write
@@ -32,6 +33,7 @@ from live_migration.wire.report import Bytes, Faults, Pages
 from live_migration.wire.session import Event
 
 TICK_MS = 200
+TAPPED_SECONDS = 2.0
 TELL_SECONDS = 10.0
 # When the destination has everything, it closes the page connections and says so on CONTROL, at about the same time.
 LAST_WORDS_SECONDS = 0.5
@@ -96,6 +98,7 @@ class Serving:
     """The source's copy while its memory is served.
 
     pages_ended  when the page connections were found to have ended (CLOCK_MONOTONIC, seconds); 0: they have not
+    tapped_until until when packets for the process are sent on (CLOCK_MONOTONIC, seconds)
     told         when the user was last told what is waited for
     kept         what another lm-serve would need to go on, and `written` how far it is
     """
@@ -107,6 +110,7 @@ class Serving:
     pages_ended: float = 0.0
     told: float = 0.0
     written: object = None
+    tapped_until: float = 0.0
 
 
 def serve_until_finished(connected: Connected, committed: handover.Committed, kept: Kept) -> None:
@@ -116,7 +120,9 @@ def serve_until_finished(connected: Connected, committed: handover.Committed, ke
     roles = connected.roles
     door = Doorway(connected.custody.command[0], roles.listener, lambda: False) if roles.listener else None
     link = Link(roles, Side.SOURCE, connected.control, door)
-    serve_on(Serving(connected, TracedCopy(committed, committed.frozen_ns), link, kept))
+    forward(connected.custody.network, connected.control)
+    until = time.monotonic() + TAPPED_SECONDS
+    serve_on(Serving(connected, TracedCopy(committed, committed.frozen_ns), link, kept, tapped_until=until))
 
 
 def serve_on(serving: Serving) -> None:
@@ -141,7 +147,14 @@ def step(serving: Serving) -> bool:
         poll.register(connected.control.fileno(), select.POLLIN)
         if not serving.pages_ended:
             poll.register(connected.client.event, select.POLLIN)
+    tap = connected.custody.network.tap
+    if time.monotonic() > serving.tapped_until:
+        tap.stop()
+    for one in tap.sockets:
+        poll.register(one.fileno(), select.POLLIN)
     ready = [number for number, _ in poll.poll(TICK_MS)]
+    if tap.sockets:
+        forward(connected.custody.network, connected.control)
     try:
         connected.custody.ensure()
         serving.copy.forward_signals(connected.control)

@@ -152,6 +152,14 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     serial: Count = 0
 
 
+class Packets(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="packets"):
+    """Source, after COMMIT: what came there for connections and listeners that have moved. It is a help: what is
+    lost is sent again by its sender.
+    """
+
+    packets: Annotated[list[Annotated[bytes, msgspec.Meta(max_length=1 << 16)]], msgspec.Meta(max_length=1 << 10)]
+
+
 class Hot(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="hot"):
     """Source, after COMMIT: by space, runs of pages that were touched last. They are fetched before all else."""
 
@@ -231,6 +239,7 @@ Message = (
     | Final
     | Ready
     | Resumed
+    | Packets
     | Hot
     | Signal
     | Progress

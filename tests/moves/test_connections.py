@@ -6,7 +6,9 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from live_migration._lm import lib
 from live_migration.experiments.machines import Machine, Move, wait_for
 from live_migration.kernel.pidfd import fetch_descriptor
 from tests.conftest import skip
-from tests.support.connected import PORT, Stream, Waiting, ask, echoing, move_to, serving
+from tests.support.connected import PORT, Stream, Waiting, ask, echoing, move_to, serving, to_the_end
 from tests.support.lan import SERVICE, SERVICE6, Lan, lan
 from tests.support.started import begin_move
 
@@ -215,4 +217,44 @@ def test_in_one_network_namespace_connections_are_handed_over(net: Lan, tmp_path
             ask(one, b"here again")
         stream.finish()
         waiting.finish()
+    assert capture.resets == []
+
+
+def test_what_comes_in_the_gap_need_not_be_sent_again(net: Lan, tmp_path: Path, orphans: None) -> None:
+    """A client that had to send something again would wait for 10 s."""
+    net.client.ip("route", "replace", "10.98.0.0/24", "dev", "lan", "src", net.client.address, "rto_min", "10s")
+    ended = threading.Event()
+    failed: list[BaseException] = []
+
+    def guarded(what: Callable[[], None]) -> None:
+        try:
+            while not ended.is_set():
+                what()
+        except BaseException as error:
+            failed.append(error)
+
+    def come_and_go() -> None:
+        one = echoing(net, SERVICE)
+        one.shutdown(socket.SHUT_WR)
+        assert to_the_end(one) == b""
+        one.close()
+        time.sleep(0.01)
+
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        clients = [echoing(net, SERVICE) for _ in range(4)]
+        for one in clients:
+            one.settimeout(8)
+        asked = [threading.Thread(target=guarded, args=(lambda one=one: ask(one, b"x" * 100),)) for one in clients]
+        threads = [*asked, threading.Thread(target=guarded, args=(come_and_go,))]
+        for thread in threads:
+            thread.start()
+        moved(move_to(net, server.process.pid, tmp_path))
+        before = capture.seen
+        wait_for("more answers", lambda: capture.seen > before + 200 or None)
+        ended.set()
+        for thread in threads:
+            thread.join(30)
+    assert failed == []
+    assert len(capture.beginnings) > 5
+    assert max(capture.beginnings.values()) == 1
     assert capture.resets == []

@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,17 +21,19 @@ from live_migration.experiments.machines import Machine, add_namespace
 
 SERVICE, SERVICE6 = "10.98.0.50", "fd98::50"
 NAMES = ("source", "destination", "client")
-RST = 0x04
+SYN, RST, ACK = 0x02, 0x04, 0x10
 CLONE_NEWNET = 0x40000000
 
 
 @dataclass
 class Capture:
-    """The TCP segments that came from the two machines: flags of each."""
+    """The TCP segments that passed: resets, and how often each beginning of a connection was sent.
+    """
 
     frames: socket.socket
     stop: int
     resets: list[bytes] = field(default_factory=list)
+    beginnings: Counter[bytes] = field(default_factory=Counter)
     seen: int = 0
 
     def run(self) -> None:
@@ -52,6 +55,8 @@ class Capture:
         self.seen += 1
         if frame[at + 13] & RST:
             self.resets.append(frame[: at + 20])
+        if frame[at + 13] & (SYN | ACK) == SYN:
+            self.beginnings[frame[at : at + 8]] += 1
 
 
 @dataclass(frozen=True)

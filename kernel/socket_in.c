@@ -1,9 +1,8 @@
 #define _GNU_SOURCE
-#include "kernel/netlink.h"
+#include "kernel/socket_in.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/netlink.h>
 #include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -15,7 +14,7 @@ static void close_descriptor(const int *number) {
 
 #define CLOSED_AT_END __attribute__((cleanup(close_descriptor)))
 
-int lm_netlink_open(int network, int protocol) {
+int lm_socket_in(int network, int family, int type, int protocol) {
     CLOSED_AT_END int own = -1;
     int opened;
 
@@ -26,7 +25,7 @@ int lm_netlink_open(int network, int protocol) {
         if (setns(network, CLONE_NEWNET) < 0)
             return -errno;
     }
-    opened = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
+    opened = socket(family, type | SOCK_CLOEXEC, protocol);
     if (opened < 0)
         opened = -errno;
     if (network >= 0 && setns(own, CLONE_NEWNET) < 0) {

@@ -1,0 +1,10 @@
+#ifndef LM_KERNEL_SOCKET_IN_H
+#define LM_KERNEL_SOCKET_IN_H
+
+/* cffi: begin */
+/* A socket(2) in a network namespace, given by a descriptor of its /proc/PID/ns/net; -1: the
+ * caller's own. The caller stays where it is. The socket or -errno. */
+int lm_socket_in(int network, int family, int type, int protocol);
+/* cffi: end */
+
+#endif

@@ -1,0 +1,23 @@
+"""Sockets of another network namespace."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from live_migration._lm import lib
+
+
+def socket_in(pid: int | None, family: int, kind: int, protocol: int) -> socket.socket:
+    """A socket in the network namespace of process `pid`, or in this one. Raises OSError."""
+    network = -1
+    if pid is not None and os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/thread-self/ns/net").st_ino:
+        network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number: int = lib.lm_socket_in(network, family, kind, protocol)
+    finally:
+        if network >= 0:
+            os.close(network)
+    if number < 0:
+        raise OSError(-number, os.strerror(-number), f"a socket (family {family}, protocol {protocol})")
+    return socket.socket(fileno=number)
