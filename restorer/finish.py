@@ -96,7 +96,8 @@ def follow(running: Running, link: Link | None = None) -> int:
     following = Following(running, link or _link_of(running))
     _keep(following)
     while running.ledger < 0:
-        running.custody.network.announce()
+        if running.custody:
+            running.custody.network.announce()
         _step(following)
         state = take_state(pager)
         if state is PagerState.COMPLETE:
@@ -260,7 +261,7 @@ def _hear(following: Following) -> None:
     message = control.hear(messages.Hot, messages.Signal, messages.Packets, *more)
     if isinstance(message, Odd):
         _note_odd(running.connected, message.cause)
-    if isinstance(message, messages.Packets):
+    if isinstance(message, messages.Packets) and running.custody:
         running.custody.network.take_in(message.packets)
     if isinstance(message, messages.Hot) and not following.finished:
         _fetch_first(running, message)

@@ -124,13 +124,14 @@ def hold(network: Network, table: DescriptorTable) -> None:
 
 
 def begun_tables(network: Network, begun: Sequence[Held]) -> list[Held]:
-    """What is done when the process runs here: the addresses come and are announced, packets get through, and the
+    """What is done when the process runs here: packets get through, the addresses come and are announced, and the
     connections go on."""
     rules, message = network.rules.kernel.fileno(), network.rules.let_go()
+    # What comes here from the announcement on must get through.
     rows = [
+        Row(SYS_sendto, (rules, message, len(message), 0, 0, 0)),
         *address_rows(network),
         *announcement_rows(network),
-        Row(SYS_sendto, (rules, message, len(message), 0, 0, 0)),
     ]
     return [Held(-1, 0, commit=tuple(rows)), *begun]
 

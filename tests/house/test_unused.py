@@ -25,7 +25,6 @@ PYTHON_EXCEPTIONS = {
     "signal_count": "struct lm_husk_custody",
     "FAULT": "a role, which the loops over all roles take",
     "begun_file": "struct lm_husk_custody",
-    "segment": "struct lm_tcp_connection",
     "send_scale": "struct lm_tcp_connection",
     "receive_scale": "struct lm_tcp_connection",
     "timestamp": "struct lm_tcp_connection",
