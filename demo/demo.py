@@ -1,7 +1,7 @@
 """make demo: moves a real server between two machines while a client talks to it, and shows what came of it.
 
-The machines are network namespaces of this one. The service address is routed to the destination in the moment in
-which lm-restore says that the process runs there; the client's connection ends (--tcp close), and it connects again.
+The machines are network namespaces of this one, on one LAN. The service address moves with the process
+(--take-address), and so does the client's connection: the client never learns that its server changed machines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from demo.network import SERVICE, Network, demo_network
+from demo.network import SERVICE, TAKEN, Network, demo_network
 from live_migration.experiments.machines import (
     Command,
     Move,
@@ -123,11 +123,10 @@ def run(demo: Demo) -> bool:
         server.process.pid,
         (network.source, network.destination),
         demo.folder,
-        restore=["--tcp", "close", "--stdio", "null", "--pid", "namespace"],
+        restore=["--take-address", TAKEN, "--stdio", "null", "--pid", "namespace"],
     )
     try:
         pid = move.resumed()
-        network.route_service_to(network.destination)
         say(f"destination machine  it runs, here as process {pid}; its memory follows")
         move.complete(300)
     except (RuntimeError, TimeoutError) as error:
@@ -165,7 +164,7 @@ def show(demo: Demo, move: Move, seen: dict[str, Any], checked: dict[str, Any]) 
     faults, pages, amount = report["faults"], report["pages"], report["bytes"]
     resumed = float(move.restore.event("resumed")["time"])
     around = [wait["seconds"] for wait in seen["waits"] if resumed - 1 < wait["until"] < resumed + 3]
-    intact = not checked["wrong"] and not seen["wrong"] and checked["counter"] >= seen["counter"]
+    intact = not checked["wrong"] and not seen["wrong"] and checked["counter"] >= seen["counter"] and not seen["lost"]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("downtime", f"[bold]{report['downtime_ms']:.1f} ms[/bold]", "freeze to resume, as lm reports it")
     table.add_row(
@@ -176,7 +175,7 @@ def show(demo: Demo, move: Move, seen: dict[str, Any], checked: dict[str, Any]) 
     median, tail = faults["p50_us"], faults["p99_us"]
     table.add_row("faults", f"{faults['count']:,}", f"median {median:.0f} us, 99 of 100 within {tail:.0f} us")
     table.add_row("pages", f"{pages['total']:,}", f"{pages['faulted']:,} by faults, {pages['prefetched']:,} in bulk")
-    table.add_row("client", f"{seen['answers']:,} answers", f"{seen['wrong']} wrong, {seen['lost']} connection lost")
+    table.add_row("client", f"{seen['answers']:,} answers", f"{seen['wrong']} wrong, {seen['lost']} connections lost")
     table.add_row(
         "state",
         "[bold green]intact[/bold green]" if intact else "[bold red]damaged[/bold red]",

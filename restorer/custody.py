@@ -208,7 +208,7 @@ class Custody:
 
     def write_begun(self, pid: int, begun: Sequence[Held]) -> None:
         """Write down what is to be done when the process runs, before its threads go. Raises OSError."""
-        write_held(self.network.table, pid, begun)
+        write_held(self.network.table, pid, begun, self.network.sockets)
         self.custody.begun = 1
 
     def begin(self) -> None:

@@ -23,10 +23,10 @@ from live_migration.kernel.addresses import (
 from live_migration.kernel.injection.syscall_numbers import SYS_sendto
 from live_migration.kernel.netlink import ROUTE, open_netlink
 from live_migration.kernel.packet_rules import PacketRules, open_rules
-from live_migration.process.descriptors.held import Held, Row
+from live_migration.process.descriptors.held import ROUTES, RULES, Held, Row
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.tcp_packets import Admitted, admitted, give_to_host
-from live_migration.process.descriptors.tcp_traffic import ends_of, places_of
+from live_migration.process.descriptors.tcp_traffic import connections_of, ends_of, places_of, rules_blocker
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.taken import TakenAddress
 
@@ -52,6 +52,11 @@ class Network:
         """The descriptors that the custodian needs."""
         sockets = (self.rules.kernel, self.routes, *self.links.values())
         return [self.table, *(one.fileno() for one in sockets)]
+
+    @property
+    def sockets(self) -> tuple[int, int]:
+        """Those of the rules and of the addresses."""
+        return self.rules.kernel.fileno(), self.routes.fileno()
 
     def close(self) -> None:
         """Close the sockets here, after a last announcement if some were still to come."""
@@ -102,6 +107,20 @@ def taken_blockers(taken: Sequence[TakenAddress]) -> list[Blocker]:
     return found
 
 
+def rules_blockers(table: DescriptorTable) -> list[Blocker]:
+    """Why packets of the connections of a table cannot be held back here, if it has any. It is tried."""
+    if not connections_of(table):
+        return []
+    tried = open_rules(f"live-migration-preflight-{os.getpid()}")
+    try:
+        tried.prepare()
+        return []
+    except OSError as error:
+        return [rules_blocker(error)]
+    finally:
+        tried.kernel.close()
+
+
 def open_network(taken: Sequence[TakenAddress]) -> Network:
     """What is needed; nothing is changed yet. Raises OSError."""
     links = {
@@ -126,10 +145,10 @@ def hold(network: Network, table: DescriptorTable) -> None:
 def begun_tables(network: Network, begun: Sequence[Held]) -> list[Held]:
     """What is done when the process runs here: packets get through, the addresses come and are announced, and the
     connections go on."""
-    rules, message = network.rules.kernel.fileno(), network.rules.let_go()
+    message = network.rules.let_go()
     # What comes here from the announcement on must get through.
     rows = [
-        Row(SYS_sendto, (rules, message, len(message), 0, 0, 0)),
+        Row(SYS_sendto, (RULES, message, len(message), 0, 0, 0)),
         *address_rows(network),
         *announcement_rows(network),
     ]
@@ -138,9 +157,8 @@ def begun_tables(network: Network, begun: Sequence[Held]) -> list[Held]:
 
 def address_rows(network: Network) -> list[Row]:
     """The addresses come."""
-    routes = network.routes.fileno()
     messages = [addition(one.address, one.prefix, socket.if_nametoindex(one.interface)) for one in network.taken]
-    return [Row(SYS_sendto, (routes, one, len(one), 0, 0, 0)) for one in messages]
+    return [Row(SYS_sendto, (ROUTES, one, len(one), 0, 0, 0)) for one in messages]
 
 
 def announcement_rows(network: Network) -> list[Row]:

@@ -20,7 +20,7 @@ from live_migration.process.migration import Migration, whole_table
 from live_migration.process.threads.rseq_fields import rseq_blockers
 from live_migration.restorer import room
 from live_migration.restorer.husk_process import taken_ids
-from live_migration.restorer.network import taken_blockers
+from live_migration.restorer.network import rules_blockers, taken_blockers
 from live_migration.restorer.options import RestoreOptions
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.host import HostFacts
@@ -53,6 +53,7 @@ def preflight(
         ),
         *descriptor_blockers(table, described),
         *taken_blockers(options.take_address),
+        *(rules_blockers(table) if described.tcp == "keep" else []),
         *preflight_descriptors(table, described),
         *room.memory_blockers(needed, room.available()),
         *room.most_memory_blockers(needed, options.max_memory),

@@ -20,7 +20,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.addresses import SECONDARY, HostAddress, host_addresses, is_promoted, plain, removal
 from live_migration.kernel.injection.syscall_numbers import SYS_sendto
 from live_migration.kernel.packet_rules import place_of
-from live_migration.process.descriptors.held import Held, Row
+from live_migration.process.descriptors.held import ROUTES, RULES, Held, Row
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.table import DescriptorTable
@@ -45,6 +45,7 @@ from live_migration.process.descriptors.tcp_traffic import (
     ends_of,
     listeners_of,
     places_of,
+    rules_blocker,
     sockets_of,
     with_connections,
 )
@@ -207,15 +208,9 @@ def signed_blockers(keeping: Keeping, table: DescriptorTable) -> list[Blocker]:
 def prepare(keeping: Keeping) -> None:
     """Have rules ready that hold nothing back yet. Raises Refused."""
     try:
-        keeping.network.rules.prepare()
+        keeping.network.prepare()
     except OSError as error:
         raise Refused([rules_blocker(error)], object="the connections") from None
-
-
-def rules_blocker(error: OSError) -> Blocker:
-    """Why packets cannot be held back."""
-    cause = f"packets cannot be held back here while connections move (nftables: {error.strerror})"
-    return Blocker("this host", cause, "run as root (CAP_NET_ADMIN) on a kernel with nf_tables, or use --tcp close")
 
 
 def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Blocker]:
@@ -262,17 +257,16 @@ def _of_others(table: DescriptorTable, those: Sequence[OpenFile[Any]]) -> list[H
 
 def address_rows(keeping: Keeping) -> Held:
     """After COMMIT the addresses go."""
-    routes = keeping.network.routes.fileno()
     # Secondary addresses before the one with which they would go.
     ordered = sorted(keeping.addresses, key=lambda one: not one.flags & SECONDARY)
     messages = [removal(one) for one in ordered]
-    return Held(-1, 0, commit=tuple(Row(SYS_sendto, (routes, one, len(one), 0, 0, 0)) for one in messages))
+    return Held(-1, 0, commit=tuple(Row(SYS_sendto, (ROUTES, one, len(one), 0, 0, 0)) for one in messages))
 
 
 def let_go(keeping: Keeping) -> Held:
     """Nothing is held back any more."""
-    rules, message = keeping.network.rules.kernel.fileno(), keeping.network.rules.let_go()
-    return Held(-1, 0, undo=(Row(SYS_sendto, (rules, message, len(message), 0, 0, 0)),))
+    message = keeping.network.rules.let_go()
+    return Held(-1, 0, undo=(Row(SYS_sendto, (RULES, message, len(message), 0, 0, 0)),))
 
 
 def passing(

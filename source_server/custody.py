@@ -103,7 +103,7 @@ class Custody:
     def prepare(self, pid: int, held: list[Held]) -> None:
         """Write down what is going to be held of the descriptors of process `pid`. Raises OSError."""
         self.held = held
-        write_held(self.state.held_file, pid, held)
+        write_held(self.state.held_file, pid, held, self.network.shared)
 
     def hold(self, spared: Collection[int]) -> None:
         """Hold what is prepared: from here on it is carried out or undone, but for inodes with which the destination

@@ -26,11 +26,18 @@ class Network:
     tap: PacketTap
     link: socket.socket
     known: Admitted = field(default_factory=Admitted)
+    prepared: bool = False
 
     @property
     def shared(self) -> tuple[int, int]:
         """The descriptors that the custodian needs."""
         return self.rules.kernel.fileno(), self.routes.fileno()
+
+    def prepare(self) -> None:
+        """Have rules that hold nothing back yet. Raises OSError."""
+        if not self.prepared:
+            self.rules.prepare()
+            self.prepared = True
 
     def listen(self, known: Admitted) -> None:
         """Keep the packets that come for these. It is a help: where it is not possible, they are sent again."""
@@ -40,6 +47,7 @@ class Network:
 
     def give_back(self) -> None:
         """The process does not move, and nothing is held back any more: what came meanwhile comes now."""
+        self.prepared = False
         packets = self.tap.take(MOST_BYTES)
         self.tap.stop()
         give_to_host(self.link, packets, self.known)

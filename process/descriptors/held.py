@@ -18,12 +18,17 @@ class Special(enum.Enum):
     """The descriptor that the rows are about."""
     RESULT = enum.auto()
     """The descriptor that the row before the block has given."""
+    RULES = enum.auto()
+    """Our own socket to which rules that hold packets back belong (kernel/packet_rules.py)."""
+    ROUTES = enum.auto()
+    """Our own socket for the addresses of this host."""
     BUFFER = enum.auto()
     """Room for BUFFER_BYTES, which nobody reads."""
 
 
 BUFFER_BYTES = 1 << 16
 DESCRIPTOR, RESULT, BUFFER = Special.DESCRIPTOR, Special.RESULT, Special.BUFFER
+RULES, ROUTES = Special.RULES, Special.ROUTES
 # Bytes are handed over by their address.
 Argument = int | bytes | Special
 

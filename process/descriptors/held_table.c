@@ -14,6 +14,7 @@
 struct run {
     int source; /* a pidfd */
     const struct lm_held_descriptor *descriptors;
+    const int32_t *sockets;
     const unsigned char *data;
     unsigned char *room;
 };
@@ -45,6 +46,10 @@ static long call(const struct run *run, const struct lm_held_row *row, int descr
             break;
         case LM_HELD_DATA:
             arguments[i] = (long)(run->data + row->arguments[i]);
+            break;
+        case LM_HELD_RULES:
+        case LM_HELD_ROUTES:
+            arguments[i] = run->sockets[row->kinds[i] - LM_HELD_RULES];
             break;
         case LM_HELD_BUFFER:
             arguments[i] = (long)run->room;
@@ -108,6 +113,7 @@ int lm_held_run(int file, int table) {
         return -errno;
     run.source = held->done[table] < held->rows[table] ? lm_pidfd_open(held->pid, 0) : -ESRCH;
     if (run.source >= 0) {
+        run.sockets = held->sockets;
         run.descriptors = (const struct lm_held_descriptor *)(held + 1);
         rows = (const struct lm_held_row *)(run.descriptors + held->descriptors);
         run.data = (const unsigned char *)(rows + held->rows[LM_HELD_COMMIT] + held->rows[LM_HELD_UNDO]);

@@ -25,6 +25,8 @@
 #define LM_HELD_RESULT 2     /* what the row that began the block has given */
 #define LM_HELD_DATA 3       /* the address of what stands at this offset of the data */
 #define LM_HELD_BUFFER 4     /* the address of LM_HELD_ROOM bytes that nobody reads */
+#define LM_HELD_RULES 5      /* sockets of our own, as the head has them */
+#define LM_HELD_ROUTES 6
 
 /* A descriptor of the source. One with another inode by now is left alone, and so is one that is `spared`. */
 struct lm_held_descriptor {
@@ -55,6 +57,7 @@ struct lm_held {
     uint32_t descriptors;
     uint32_t rows[2];
     uint32_t done[2];
+    int32_t sockets[2]; /* for LM_HELD_RULES and LM_HELD_ROUTES; -1: none */
 };
 
 /* Run the rest of a table of the file, which is whole. What cannot be done is left. 0, or -errno if nothing could be

@@ -13,12 +13,17 @@ KINDS = {
     Special.DESCRIPTOR: lib.LM_HELD_DESCRIPTOR,
     Special.RESULT: lib.LM_HELD_RESULT,
     Special.BUFFER: lib.LM_HELD_BUFFER,
+    Special.RULES: lib.LM_HELD_RULES,
+    Special.ROUTES: lib.LM_HELD_ROUTES,
 }
 assert BUFFER_BYTES == lib.LM_HELD_ROOM
 
 
-def write_held(file: int, pid: int, held: Iterable[Held]) -> None:
-    """Write the tables of process `pid`. Raises OSError."""
+NO_SOCKETS = (-1, -1)
+
+
+def write_held(file: int, pid: int, held: Iterable[Held], sockets: tuple[int, int] = NO_SOCKETS) -> None:
+    """Write the tables of process `pid`; `sockets` are those of Special.RULES and ROUTES. Raises OSError."""
     those = list(held)
     data = bytearray()
     tables = [
@@ -26,6 +31,7 @@ def write_held(file: int, pid: int, held: Iterable[Held]) -> None:
         [row for index, one in enumerate(those) for row in flat(one.undo, index, data)],
     ]
     head = ffi.new("struct lm_held *", {"pid": pid, "descriptors": len(those), "rows": [len(rows) for rows in tables]})
+    head.sockets = sockets
     descriptors = ffi.new("struct lm_held_descriptor[]", [(one.number, 0, one.inode) for one in those])
     parts = [head, descriptors, *(ffi.new("struct lm_held_row[]", rows) for rows in tables)]
     os.ftruncate(file, 0)
@@ -64,6 +70,11 @@ def plain(argument: Argument, data: bytearray) -> tuple[int, int]:
     data += bytes(-len(data) % 8)
     data += argument
     return lib.LM_HELD_DATA, len(data) - len(argument)
+
+
+def use_sockets(file: int, sockets: tuple[int, int]) -> None:
+    """Another process goes on with the tables: its sockets take the place of the first one's. Raises OSError."""
+    os.pwrite(file, bytes(ffi.buffer(ffi.new("int32_t[2]", sockets))), int(ffi.offsetof("struct lm_held", "sockets")))
 
 
 def spare(file: int, held: Iterable[Held], inodes: Collection[int]) -> None:

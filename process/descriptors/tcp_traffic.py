@@ -13,6 +13,7 @@ from live_migration.process.descriptors.open_file import OpenFile
 from live_migration.process.descriptors.registry import AnyObject
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.tcp_connection import TcpConnection
+from live_migration.wire.blockers import Blocker
 
 
 def sockets_of(table: DescriptorTable) -> list[OpenFile[InetSocket]]:
@@ -42,6 +43,12 @@ def ends_of(table: DescriptorTable) -> list[Ends]:
 def places_of(table: DescriptorTable) -> list[Place]:
     """Where the process listens."""
     return [_place(one.object.address) for one in listeners_of(table)]
+
+
+def rules_blocker(error: OSError) -> Blocker:
+    """Why packets cannot be held back."""
+    cause = f"packets cannot be held back here while connections move (nftables: {error.strerror})"
+    return Blocker("this host", cause, "run as root (CAP_NET_ADMIN) on a kernel with nf_tables, or use --tcp close")
 
 
 def _place(address: list[str | int]) -> Place:
