@@ -10,6 +10,7 @@ import fcntl
 import os
 import struct
 import time
+from pathlib import Path
 
 from live_migration._lm import lib
 
@@ -39,9 +40,9 @@ def fetch_descriptor(pidfd: int, number: int) -> int:
     return _result(lib.lm_pidfd_getfd(pidfd, number), f"descriptor {number}")
 
 
-def ended_status(pidfd: int) -> int:
-    """The wait status of a process that has ended and is nobody's here to wait for; 0 where that is not told: before
-    Linux 6.15, or when its parent does not reap it."""
+def ended_status(pidfd: int, pid: int) -> int:
+    """The wait status of process `pid`, which has ended and is nobody's here to wait for; 0 where that is not told: if
+    it has been reaped, before Linux 6.15."""
     end = time.monotonic() + _REAPING_SECONDS
     while time.monotonic() < end:
         told = bytearray(_INFO.pack(_INFO_EXIT, 0))
@@ -50,6 +51,11 @@ def ended_status(pidfd: int) -> int:
             mask, status = _INFO.unpack(told)
             if mask & _INFO_EXIT:
                 return int(status)
+        # Not reaped yet (proc_pid_stat(5)).
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] == "Z":
+                return int(fields[49])
         time.sleep(0.01)
     return 0
 

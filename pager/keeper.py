@@ -86,12 +86,13 @@ def _keeper_of(process: Path, ledger: Path) -> Keeper | None:
     return Keeper(int(process.name), facts.pid, facts.worker, lives, bool(facts.complete), ledger, note)
 
 
-def recover(pager: Pager, keeper: Keeper) -> None:
-    """Fill a fresh pager with what a keeper holds whose worker is dead, and start it; that keeper leaves.
+def recover(pager: Pager, keeper: Keeper, ledger: int = -1) -> None:
+    """Fill a fresh pager with what a keeper holds whose worker is dead, and start it; that keeper leaves. `ledger`: as
+    take_ledger has given it, if it has.
 
     Raises TakenOver, OSError (ESRCH: no process needs the memory any more)."""
     with contextlib.ExitStack() as undo:
-        ledger = take_ledger(keeper)
+        ledger = take_ledger(keeper) if ledger < 0 else ledger
         undo.callback(os.close, ledger)
         handle = pidfd.open_pidfd(keeper.pid)
         undo.callback(os.close, handle)

@@ -226,7 +226,7 @@ def husk_ended(husk: HuskProcess) -> int:
     """Reap the moved process, and its namespace, which ends with it; its status, 128 + n for one that signal n
     ended. That of an adopted one is 0 where the kernel does not tell."""
     if husk.adopted:
-        return _shell_status(ended_status(husk.pidfd))
+        return _shell_status(ended_status(husk.pidfd, husk.pid))
     status = reap(husk.pid)
     if husk.init:
         with contextlib.suppress(OSError):

@@ -32,6 +32,7 @@ from live_migration.wire.report import Report
 from live_migration.wire.session import Session, State
 
 STEP = "going on"
+ANOTHER = "another lm-restore goes on already"
 DYING_SECONDS = 5.0
 PAUSE_SECONDS = 0.02
 
@@ -40,17 +41,18 @@ def reattach(options: RestoreOptions, line: Line) -> int:
     """Bring the pages of process `options.reattach` again; the exit status of the worker. Raises LocalError when nobody
     holds them, or somebody brings them already."""
     pid = options.reattach
-    keeper = abandoned_keeper(pid, replacing=options.source is not None)
+    keeper, ledger = abandoned_keeper(pid, replacing=options.source is not None)
     kept = read_kept(keeper.note, pid)
     husk = HuskProcess(pid, pidfd.open_pidfd(pid), -1, None, adopted=True)
-    pager, ledger = Pager(), -1
+    pager = Pager()
     try:
-        if keeper.complete:
+        if not keeper.complete:
+            recover(pager, keeper, ledger)
+            ledger = -1
+        elif ledger < 0:
             ledger = take_ledger(keeper)
-        else:
-            recover(pager, keeper)
     except (TakenOver, OSError) as error:
-        cause = "another lm-restore goes on already" if isinstance(error, TakenOver) else str(error)
+        cause = ANOTHER if isinstance(error, TakenOver) else str(error)
         raise _cannot(pid, cause, "look at what that says") from None
     if options.source is not None:
         kept = _at(kept, *options.source)
@@ -65,9 +67,10 @@ def reattach(options: RestoreOptions, line: Line) -> int:
     return follow(running, link)
 
 
-def abandoned_keeper(pid: int, *, replacing: bool) -> Keeper:
-    """The keeper of process `pid`, whose worker is dead, or is ended if it is to be replaced. Raises LocalError."""
-    end = time.monotonic() + DYING_SECONDS
+def abandoned_keeper(pid: int, *, replacing: bool) -> tuple[Keeper, int]:
+    """The keeper of process `pid`, whose worker is dead, or is ended if it is to be replaced; then also the ledger, for
+    nobody else may go on. Raises LocalError."""
+    end, ledger = time.monotonic() + DYING_SECONDS, -1
     while True:
         try:
             found = next((one for one in find_keepers() if one.moved == pid), None)
@@ -80,8 +83,10 @@ def abandoned_keeper(pid: int, *, replacing: bool) -> Keeper:
                 code=ExitCode.NO_PERMISSION,
             ) from None
         if found and not found.lives:
-            return found
-        if found and replacing:
+            return found, ledger
+        if found and replacing and time.monotonic() < end:
+            if ledger < 0:
+                ledger = _taken(found)
             os.kill(found.worker, signal.SIGKILL)
         elif not found or not _is_dying(found.worker) or time.monotonic() > end:
             break
@@ -95,6 +100,14 @@ def abandoned_keeper(pid: int, *, replacing: bool) -> Keeper:
         remedy="lm-restore --decide list tells what waits here",
         code=ExitCode.NO_PROCESS,
     )
+
+
+def _taken(keeper: Keeper) -> int:
+    """The keeper's ledger. Raises LocalError."""
+    try:
+        return take_ledger(keeper)
+    except TakenOver:
+        raise _cannot(keeper.moved, ANOTHER, "look at what that says") from None
 
 
 def _is_dying(worker: int) -> bool:

@@ -17,11 +17,14 @@ import pytest
 from live_migration._lm import ffi
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.ticket import parse_ticket
+from tests.chaos.relay import start_relay
 from tests.support import laws, started
 
 # Pages; with rounds, those that are written to all the time are missing in the end.
 WARM, COLD = {"post-copy": 64, "hybrid": 1500}, {"post-copy": 2048, "hybrid": 256}
 STATUS = 7
+RECOVERY = (laws.ROOT / "docs" / "recovery.md").read_text()
 SLOW = ("--bandwidth-limit", "3M", "--exit-status", str(STATUS))
 
 
@@ -69,9 +72,11 @@ class Moved:
         assert self.subject.rows()[laws.Row.COLD] == self.cold
         laws.assert_inert(self.subject)
 
-    def run(self, side: str, *words: object) -> Command:
-        """Run a command beside."""
-        line = [sys.executable, "-m", f"live_migration.cli.{side}", *map(str, words)]
+    def type(self, text: str, **values: object) -> Command:
+        """Run a command as docs/recovery.md has it, with these values for its capital words."""
+        assert f"`{text}`" in RECOVERY, text
+        name, *words = [str(values.get(word, word)) for word in text.split()]
+        line = [sys.executable, "-m", f"live_migration.cli.{name.removeprefix('lm-')}", *words]
         return laws.start_command(self.subject, line, f"again-{time.monotonic_ns()}", laws.environment())
 
 
@@ -117,10 +122,34 @@ def test_a_process_is_taken_up_again(strategy: str, program: Path, tmp_path: Pat
     with moved(program, tmp_path, strategy) as found:
         os.kill(found.move.restore.process.pid, signal.SIGKILL)
         found.kill("lm-pager")
-        again = found.run("restore", "--reattach", found.pid, "--detach")
+        listed = found.type("lm-restore --decide list")
+        assert listed.process.wait(20) == 0
+        assert f"process {found.pid} waits for pages that nobody brings" in listed.said()
+        again = found.type("lm-restore --reattach PID", PID=found.pid)
         found.check()
-        assert again.process.wait(30) == 0
         assert found.move.serve.process.wait(30) == 0
+        wait_for("the last page", lambda: "every page is at the destination" in again.said() or None, 20)
+        os.kill(found.pid, signal.SIGTERM)
+        assert again.process.wait(30) == 128 + signal.SIGTERM
+
+
+def test_a_source_at_another_address(program: Path, tmp_path: Path, orphans: None) -> None:
+    """The worker lives, and calls where nobody listens any more."""
+    with moved(program, tmp_path) as found:
+        offered = parse_ticket((found.subject.folder / "ticket").read_text())
+        relay = start_relay((offered.host, offered.port))
+        try:
+            where = f"127.0.0.1:{relay.port}"
+            again = found.type("lm-restore --reattach PID --source HOST:PORT", PID=found.pid, **{"HOST:PORT": where})
+            wait_for("its call", lambda: relay.links or None, 20)
+            found.check()
+            assert found.move.serve.process.wait(30) == 0
+            # It has found another one in its place.
+            assert found.move.restore.process.wait(30) in (0, ExitCode.REFUSED, ExitCode.LOST_AFTER)
+            os.kill(found.pid, signal.SIGKILL)
+            assert again.process.wait(30) == 128 + signal.SIGKILL
+        finally:
+            relay.close()
 
 
 def custodian(found: Moved) -> int:
@@ -141,7 +170,9 @@ def test_a_source_is_taken_up_again(
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         wait_for("their end", lambda: not any(map(laws.process_name, victims)) or None, 10)
-        again = found.run("serve", "--reattach", source)
+        listed = found.type("lm-serve --decide list")
+        assert (listed.process.wait(20), f"process {source}" in listed.said()) == (0, True)
+        again = found.type("lm-serve --reattach PID", PID=source)
         found.check()
         assert found.move.restore.process.wait(30) == 0
         assert again.process.wait(30) == 0
@@ -155,10 +186,10 @@ def test_both_sides_are_taken_up_again(program: Path, tmp_path: Path, orphans: N
         victims = [found.move.serve.process.pid, custodian(found), found.move.restore.process.pid]
         for victim in (*victims, *found.named("lm-pager")):
             os.kill(victim, signal.SIGKILL)
-        serve = found.run("serve", "--reattach", found.subject.pid)
-        restore = found.run("restore", "--reattach", found.pid, "--detach")
+        serve = found.type("lm-serve --reattach PID", PID=found.subject.pid)
+        found.type("lm-restore --reattach PID", PID=found.pid)
         found.check()
-        assert (serve.process.wait(30), restore.process.wait(30)) == (0, 0)
+        assert serve.process.wait(30) == 0
 
 
 def waits_for_a_word(pid: int) -> bool:
@@ -195,7 +226,13 @@ def test_a_source_that_is_gone_for_good(how: str, program: Path, tmp_path: Path,
         for victim in (custodian(found), move.serve.process.pid, found.subject.pid, move.restore.process.pid):
             os.kill(victim, signal.SIGKILL)
         found.kill("lm-pager")
-        again = found.run("restore", "--reattach", found.pid, "--reconnect-timeout", "1", "--on-lost", how)
+        if how == "poison":
+            text = "lm-restore --reattach PID --reconnect-timeout 1 --on-lost poison"
+            again = found.type(text, PID=found.pid)
+        else:
+            words = ["--reattach", str(found.pid), "--reconnect-timeout", "1", "--on-lost", how]
+            line = [sys.executable, "-m", "live_migration.cli.restore", *words]
+            again = laws.start_command(found.subject, line, "again", laws.environment())
         assert again.process.wait(30) == ExitCode.LOST_AFTER
         stat = Path(f"/proc/{found.pid}/stat")
         if how == "poison":
