@@ -89,7 +89,8 @@ def test_older_and_forged_attempts_do_not(met: Met) -> None:
         ):
             dialled = pool.submit(met.dial, known, attempt)
             assert met.let_in(0.5) is None
-            with pytest.raises(ProtocolError, match=refused(verdict).cause):
+            # Without TLS it may be closed while more is on its way, and the answer is lost with that.
+            with pytest.raises(ProtocolError, match=f"{refused(verdict).cause}|broke off"):
                 dialled.result(10)
         assert len(met.refused) == 3
         # Nothing of that keeps the right one out, nor does one that was left half done.
