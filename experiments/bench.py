@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from live_migration.experiments import bench_rounds
+from live_migration.experiments import bench_rounds, bench_tls
 from live_migration.experiments.errors import ExperimentError
 from live_migration.experiments.judgements import Judgement, at_least, at_most
 from live_migration.experiments.machines import adopt_orphans, kill_descendants, leave_on_signals, two_machines
@@ -96,6 +96,11 @@ def collect(laboratory: Laboratory, plan: Plan, say: Callable[[str], None]) -> d
             samples[name].append(measure())
     say("memory of both commands")
     samples["memory"] = [measure_bulk(laboratory, large, faulting=True, watched=True)]
+    encryption = bench_tls.measures(laboratory, plan.bulk_size, plan.fault_size, plan.faults)
+    for number in range(plan.runs):
+        for name, measure in encryption.items():
+            say(f"encryption, {number + 1} of {plan.runs}: {name}")
+            samples.setdefault(name, []).append(measure())
     for number in range(plan.rounds_runs):
         for name, measure in bench_rounds.measures(laboratory).items():
             say(f"rounds, {number + 1} of {plan.rounds_runs}: {name}")
@@ -145,7 +150,7 @@ def judge(plan: Plan, samples: dict[str, list[Samples]]) -> list[Judgement]:
     for title, name in (("lm-serve", "serve_bytes"), ("lm-restore", "restore_bytes")):
         sizes = [size / 2**20 for size in every("memory", name)]
         judgements.append(at_most(f"memory of {title}, {large} MiB moved", sizes, "MiB", MEMORY_MIB))
-    return judgements + bench_rounds.judge(samples)
+    return judgements + bench_tls.judge(samples) + bench_rounds.judge(samples)
 
 
 def show(console: Console, facts: dict[str, Any], judgements: Sequence[Judgement]) -> None:

@@ -50,11 +50,12 @@ Samples = dict[str, Any]
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Two machines, and a folder for what the programs write."""
+    """Two machines, a folder for what the programs write, and options that both commands get."""
 
     source: Machine
     destination: Machine
     folder: Path
+    options: tuple[str, ...] = ()
 
 
 def floor_words(laboratory: Laboratory, mebibytes: int, faults: int) -> list[str]:
@@ -142,7 +143,8 @@ def moving(
         wait_for(f"{name}'s memory", lambda: Path(f"{numbers}.ready").exists() or None)
         time.sleep(SETTLE_SECONDS)
         machines = (laboratory.source, laboratory.destination)
-        options = ["--pid", "namespace", "--stdio", "null", *restore]
+        options = ["--pid", "namespace", "--stdio", "null", *laboratory.options, *restore]
+        serve = [*laboratory.options, *serve]
         with warm_memory(memory):
             move = begin_move(moved.process.pid, machines, folder, strategy=strategy, serve=serve, restore=options)
             move.restore.event(held_until, MOVE_SECONDS)
