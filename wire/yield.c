@@ -9,7 +9,7 @@
 
 /* Times in nanoseconds: how long a window of measuring is; for how long after a fault others are expected; how
  * much the link may carry of one piece. */
-enum { WINDOW_NS = 4000000, EXPECTED_NS = 30000000, PIECE_NS = 120000 };
+enum { WINDOW_NS = 4000000, EXPECTED_NS = 30000000, PIECE_NS = 240000 };
 /* From one probe to the next, at first and later; how long that takes. */
 enum { STEADY_FIRST_NS = 128000000, STEADY_NS = 1024000000, PROBE_NS = 12000000 };
 /* How many windows with a queue, one after another, are a queue that bulk has made. */
@@ -26,7 +26,7 @@ enum { PACE_LEAST = 1 << 20 };
 /* The queue that makes bulk's share shrink, in microseconds. */
 enum { QUEUE_US = 500 };
 
-static const double SHARE_MOST = 0.94, SHARE_LEAST = 0.75, DRAINING = 0.3;
+static const double SHARE_MOST = 0.94, SHARE_LEAST = 0.85, DRAINING = 0.3;
 
 void lm_yield_init(struct lm_yield *yield, struct lm_channel *bulk) {
     memset(yield, 0, sizeof *yield);
