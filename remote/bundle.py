@@ -41,9 +41,10 @@ BEGIN, END = "lm-begin", "lm-end"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle of this host: the archive, the name of its content, and the C library that it needs."""
+    """A bundle of this host: an archive, or a folder that is yet to be packed; the name of its content, and the C
+    library that it needs."""
 
-    archive: Path
+    place: Path
     digest: str
     library: str
 
@@ -63,21 +64,17 @@ class There:
     cache: str
 
 
-@contextlib.contextmanager
-def bundle_at_hand(given: str | None) -> Iterator[Bundle]:
+def bundle_at_hand(given: str | None) -> Bundle:
     """The bundle that this lm-migrate brings along: the one that was named, itself, or what `make bundle` has made in
     its tree. Raises LocalError."""
     if given is None and getattr(sys, "frozen", False):
-        with tempfile.TemporaryDirectory(prefix="lm-bundle-") as folder:
-            archive = Path(folder, "bundle.tar.gz")
-            pack(Path(sys.executable).parent, archive)
-            yield read_bundle(archive)
-        return
+        folder = Path(sys.executable).parent
+        return _bundle(folder, (folder / LIST).read_bytes(), (folder / LIBRARY).read_bytes())
     tree = Path(live_migration.__file__).resolve().parents[1]
     archive = Path(given) if given is not None else tree / "dist" / f"{TOP}-{os.uname().machine}.tar.gz"
     if given is None and not archive.exists():
         raise _no_bundle("this installation has none", "make one with `make bundle`, and name it with --bundle")
-    yield read_bundle(archive)
+    return read_bundle(archive)
 
 
 def read_bundle(archive: Path) -> Bundle:
@@ -86,7 +83,23 @@ def read_bundle(archive: Path) -> Bundle:
         found = _first_files(archive)
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         raise _no_bundle(f"{archive} is none: {error}", "name one that `make bundle` has made") from None
-    return Bundle(archive, hashlib.sha256(found[LIST]).hexdigest(), found[LIBRARY].decode(errors="replace").strip())
+    return _bundle(archive, found[LIST], found[LIBRARY])
+
+
+def _bundle(place: Path, files: bytes, library: bytes) -> Bundle:
+    return Bundle(place, hashlib.sha256(files).hexdigest(), library.decode(errors="replace").strip())
+
+
+@contextlib.contextmanager
+def archive_of(bundle: Bundle) -> Iterator[Path]:
+    """The bundle as an archive."""
+    if not bundle.place.is_dir():
+        yield bundle.place
+        return
+    with tempfile.TemporaryDirectory(prefix="lm-bundle-") as folder:
+        archive = Path(folder, "bundle.tar.gz")
+        pack(bundle.place, archive)
+        yield archive
 
 
 def _first_files(archive: Path) -> dict[str, bytes]:
@@ -132,7 +145,6 @@ def bring(ssh: Ssh, bundle: Bundle) -> There:
     answers = _answers(ssh.first(_LOOK.replace("DIGEST", bundle.digest)), ssh.host)
     _check(answers, ssh.host, bundle)
     if answers.get("bundle") != "ready":
-        size = bundle.archive.stat().st_size
         free = answers.get("room", "").split()
         if len(free) >= 4 and free[3].isdecimal() and int(free[3]) * 1024 < ROOM:
             raise _unfit(
@@ -141,7 +153,9 @@ def bring(ssh: Ssh, bundle: Bundle) -> There:
                 f"{show_bytes(ROOM)}",
                 "make room, or set XDG_CACHE_HOME there",
             )
-        done = ssh.run(_TAKE.replace("DIGEST", bundle.digest), bundle.archive)
+        with archive_of(bundle) as archive:
+            size = archive.stat().st_size
+            done = ssh.run(_TAKE.replace("DIGEST", bundle.digest), archive)
         if done.returncode or "lm-taken" not in done.stdout:
             said = one_line(done.stderr.strip().partition("\n")[0]) or f"the shell ended with status {done.returncode}"
             raise _unfit(ssh.host, f"it does not take the bundle ({show_bytes(size)}): {said}", "remove the cause")

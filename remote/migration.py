@@ -24,7 +24,7 @@ from live_migration.remote.line import Line, heard, through, to_this_host
 from live_migration.remote.ssh import Ssh, connection
 from live_migration.wire.addresses import show_address
 from live_migration.wire.blockers import Blocker
-from live_migration.wire.errors import LocalError, MigrationError, Refused
+from live_migration.wire.errors import LocalError, MigrationError, Refused, RemoteError
 from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.report import Report, show_bytes, write_report
@@ -40,6 +40,7 @@ PAGE = 4096
 LOOPBACK = "127.0.0.1"
 ONCE = ("staged", "frozen", "resumed", "complete")
 AGAIN = ("stalled", "reconnected")
+THE_OTHER_SIDE = RemoteError.whose.partition(" failed")[0]
 EFFECTS = (ExitCode.PEER_FAILED, ExitCode.LOST_BEFORE, ExitCode.TERMINATED)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -87,7 +88,11 @@ class Tunnel:
 
 @dataclass
 class Move:
-    """A move under way."""
+    """A move under way.
+
+    resumed  a side has said that the process has been handed over
+    pid      the process, as the destination knows it
+    """
 
     options: MigrateOptions
     events: Events
@@ -97,6 +102,7 @@ class Move:
     destination: Line
     tunnel: Tunnel | None = None
     pid: int = 0
+    resumed: bool = False
     told: set[str] = field(default_factory=set)
     left: int = 0
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -111,11 +117,6 @@ class Move:
         """Which side a line leads to."""
         return "source" if line is self.source else "destination"
 
-    @property
-    def resumed(self) -> bool:
-        """Does the process run at the destination?"""
-        return "resumed" in self.told
-
 
 def migrate(options: MigrateOptions, events: Events) -> int:
     """Move the process; the exit status. Raises MigrationError with the process untouched."""
@@ -125,7 +126,7 @@ def migrate(options: MigrateOptions, events: Events) -> int:
         if not options.back:
             claim(near, options)
             begin_check(near, options)
-        bundle = closed.enter_context(bundle_at_hand(options.bundle))
+        bundle = bundle_at_hand(options.bundle)
         ssh = closed.enter_context(connection(options.host, options.ssh))
         try:
             there = bring(ssh, bundle)
@@ -135,6 +136,9 @@ def migrate(options: MigrateOptions, events: Events) -> int:
         program = f"{there.root}{there.cache}/{bundle.digest}/{PROGRAM}"
         if not re.fullmatch(r"[A-Za-z0-9_./@+:, -]+", program):
             raise failed(options.host, f"the path of its cache ({there.cache}) is no plain one", "set XDG_CACHE_HOME")
+        host = address_of_source(options, there)
+        if not options.back and not options.check:
+            begin_serve(near, options, host)
         far = through(ssh, program)
         closed.callback(far.hang_up)
         if options.back:
@@ -143,9 +147,11 @@ def migrate(options: MigrateOptions, events: Events) -> int:
             blockers = end_check(far, options)
         if options.check:
             return int(events.checked(options.pid, blockers))
+        if options.back:
+            begin_serve(far, options, host)
         source, destination = (far, near) if options.back else (near, far)
         move = Move(options, events, ssh, program, source, destination)
-        start(move, there)
+        start(move, host)
         follow(move)
         return finish(move)
 
@@ -154,7 +160,7 @@ def list_moved(host: str, ssh_words: Sequence[str], bundle: str | None, events: 
     """Say what was moved to a host (empty: this one), what still pulls pages, and what waits. Raises MigrationError."""
     with contextlib.ExitStack() as closed:
         if host:
-            taken = closed.enter_context(bundle_at_hand(bundle))
+            taken = bundle_at_hand(bundle)
             ssh = closed.enter_context(connection(host, ssh_words))
             there = bring(ssh, taken)
             line = through(ssh, f"{there.root}{there.cache}/{taken.digest}/{PROGRAM}")
@@ -225,16 +231,23 @@ def in_their_words(host: str, message: dict[str, Any]) -> InTheirWords:
     return InTheirWords(f"{host}: {text}" if host else text, code if isinstance(code, int) else 0, blockers)
 
 
-def start(move: Move, there: There) -> None:
-    """Start lm-serve, find a way to its port, and start lm-restore with the ticket. Raises MigrationError."""
-    options = move.options
-    words = list(options.serve)
-    host = there.to_address if options.back else there.from_address
-    if not options.back and host and not is_own(host):
-        host = ""
+def address_of_source(options: MigrateOptions, there: There) -> str:
+    """The address by which the destination knows the source; empty where that is none of the source's own."""
+    if options.back:
+        return there.to_address
+    return there.from_address if there.from_address and is_own(there.from_address) else ""
+
+
+def begin_serve(source: Line, options: MigrateOptions, host: str) -> None:
+    """Let lm-serve listen, while something else is done."""
     chosen = show_address(LOOPBACK if options.via == "ssh" or not host else host, 0)
-    words.append(f"--listen={options.listen or chosen}")
-    move.source.tell("start", command="lm-serve", words=[*words, "--", str(options.pid)])
+    words = [*options.serve, f"--listen={options.listen or chosen}", "--", str(options.pid)]
+    source.tell("start", command="lm-serve", words=words)
+
+
+def start(move: Move, host: str) -> None:
+    """Wait for lm-serve's ticket, find a way to its port, and start lm-restore with it. Raises MigrationError."""
+    options = move.options
     ticket = parse_ticket(await_ticket(move))
     if options.via == "ssh" or not reachable(move, ticket, host):
         if options.via == "direct":
@@ -348,6 +361,7 @@ def follow(move: Move) -> None:
 def show(move: Move, line: Line, message: dict[str, Any]) -> None:
     """Attend to what one side says."""
     side, event = move.side(line), message.get("event")
+    move.resumed = move.resumed or event == "resumed"
     if not message:
         lost(move, side)
     elif message.get("agent") == "ended":
@@ -392,7 +406,7 @@ def lost(move: Move, side: str) -> None:
         move.source.tell("signal", number=int(signal.SIGTERM))
     if move.resumed:
         name = (move.source if side == "source" else move.destination).host or "this host"
-        move.events.note(f"the connection to {name} has ended; process {move.pid} runs, and the move goes on", 0)
+        move.events.note(f"the connection to {name} has ended; the process is handed over, and the move goes on", 0)
 
 
 def on_signal(move: Move, number: int) -> None:
@@ -404,10 +418,10 @@ def on_signal(move: Move, number: int) -> None:
             move.events.note("it is being undone", 0)
         move.source.tell("signal", number=int(signal.SIGTERM))
         return
-    where = "here" if move.options.back else f"at {move.options.host}"
-    from_where = f"at {move.options.host}" if move.options.back else "here"
-    said = f"process {move.pid} runs {where}, and cannot be called back; {show_bytes(move.left)} of its memory is still"
-    said += f" {from_where}"
+    options = move.options
+    where, from_where = ("here", f"at {options.host}") if options.back else (f"at {options.host}", "here")
+    said = f"process {move.pid or options.pid} runs {where}, and cannot be called back; "
+    said += f"{show_bytes(move.left)} of its memory is still {from_where}"
     if move.tunnel is not None:
         move.events.note(f"{said} and travels through this command's ssh: lm-migrate goes on until all has arrived", 0)
     elif move.stopped_by:
@@ -469,6 +483,7 @@ def cause_of(move: Move) -> MigrationError:
         if end.status is None:
             found.append((1, line.error()))
         elif end.status:
-            words = move.failures.get(side) or {"error": end.said, "code": end.status}
-            found.append((2 if end.status in EFFECTS else 0, in_their_words(line.host, words)))
+            words = {"error": end.said, "code": end.status} | move.failures.get(side, {})
+            told_of = end.status in EFFECTS or str(words["error"]).startswith(THE_OTHER_SIDE)
+            found.append((2 if told_of else 0, in_their_words(line.host, words)))
     return min(found, key=lambda one: one[0])[1]

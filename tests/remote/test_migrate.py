@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -155,3 +157,54 @@ def test_from_python(hosts: Hosts, tmp_path: Path, ended: None) -> None:
         done.stdout + done.stderr
     )
     counting.goes_on()
+
+
+def test_from_the_bundle(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    """Here, too, nothing is needed: unpacked, it brings itself along."""
+    (archive,) = (laws.ROOT / "dist").glob("live-migration-*.tar.gz")
+    subprocess.run(["tar", "-xzf", archive, "-C", tmp_path], check=True)
+    program = str(tmp_path / "live-migration" / "lm-migrate")
+    hosts.migrate("--clean", "far")
+    counting = hosts.count()
+    empty = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    for words in ([str(counting.pid), "far"], ["--list", "far"], ["--list"]):
+        line = hosts.near.command("env", "-i", *(f"{name}={value}" for name, value in empty.items()), program)
+        done = subprocess.run([*line, "--ssh", hosts.far.ssh, *words], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert not counting.runs_here()
+    counting.goes_on()
+
+
+def test_at_a_terminal(hosts: Hosts, ended: None) -> None:
+    """Ctrl-C reaches lm-migrate alone: neither its ssh nor what it has started. The first move is undone by it, the
+    second one, which it comes too late for, goes on."""
+    late = ("--bandwidth-limit=16M", "--compress=none")
+    for words, until, status in ((SLOW, "everything is prepared", 130), (late, "runs at the destination", 0)):
+        counting = hosts.count(64)
+        master, terminal = os.openpty()
+        line = hosts.words(*words, counting.pid, "far")
+        process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", *line], cwd=laws.ROOT, stdin=terminal, stdout=terminal, stderr=terminal
+        )
+        os.close(terminal)
+        shown = read_until(master, until)
+        os.write(master, b"\x03")
+        shown += read_until(master, None)
+        assert process.wait(30) == status, shown
+        assert ("cannot be called back" in shown) == (status == 0), shown
+        assert counting.runs_here() == (status != 0)
+        counting.goes_on()
+        os.close(master)
+
+
+def read_until(terminal: int, words: str | None) -> str:
+    """What is shown at a terminal until these words come, or until nobody has it open any more."""
+    shown = ""
+    while words is None or words not in shown:
+        try:
+            ready, _, _ = select.select([terminal], [], [], 60)
+            assert ready, shown
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:
+            break
+    return shown
