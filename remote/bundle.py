@@ -53,12 +53,11 @@ class Bundle:
 class There:
     """What a host has said of itself.
 
-    from_address   this host's address, as that host sees it, and to_address its own; empty where ssh does not tell
-    root           what goes before a command so that it runs as root
-    cache          the folder of bundles there
+    to_address  its address, as this host knows it; empty where ssh does not tell
+    root        what goes before a command so that it runs as root
+    cache       the folder of bundles there
     """
 
-    from_address: str
     to_address: str
     root: str
     cache: str
@@ -161,7 +160,6 @@ def bring(ssh: Ssh, bundle: Bundle) -> There:
             raise _unfit(ssh.host, f"it does not take the bundle ({show_bytes(size)}): {said}", "remove the cause")
     addresses = answers.get("connection", "").split()
     return There(
-        from_address=addresses[0] if len(addresses) == 4 else "",
         to_address=addresses[2] if len(addresses) == 4 else "",
         root="sudo -n " if answers["root"] == "sudo" else "",
         cache=answers["cache"],

@@ -83,8 +83,9 @@ class Line:
         self.tell(what, **details)
         return self.wait_for(answer)
 
-    def wait_for(self, answer: str, *, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
-        """Wait for what the agent says of its own. Raises LocalError (LOST_BEFORE)."""
+    def wait_for(self, *names: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """Wait for one of these, from the agent or its command; what else comes is kept. Raises LocalError
+        (LOST_BEFORE)."""
         end = time.monotonic() + seconds
         others: list[dict[str, Any]] = []
         while not self.lost:
@@ -93,7 +94,7 @@ class Line:
                 break
             came = self.read()
             for place, one in enumerate(came):
-                if one.get("agent") == answer:
+                if one.get("agent") in names or one.get("event") in names:
                     self.kept = [*others, *came[place + 1 :]]
                     return one
                 others.append(one)

@@ -19,12 +19,12 @@ from typing import Any
 
 import msgspec
 
-from live_migration.remote.bundle import PROGRAM, There, bring, bundle_at_hand
+from live_migration.remote.bundle import PROGRAM, bring, bundle_at_hand
 from live_migration.remote.line import Line, heard, through, to_this_host
 from live_migration.remote.ssh import Ssh, connection
 from live_migration.wire.addresses import show_address
 from live_migration.wire.blockers import Blocker
-from live_migration.wire.errors import LocalError, MigrationError, Refused, RemoteError
+from live_migration.wire.errors import LocalError, MigrationError, RemoteError
 from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.report import Report, show_bytes, write_report
@@ -123,32 +123,34 @@ def migrate(options: MigrateOptions, events: Events) -> int:
     with contextlib.ExitStack() as closed:
         near = to_this_host()
         closed.callback(near.hang_up)
+        ssh = closed.enter_context(connection(options.host, options.ssh))
+        begin = begin_check if options.check else begin_serve
         if not options.back:
             claim(near, options)
-            begin_check(near, options)
+            # It looks at the process while ssh connects.
+            host = ssh.address_towards()
+            begin(near, options, host)
         bundle = bundle_at_hand(options.bundle)
-        ssh = closed.enter_context(connection(options.host, options.ssh))
         try:
             there = bring(ssh, bundle)
-        finally:
-            # Both are looked at, and what keeps the process here is told first.
-            blockers = [] if options.back else end_check(near, options)
+        except MigrationError:
+            # What keeps the process here is told first.
+            if not options.back and options.check:
+                end_check(near)
+            elif not options.back:
+                await_ticket(near)
+            raise
         program = f"{there.root}{there.cache}/{bundle.digest}/{PROGRAM}"
         if not re.fullmatch(r"[A-Za-z0-9_./@+:, -]+", program):
             raise failed(options.host, f"the path of its cache ({there.cache}) is no plain one", "set XDG_CACHE_HOME")
-        host = address_of_source(options, there)
-        if not options.back and not options.check:
-            begin_serve(near, options, host)
         far = through(ssh, program)
         closed.callback(far.hang_up)
         if options.back:
             claim(far, options)
-            begin_check(far, options)
-            blockers = end_check(far, options)
+            host = there.to_address
+            begin(far, options, host)
         if options.check:
-            return int(events.checked(options.pid, blockers))
-        if options.back:
-            begin_serve(far, options, host)
+            return int(events.checked(options.pid, end_check(far if options.back else near)))
         source, destination = (far, near) if options.back else (near, far)
         move = Move(options, events, ssh, program, source, destination)
         start(move, host)
@@ -188,13 +190,13 @@ def claim(source: Line, options: MigrateOptions) -> None:
         )
 
 
-def begin_check(source: Line, options: MigrateOptions) -> None:
+def begin_check(source: Line, options: MigrateOptions, _: str) -> None:
     """Let lm-serve look at the process, while something else is done."""
     source.tell("start", command="lm-serve", words=[*options.serve, "--check", "--", str(options.pid)])
 
 
-def end_check(source: Line, options: MigrateOptions) -> list[Blocker]:
-    """What lm-serve has found: nothing, unless that is all that was asked for. Raises MigrationError."""
+def end_check(source: Line) -> list[Blocker]:
+    """What lm-serve --check has found. Raises MigrationError if it has not even come to that."""
     ended = source.wait_for("ended", seconds=CHECK_SECONDS)
     came, source.kept = source.kept, []
     found: list[Blocker] = []
@@ -203,8 +205,6 @@ def end_check(source: Line, options: MigrateOptions) -> list[Blocker]:
             raise in_their_words("", message)
         if message.get("event") == "checked":
             found = msgspec.convert(message["blockers"], list[Blocker])
-    if found and not options.check:
-        raise Refused(found, object=f"process {options.pid}")
     if not found and ended["status"]:
         raise in_their_words("", {"error": ended["said"], "code": ended["status"]})
     return found
@@ -231,15 +231,8 @@ def in_their_words(host: str, message: dict[str, Any]) -> InTheirWords:
     return InTheirWords(f"{host}: {text}" if host else text, code if isinstance(code, int) else 0, blockers)
 
 
-def address_of_source(options: MigrateOptions, there: There) -> str:
-    """The address by which the destination knows the source; empty where that is none of the source's own."""
-    if options.back:
-        return there.to_address
-    return there.from_address if there.from_address and is_own(there.from_address) else ""
-
-
 def begin_serve(source: Line, options: MigrateOptions, host: str) -> None:
-    """Let lm-serve listen, while something else is done."""
+    """Let lm-serve listen, at the address by which the destination knows the source, as far as that is known."""
     chosen = show_address(LOOPBACK if options.via == "ssh" or not host else host, 0)
     words = [*options.serve, f"--listen={options.listen or chosen}", "--", str(options.pid)]
     source.tell("start", command="lm-serve", words=words)
@@ -248,7 +241,7 @@ def begin_serve(source: Line, options: MigrateOptions, host: str) -> None:
 def start(move: Move, host: str) -> None:
     """Wait for lm-serve's ticket, find a way to its port, and start lm-restore with it. Raises MigrationError."""
     options = move.options
-    ticket = parse_ticket(await_ticket(move))
+    ticket = parse_ticket(await_ticket(move.source))
     if options.via == "ssh" or not reachable(move, ticket, host):
         if options.via == "direct":
             raise failed(
@@ -270,29 +263,14 @@ def start(move: Move, host: str) -> None:
     )
 
 
-def is_own(address: str) -> bool:
-    """Can be listened at this address here?"""
-    with contextlib.suppress(OSError):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-            return True
-    return False
-
-
-def await_ticket(move: Move) -> str:
-    """Wait until lm-serve listens. Raises MigrationError."""
-    while True:
-        for line, message in heard([move.source], None):
-            if message.get("event") == "listening":
-                return str(message["ticket"])
-            if message.get("event") == "failed":
-                raise in_their_words(line.host, message)
-            if message.get("agent") == "ended":
-                raise in_their_words(line.host, {"error": message["said"], "code": message["status"]})
-            if not message:
-                raise line.error()
-            show(move, line, message)
+def await_ticket(source: Line) -> str:
+    """Wait until lm-serve listens. Raises MigrationError: above all, that the process cannot be moved."""
+    message = source.wait_for("listening", "failed", "ended", seconds=CHECK_SECONDS)
+    if message.get("event") == "failed":
+        raise in_their_words(source.host, message)
+    if message.get("agent") == "ended":
+        raise in_their_words(source.host, {"error": message["said"], "code": message["status"]})
+    return str(message["ticket"])
 
 
 def reachable(move: Move, ticket: Ticket, host: str) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shlex
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ FAILED = 255
 """The status with which ssh itself fails."""
 COMMAND_SECONDS = 60.0
 IDLE_SECONDS = 10
+ANY_PORT = 9
 ONLY_FOR_US = (
     "ControlMaster=no", "ClearAllForwardings=yes", "ForwardAgent=no", "ForwardX11=no", "RequestTTY=no",
     "RemoteCommand=none", "PermitLocalCommand=no", "Tunnel=no", "LogLevel=ERROR",
@@ -101,6 +103,23 @@ class Ssh:
         lines = said.strip().splitlines()
         cause = one_line(lines[-1].strip()) if lines else "ssh has ended without a word"
         return _failed(self.host, cause, "try the same with ssh by hand", ExitCode.NO_PEER)
+
+    def address_towards(self) -> str:
+        """The address of this host from which packets leave for that one; empty where ssh goes another way, or none.
+
+        Connecting a UDP socket asks the routing table and sends nothing. Raises LocalError.
+        """
+        known = self._configured()
+        if any(known.get(name, "none") != "none" for name in ("proxyjump", "proxycommand")):
+            return ""
+        with contextlib.suppress(OSError):
+            found = socket.getaddrinfo(known.get("hostname", self.host), ANY_PORT, type=socket.SOCK_DGRAM)
+            family, kind, protocol, _, address = found[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)
+                own = str(probe.getsockname()[0])
+                return "" if "%" in own else own
+        return ""
 
     def first(self, script: str) -> str:
         """Connect, run a script for sh there, and leave the master behind. What the script printed.
