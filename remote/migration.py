@@ -42,6 +42,8 @@ ONCE = ("staged", "frozen", "resumed", "complete")
 AGAIN = ("stalled", "reconnected")
 THE_OTHER_SIDE = RemoteError.whose.partition(" failed")[0]
 EFFECTS = (ExitCode.PEER_FAILED, ExitCode.LOST_BEFORE, ExitCode.TERMINATED)
+STOPPED = (ExitCode.TERMINATED, -signal.SIGTERM)
+"""With this lm-serve ends when it is told to before the handover; the second, where it was told twice."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -447,7 +449,7 @@ def finish(move: Move) -> int:
         if report is not None:
             move.events.result(report)
         return int(ExitCode.OK)
-    if move.stopped_by and not move.resumed and source.status == ExitCode.TERMINATED:
+    if move.stopped_by and not move.resumed and source.status in STOPPED:
         move.events.note(f"interrupted; process {options.pid} runs on as before", 0)
         return int(ExitCode.INTERRUPTED if move.stopped_by == signal.SIGINT else ExitCode.TERMINATED)
     raise cause_of(move)
