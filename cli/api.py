@@ -97,7 +97,7 @@ def migrate(
     keep_pid: Literal["auto", "keep", "namespace"] = "auto",
     files: Literal["strict", "size", "trust"] = "strict",
     map_path: Mapping[str, str] | None = None,
-    tcp: Literal["refuse", "close"] = "refuse",
+    tcp: Literal["keep", "close", "refuse"] = "keep",
     cpu: Literal["strict", "trust"] = "strict",
     max_memory: int | None = None,
     allow_uid: Sequence[int | str] = (),
