@@ -45,7 +45,8 @@
 
 #define OPTION(level, number, sockets, treatment) {level, number, sockets, treatment, #number}
 
-/* In the order in which they are set: IP_TOS sets SO_PRIORITY, and a minimum of SO_RCVLOWAT the buffer's size. What the
+/* In the order in which they are set: IP_TOS sets SO_PRIORITY, a minimum of SO_RCVLOWAT the buffer's size, and a socket
+ * that is bound to an interface takes no other one for what it sends (IPV6_MULTICAST_IF). What the
  * kernel keeps in an accepted connection, from its first packet, under the name of an option (IP_MULTICAST_TTL and IP_MULTICAST_IF of a
  * stream) is nothing that anybody has set. */
 const struct lm_option lm_options[] = {
@@ -88,9 +89,6 @@ const struct lm_option lm_options[] = {
     OPTION(SOL_SOCKET, SO_PASSRIGHTS, LM_ANY, LM_KEPT),
     OPTION(SOL_SOCKET, SO_INQ, LM_ANY, LM_KEPT),
     OPTION(SOL_SOCKET, SO_PEEK_OFF, LM_ANY, LM_KEPT),
-    OPTION(SOL_SOCKET, SO_BINDTODEVICE, LM_ANY, LM_KEPT),
-    /* Told instead of SO_BINDTODEVICE where the interface is gone. */
-    {SOL_SOCKET, SO_BINDTOIFINDEX, 0, LM_REFUSED, "SO_BINDTOIFINDEX"},
     OPTION(IPPROTO_IP, IP_TOS, LM_INET, LM_KEPT),
     OPTION(IPPROTO_IP, IP_TTL, LM_INET, LM_KEPT),
     OPTION(IPPROTO_IP, IP_OPTIONS, LM_INET, LM_KEPT),
@@ -123,6 +121,9 @@ const struct lm_option lm_options[] = {
     OPTION(IPPROTO_IPV6, IPV6_MULTICAST_IF, LM_DATAGRAM6, LM_INTERFACE),
     OPTION(IPPROTO_IPV6, IPV6_MULTICAST_ALL, LM_INET6, LM_KEPT),
     OPTION(IPPROTO_IPV6, IPV6_UNICAST_IF, LM_INET6, LM_INTERFACE_IN_NETWORK_ORDER),
+    OPTION(SOL_SOCKET, SO_BINDTODEVICE, LM_ANY, LM_KEPT),
+    /* Told instead of SO_BINDTODEVICE where the interface is gone. */
+    {SOL_SOCKET, SO_BINDTOIFINDEX, 0, LM_REFUSED, "SO_BINDTOIFINDEX"},
     OPTION(IPPROTO_IPV6, IPV6_2292PKTINFO, LM_INET6, LM_KEPT),
     OPTION(IPPROTO_IPV6, IPV6_2292HOPLIMIT, LM_INET6, LM_KEPT),
     OPTION(IPPROTO_IPV6, IPV6_2292HOPOPTS, LM_INET6, LM_KEPT),

@@ -30,6 +30,8 @@ MOVED = [
     Seed(1001, "stop-and-copy", False),
     Seed(1003, "pre-copy", False),
     Seed(1007, "hybrid"),
+    # Bound to an interface, and sending through another one.
+    Seed(8148, "post-copy", False),
 ]
 
 
