@@ -6,10 +6,12 @@ A lost connection is a pause: it is made again, and everything goes on (wire/aga
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -31,6 +33,7 @@ from live_migration.wire.control import Odd
 from live_migration.wire.errors import LocalError, MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import Side
+from live_migration.wire.messages import Numbered
 from live_migration.wire.session import Event, State
 
 TICK_MS = 100
@@ -52,7 +55,6 @@ class Following:
     closed         the connections are
     told           when the user was last told what is waited for (CLOCK_MONOTONIC, seconds)
     shown          when progress was last shown
-    kept_heard     how many messages are taken in, as another worker would find it
     """
 
     running: Running
@@ -63,7 +65,6 @@ class Following:
     closed: bool = False
     told: float = 0.0
     shown: float = 0.0
-    kept_heard: int = -1
 
     @property
     def is_over(self) -> bool:
@@ -94,7 +95,7 @@ def follow(running: Running, link: Link | None = None) -> int:
     if running.resume_at_once:
         pager.prefetch_start()
     following = Following(running, link or _link_of(running))
-    _keep(following)
+    connected.control.tell_progress(functools.partial(_keep, following))
     while running.ledger < 0:
         if running.custody:
             running.custody.network.announce()
@@ -128,13 +129,11 @@ def _link_of(running: Running) -> Link:
     return Link(connected.roles, Side.DESTINATION, connected.control, door)
 
 
-def _keep(following: Following) -> None:
-    """See to it that another worker could go on from here."""
-    running, control = following.running, following.connected.control
-    if not following.finished and following.kept_heard != control.heard:
-        following.kept_heard = control.heard
-        with contextlib.suppress(OSError):
-            keep(running.pager, replace(running.kept, heard=control.heard))
+def _keep(following: Following, heard: int, serial: int, unheard: Sequence[Numbered]) -> None:
+    """See to it that another worker could go on from here (ControlChannel.tell_progress)."""
+    running = following.running
+    with contextlib.suppress(OSError):
+        keep(running.pager, replace(running.kept, heard=heard))
 
 
 def _step(following: Following) -> None:
@@ -165,7 +164,6 @@ def _step(following: Following) -> None:
     try:
         if connected.control.fileno() in ready:
             _hear(following)
-        _keep(following)
         connected.control.check_silence()
     except MigrationError as error:
         _lose(following, f"{error.step}: {error.cause}")

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from live_migration.wire import messages
 from live_migration.wire.again import Address, address_of
 from live_migration.wire.connection import Roles
-from live_migration.wire.control import ControlChannel
 from live_migration.wire.handshake import Form
 from live_migration.wire.meeting_point import Certificates
+from live_migration.wire.messages import Numbered
 from live_migration.wire.stream import TlsContext, ended_stream
 
 NOTE_BYTES = 64 << 10
@@ -95,9 +95,8 @@ def kept_of(roles: Roles, files: Certificates | None, space: int, exit_status: i
     )
 
 
-def advanced(kept: Kept, control: ControlChannel, pending: Mapping[int, int]) -> Kept:
-    """The same, as far as the session has come by now."""
-    serial, unheard = control.unheard()
+def advanced(kept: Kept, heard: int, serial: int, unheard: Sequence[Numbered], pending: Mapping[int, int]) -> Kept:
+    """The same, as far as the session has come by now (ControlChannel.tell_progress)."""
     posted = []
     for message in unheard:
         if isinstance(message, messages.Hot):
@@ -105,7 +104,7 @@ def advanced(kept: Kept, control: ControlChannel, pending: Mapping[int, int]) ->
         elif isinstance(message, messages.Signal | messages.Goodbye):
             posted.append(Posted(message))
     some = {tid: mask for tid, mask in pending.items() if mask}
-    return msgspec.structs.replace(kept, heard=control.heard, serial=serial, unheard=posted, pending=some)
+    return msgspec.structs.replace(kept, heard=heard, serial=serial, unheard=posted, pending=some)
 
 
 def keep(page: mmap.mmap, kept: Kept) -> None:

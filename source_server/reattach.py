@@ -62,14 +62,13 @@ class AdoptedCopy:
 
     def forward_signals(self, control: ControlChannel) -> None:
         """Send on what the inert copy has got."""
-        now = pending_masks(self.pid)
+        now, known = pending_masks(self.pid), self.pending
+        self.pending = now or known
         for thread, mask in now.items():
-            late = mask & ~self.pending.get(thread, 0)
+            late = mask & ~known.get(thread, 0)
             for number in range(1, 65):
                 if late >> (number - 1) & 1:
                     control.post(messages.Signal(thread=_inner_id(self.pid, thread), number=number))
-        if now:
-            self.pending = now
 
     def leave(self, status: int) -> None:
         """Let it end by its own exit_group(status); by SIGKILL if that cannot be."""

@@ -6,11 +6,12 @@ A lost connection is a pause: it is made again, and everything goes on (wire/aga
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from live_migration.wire.errors import ConnectionLost, LocalError, MigrationErro
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
 from live_migration.wire.handshake import Side
+from live_migration.wire.messages import Numbered
 from live_migration.wire.report import Bytes, Faults, Pages
 from live_migration.wire.session import Event
 
@@ -100,7 +102,7 @@ class Serving:
     pages_ended  when the page connections were found to have ended (CLOCK_MONOTONIC, seconds); 0: they have not
     tapped_until until when packets for the process are sent on (CLOCK_MONOTONIC, seconds)
     told         when the user was last told what is waited for
-    kept         what another lm-serve would need to go on, and `written` how far it is
+    kept         what another lm-serve would need to go on
     """
 
     connected: Connected
@@ -109,7 +111,6 @@ class Serving:
     kept: Kept
     pages_ended: float = 0.0
     told: float = 0.0
-    written: object = None
     tapped_until: float = 0.0
 
 
@@ -128,6 +129,7 @@ def serve_until_finished(connected: Connected, committed: handover.Committed, ke
 def serve_on(serving: Serving) -> None:
     """Serve until the destination has everything. Raises LocalError as serve_until_finished does."""
     connected, link = serving.connected, serving.link
+    connected.control.tell_progress(functools.partial(keep_on, serving))
     try:
         while not step(serving):
             if connected.options.reconnect_timeout and link.lost_for > connected.options.reconnect_timeout:
@@ -158,7 +160,6 @@ def step(serving: Serving) -> bool:
     try:
         connected.custody.ensure()
         serving.copy.forward_signals(connected.control)
-        keep_on(serving)
         go_on(serving)
         if not link.stands:
             say_waiting(serving)
@@ -176,13 +177,9 @@ def step(serving: Serving) -> bool:
     return False
 
 
-def keep_on(serving: Serving) -> None:
-    """See to it that another lm-serve could go on from here."""
-    control, masks = serving.connected.control, serving.copy.masks()
-    now = (control.heard, control.unheard()[0], masks)
-    if now != serving.written:
-        serving.written = now
-        keep(serving.connected.custody.page, advanced(serving.kept, control, masks))
+def keep_on(serving: Serving, heard: int, serial: int, unheard: Sequence[Numbered]) -> None:
+    """See to it that another lm-serve could go on from here (ControlChannel.tell_progress)."""
+    keep(serving.connected.custody.page, advanced(serving.kept, heard, serial, unheard, serving.copy.masks()))
 
 
 def go_on(serving: Serving) -> None:

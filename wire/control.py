@@ -20,6 +20,7 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,6 +62,10 @@ class Odd:
     cause: str
 
 
+def _unkept(heard: int, serial: int, unheard: list[Numbered]) -> None:
+    """Nobody would go on from here."""
+
+
 class ControlChannel:
     """The CONTROL connection of one side.
 
@@ -87,6 +92,7 @@ class ControlChannel:
         self.heard = 0
         self.patience = PATIENCE_SECONDS
         self.round_trip_ns = 0
+        self._progressed: Callable[[int, int, list[Numbered]], None] = _unkept
 
     def fileno(self) -> int:
         """The descriptor to wait on for the next message."""
@@ -153,6 +159,7 @@ class ControlChannel:
             self._serial += 1
             numbered = replace(message, serial=self._serial)
             self._unheard.append(numbered)
+            self._progressed(self.heard, self._serial, list(self._unheard))
             with contextlib.suppress(MigrationError):
                 self._send_bytes(encode(numbered), POST_SECONDS)
 
@@ -162,10 +169,12 @@ class ControlChannel:
         with contextlib.suppress(MigrationError):
             self.send(Pulse(heard=self.heard), POST_SECONDS)
 
-    def unheard(self) -> tuple[int, list[Numbered]]:
-        """The number of the last message that was posted, and those that the peer has not acknowledged."""
+    def tell_progress(self, progressed: Callable[[int, int, list[Numbered]], None]) -> None:
+        """After COMMIT: call this with the number of the last message taken in, that of the last one posted, and what
+        is not acknowledged: now, and before the peer hears of anything new."""
         with self._sending:
-            return self._serial, list(self._unheard)
+            self._progressed = progressed
+            progressed(self.heard, self._serial, list(self._unheard))
 
     def go_on(self, heard: int, serial: int, unheard: list[Numbered]) -> None:
         """Take the place of a channel that has come so far, before the first connection that stands."""
@@ -247,6 +256,9 @@ class ControlChannel:
         return message
 
     def _take_in(self) -> None:
+        if self._at_hand > self.heard:
+            # The peer forgets what it hears to be taken in.
+            self._progressed(self._at_hand, self._serial, list(self._unheard))
         self.heard, self._at_hand = max(self.heard, self._at_hand), 0
 
     def expect(self, kind: type[Expected], timeout: float | None = None) -> Expected:
