@@ -25,6 +25,7 @@ from live_migration.kernel.netlink import (
     open_netlink,
     request,
 )
+from live_migration.kernel.socket_in import opened_if_possible
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 SUBSYSTEM, BATCH_BEGIN, BATCH_END = 10, 16, 17
@@ -133,8 +134,8 @@ class PacketRules:
 
 def open_rules(name: str, pid: int | None = None) -> PacketRules:
     """Rules under this name, of which nothing is there yet, in the network namespace of process `pid`, or in this one.
-    Raises OSError."""
-    return PacketRules(open_netlink(NETFILTER, pid), name)
+    """
+    return PacketRules(opened_if_possible(lambda: open_netlink(NETFILTER, pid)), name)
 
 
 def key_of(ends: Ends) -> bytes:

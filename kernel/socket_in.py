@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 from live_migration._lm import lib
 
@@ -21,3 +22,12 @@ def socket_in(pid: int | None, family: int, kind: int, protocol: int) -> socket.
     if number < 0:
         raise OSError(-number, os.strerror(-number), f"a socket (family {family}, protocol {protocol})")
     return socket.socket(fileno=number)
+
+
+def opened_if_possible(opening: Callable[[], socket.socket]) -> socket.socket:
+    """The socket; where this host or this user cannot have it, one on which everything fails with OSError. Whoever
+    needs it says so then: most processes move without it."""
+    try:
+        return opening()
+    except OSError:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -256,6 +256,8 @@ def stage(started: Started) -> Staged:
     keep(pager, with_process(kept, described.members, building.threads))
     pager.start()
     failpoint("destination-staged")
+    if connected.descriptor_options.tcp == "keep" and not opened.context.reaches_sockets:
+        custody.network.prepare(table)
     repairs = staged.repairs
     connected.control.send(messages.Staged(pid=husk.pid, repairs=repairs))
     connected.session.happened(Event.STAGED)
@@ -290,8 +292,6 @@ def freeze(staged: Staged, announced: messages.Freezing) -> Frozen:
     while isinstance(message, messages.Freezing):
         session.happened(Event.FREEZE)
         announced = message
-        if staged.repairs:
-            staged.custody.network.rules.prepare()
         rehearse_often(functools.partial(rehearse, staged.building))
         take_freezing(staged, announced)
         message = expect(staged.connected, due, FINAL_SECONDS)

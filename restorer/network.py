@@ -7,6 +7,7 @@ ended. A husk that is dropped leaves nothing: its connections are in repair, and
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -23,10 +24,11 @@ from live_migration.kernel.addresses import (
 from live_migration.kernel.injection.syscall_numbers import SYS_sendto
 from live_migration.kernel.netlink import ROUTE, open_netlink
 from live_migration.kernel.packet_rules import PacketRules, open_rules
+from live_migration.kernel.socket_in import opened_if_possible
 from live_migration.process.descriptors.held import ROUTES, RULES, Held, Row
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.tcp_packets import Admitted, admitted, give_to_host
-from live_migration.process.descriptors.tcp_traffic import connections_of, ends_of, places_of, rules_blocker
+from live_migration.process.descriptors.tcp_traffic import connections_of, ends_of, places_of, rules_blocker, sockets_of
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.taken import TakenAddress
 
@@ -45,6 +47,7 @@ class Network:
     table: int
     inside: socket.socket
     known: Admitted = field(default_factory=Admitted)
+    prepared: bool = False
     again: list[float] = field(default_factory=list)
 
     @property
@@ -74,6 +77,14 @@ class Network:
             self.again = [now + seconds for seconds in ANNOUNCED_AGAIN]
         here = {one.address for one in host_addresses()} if self.taken else set()
         return [one.address for one in self.taken if one.address not in here]
+
+    def prepare(self, table: DescriptorTable) -> None:
+        """Have rules that hold nothing back yet, for a process with sockets of IP. Where that is not possible, no
+        connection moves: one that the process makes meanwhile ends the migration."""
+        if sockets_of(table):
+            with contextlib.suppress(OSError):
+                self.rules.prepare()
+                self.prepared = True
 
     def take_in(self, packets: Sequence[bytes]) -> None:
         """Give this host the packets that came to the source for what runs here now."""
@@ -128,11 +139,11 @@ def open_network(taken: Sequence[TakenAddress]) -> Network:
     }
     return Network(
         open_rules(f"live-migration-destination-{os.getpid()}"),
-        open_netlink(ROUTE),
+        opened_if_possible(lambda: open_netlink(ROUTE)),
         links,
         tuple(taken),
         os.memfd_create("begun", os.MFD_CLOEXEC),
-        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0),
+        opened_if_possible(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)),
     )
 
 

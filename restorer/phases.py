@@ -72,7 +72,7 @@ class Staged:
     @property
     def repairs(self) -> bool:
         """Whether connections move to sockets of this host's own: not, where they are handed over themselves."""
-        return self.connected.descriptor_options.tcp == "keep" and not self.building.opened.context.reaches_sockets
+        return self.custody.network.prepared
 
 
 @dataclass(frozen=True)

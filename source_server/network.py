@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from live_migration.kernel.netlink import ROUTE, SOCK_DIAG, open_netlink
 from live_migration.kernel.packet_rules import PacketRules, open_rules
 from live_migration.kernel.packet_tap import PacketTap
-from live_migration.kernel.socket_in import socket_in
+from live_migration.kernel.socket_in import opened_if_possible, socket_in
 from live_migration.process.descriptors.tcp_packets import MOST_BYTES, Admitted, give_to_host
 
 
@@ -63,8 +63,8 @@ def open_network(pid: int) -> Network:
     """What is needed for process `pid`; nothing of it is changed yet. Raises OSError."""
     return Network(
         open_rules(f"live-migration-source-{os.getpid()}", pid),
-        open_netlink(ROUTE, pid),
-        open_netlink(SOCK_DIAG, pid),
+        opened_if_possible(lambda: open_netlink(ROUTE, pid)),
+        opened_if_possible(lambda: open_netlink(SOCK_DIAG, pid)),
         PacketTap(pid),
-        socket_in(pid, socket.AF_PACKET, socket.SOCK_DGRAM, 0),
+        opened_if_possible(lambda: socket_in(pid, socket.AF_PACKET, socket.SOCK_DGRAM, 0)),
     )

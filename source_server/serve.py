@@ -25,6 +25,7 @@ from live_migration.process.descriptors.blockers import passing_blockers
 from live_migration.process.descriptors.contents import Content
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.snapshot import came_since, changed_since
+from live_migration.process.descriptors.tcp_traffic import connections_of, sockets_of
 from live_migration.process.descriptors.written_files import flush_beforehand, flush_written_files
 from live_migration.process.member import Runs
 from live_migration.process.memory import vdso
@@ -275,12 +276,19 @@ def check_connections(
     keeping: connections.Keeping, seen: SourceSnapshot, *, repairs: bool
 ) -> connections.Keeping | None:
     """What moves besides the process, if anything. Raises Refused, OSError."""
-    if not repairs and not keeping.addresses:
+    table = seen.descriptors.table
+    keeping = replace(keeping, connections=repairs and bool(sockets_of(table)))
+    if not keeping.connections and not keeping.addresses:
         return None
-    keeping = replace(keeping, connections=repairs)
     if blockers := connections.signed_blockers(keeping, seen.descriptors.table):
         raise Refused(blockers, object=f"process {seen.pid}")
-    connections.prepare(keeping)
+    try:
+        connections.prepare(keeping)
+    except Refused:
+        if connections_of(table) or keeping.addresses:
+            raise
+        # A connection that the process makes meanwhile ends the migration.
+        return None
     return keeping
 
 

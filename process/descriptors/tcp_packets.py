@@ -89,5 +89,6 @@ def give_to_host(link: socket.socket, packets: Iterable[bytes], known: Admitted)
         found = rebuilt(packet, known)
         if found is not None:
             protocol = ETH_P_IP if found[0] >> 4 == 4 else ETH_P_IPV6
-            with contextlib.suppress(OSError):
+            # TypeError: there is no packet socket, and the address is none of what stands for it.
+            with contextlib.suppress(OSError, TypeError):
                 link.sendto(found, ("lo", protocol, 0, 0, bytes(6)))

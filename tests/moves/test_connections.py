@@ -15,6 +15,7 @@ import pytest
 
 from live_migration._lm import lib
 from live_migration.experiments.machines import Machine, Move, wait_for
+from live_migration.kernel import packet_rules
 from live_migration.kernel.pidfd import fetch_descriptor
 from tests.conftest import skip
 from tests.support.connected import PORT, Stream, Waiting, ask, echoing, move_to, serving, to_the_end
@@ -205,6 +206,14 @@ def test_what_cannot_follow_is_refused_by_name(net: Lan, tmp_path: Path, orphans
         other.close()
         ask(idle, b"still here")
     assert capture.resets == []
+
+
+def test_a_host_without_nftables_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packet_rules, "NETFILTER", 31)
+    with packet_rules.open_rules("none").kernel as nowhere:
+        assert nowhere.family == socket.AF_UNIX
+        with pytest.raises(OSError, match="not connected"):
+            packet_rules.PacketRules(nowhere, "none").prepare()
 
 
 def test_in_one_network_namespace_connections_are_handed_over(net: Lan, tmp_path: Path, orphans: None) -> None:
