@@ -22,7 +22,7 @@ enum {
     WATCH_MS = 200,
     UNARMED_MS = 60000,
     ANSWER_MS = 3000,
-    EARLY_MS = 5000,
+    EARLY_MS = 8000,
     LATE_MS = 600000,
     /* They take as long. */
     MOST_REFUSED = 300,
