@@ -189,6 +189,7 @@ def restore(
     allow_uid: Sequence[int | str] = (),
     allow_path: Sequence[str | os.PathLike[str]] = (),
     reconnect_timeout: float | None = None,
+    on_lost: Literal["wait", "stop", "poison"] | None = None,
     insecure: bool = False,
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
@@ -215,7 +216,7 @@ def restore(
         max_downtime=None if max_downtime is None else f"{max_downtime:f}ms", round_timeout=round_timeout,
         on_no_convergence=on_no_convergence, bandwidth_limit=bandwidth_limit, prefetch=prefetch, pid=pid,
         detach=detach, stdio=stdio, files=files, tcp=tcp, cpu=cpu,
-        max_memory=max_memory, reconnect_timeout=reconnect_timeout, insecure=insecure,
+        max_memory=max_memory, reconnect_timeout=reconnect_timeout, on_lost=on_lost, insecure=insecure,
         tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip
     words += _narrowed(allow_uid, allow_path, map_path)

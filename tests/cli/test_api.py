@@ -88,9 +88,10 @@ def test_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("function", "make_parser", "others"),
     [
-        # --check is a function of its own; how things are told is what on_event is for.
-        (serve, serve_options.make_parser, {"help", "check", "json", "json_fd", "report"}),
-        (restore, restore_options.make_parser, {"help", "json", "json_fd", "report"}),
+        # --check is a function of its own; how things are told is what on_event is for. Where a command was killed,
+        # somebody else goes on, by the command line.
+        (serve, serve_options.make_parser, {"help", "check", "json", "json_fd", "report", "reattach"}),
+        (restore, restore_options.make_parser, {"help", "json", "json_fd", "report", "reattach", "source"}),
     ],
 )
 def test_every_option_is_a_keyword(

@@ -207,7 +207,6 @@ def test_certificates_are_given_all_or_none() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("", "the following arguments are required: PID"),
         ("0", "argument PID: '0' is not a process id (1 to 4194304)"),
         ("-5", "argument PID: '-5' is not a process id (1 to 4194304)"),
         ("12 --max-freeze 0", "argument --max-freeze: a limit of 0 leaves no time at all; give a longer one"),
@@ -227,6 +226,12 @@ def test_certificates_are_given_all_or_none() -> None:
 def test_lm_serve_refuses(arguments: str, sentence: str) -> None:
     text = refusal("live_migration.cli.serve", *arguments.split())
     assert text == f"lm-serve: {sentence}; lm-serve --help lists the options"
+
+
+def test_lm_serve_wants_one_process() -> None:
+    for arguments in ("", "12 --reattach 13"):
+        text = refusal("live_migration.cli.serve", *arguments.split())
+        assert text == "lm-serve: the options: PID: there is none, or there are two; give PID, or --reattach PID"
 
 
 @pytest.mark.parametrize(
