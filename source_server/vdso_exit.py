@@ -74,6 +74,8 @@ def run_out(seen: SourceSnapshot, stops: list[tracee.Stop]) -> None:
     deadline = time.monotonic() + LONGEST_SECONDS
     for index in range(len(stops)):
         _run_out(seen.memory, threads, stops, index, deadline)
+    # The leader has run, and may be in a handler by now, whose frame stands where its remote syscalls had theirs.
+    threads.frame = frame_of(seen.pid, seen, maps(seen.pid))
     # Not where something has failed: a thread might be on the detour.
     unmap_stub(threads)
 

@@ -17,6 +17,7 @@ from live_migration.kernel.tracing import tracee
 from live_migration.kernel.tracing.call_frames import find_frame
 
 WORD = 8
+HIGHEST = (1 << 64) - WORD
 POLL_SECONDS = 20e-6
 
 
@@ -34,7 +35,10 @@ def return_place(image: bytes, offset: int, registers: Registers) -> int:
 
     Raises ValueError if the image does not tell."""
     frame = find_frame(image, offset)
-    return registers.dwarf_register(frame.register) + frame.offset - WORD
+    place = registers.dwarf_register(frame.register) + frame.offset - WORD
+    if not 0 < place <= HIGHEST:
+        raise ValueError(f"the return address would stand at {place:#x}")
+    return place
 
 
 def run_to_return(last: tracee.Stop, place: int, room: int, deadline: float) -> tracee.Stop:

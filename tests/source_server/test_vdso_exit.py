@@ -13,18 +13,21 @@ import pytest
 
 from live_migration.kernel.arch.arch import Registers
 from live_migration.kernel.injection.return_detour import return_place
+from live_migration.kernel.injection.source_threads import SourceThreads, unmap_stub
 from live_migration.kernel.memory.maps import maps
 from live_migration.kernel.tracing import tracee
 from live_migration.process.memory.vdso import entry_points, own_code
+from live_migration.source_server import vdso_exit
 from live_migration.source_server.snapshot import SourceSnapshot, snapshot_source
 from live_migration.source_server.vdso_exit import is_inside, leave_vdso
 from tests.kernel.home_help import Target, kill_at_random
-from tests.kernel.husks import kill_and_reap
+from tests.kernel.husks import kill_and_reap, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 SOURCE = Path(__file__).resolve().parent / "clock_program.c"
 THREADS = 3
 LED_OUT = 300
+HANDLERS = 40
 MOST_FREEZES = 5000
 WORD = 8
 SINGLE_STEP = 9  # PTRACE_SINGLESTEP
@@ -87,6 +90,31 @@ def test_threads_outlive_who_leads_them_out(disturbed: bool, target: Target) -> 
             time.sleep(chance.choice((0, 0, 0.0005)))
 
     kill_at_random(target, work, disturbed)
+
+
+def test_a_handler_begins_while_its_thread_is_led_out(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frame is then where the thread's remote syscalls had theirs before, and if the tracer dies in one, nobody
+    puts back what was there."""
+    seen = known(target.pid)
+    begun = 0
+
+    def unmap_below(threads: SourceThreads) -> None:
+        assert threads.frame < tracee.get_registers(threads.pid).stack_pointer
+        unmap_stub(threads)
+
+    monkeypatch.setattr(vdso_exit, "unmap_stub", unmap_below)
+    for _ in range(MOST_FREEZES):
+        stops = tracee.freeze(target.pid)
+        leader = next(one for one in stops if one.tid == target.pid)
+        begun += all(where(seen, [leader]))
+        target.disturb()
+        leave_vdso(seen, stops)
+        tracee.thaw(stops, True)
+        target.check_runs()
+        if begun >= HANDLERS:
+            break
+    assert begun >= HANDLERS
+    wait_until(lambda: target.handled() == target.signals)
 
 
 def test_a_stopped_process_stays_stopped(target: Target) -> None:
