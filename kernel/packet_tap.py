@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from live_migration.kernel.addresses import ETH_P_IP, ETH_P_IPV6
-from live_migration.kernel.socket_in import socket_in
+from live_migration.kernel.socket_in import receive_everywhere, socket_in
 
 SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
 ROOM = 8 << 20
@@ -45,7 +45,7 @@ class PacketTap:
             self.sockets = tuple(found)
             one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
             attach(one, program_for(protocol, sorted(ports)))
-            one.bind(("", protocol))
+            receive_everywhere(one, protocol)
 
     def take(self, most: int) -> list[bytes]:
         """What has come, oldest first, without what is beyond so many bytes: that is thrown away."""

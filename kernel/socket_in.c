@@ -1,9 +1,12 @@
 #define _GNU_SOURCE
 #include "kernel/socket_in.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_packet.h>
 #include <sched.h>
+#include <stdint.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -35,4 +38,13 @@ int lm_socket_in(int network, int family, int type, int protocol) {
         return error;
     }
     return opened;
+}
+
+int lm_receive_everywhere(int number, int protocol) {
+    struct sockaddr_ll where = {
+        .sll_family = AF_PACKET,
+        .sll_protocol = htons((uint16_t)protocol),
+    };
+
+    return bind(number, (struct sockaddr *)&where, sizeof(where)) < 0 ? -errno : 0;
 }

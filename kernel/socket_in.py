@@ -24,6 +24,14 @@ def socket_in(pid: int | None, family: int, kind: int, protocol: int) -> socket.
     return socket.socket(fileno=number)
 
 
+def receive_everywhere(one: socket.socket, protocol: int) -> None:
+    """Let a packet socket receive what arrives of a protocol on every interface: bind(2) of Python's socket wants the
+    name of one. Raises OSError."""
+    failed = lib.lm_receive_everywhere(one.fileno(), protocol)
+    if failed:
+        raise OSError(-failed, os.strerror(-failed), f"receiving packets (protocol {protocol:#06x})")
+
+
 def opened_if_possible(opening: Callable[[], socket.socket]) -> socket.socket:
     """The socket; where this host or this user cannot have it, one on which everything fails with OSError. Whoever
     needs it says so then: most processes move without it."""
