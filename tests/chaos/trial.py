@@ -36,8 +36,6 @@ LATE_STEPS = ("destination-committed", "destination-letting-go", "destination-re
 SLOW_BULK = "1M"
 STEPS = tuple(name for name in SOURCE_FAILPOINTS + DESTINATION_FAILPOINTS if name != "source-connected")
 WARM, COLD = 64, 256
-# What is sent to the source's copy arrives at the moved process as long as lm-serve lives.
-HARMLESS = (signal.SIGUSR1, signal.SIGCONT)
 PATIENCE_SECONDS = 60.0
 # Longer than it takes to find out that a path was cut without a word.
 DOUBT_SECONDS = 20.0
@@ -250,13 +248,13 @@ def told(trial: Trial, command: str, event: str) -> bool:
 
 def outcome_of_moved(subject: laws.Subject, moved: int) -> Outcome:
     """The process at the destination looks at all of its memory; the source's copy never runs again."""
-    laws.assert_inert(subject, HARMLESS)
+    laws.assert_inert(subject, laws.HARMLESS)
     os.kill(moved, signal.SIGUSR2)
     with contextlib.suppress(TimeoutError):
         wait_for("every page", lambda: subject.rows()[laws.Row.ALL_COLD] or None, DOUBT_SECONDS)
     assert laws.process_name(moved) == "laws_program", "the moved process has ended"
     if not subject.rows()[laws.Row.ALL_COLD]:
-        laws.assert_inert(subject, HARMLESS)
+        laws.assert_inert(subject, laws.HARMLESS)
         assert laws.process_name(moved) == "laws_program", "the moved process has ended"
         return Outcome.WAITING
     assert subject.rows()[laws.Row.COLD] == COLD

@@ -70,7 +70,7 @@ class Moved:
         os.kill(self.pid, signal.SIGUSR2)
         wait_for("every page", lambda: self.subject.rows()[laws.Row.ALL_COLD] or None, 40)
         assert self.subject.rows()[laws.Row.COLD] == self.cold
-        laws.assert_inert(self.subject)
+        laws.assert_inert(self.subject, laws.HARMLESS)
 
     def type(self, text: str, **values: object) -> Command:
         """Run a command as docs/recovery.md has it, with these values for its capital words."""

@@ -314,6 +314,10 @@ def let_go(subject: Subject) -> int:
     return 0
 
 
+HARMLESS = (signal.SIGUSR1, signal.SIGCONT)
+"""What the source's copy may get as long as lm-serve lives, and the moved process with it."""
+
+
 def assert_inert(
     subject: Subject, signals: Sequence[int] = (signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT)
 ) -> None:
