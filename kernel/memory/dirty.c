@@ -39,6 +39,8 @@ static int scan(const struct lm_dirty_tracker *tracker, struct lm_pagemap_scan *
     found = ioctl(tracker->pagemap, LM_PAGEMAP_SCAN, request);
     if (found < 0)
         return -errno;
+    if (!lm_pagemap_has_memory(tracker->pagemap))
+        return -ESRCH;
     for (int i = 0; i < found; i++)
         runs[i] = (struct lm_page_run){regions[i].start, regions[i].end};
     *count = (size_t)found;

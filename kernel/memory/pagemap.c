@@ -16,6 +16,11 @@ static const uint64_t ENTRY_SWAPPED = UINT64_C(1) << 62;
 static const uint64_t ENTRY_FILE = UINT64_C(1) << 61;
 static const uint64_t ENTRY_SOFT_DIRTY = UINT64_C(1) << 55;
 
+bool lm_pagemap_has_memory(int pagemap) {
+    uint64_t entry;
+    return pread(pagemap, &entry, sizeof entry, 0) != 0;
+}
+
 static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                 size_t capacity, size_t *count, uint64_t *looked) {
     struct lm_page_region regions[BATCH];
@@ -37,6 +42,8 @@ static int scan(int pagemap, uint64_t start, uint64_t end, int which, struct lm_
     found = ioctl(pagemap, LM_PAGEMAP_SCAN, &request);
     if (found < 0)
         return -errno;
+    if (!lm_pagemap_has_memory(pagemap))
+        return -ENODATA;
     for (int i = 0; i < found; i++)
         runs[i] = (struct lm_page_run){regions[i].start, regions[i].end};
     *count = (size_t)found;

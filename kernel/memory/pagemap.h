@@ -5,6 +5,7 @@
 #ifndef LM_KERNEL_PAGEMAP_H
 #define LM_KERNEL_PAGEMAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,7 +26,8 @@ struct lm_page_run {
 };
 
 /* The runs of such pages in [start, end), at most `capacity` of them. `*looked` is the address up to which the range
- * was scanned: go on from there until it is `end`. `pagemap` is an open /proc/PID/pagemap. 0 or -errno. */
+ * was scanned: go on from there until it is `end`. `pagemap` is an open /proc/PID/pagemap. 0 or -errno:
+ * -ENODATA when the process has no memory any more. */
 int lm_pagemap_runs(int pagemap, uint64_t start, uint64_t end, int which, struct lm_page_run *runs,
                     size_t capacity, size_t *count, uint64_t *looked);
 
@@ -37,5 +39,10 @@ int lm_pagemap_entries(int pagemap, uint64_t start, uint64_t end, int which, str
  * -EINVAL or -ENOTTY from a kernel that does not tell (before Linux 6.15). */
 int lm_pagemap_guards(int pagemap, uint64_t start, uint64_t end, struct lm_page_run *run);
 /* cffi: end */
+
+/* Whether the process still has its memory. PAGEMAP_SCAN does not look (fs/proc/task_mmu.c, do_pagemap_scan) and says of a
+ * dead one that no page is there, and none was written to; a read tells. Memory never comes back: what was scanned before
+ * this was there. */
+bool lm_pagemap_has_memory(int pagemap);
 
 #endif

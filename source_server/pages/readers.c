@@ -53,7 +53,7 @@ static int process_read(const struct lm_page_reader *reader, const struct iovec 
     return 0;
 }
 
-/* The next runs that are there; a process without memory has none to tell of. */
+/* The next runs that are there. Where there is no process any more, no page counts as absent: it would be taken for zeros. */
 static int next_runs(const struct lm_page_reader *reader, uint64_t *at, uint64_t end,
                      struct lm_page_run *runs, size_t capacity, size_t *count) {
     int error = lm_pagemap_runs(reader->pagemap, *at, end, LM_PAGES_PRESENT, runs, capacity, count, at);
@@ -66,8 +66,7 @@ static int process_present(const struct lm_page_reader *reader, uint64_t address
     while (at < end) {
         struct lm_page_run runs[LM_RUN_PAGES];
         size_t count;
-        int error =
-            lm_pagemap_runs(reader->pagemap, at, end, LM_PAGES_PRESENT, runs, LM_RUN_PAGES, &count, &at);
+        int error = next_runs(reader, &at, end, runs, LM_RUN_PAGES, &count);
         if (error)
             return error;
         for (size_t i = 0; i < count; i++)

@@ -248,13 +248,13 @@ def told(trial: Trial, command: str, event: str) -> bool:
 
 def outcome_of_moved(subject: laws.Subject, moved: int) -> Outcome:
     """The process at the destination looks at all of its memory; the source's copy never runs again."""
-    laws.assert_inert(subject, laws.HARMLESS)
+    laws.assert_inert(subject)
     os.kill(moved, signal.SIGUSR2)
     with contextlib.suppress(TimeoutError):
         wait_for("every page", lambda: subject.rows()[laws.Row.ALL_COLD] or None, DOUBT_SECONDS)
     assert laws.process_name(moved) == "laws_program", "the moved process has ended"
     if not subject.rows()[laws.Row.ALL_COLD]:
-        laws.assert_inert(subject, laws.HARMLESS)
+        laws.assert_inert(subject)
         assert laws.process_name(moved) == "laws_program", "the moved process has ended"
         return Outcome.WAITING
     assert subject.rows()[laws.Row.COLD] == COLD

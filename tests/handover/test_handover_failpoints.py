@@ -152,7 +152,7 @@ def test_a_source_killed_after_commit(program: Path, tmp_path: Path, orphans: No
     stalled = move.restore.event("stalled")
     pid = laws.moved_pid(move)
     assert stalled["pid"] == pid
-    laws.assert_inert(subject)
+    laws.assert_inert(subject, laws.ANY)
     assert subject.process.poll() is None
     os.kill(pid, signal.SIGUSR2)
     subject.await_standstill()
@@ -165,7 +165,7 @@ def test_a_source_killed_when_all_is_over(subject: laws.Subject) -> None:
     move = laws.begin(subject, fault="source-finished:kill")
     assert ends(move.serve) == -signal.SIGKILL
     assert ends(move.restore) == ExitCode.OK, move.said()
-    laws.assert_inert(subject)
+    laws.assert_inert(subject, laws.ANY)
     goes_on(subject, move)
 
 
@@ -177,7 +177,7 @@ def test_a_pager_killed_after_commit(failpoint: str, subject: laws.Subject) -> N
         assert ends(move.restore) == ExitCode.OK
         assert "another one goes on" in move.restore.said()
         assert ends(move.serve) == ExitCode.OK
-        laws.assert_inert(subject)
+        laws.assert_inert(subject, laws.ANY)
         goes_on(subject, move)
     except BaseException:
         print(move.said())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -202,3 +204,23 @@ def test_a_store_that_is_not_open_answers_no_client(served: Served) -> None:
             peer.request(getattr(peer, link), kind, 0, served.address, 1)
         assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
         assert peer.client.cause == f"a request on the {link} connection comes before the freeze"
+
+
+@pytest.mark.parametrize("kind", [lib.LM_REQUEST_FAULT, lib.LM_REQUEST_RUN, lib.LM_REQUEST_MAP])
+def test_the_memory_of_a_process_that_was_killed_is_not_zero(kind: int, served: Served) -> None:
+    """Whoever asks learns that it cannot be read. Absent pages would be zeros to the moved process."""
+    child = os.fork()
+    if not child:
+        signal.pause()
+    served.store.add_process(1, child)
+    peer = served.peers[0]
+    link = peer.fault if kind == lib.LM_REQUEST_FAULT else peer.bulk
+    peer.request(link, kind, 1, served.address, 8)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    peer.absent.clear()
+    with contextlib.suppress(AssertionError, ConnectionError):
+        assert not peer.request(link, kind, 1, served.address, 8)
+    assert not peer.absent
+    assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.FAILED
+    assert "cannot be read" in peer.client.cause

@@ -31,6 +31,10 @@ SIGNAL_KEYS = ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")
 STAT_FIELDS = (18, 19, 20, 40, 41)
 
 
+# What may be sent to the source's copy while lm-serve lives, which passes it on to the moved process, however late.
+HARMLESS = (signal.SIGUSR1, signal.SIGCONT)
+# What else may be sent when lm-serve has ended: it would end the moved process.
+ANY = (*HARMLESS, signal.SIGTERM)
 # All signals but the two that cannot be blocked, as /proc/PID/status says it.
 PARKED = "SigBlk:\tfffffffffffbfeff"
 
@@ -314,16 +318,8 @@ def let_go(subject: Subject) -> int:
     return 0
 
 
-HARMLESS = (signal.SIGUSR1, signal.SIGCONT)
-"""What the source's copy may get as long as lm-serve lives, and the moved process with it."""
-
-
-def assert_inert(
-    subject: Subject, signals: Sequence[int] = (signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT)
-) -> None:
-    """The source's copy never runs again: it has left, or only waits, whatever signal it gets.
-
-    While lm-serve lives, it passes on what the source's copy gets: SIGTERM may end the moved process."""
+def assert_inert(subject: Subject, signals: Sequence[int] = HARMLESS) -> None:
+    """The source's copy never runs again: it has left, or only waits, whatever signal it gets; ANY without lm-serve."""
     for number in signals:
         with contextlib.suppress(ProcessLookupError):
             os.kill(subject.pid, number)
