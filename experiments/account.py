@@ -11,7 +11,8 @@ ON_THE_WAY = "messages on their way"
 
 def whole(source: Mapping[str, float], destination: Mapping[str, float], downtime_us: float) -> dict[str, float]:
     """One account of both sides' reports, microseconds: each step once, and what is left of the downtime for the ways
-    of the three messages FINAL, READY and COMMIT, with the wake-ups at their ends. Its sum is the downtime."""
+    of the three messages FINAL, READY and COMMIT, with the wake-ups at their ends; less than 0 where a step
+    of one side overlaps with one of the other. Its sum is the downtime."""
     steps = {f"source: {name}": us for name, us in source.items() if name != SOURCE_WAIT}
     steps |= {f"destination: {name}": us for name, us in destination.items() if name != DESTINATION_WAIT}
     return steps | {ON_THE_WAY: downtime_us - sum(steps.values())}
