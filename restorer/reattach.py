@@ -4,6 +4,7 @@ does when its worker is killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -87,7 +88,7 @@ def abandoned_keeper(pid: int, *, replacing: bool) -> tuple[Keeper, int]:
         if found and replacing and time.monotonic() < end:
             if ledger < 0:
                 ledger = _taken(found)
-            os.kill(found.worker, signal.SIGKILL)
+            _end_worker(found)
         elif not found or not _is_dying(found.worker) or time.monotonic() > end:
             break
         time.sleep(PAUSE_SECONDS)
@@ -100,6 +101,18 @@ def abandoned_keeper(pid: int, *, replacing: bool) -> tuple[Keeper, int]:
         remedy="lm-restore --decide list tells what waits here",
         code=ExitCode.NO_PROCESS,
     )
+
+
+def _end_worker(keeper: Keeper) -> None:
+    """Kill the keeper's worker, and nobody who has got its number since: whoever is the keeper's parent after the
+    pidfd was opened is meant by it."""
+    with contextlib.suppress(ProcessLookupError):
+        handle = pidfd.open_pidfd(keeper.worker)
+        try:
+            if any(one.pid == keeper.pid and one.worker == keeper.worker and one.lives for one in find_keepers()):
+                pidfd.send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
 
 
 def _taken(keeper: Keeper) -> int:
