@@ -220,10 +220,13 @@ def test_death_of_the_worker_in_the_handover(program: Path, tmp_path: Path, orph
 
 
 @pytest.fixture
-def slow(program: Path, tmp_path: Path, orphans: None) -> Iterator[tuple[laws.Subject, Move, int]]:
-    """A process that has been moved while most of its memory has not: bulk brings a few pages a second."""
+def slow(
+    request: pytest.FixtureRequest, program: Path, tmp_path: Path, orphans: None
+) -> Iterator[tuple[laws.Subject, Move, int]]:
+    """A process that has been moved while most of its memory has not: bulk brings a few pages a second, or as many as
+    the test asks for."""
     subject = laws.start_subject(program, tmp_path / "subject", warm=16, cold=1024)
-    move = laws.begin(subject, serve=["--bandwidth-limit", "16K"])
+    move = laws.begin(subject, serve=["--bandwidth-limit", getattr(request, "param", "16K")])
     try:
         pid = move.resumed(30)
         subject.await_progress()
@@ -275,7 +278,10 @@ def test_the_source_s_copy_killed_while_pages_are_missing(slow: tuple[laws.Subje
     assert subject.rows()[laws.Row.ALL_COLD] == 0
 
 
+@pytest.mark.parametrize("slow", ["512K"], indirect=True)
 def test_lm_restore_s_worker_killed_while_pages_are_missing(slow: tuple[laws.Subject, Move, int]) -> None:
+    """What has been requested in bulk is on its way at its own pace, also when a fault has brought it since: at the few
+    pages a second of the others, that would take minutes."""
     subject, move, pid = slow
     workers = [one for one in descendants(move.restore.process.pid) if laws.process_name(one) == "lm-pager"]
     os.kill(workers[0], signal.SIGKILL)
