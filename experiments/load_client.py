@@ -1,18 +1,22 @@
 """A client that asks a server without a pause, compares every answer, connects again when its connection ends, and
 keeps the time of every answer.
 
-    python -m live_migration.experiments.load_client redis|http HOST PORT ENTRIES DIRTY_RATE RECORD
+    python -m live_migration.experiments.load_client redis|http HOST PORT ENTRIES DIRTY_RATE uniform|zipf RECORD
 
 It fills the server, prints "ready", and asks until its standard input ends. Then it reads everything back and prints a
 JSON object. Each entry has a version, which its content follows from, so that an answer can be old, lost or mixed up
 without going unseen. A write whose answer was lost may have been done or not: either is right until the next write.
 
 DIRTY_RATE: writes are paced so that they dirty so many bytes of pages per second, a page each; -1: a fifth are writes.
+
+With zipf, the entry of rank n is asked for 1/n^0.99 times as often as the first (as YCSB's clients do: Cooper et al.,
+SoCC 2010); which entry has which rank is drawn, so that those that are asked for most lie anywhere in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import select
@@ -32,6 +36,7 @@ PAGE = 4096
 WRITE_SHARE = 0.2
 BATCH = 500
 DEBT = 0.01
+ZIPF = 0.99
 
 
 class Server(Protocol):
@@ -67,7 +72,9 @@ def value_of(number: int, version: int) -> bytes:
 class Client:
     """The client's state. `doubtful`: entries whose last write may or may not have been done."""
 
-    def __init__(self, kind: str, host: str, port: int, entries: int, rate: int, recorder: Recorder) -> None:
+    def __init__(
+        self, kind: str, host: str, port: int, entries: int, rate: int, keys: str, recorder: Recorder
+    ) -> None:
         self.kind, self.place, self.entries, self.recorder = kind, (host, port), entries, recorder
         self.versions = [0] * entries
         self.doubtful: set[int] = set()
@@ -75,6 +82,7 @@ class Client:
         self.due = time.time()
         self.wrong = self.lost = self.answers = 0
         self.chosen = random.Random(7)
+        self.choose = chooser(self.chosen, entries, keys)
 
     def connect(self) -> Server:
         """Connect, as long as that takes. Raises TimeoutError."""
@@ -107,7 +115,7 @@ class Client:
 
     def operate(self, server: Server) -> None:
         """Write or read an entry that is chosen at random. An entry in doubt is read first."""
-        number = self.chosen.randrange(self.entries)
+        number = self.choose()
         if number not in self.doubtful and self.is_write():
             version = self.versions[number] + 1
             self.doubtful.add(number)
@@ -154,6 +162,16 @@ class Client:
         return gaps
 
 
+def chooser(chosen: random.Random, entries: int, keys: str) -> Callable[[], int]:
+    """What draws the number of the entry to ask for next."""
+    if keys == "uniform":
+        return lambda: chosen.randrange(entries)
+    ranked = list(range(entries))
+    chosen.shuffle(ranked)
+    weights = list(itertools.accumulate(1 / (rank + 1) ** ZIPF for rank in range(entries)))
+    return lambda: chosen.choices(ranked, cum_weights=weights)[0]
+
+
 def over() -> bool:
     """Standard input has ended."""
     return bool(select.select([sys.stdin], [], [], 0)[0])
@@ -161,8 +179,8 @@ def over() -> bool:
 
 def main(words: list[str]) -> None:
     """See above."""
-    kind, host, port, entries, rate, record = words
-    client = Client(kind, host, int(port), int(entries), int(rate), Recorder(Path(record)))
+    kind, host, port, entries, rate, keys, record = words
+    client = Client(kind, host, int(port), int(entries), int(rate), keys, Recorder(Path(record)))
     client.fill()
     print("ready", flush=True)
     client.run()

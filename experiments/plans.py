@@ -12,7 +12,7 @@ import msgspec
 from live_migration.experiments.errors import ExperimentError, Status
 from live_migration.experiments.moves import STRATEGIES
 from live_migration.experiments.results import NAME, Cell, Link, OtherVersion, read
-from live_migration.experiments.workloads import Toucher
+from live_migration.experiments.workloads import KEYS, Toucher, variant_of
 
 WORKLOADS = ("toucher", "redis", "python", "node")
 PEERS = {"criu": ("stop-and-copy", "post-copy")}
@@ -32,12 +32,13 @@ class Plan:
     runs: int = 1
     peers: dict[str, str] = field(default_factory=dict)
     toucher: Toucher = field(default_factory=Toucher)
+    keys: str = KEYS[0]
 
     def cells(self, link: Link) -> Iterator[Cell]:
         """All cells of a link. Strategies take turns, so that what disturbs the machine for a while disturbs all."""
         for run in range(self.runs):
             for workload in self.workloads:
-                variant = self.toucher.variant() if workload == "toucher" else ""
+                variant = variant_of(workload, self.toucher, self.keys)
                 for memory in self.memory:
                     for rate in self.dirty_rates:
                         for peer, strategy in self.movers():

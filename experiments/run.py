@@ -36,7 +36,7 @@ from live_migration.experiments.plans import (
 from live_migration.experiments.results import NAME, Cell, Floor, Link, Result, append
 from live_migration.experiments.trial import Bench, run_cell
 from live_migration.experiments.workload_toucher import LOCALITIES
-from live_migration.experiments.workloads import Toucher
+from live_migration.experiments.workloads import KEYS, Toucher
 
 MEMORY_NEEDED = 2.2
 """Source and destination are one machine: how often a process's memory has to be free."""
@@ -65,6 +65,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     toucher.add_argument("--write-share", type=float, default=usual.write_share, help="of operations, 0 to 1")
     toucher.add_argument("--compressible", type=float, default=usual.compressible, help="share of each page, 0 to 1")
     toucher.add_argument("--threads", type=int, default=usual.threads, help="how many work")
+    served = parser.add_argument_group("the workloads redis and node")
+    served.add_argument("--keys", choices=KEYS, default=KEYS[0], help="which entries the client asks for: all alike, "
+        "or few of them most of the time (default: uniform)")  # fmt: skip
     parser.set_defaults(verb=run_verb)
 
 
@@ -95,6 +98,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
         runs=given.runs,
         peers=parse_peers(given.peer),
         toucher=toucher,
+        keys=given.keys,
     )
 
 
@@ -208,7 +212,7 @@ def run_plans(plans: list[Plan], folder: Path, seconds: float, console: Console)
                 progress.console.print(link_said(built.link), markup=False)
                 bench = Bench(
                     built, machine_facts(plan.peers), before=seconds / 2, after=seconds,
-                    toucher=plan.toucher,
+                    toucher=plan.toucher, keys=plan.keys,
                     movers={"": move, **{name: criu.mover(path) for name, path in plan.peers.items()}},
                 )  # fmt: skip
                 for cell in cells:

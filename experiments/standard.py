@@ -36,6 +36,7 @@ PLANS = (
     Plan(links=(PRESETS["wan-20ms"],), memory=(32 * MIB,), dirty_rates=(4 * MIB,), runs=1),
     # Real programs.
     Plan(workloads=("redis", "python", "node"), links=(PRESETS["lan-1gbit"],), memory=(64 * MIB,), runs=1),
+    Plan(workloads=("redis",), links=(PRESETS["lan-1gbit"],), memory=(64 * MIB,), runs=1, keys="zipf"),
 )
 FLOOR_LINKS = ("10gbit", "lan-1gbit", "wan-20ms")
 

@@ -24,7 +24,7 @@ from live_migration.experiments.speed import Moments, speed_of
 from live_migration.experiments.workload_python import start_python
 from live_migration.experiments.workload_served import start_node, start_redis
 from live_migration.experiments.workload_toucher import start_toucher
-from live_migration.experiments.workloads import Observed, Place, Running, Starter, Toucher
+from live_migration.experiments.workloads import KEYS, Observed, Place, Running, Starter, Toucher
 
 STARTERS: dict[str, Starter] = {
     "toucher": start_toucher,
@@ -50,6 +50,7 @@ class Bench:
     before: float = 1.0
     after: float = 2.0
     toucher: Toucher = field(default_factory=Toucher)
+    keys: str = KEYS[0]
     movers: dict[str, Callable[[Order], Moved]] = field(default_factory=lambda: {"": move})
     measured: bool = True
 
@@ -89,7 +90,7 @@ def run_cell(bench: Bench, cell: Cell) -> Result:
     result = Result(cell=cell, link=bench.network.link, machine=bench.machine, started=time.time(), verified=False)
     bench.network.route_service_to(bench.network.source)
     with own_folder() as folder, nothing_left():
-        place = Place(bench.network, folder, bench.toucher, bench.measured)
+        place = Place(bench.network, folder, bench.toucher, bench.keys, bench.measured)
         try:
             with Costs() as costs:
                 observed, moved, calm = _measure(bench, cell, place, costs, result)

@@ -84,7 +84,7 @@ def _start(cell: Cell, place: Place, words: Sequence[str], kind: str, entries: i
     record = place.folder / "answers"
     rate = -1 if cell.dirty_rate is None else cell.dirty_rate
     module = "live_migration.experiments.load_client"
-    line = [sys.executable, "-m", module, kind, SERVICE, str(PORT), str(entries), str(rate)]
+    line = [sys.executable, "-m", module, kind, SERVICE, str(PORT), str(entries), str(rate), place.keys]
     client = subprocess.Popen(
         place.network.client.command(*line, str(record)),
         stdin=subprocess.PIPE,

@@ -36,15 +36,27 @@ class Toucher:
         return ",".join(f"{name.replace('_', '-')}={getattr(self, name)}" for name in different)
 
 
+KEYS = ("uniform", "zipf")
+"""How often a client asks for which entry of redis and node: for all alike, or for few of them most of the time."""
+
+
+def variant_of(workload: str, toucher: Toucher, keys: str) -> str:
+    """What of a workload's settings differs from the usual, for Cell.variant."""
+    if workload == "toucher":
+        return toucher.variant()
+    return f"keys={keys}" if workload in ("redis", "node") and keys != KEYS[0] else ""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a workload runs: the network, and a folder of its own.
 
-    `measured`: False to leave out all measuring in the process, to see what that costs."""
+    `keys`: one of KEYS; `measured`: False to leave out all measuring in the process, to see what that costs."""
 
     network: Network
     folder: Path
     toucher: Toucher = field(default_factory=Toucher)
+    keys: str = KEYS[0]
     measured: bool = True
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from live_migration.experiments.errors import ExperimentError, Status
 from live_migration.experiments.floors import sizes
 from live_migration.experiments.histograms import bucket_of, from_counts, from_latencies, upper_bound
 from live_migration.experiments.links import PRESETS, parse_link, queue_bytes
+from live_migration.experiments.load_client import chooser
 from live_migration.experiments.moves import STRATEGIES
 from live_migration.experiments.numeric_job import MASK, A, C, Job, first_numbers, stepped_sum
 from live_migration.experiments.plans import Plan, choose, done_already, parse_memory, parse_peers, parse_rates
@@ -79,12 +81,25 @@ def test_words_of_a_plan() -> None:
 def test_a_list_may_be_given_in_several_options() -> None:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    words = "run -o out --workload redis --workload node,redis --memory 1MiB --memory 2MiB"
+    words = "run -o out --workload redis --workload node,redis --memory 1MiB --memory 2MiB --keys zipf"
     plan = plan_of(parser.parse_args(words.split()))
     assert plan.workloads == ("redis", "node")
     assert plan.memory == (MIB, 2 * MIB)
     assert plan.strategies == STRATEGIES
     assert plan.dirty_rates == (None,)
+    assert {cell.variant for cell in plan.cells(plan.links[0])} == {"keys=zipf"}
+
+
+def test_few_entries_are_asked_for_most_of_the_time() -> None:
+    chosen = random.Random(1)
+    for keys, least, most in (("uniform", 0.0, 0.05), ("zipf", 0.4, 0.6)):
+        draw = chooser(chosen, 1000, keys)
+        counts = Counter(draw() for _ in range(10000))
+        assert len(counts) > 500
+        assert max(counts) < 1000
+        hottest = sum(count for _, count in counts.most_common(20))
+        assert least < hottest / 10000 < most
+    assert Counter(counts).most_common(1)[0][0] != 0, "ranks are drawn, and no order of memory"
 
 
 def test_strategies_take_turns_and_keys_are_unique() -> None:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from live_migration.experiments.brownout import brownout_part
 from live_migration.experiments.errors import ExperimentError, Status
 from live_migration.experiments.figures import FIGURES
 from live_migration.experiments.page_tables import choice_part, floor_part
@@ -164,6 +165,13 @@ def test_tables_of_all_settings() -> None:
     ratios = str(floor_part(runs, [floor()]))
     assert "bare C pager" in ratios
     assert ratios.count("×") == 4 * 2 + 2, "four strategies, of which one has faults"
+
+
+def test_the_brownout_stands_beside_stop_and_copy_s() -> None:
+    text = str(brownout_part(sweep(runs=1, dirty=[0]), [floor()]))
+    assert text.count("bare link") == 3, "a row for each size of the link whose floor is known"
+    assert text.count("×") == 3 * 3 * 3, "three sizes, three other strategies, three measures"
+    assert "Nothing was migrated" in str(brownout_part([], []))
 
 
 def refused(folder: Path, status: Status = Status.BAD_DATA) -> str:
