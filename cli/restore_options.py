@@ -289,7 +289,7 @@ def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeti
     if given.reattach is not None:
         if given.ticket is not None or given.listen is not None:
             raise usage_error("TICKET and --reattach", "its session stands already", "leave TICKET and --listen out")
-        return Meeting()
+        return Meeting(certificates=take_certificates(given))
     if given.source is not None:
         raise usage_error("--source", "it is for --reattach alone", "give --reattach PID, too")
     if given.ticket is not None:

@@ -136,9 +136,9 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
 
 def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeting:
     """Connect or listen, from the options, else from the environment."""
-    if given.reattach is not None:
-        return Meeting()
     certificates = take_certificates(given)
+    if given.reattach is not None:
+        return Meeting(certificates=certificates)
     to: Ticket | None = take_ticket(given.to) if given.to is not None else None
     destination = None
     if to is None and given.listen is None and not given.check:

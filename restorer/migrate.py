@@ -51,7 +51,7 @@ from live_migration.restorer.finish import follow
 from live_migration.restorer.frontend_events import FrontendEvents
 from live_migration.restorer.frontend_line import Line
 from live_migration.restorer.husk_process import end_husk, is_killed, start_husk
-from live_migration.restorer.kept import keep, kept_of, with_process
+from live_migration.restorer.kept import Kept, keep, with_process
 from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.phases import Armed, Connected, Frozen, Running, Staged, Started, reached, tell, write
 from live_migration.restorer.preflight import Peer, new_file_blockers, preflight
@@ -76,6 +76,7 @@ from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
 from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
+from live_migration.wire.kept_session import keep_session
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
 from live_migration.wire.same_host import make_secret
@@ -247,7 +248,8 @@ def stage(started: Started) -> Staged:
     connected.undo.append(opened.undo)
     building = build.stage(husk, member, table, connected.descriptor_options, opened)
     roles = connected.roles
-    kept = kept_of(roles, connected.options.meeting.certificates, connected.report.strategy)
+    session = keep_session(roles, connected.options.meeting.certificates)
+    kept = Kept(session=session, strategy=connected.report.strategy)
     staged = Staged(connected, described, husk, custody, building, pager, kept)
     pager.add_space(member.space, building.userfaultfd, husk.pid)
     pager.connect(roles.fault, roles.bulk, roles.session, roles.attempt)

@@ -25,14 +25,15 @@ from live_migration.restorer.options import RestoreOptions
 from live_migration.restorer.phases import Connected, Running
 from live_migration.wire import messages
 from live_migration.wire.again import Link, doorway_of_our_own
+from live_migration.wire.connection import Roles
 from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import Side
+from live_migration.wire.kept_session import STEP, KeptSession, cannot_go_on, with_certificates
 from live_migration.wire.report import Report
 from live_migration.wire.session import Session, State
 
-STEP = "going on"
 ANOTHER = "another lm-restore goes on already"
 DYING_SECONDS = 5.0
 PAUSE_SECONDS = 0.02
@@ -43,7 +44,8 @@ def reattach(options: RestoreOptions, line: Line) -> int:
     holds them, or somebody brings them already."""
     pid = options.reattach
     keeper, ledger = abandoned_keeper(pid, replacing=options.source is not None)
-    kept = read_kept(keeper.note, pid)
+    kept = _with_options(read_kept(keeper.note, pid), options)
+    roles = kept.session.roles()
     husk = HuskProcess(pid, pidfd.open_pidfd(pid), -1, None, adopted=True)
     pager = Pager()
     try:
@@ -54,10 +56,8 @@ def reattach(options: RestoreOptions, line: Line) -> int:
             ledger = take_ledger(keeper)
     except (TakenOver, OSError) as error:
         cause = ANOTHER if isinstance(error, TakenOver) else str(error)
-        raise _cannot(pid, cause, "look at what that says") from None
-    if options.source is not None:
-        kept = _at(kept, *options.source)
-    running = _running(options, line, kept, husk, pager, ledger)
+        raise cannot_go_on(pid, cause, "look at what that says") from None
+    running = _running(options, line, kept, roles, husk, pager, ledger)
     control = running.connected.control
     control.heard = kept.heard
     link = _link(kept, running)
@@ -76,13 +76,8 @@ def abandoned_keeper(pid: int, *, replacing: bool) -> tuple[Keeper, int]:
         try:
             found = next((one for one in find_keepers() if one.moved == pid), None)
         except PermissionError as error:
-            raise LocalError(
-                step=STEP,
-                object=f"process {pid}",
-                cause=f"its keeper cannot be looked at ({error.strerror})",
-                remedy="run this as root",
-                code=ExitCode.NO_PERMISSION,
-            ) from None
+            cause = f"its keeper cannot be looked at ({error.strerror})"
+            raise cannot_go_on(pid, cause, "run this as root", ExitCode.NO_PERMISSION) from None
         if found and not found.lives:
             return found, ledger
         if found and replacing and time.monotonic() < end:
@@ -93,14 +88,9 @@ def abandoned_keeper(pid: int, *, replacing: bool) -> tuple[Keeper, int]:
             break
         time.sleep(PAUSE_SECONDS)
     if found:
-        raise _cannot(pid, f"its pages are brought already, by process {found.worker}", "leave it as it is")
-    raise LocalError(
-        step=STEP,
-        object=f"process {pid}",
-        cause="no keeper holds pages of it here: they are all there, or it was not moved here",
-        remedy="lm-restore --decide list tells what waits here",
-        code=ExitCode.NO_PROCESS,
-    )
+        raise cannot_go_on(pid, f"its pages are brought already, by process {found.worker}", "leave it as it is")
+    cause = "no keeper holds pages of it here: they are all there, or it was not moved here"
+    raise cannot_go_on(pid, cause, "lm-restore --decide list tells what waits here", ExitCode.NO_PROCESS)
 
 
 def _end_worker(keeper: Keeper) -> None:
@@ -120,7 +110,7 @@ def _taken(keeper: Keeper) -> int:
     try:
         return take_ledger(keeper)
     except TakenOver:
-        raise _cannot(keeper.moved, ANOTHER, "look at what that says") from None
+        raise cannot_go_on(keeper.moved, ANOTHER, "look at what that says") from None
 
 
 def _is_dying(worker: int) -> bool:
@@ -132,9 +122,8 @@ def _is_dying(worker: int) -> bool:
 
 
 def _running(
-    options: RestoreOptions, line: Line, kept: Kept, husk: HuskProcess, pager: Pager, ledger: int
+    options: RestoreOptions, line: Line, kept: Kept, roles: Roles, husk: HuskProcess, pager: Pager, ledger: int
 ) -> Running:
-    roles = kept.roles()
     report = Report(side="destination", outcome="stalled", strategy=kept.strategy, pid=husk.pid, started=time.time())
     session = Session(Side.DESTINATION, State.STALLED, lambda text: line.send("note", text=text, level=0))
     session.moments["resumed"] = time.monotonic_ns()
@@ -144,7 +133,15 @@ def _running(
     return Running(connected, husk, None, pager, kept, resume_at_once=False, ledger=ledger)
 
 
-def _at(kept: Kept, host: str, port: int) -> Kept:
+def _with_options(kept: Kept, options: RestoreOptions) -> Kept:
+    """The same with what the options say about the session. Raises LocalError."""
+    session = with_certificates(kept.session, options.meeting.certificates)
+    if options.source is not None:
+        session = _at(session, *options.source)
+    return replace(kept, session=session)
+
+
+def _at(session: KeptSession, host: str, port: int) -> KeptSession:
     """The same with the source at another address. Raises LocalError."""
     try:
         family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -152,16 +149,13 @@ def _at(kept: Kept, host: str, port: int) -> Kept:
         raise LocalError(
             step=STEP, object=host, cause=str(error.strerror), remedy="give an address", code=ExitCode.NO_PEER
         ) from None
-    return replace(kept, listening=False, family=int(family), address=where)
+    return replace(session, listening=False, family=int(family), address=where)
 
 
 def _link(kept: Kept, running: Running) -> Link:
     """How the source is met again. Raises LocalError."""
     roles, control = running.connected.roles, running.connected.control
-    if not kept.listening:
-        return Link(roles, Side.DESTINATION, control, None, kept.where)
-    return Link(roles, Side.DESTINATION, control, doorway_of_our_own(kept.where))
-
-
-def _cannot(pid: int, cause: str, remedy: str) -> LocalError:
-    return LocalError(step=STEP, object=f"process {pid}", cause=cause, remedy=remedy, code=ExitCode.REFUSED)
+    session = kept.session
+    if not session.listening:
+        return Link(roles, Side.DESTINATION, control, None, session.where)
+    return Link(roles, Side.DESTINATION, control, doorway_of_our_own(session.where))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from live_migration._lm import ffi, lib
-from live_migration.wire.custodians import SOURCE_MEMORY, cannot_decide, find_custodians, find_files
+from live_migration.wire.custodians import HELD_FILE, SOURCE_MEMORY, cannot_decide, find_custodians, find_files
 from live_migration.wire.session import SourceRecord
 
 ORPHAN = "process {pid}: neither its lm-serve nor its custodian lives; lm-serve --reattach {pid} goes on"
@@ -51,6 +51,8 @@ def listed() -> list[str]:
     """A sentence about everything that waits here. Raises LocalError."""
     told = list(waiting())
     known = {one.pid for one in told}
+    # Finding them removes those of processes that have ended.
+    list(find_files(HELD_FILE))
     orphans = [pid for pid, _ in find_files(SOURCE_MEMORY) if pid not in known]
     return [one.said() for one in told] + [ORPHAN.format(pid=pid) for pid in orphans]
 

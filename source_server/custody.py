@@ -29,7 +29,7 @@ from live_migration.source_server.leftover import Leftover, prepare_leftover
 from live_migration.source_server.network import Network, open_network
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
-from live_migration.wire.custodians import NAME, SOURCE_MEMORY, shared_file
+from live_migration.wire.custodians import HELD_FILE, NAME, SOURCE_MEMORY, lasting_file, open_lasting, shared_file
 from live_migration.wire.handshake import Side
 from live_migration.wire.session import SourceRecord
 
@@ -40,14 +40,14 @@ LEAVING_SECONDS = 1.0
 
 @dataclass
 class Custody:
-    """lm-serve's side: the shared memory, its file (None: it has none), the end of the DECISION connection, the pipe
-    that only lm-serve holds open, the custodian's pid, and the hashes of the tokens. `listener`: as
-    decision.listener_of has it. `command`: both ends of a socket, to receive and to pass on what comes to the listener
-    and is not the custodian's (wire/decision.h). `left`: the copy is not needed any more.
+    """lm-serve's side: the shared memory, the end of the DECISION connection, the pipe that only lm-serve holds open,
+    the custodian's pid, and the hashes of the tokens. `paths`: the files by which somebody else goes on (reattach.py).
+    `listener`: as decision.listener_of has it. `command`: both ends of a socket, to receive and to pass on what comes
+    to the listener and is not the custodian's (wire/decision.h). `left`: the copy is not needed any more.
     """
 
     page: mmap.mmap
-    path: Path | None
+    paths: tuple[Path, ...]
     state: Any
     line: Any
     listener: int
@@ -161,8 +161,9 @@ class Custody:
         os.close(self.lifeline)
         os.close(self.state.held_file)
         # A copy that stays here needs what is in it (reattach.py).
-        if self.path and (self.left or self.state.decision.decided != lib.LM_DECISION_COMMIT):
-            self.path.unlink(missing_ok=True)
+        if self.left or self.state.decision.decided != lib.LM_DECISION_COMMIT:
+            for path in self.paths:
+                path.unlink(missing_ok=True)
         self.network.close()
         with contextlib.suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
@@ -182,33 +183,34 @@ def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     tokens = decision.make_tokens()
     decision.prepare(shared, roles, Side.SOURCE, tokens)
     state.pid, state.serve = pid, os.getpid()
-    state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
+    state.held_file, held_path = lasting_file(HELD_FILE, pid)
     listener = decision.listener_of(roles)
     line = decision.open_line(shared, connection, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
     way, network = decision.way_to_command(), open_network(pid)
-    custody = Custody(page, path, state, line, listener, tokens.hashes(), leftover, way, network)
+    paths = tuple(one for one in (path, held_path) if one)
+    custody = Custody(page, paths, state, line, listener, tokens.hashes(), leftover, way, network)
     custody.start()
     return custody
 
 
-def reopen_custody(page: mmap.mmap, path: Path, listener: int, held: bytes) -> Custody:
-    """Custody of a process whose lm-serve and custodian have ended; `held` was in their file. Raises OSError."""
+def reopen_custody(page: mmap.mmap, path: Path, listener: int) -> Custody:
+    """Custody of a process whose lm-serve and custodian have ended, with what they have held. Raises OSError."""
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
     state.serve, state.deadline_ns = os.getpid(), 0
-    state.held_file = os.memfd_create("held", os.MFD_CLOEXEC)
+    network, held = open_network(state.pid), open_lasting(HELD_FILE, state.pid)
+    state.held_file, held_path = held or lasting_file(HELD_FILE, state.pid)
     state.held = int(bool(held and state.held))
-    os.pwrite(state.held_file, held, 0)
-    network = open_network(state.pid)
-    if held:
+    if state.held:
         use_sockets(state.held_file, network.shared)
     line = ffi.new("struct lm_decision_line *")
     lib.lm_decision_open(line, ffi.addressof(state, "decision"), -1, -1)
     leftover = prepare_leftover()
     state.leftover = leftover.record
     hashes = decision.Hashes(commit=b"", no=b"")
-    custody = Custody(page, path, state, line, listener, hashes, leftover, decision.way_to_command(), network)
+    paths = tuple(one for one in (path, held_path) if one)
+    custody = Custody(page, paths, state, line, listener, hashes, leftover, decision.way_to_command(), network)
     custody.start()
     return custody
 

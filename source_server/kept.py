@@ -15,12 +15,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from live_migration.wire import messages
-from live_migration.wire.again import Address, address_of
-from live_migration.wire.connection import Roles
-from live_migration.wire.handshake import Form
-from live_migration.wire.meeting_point import Certificates
+from live_migration.wire.kept_session import KeptSession
 from live_migration.wire.messages import Numbered
-from live_migration.wire.stream import TlsContext, ended_stream
 
 NOTE_BYTES = 64 << 10
 _PAGE = 4096
@@ -40,20 +36,12 @@ class Posted(msgspec.Struct, frozen=True):
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """The session, and how far it has come.
 
-    listening    whether this side listens at `address`; else the other one does
     space        of the process
     exit_status  of its copy
     pending      signals that were pending when they were looked at last, as masks, by thread id, 0: the process's
     """
 
-    session: bytes
-    secret: bytes
-    attempt: int
-    form: int
-    certificates: tuple[str, str, str] | None
-    listening: bool
-    family: int
-    address: tuple[str | int, ...]
+    session: KeptSession
     space: int
     exit_status: int
     strategy: str = ""
@@ -61,38 +49,6 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     serial: int = 0
     unheard: list[Posted] = []
     pending: dict[int, int] = {}
-
-    @property
-    def where(self) -> Address:
-        """The address of whoever listens."""
-        return Address(self.family, self.address)
-
-    def roles(self) -> Roles:
-        """The session with connections that have ended. Raises LocalError."""
-        context = TlsContext(Certificates(*self.certificates) if self.certificates else None)
-        control, fault, bulk = (ended_stream() for _ in range(3))
-        form = Form(self.form)
-        return Roles(self.session, self.attempt, control, fault, bulk, self.secret, None, form, context)
-
-
-def kept_of(roles: Roles, files: Certificates | None, space: int, exit_status: int) -> Kept:
-    """What there is to keep of a session. Raises OSError when the connections have ended already."""
-    if roles.listener is not None:
-        where = Address(roles.listener.family, roles.listener.getsockname())
-    else:
-        where = address_of(roles.control)
-    return Kept(
-        session=roles.session,
-        secret=roles.secret,
-        attempt=roles.attempt,
-        form=int(roles.form),
-        certificates=(files.certificate, files.key, files.authority) if files else None,
-        listening=roles.listener is not None,
-        family=int(where.family),
-        address=tuple(where.where),
-        space=space,
-        exit_status=exit_status,
-    )
 
 
 def advanced(kept: Kept, heard: int, serial: int, unheard: Sequence[Numbered], pending: Mapping[int, int]) -> Kept:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from live_migration._lm import ffi, lib
 from live_migration.kernel import pidfd
 from live_migration.kernel.errors import ProcessGone
@@ -31,17 +33,16 @@ from live_migration.source_server.release import Serving, serve_on
 from live_migration.source_server.stopping import stop_by_signal
 from live_migration.wire import messages
 from live_migration.wire.again import Doorway, Link
-from live_migration.wire.connection import Listener
+from live_migration.wire.connection import Listener, Roles
 from live_migration.wire.control import ControlChannel
-from live_migration.wire.custodians import SOURCE_MEMORY, find_custodians, find_files
-from live_migration.wire.errors import LocalError
+from live_migration.wire.custodians import SOURCE_MEMORY, find_custodians, open_lasting
 from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import Side
+from live_migration.wire.kept_session import KeptSession, cannot_go_on, with_certificates
 from live_migration.wire.report import Report
 from live_migration.wire.session import Session, State
 
-STEP = "going on"
 RUNS_ON = "process {pid} runs on here: it was not handed over; the destination hears that as soon as it asks"
 CUSTODIAN_SECONDS = 5.0
 DYING_SECONDS = 2.0
@@ -118,14 +119,16 @@ def reattach(options: ServeOptions, events: Events) -> int:
     while _is_serving(state.serve) and time.monotonic() < end:
         time.sleep(PAUSE_SECONDS)
     if _is_serving(state.serve):
-        raise _cannot(pid, f"lm-serve (process {state.serve}) looks after it", "leave it as it is")
+        raise cannot_go_on(pid, f"lm-serve (process {state.serve}) looks after it", "leave it as it is")
     kept = read_kept(page)
-    held = _end_custodian(pid)
+    if kept:
+        kept = msgspec.structs.replace(kept, session=with_certificates(kept.session, options.meeting.certificates))
+    roles = kept.session.roles() if kept else None
+    _end_custodian(pid)
     lib.lm_decision_decide(ffi.addressof(state, "decision"), lib.LM_DECISION_NO)
-    listening = kept is not None and kept.listening
-    listener = Listener(str(kept.address[0]), int(kept.address[1])).socket if kept and listening else None
-    custody = custodies.reopen_custody(page, path, listener.fileno() if listener else -1, held)
-    if kept is None or state.decision.decided != lib.LM_DECISION_COMMIT:
+    listener = _listener(kept.session) if kept and kept.session.listening else None
+    custody = custodies.reopen_custody(page, path, listener.fileno() if listener else -1)
+    if kept is None or roles is None or state.decision.decided != lib.LM_DECISION_COMMIT:
         _note_leftover(pid, custody)
         # It does what is left to do, and answers the destination.
         custody.end()
@@ -136,14 +139,18 @@ def reattach(options: ServeOptions, events: Events) -> int:
             custodies.decide(pid, state.flag_address, stay=True)
             custody.settled()
     custody.carry_out()
-    return _serve(options, events, kept, custody, listener)
+    return _serve(options, events, kept, roles, custody, listener)
 
 
 def _serve(
-    options: ServeOptions, events: Events, kept: Kept, custody: custodies.Custody, listener: socket.socket | None
+    options: ServeOptions,
+    events: Events,
+    kept: Kept,
+    roles: Roles,
+    custody: custodies.Custody,
+    listener: socket.socket | None,
 ) -> int:
     pid, options = options.reattach, replace(options, exit_status=kept.exit_status)
-    roles = kept.roles()
     session = Session(Side.SOURCE, State.STALLED, lambda text: events.note(text, 0))
     session.moments["committed"] = time.monotonic_ns()
     report = Report(side="source", outcome="stalled", strategy=kept.strategy, pid=pid, started=time.time())
@@ -157,7 +164,7 @@ def _serve(
         connected = Connected(options, events, session, roles, control, store, client, custody, report)
         stop_by_signal(session, pid)
         door = Doorway(custody.command[0], listener, lambda: False) if listener else None
-        link = Link(roles, Side.SOURCE, control, door, kept.where)
+        link = Link(roles, Side.SOURCE, control, door, kept.session.where)
         link.lose("lm-serve was replaced")
         events.emit("reattached", pid)
         try:
@@ -169,21 +176,20 @@ def _serve(
     return int(ExitCode.OK)
 
 
+def _listener(session: KeptSession) -> socket.socket:
+    """At the same port as the one that was killed. Raises LocalError."""
+    return Listener(str(session.address[0]), int(session.address[1])).socket
+
+
 def _open_state(pid: int) -> tuple[mmap.mmap, Path]:
-    for found, path in find_files(SOURCE_MEMORY):
-        if found == pid:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                return mmap.mmap(descriptor, 0), path
-            finally:
-                os.close(descriptor)
-    raise LocalError(
-        step=STEP,
-        object=f"process {pid}",
-        cause="no lm-serve of this user has left anything of it here",
-        remedy="lm-serve --decide list tells what waits here",
-        code=ExitCode.NO_PROCESS,
-    )
+    if found := open_lasting(SOURCE_MEMORY, pid):
+        descriptor, path = found
+        try:
+            return mmap.mmap(descriptor, 0), path
+        finally:
+            os.close(descriptor)
+    cause = "no lm-serve of this user has left anything of it here"
+    raise cannot_go_on(pid, cause, "lm-serve --decide list tells what waits here", ExitCode.NO_PROCESS)
 
 
 def _is_serving(serve: int) -> bool:
@@ -195,23 +201,17 @@ def _is_serving(serve: int) -> bool:
         return False
 
 
-def _end_custodian(pid: int) -> bytes:
-    """End the custodian of process `pid`, another one takes its place; what was in the file of what is held."""
-    held = b""
+def _end_custodian(pid: int) -> None:
+    """End the custodian of process `pid`: another one takes its place."""
     for custodian, memory in find_custodians(SOURCE_MEMORY):
         state = ffi.cast("struct lm_custody *", ffi.from_buffer(memory))
         if state.pid != pid:
             continue
         with _handle(custodian) as handle:
-            with contextlib.suppress(OSError):
-                file = pidfd.fetch_descriptor(handle, state.held_file)
-                held = os.pread(file, os.fstat(file).st_size, 0)
-                os.close(file)
             pidfd.send_signal(handle, signal.SIGKILL)
         end = time.monotonic() + CUSTODIAN_SECONDS
         while os.path.exists(f"/proc/{custodian}/fd/0") and time.monotonic() < end:
             time.sleep(PAUSE_SECONDS)
-    return held
 
 
 @contextlib.contextmanager
@@ -231,7 +231,3 @@ def _note_leftover(pid: int, custody: custodies.Custody) -> None:
             anonymous = entry.permissions == "rwxp" and not entry.inode
             if anonymous and tracee.read_memory(pid, entry.start, len(stub)) == stub:
                 custody.leftover.made(pid, entry.start, entry.end - entry.start)
-
-
-def _cannot(pid: int, cause: str, remedy: str) -> LocalError:
-    return LocalError(step=STEP, object=f"process {pid}", cause=cause, remedy=remedy, code=ExitCode.REFUSED)

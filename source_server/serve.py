@@ -38,7 +38,7 @@ from live_migration.process.threads.landlock import witness_blockers, witnesses
 from live_migration.source_server import connections, handover
 from live_migration.source_server import custody as custodies
 from live_migration.source_server.filters import snapshot_filters
-from live_migration.source_server.kept import Kept, keep, kept_of
+from live_migration.source_server.kept import Kept, keep
 from live_migration.source_server.options import ServeOptions
 from live_migration.source_server.pages.client import COMPRESS_AUTO, COMPRESS_NONE, PageClient, PushRun
 from live_migration.source_server.pages.contents import serve_contents, serve_new_contents
@@ -71,6 +71,7 @@ from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import check_fault, failpoint
 from live_migration.wire.handshake import Side
 from live_migration.wire.host import snapshot_host
+from live_migration.wire.kept_session import keep_session
 from live_migration.wire.meeting import meet
 from live_migration.wire.report import Report
 from live_migration.wire.session import Event, Session, SourceRecord, begin
@@ -354,7 +355,8 @@ def announce(copied: Copied) -> int:
 def kept_now(connected: Connected, space: int) -> Kept:
     """What another lm-serve would need to go on. Raises OSError."""
     options = connected.options
-    return kept_of(connected.roles, options.meeting.certificates, space, options.exit_status)
+    session = keep_session(connected.roles, options.meeting.certificates)
+    return Kept(session=session, space=space, exit_status=options.exit_status)
 
 
 def rehearse_freeze(copied: Copied) -> None:

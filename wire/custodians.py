@@ -16,6 +16,7 @@ NAME = "lm-custodian"
 # In memory: the disk would be waited for in the freeze, and after a reboot the process is gone as well.
 FOLDER = Path("/dev/shm")
 SOURCE_MEMORY, HUSK_MEMORY = "lm-custody-of-the-source", "lm-custody-of-a-husk"
+HELD_FILE = "lm-held-at-the-source"
 
 
 def shared_memory(name: str, size: int) -> mmap.mmap:
@@ -30,18 +31,33 @@ def shared_memory(name: str, size: int) -> mmap.mmap:
 
 def shared_file(name: str, size: int, pid: int) -> tuple[mmap.mmap, Path | None]:
     """The same, for process `pid`, in a file that outlives all who share it; None if there is none. Raises OSError."""
-    path = FOLDER / f"{name}-{pid}-{started(pid)}"
-    try:
-        # Only somebody who was here before can have left it.
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        return shared_memory(name, size), None
+    descriptor, path = lasting_file(name, pid)
     try:
         os.ftruncate(descriptor, size)
         return mmap.mmap(descriptor, size), path
     finally:
         os.close(descriptor)
+
+
+def lasting_file(name: str, pid: int) -> tuple[int, Path | None]:
+    """An empty file for process `pid` that outlives all who have it open, and its path; None if it has none, and does
+    not outlive them. Raises OSError."""
+    path = FOLDER / f"{name}-{pid}-{started(pid)}"
+    try:
+        # Only somebody who was here before can have left it.
+        path.unlink(missing_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(path, flags, 0o600), path
+    except OSError:
+        return os.memfd_create(name, os.MFD_CLOEXEC), None
+
+
+def open_lasting(name: str, pid: int) -> tuple[int, Path] | None:
+    """Such a file that was left, and its path; None if there is none. Raises OSError."""
+    for found, path in find_files(name):
+        if found == pid:
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), path
+    return None
 
 
 def find_files(name: str) -> Iterator[tuple[int, Path]]:

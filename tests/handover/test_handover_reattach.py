@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,11 @@ import pytest
 from live_migration._lm import ffi
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from live_migration.wire.exit_codes import ExitCode
+from live_migration.wire.meeting_point import Certificates
 from live_migration.wire.ticket import parse_ticket
 from tests.chaos.relay import start_relay
 from tests.support import laws, started
+from tests.support.authority import Authority
 
 # Pages; with rounds, those that are written to all the time are missing in the end.
 WARM, COLD = {"post-copy": 64, "hybrid": 1500}, {"post-copy": 2048, "hybrid": 256}
@@ -81,10 +83,12 @@ class Moved:
 
 
 @contextlib.contextmanager
-def moved(program: Path, folder: Path, strategy: str = "post-copy") -> Iterator[Moved]:
+def moved(
+    program: Path, folder: Path, strategy: str = "post-copy", serve: Sequence[str] = (), restore: Sequence[str] = ()
+) -> Iterator[Moved]:
     subject = laws.start_subject(program, folder / "subject", warm=WARM[strategy], cold=COLD[strategy])
     try:
-        move = laws.begin(subject, serve=SLOW, restore=[f"--{strategy}"])
+        move = laws.begin(subject, serve=[*SLOW, *serve], restore=[f"--{strategy}", *restore])
         pid = wait_for("the moved process", lambda: laws.let_go(subject) or None, 30)
         yield Moved(subject, move, pid, COLD[strategy])
     except BaseException:
@@ -180,14 +184,31 @@ def test_a_source_is_taken_up_again(
         assert found.subject.process.wait(20) == STATUS
 
 
-def test_both_sides_are_taken_up_again(program: Path, tmp_path: Path, orphans: None) -> None:
-    """Everybody but the keeper is killed at once."""
-    with moved(program, tmp_path) as found:
+def options_of(files: Certificates) -> list[str]:
+    """The options for these."""
+    return ["--tls-cert", files.certificate, "--tls-key", files.key, "--tls-ca", files.authority]
+
+
+@pytest.mark.parametrize("certified", [False, True], ids=["", "certificates"])
+def test_both_sides_are_taken_up_again(certified: bool, program: Path, tmp_path: Path, orphans: None) -> None:
+    """Everybody but the keeper is killed at once. The certificates of the destination are others by then, and those of
+    the source are read again."""
+    signer = Authority(tmp_path)
+    ours, theirs, renewed = (signer.certify(name) for name in ("source", "destination", "renewed"))
+    options = (options_of(ours), options_of(theirs)) if certified else ((), ())
+    with moved(program, tmp_path, "post-copy", *options) as found:
         victims = [found.move.serve.process.pid, custodian(found), found.move.restore.process.pid]
         for victim in (*victims, *found.named("lm-pager")):
             os.kill(victim, signal.SIGKILL)
+        text = "lm-restore --reattach PID --tls-cert CERT --tls-key KEY --tls-ca CA"
+        files = {"CERT": renewed.certificate, "KEY": renewed.key, "CA": renewed.authority}
+        restore = found.type(text, PID=found.pid, **files)
+        if certified:
+            Path(theirs.certificate).unlink()
+        else:
+            assert restore.process.wait(20) == ExitCode.USAGE
+            found.type("lm-restore --reattach PID", PID=found.pid)
         serve = found.type("lm-serve --reattach PID", PID=found.subject.pid)
-        found.type("lm-restore --reattach PID", PID=found.pid)
         found.check()
         assert serve.process.wait(30) == 0
 

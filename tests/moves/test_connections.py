@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from live_migration._lm import lib
-from live_migration.experiments.machines import Machine, Move, wait_for
+from live_migration.experiments.machines import Command, Machine, Move, descendants, wait_for
 from live_migration.kernel import packet_rules
 from live_migration.kernel.pidfd import fetch_descriptor
 from tests.conftest import skip
 from tests.support.connected import PORT, Stream, Waiting, ask, echoing, move_to, serving, to_the_end
 from tests.support.lan import SERVICE, SERVICE6, Lan, lan
-from tests.support.started import begin_move
+from tests.support.started import begin_move, start
 
 TCP_REPAIR = 19
 pytestmark = [pytest.mark.program, pytest.mark.timeout(120)]
@@ -76,27 +79,48 @@ def socket_states(pid: int) -> list[tuple[int, ...]]:
     return found
 
 
+@dataclass
+class Clients:
+    """A server, a client over each version of IP that says nothing, one that waits and one that never stops."""
+
+    server: Command
+    idle: list[socket.socket]
+    waiting: Waiting
+    stream: Stream
+
+    def go_on(self, text: bytes) -> None:
+        """Nobody has noticed anything."""
+        for one in self.idle:
+            ask(one, text)
+        self.waiting.finish()
+        self.stream.finish()
+
+
+@contextlib.contextmanager
+def served(net: Lan, folder: Path) -> Iterator[Clients]:
+    """Clients whose connections are not reset, whatever happens."""
+    with serving(net, folder) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        waiting = Waiting.begin(net)
+        yield Clients(server, idle, waiting, Stream(net.connect(PORT)).start())
+    assert capture.resets == []
+
+
 @pytest.mark.parametrize("fault", ["source-ready:kill", "source-parked:fail", "destination-restored:kill"])
 def test_what_is_not_moved_goes_on(
     fault: str, net: Lan, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(net, tmp_path) as server, net.captured() as capture:
-        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
-        waiting = Waiting.begin(net)
-        stream = Stream(net.connect(PORT)).start()
-        before = socket_states(server.process.pid)
+    with served(net, tmp_path) as clients:
+        pid = clients.server.process.pid
+        before = socket_states(pid)
         monkeypatch.setenv("LM_FAULT", fault)
-        move = move_to(net, server.process.pid, tmp_path)
+        move = move_to(net, pid, tmp_path)
         assert move.serve.process.wait(40) != 0
         assert move.restore.process.wait(40) != 0
-        for one in idle:
-            ask(one, b"still here")
-        waiting.finish()
-        stream.finish()
+        clients.go_on(b"still here")
         with contextlib.closing(echoing(net, SERVICE)):
-            kept = {state[0]: state for state in socket_states(server.process.pid)}
+            kept = {state[0]: state for state in socket_states(pid)}
         assert [kept[state[0]] for state in before if state[0] in kept] == [s for s in before if s[0] in kept]
-    assert capture.resets == []
 
 
 @pytest.mark.parametrize("fault", ["source-committed:kill", "source-decided:kill"])
@@ -104,22 +128,42 @@ def test_what_is_decided_goes_on_at_the_destination(
     fault: str, net: Lan, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stop-and-copy, since nobody serves pages any more."""
-    with serving(net, tmp_path) as server, net.captured() as capture:
-        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
-        waiting = Waiting.begin(net)
-        stream = Stream(net.connect(PORT)).start()
+    with served(net, tmp_path) as clients:
         monkeypatch.setenv("LM_FAULT", fault)
-        move_to(net, server.process.pid, tmp_path, strategy="stop-and-copy")
+        move_to(net, clients.server.process.pid, tmp_path, strategy="stop-and-copy")
         wait_for("the address", lambda: SERVICE in addresses(net.destination) or None)
-        for one in idle:
-            ask(one, b"over there")
-        waiting.finish()
-        stream.finish()
+        clients.go_on(b"over there")
         with contextlib.closing(echoing(net, SERVICE)):
             pass
         assert addresses(net.source) & {SERVICE, SERVICE6} == set()
         assert addresses(net.destination) >= {SERVICE, SERVICE6}
-    assert capture.resets == []
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_whoever_takes_the_source_up_again_knows_what_was_held(
+    committed: bool, net: Lan, tmp_path: Path, orphans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-serve and its custodian are killed with the connections in repair."""
+    with serving(net, tmp_path) as server:
+        idle, pid = [echoing(net, address) for address in (SERVICE, SERVICE6)], server.process.pid
+        monkeypatch.setenv("LM_FAULT", "source-committed:hang" if committed else "source-parked:hang")
+        move = move_to(net, pid, tmp_path, strategy="stop-and-copy")
+        if committed:
+            move.restore.event("resumed")
+        else:
+            wait_for("the repair", lambda: all(state[3] for state in socket_states(pid)[-2:]) or None)
+        serve = move.serve.process.pid
+        for victim in (*descendants(serve), serve):
+            os.kill(victim, signal.SIGKILL)
+        move.serve.process.wait(20)
+        monkeypatch.delenv("LM_FAULT")
+        words = [sys.executable, "-m", "live_migration.cli.serve", "--reattach", str(pid)]
+        again = start(net.source, words, tmp_path, "again")
+        assert again.process.wait(30) == 0, again.said()
+        for one in idle:
+            ask(one, b"here or there")
+        assert (SERVICE in addresses(net.source)) is not committed
+        assert not list(Path("/dev/shm").glob(f"lm-*-{pid}-*"))
 
 
 def test_connections_are_carried_on_by_the_custodian(
