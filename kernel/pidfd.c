@@ -20,6 +20,12 @@ int lm_pidfd_send_signal(int pidfd, int signal) {
     return result_or_errno(syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0));
 }
 
+int lm_pidfd_is_ending(int pidfd) {
+    /* It gives back the memory of a process that has been killed, and does nothing to another one but to say so. */
+    return syscall(SYS_process_mrelease, pidfd, 0) == 0 ||
+           (errno != EINVAL && errno != ENOSYS && errno != EPERM);
+}
+
 int lm_send_to_thread(int pid, int tid, int signal) {
     return result_or_errno(syscall(SYS_tgkill, pid, tid, signal));
 }

@@ -9,6 +9,10 @@
 int lm_pidfd_open(int pid, unsigned int flags);
 int lm_pidfd_getfd(int pidfd, int number);
 int lm_pidfd_send_signal(int pidfd, int signal);
+/* Whether a process is being ended, so that its memory may be going, page by page (the kernel's OOM reaper,
+ * process_mrelease(2)): a page that is gone looks as if it had never been there. What was read or scanned before this said
+ * 0 was right. 1 also for a process that has ended; 0 where the kernel cannot tell (before Linux 5.15). */
+int lm_pidfd_is_ending(int pidfd);
 /* tgkill(2): to one thread. */
 int lm_send_to_thread(int pid, int tid, int signal);
 /* kcmp(2): 0 the same, 1 less, 2 greater, 3 different without an order. */

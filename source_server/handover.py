@@ -142,13 +142,16 @@ def commit(
 ) -> Committed:
     """Park the threads, decide and say COMMIT: the one step that cannot be taken back.
 
-    Raises LocalError when the custodian is gone, or has decided otherwise."""
+    Raises LocalError when the custodian is gone or has decided otherwise, ProcessGone when the process was killed."""
     threads = source.threads
     state.session.happened(Event.PARKED)
     park(state, source, custody)
     failpoint("source-parked")
     if not custody.lives():
         raise _no_custodian(state.seen.pid)
+    # Memory that has begun to go may have been described as never written to.
+    if state.seen.program.is_ending():
+        raise ProcessGone(state.seen.pid)
     account.step("deciding")
     frozen_ns = sum(account.steps.values())
     if not custody.decide(SourceRecord.COMMIT):

@@ -2,6 +2,7 @@
 #include "source_server/pages/readers.h"
 
 #include "kernel/memory/pagemap.h"
+#include "kernel/pidfd.h"
 #include "wire/page_stream.h"
 
 #include <errno.h>
@@ -36,7 +37,7 @@ static int read_on(int fd, uint64_t address, char **at, size_t *size) {
 
 /* Read in one call, unless the process itself may not read there (PROT_NONE): the descriptor may. Its end means that
  * the process has no memory any more. */
-static int process_read(const struct lm_page_reader *reader, const struct iovec *local,
+static int read_process(const struct lm_page_reader *reader, const struct iovec *local,
                         const struct iovec *remote, int parts) {
     ssize_t size = 0;
     for (int i = 0; i < parts; i++)
@@ -53,11 +54,19 @@ static int process_read(const struct lm_page_reader *reader, const struct iovec 
     return 0;
 }
 
-/* The next runs that are there. Where there is no process any more, no page counts as absent: it would be taken for zeros. */
+/* What is read while the process is being ended may be anything: its memory may have gone before. */
+static int process_read(const struct lm_page_reader *reader, const struct iovec *local,
+                        const struct iovec *remote, int parts) {
+    int error = read_process(reader, local, remote, parts);
+    return lm_pidfd_is_ending(reader->process) ? -ESRCH : error;
+}
+
+/* The next runs that are there. Where there is no process any more, or it is being ended, no page counts as absent: it would
+ * be taken for zeros. */
 static int next_runs(const struct lm_page_reader *reader, uint64_t *at, uint64_t end,
                      struct lm_page_run *runs, size_t capacity, size_t *count) {
     int error = lm_pagemap_runs(reader->pagemap, *at, end, LM_PAGES_PRESENT, runs, capacity, count, at);
-    return error == -ENODATA ? -ESRCH : error;
+    return error == -ENODATA || lm_pidfd_is_ending(reader->process) ? -ESRCH : error;
 }
 
 static int process_present(const struct lm_page_reader *reader, uint64_t address, uint32_t pages,
@@ -128,20 +137,20 @@ static const struct lm_page_reader_operations object_operations = {object_read, 
 int lm_page_reader_init_process(struct lm_page_reader *reader, uint32_t space, int pid) {
     *reader = (struct lm_page_reader){
         .operations = &process_operations, .space = space, .pid = pid, .memory = -1, .pagemap = -1};
-    reader->memory = open_of(pid, "mem");
-    if (reader->memory < 0)
-        return reader->memory;
-    reader->pagemap = open_of(pid, "pagemap");
-    if (reader->pagemap < 0) {
-        int error = reader->pagemap;
-        lm_page_reader_deinit(reader);
-        return error;
-    }
-    return 0;
+    int error = reader->process = lm_pidfd_open(pid, 0);
+    if (error >= 0)
+        error = reader->memory = open_of(pid, "mem");
+    if (error >= 0)
+        error = reader->pagemap = open_of(pid, "pagemap");
+    if (error >= 0)
+        return 0;
+    lm_page_reader_deinit(reader);
+    return error;
 }
 
 int lm_page_reader_init_object(struct lm_page_reader *reader, uint32_t space, int fd) {
-    *reader = (struct lm_page_reader){.operations = &object_operations, .space = space, .pagemap = -1};
+    *reader = (struct lm_page_reader){
+        .operations = &object_operations, .space = space, .process = -1, .pagemap = -1};
     char path[sizeof "/proc/self/fd/" + 10];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     /* Of its own, since looking for data moves the offset. Only its owner may read it without a trace. */
@@ -156,11 +165,12 @@ int lm_page_reader_init_object(struct lm_page_reader *reader, uint32_t space, in
 }
 
 void lm_page_reader_deinit(struct lm_page_reader *reader) {
-    if (reader->memory >= 0)
-        close(reader->memory);
-    if (reader->pagemap >= 0)
-        close(reader->pagemap);
-    reader->memory = reader->pagemap = -1;
+    int *const owned[] = {&reader->process, &reader->memory, &reader->pagemap};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) {
+        if (*owned[i] >= 0)
+            close(*owned[i]);
+        *owned[i] = -1;
+    }
 }
 
 int lm_page_reader_read(const struct lm_page_reader *reader, uint64_t address, uint32_t pages, void *buffer) {

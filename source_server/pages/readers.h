@@ -27,6 +27,7 @@ struct lm_page_reader {
     const struct lm_page_reader_operations *operations;
     uint32_t space;
     int pid;            /* of a process */
+    int process;        /* a pidfd, -1 for an object */
     int memory;         /* /proc/PID/mem, or the object */
     int pagemap;        /* /proc/PID/pagemap, -1 for an object */
     bool shares_offset; /* the object's open file is the process's own */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from live_migration._lm import ffi, lib
+from live_migration.kernel.memory.pagemap import present_runs
 from live_migration.source_server.pages.client import COMPRESS_NONE, ClientState, PageClient, PushRun
 from live_migration.source_server.pages.store import FIRST_OBJECT, PageStore
 from live_migration.wire.stream import Stream
@@ -24,6 +26,9 @@ from tests.pager.paging import PAGE, SESSION, connected_pair
 
 PAGES = 96
 HEADER = lib.LM_HEADER_SIZE
+# ptrace(2), process_mrelease(2)
+PTRACE_CONT, PTRACE_SEIZE, PTRACE_O_TRACEEXIT, PTRACE_EVENT_EXIT = 7, 0x4206, 0x40, 6
+SYS_PROCESS_MRELEASE = 448
 
 
 @dataclass
@@ -218,9 +223,39 @@ def test_the_memory_of_a_process_that_was_killed_is_not_zero(kind: int, served: 
     peer.request(link, kind, 1, served.address, 8)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    cannot_be_read(served, kind)
+
+
+def cannot_be_read(served: Served, kind: int) -> None:
+    """The first peer is not answered, and no page is told to be absent."""
+    peer = served.peers[0]
     peer.absent.clear()
+    link = peer.fault if kind == lib.LM_REQUEST_FAULT else peer.bulk
     with contextlib.suppress(AssertionError, ConnectionError):
         assert not peer.request(link, kind, 1, served.address, 8)
     assert not peer.absent
     assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.FAILED
     assert "cannot be read" in peer.client.cause
+
+
+@pytest.mark.parametrize("kind", [lib.LM_REQUEST_FAULT, lib.LM_REQUEST_RUN, lib.LM_REQUEST_MAP])
+def test_memory_that_the_kernel_takes_early_is_not_zero(kind: int, served: Served) -> None:
+    """A killed process whose end takes a while: its memory goes before it does, page by page (the OOM reaper)."""
+    child = os.fork()
+    if not child:
+        signal.pause()
+    libc = ctypes.CDLL(None, use_errno=True)
+    served.store.add_process(1, child)
+    peer = served.peers[0]
+    peer.request(peer.fault if kind == lib.LM_REQUEST_FAULT else peer.bulk, kind, 1, served.address, 8)
+    assert libc.ptrace(PTRACE_SEIZE, child, None, PTRACE_O_TRACEEXIT) == 0
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert status >> 8 == signal.SIGTRAP | PTRACE_EVENT_EXIT << 8
+    process = os.pidfd_open(child)
+    assert libc.syscall(SYS_PROCESS_MRELEASE, process, 0) == 0
+    os.close(process)
+    assert present_runs(child, [(served.address, served.address + 8 * PAGE)]) == []
+    cannot_be_read(served, kind)
+    libc.ptrace(PTRACE_CONT, child, None, None)
+    assert os.waitpid(child, 0) == (child, signal.SIGKILL)
