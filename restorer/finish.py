@@ -78,9 +78,10 @@ class Following:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether the source was lost for longer than --reconnect-timeout; when nothing is missing any more, for long,
-        or nobody is there."""
-        limit = self.connected.options.reconnect_timeout or (FORSAKEN_SECONDS if self.finished else 0)
+        """Whether the source was lost for longer than --reconnect-timeout; when nothing is missing any more, also if
+        nobody is there, or if it was lost for long and the process has ended, too."""
+        done = self.finished and self.process_ended
+        limit = self.connected.options.reconnect_timeout or (FORSAKEN_SECONDS if done else 0)
         forsaken = self.finished and self.link.refused_for > NOBODY_SECONDS
         return forsaken or bool(limit and self.link.lost_for > limit)
 
