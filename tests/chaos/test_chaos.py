@@ -12,6 +12,7 @@ from tests.support import laws
 
 # As many as take less than a minute on two processors.
 TRIALS = range(1, 11)
+PAIRS = (1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("number", TRIALS)
 def test_one_failure_breaks_no_law(number: int, program: Path, tmp_path: Path, orphans: None) -> None:
     trial.make(trial.draw(number), program, tmp_path / "subject")
+
+
+@pytest.mark.parametrize("number", PAIRS)
+def test_two_who_are_killed_at_once(number: int, program: Path, tmp_path: Path, orphans: None) -> None:
+    """What docs/recovery.md says brings the process back, where it does not come back by itself."""
+    trial.make(trial.draw(number, pairs=True), program, tmp_path / "subject")
 
 
 def test_a_path_that_is_cut_before_the_freeze(program: Path, tmp_path: Path, orphans: None) -> None:

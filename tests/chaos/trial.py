@@ -1,7 +1,8 @@
 """One trial: a move, one fault at one of its steps, and what became of the process.
 
 Everything is drawn from a number, so a trial can be made again. `python -m tests.chaos.trial --trials 1000 --seed 1`
-makes many; each that breaks a law is printed with its number.
+makes many; each that breaks a law is printed with its number. With `--pairs`, two processes are killed at once, and
+then whatever docs/recovery.md says is done.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import enum
+import itertools
 import os
 import random
 import signal
@@ -62,6 +64,12 @@ class Target(enum.Enum):
 
 
 LINKS = (Target.CONNECTION, Target.NETWORK)
+# A worker and its keeper hold the missing memory: without both, the process would read zeros (docs/recovery.md).
+PAIRS = [
+    pair
+    for pair in itertools.combinations([one for one in Target if one not in LINKS], 2)
+    if set(pair) != {Target.WORKER, Target.KEEPER}
+]
 
 
 class Outcome(enum.Enum):
@@ -76,7 +84,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done in a trial."""
+    """What is done in a trial; `also` is who is killed with the target."""
 
     number: int
     strategy: str
@@ -86,14 +94,20 @@ class Plan:
     seconds: float
     which: int
     relayed: bool
+    also: Target | None = None
+
+    @property
+    def targets(self) -> set[Target]:
+        """Everybody who is struck."""
+        return {self.target, self.also} - {None}  # type: ignore[return-value]
 
     def __str__(self) -> str:
-        what = f"{self.action.name} {self.target.value}"
+        what = f"{self.action.name} {' and '.join(sorted(target.value for target in self.targets))}"
         return f"trial {self.number}: {self.strategy}, at {self.step}: {what}, {self.seconds} s"
 
 
-def draw(number: int) -> Plan:
-    """The plan of a number."""
+def draw(number: int, *, pairs: bool = False) -> Plan:
+    """The plan of a number; with `pairs`, two processes are killed at once."""
     chance = random.Random(number)
     step = chance.choice(STEPS)
     strategy = chance.choice(WITH_ROUNDS if step.endswith("-round") else STRATEGIES)
@@ -101,12 +115,19 @@ def draw(number: int) -> Plan:
     action = chance.choice(list(Fault)) if target in LINKS else chance.choice(list(Action))
     seconds = chance.choice((0.2, 1.0, 4.0))
     relayed = target in LINKS or chance.random() < 0.3
-    return Plan(number, strategy, step, target, action, seconds, chance.randrange(4), relayed)
+    plan = Plan(number, strategy, step, target, action, seconds, chance.randrange(4), relayed)
+    if not pairs:
+        return plan
+    target, also = chance.choice(PAIRS)
+    return replace(plan, target=target, action=Action.KILL, also=also)
 
 
 def allowed(plan: Plan) -> set[Outcome]:
-    """The outcomes that one failure may lead to: what is not lost for good, and where a person has to help."""
+    """The outcomes that the failure may lead to: what is not lost for good, and where a person has to help."""
     found = {Outcome.UNTOUCHED, Outcome.MOVED}
+    if {Target.WORKER, Target.DESTINATION_CUSTODIAN} == plan.targets:
+        # In the handover, nobody is left who knows how the husk goes on. It is kept.
+        found |= {Outcome.DOUBT, Outcome.HUSK_LEFT}
     if plan.action is Action.KILL and plan.target is Target.SERVE:
         found.add(Outcome.WAITING)
     return found
@@ -123,17 +144,17 @@ class Trial:
     relay: Relay | None = None
     stopped: list[int] = field(default_factory=list)
 
-    def victims(self) -> list[int]:
-        """The processes that the plan's target is, if they exist."""
+    def victims(self, target: Target) -> list[int]:
+        """The processes that a target is, if they exist."""
         assert self.restore
-        if self.plan.target is Target.SERVE:
+        if target is Target.SERVE:
             return [self.serve.pid]
-        if self.plan.target is Target.FRONTEND:
+        if target is Target.FRONTEND:
             return [self.restore.pid]
         destination = descendants(self.restore.pid)
         source = descendants(self.serve.pid)
-        name = {Target.WORKER: "lm-pager", Target.KEEPER: "lm-keeper"}.get(self.plan.target, "lm-custodian")
-        among = source if self.plan.target is Target.SOURCE_CUSTODIAN else destination
+        name = {Target.WORKER: "lm-pager", Target.KEEPER: "lm-keeper"}.get(target, "lm-custodian")
+        among = source if target is Target.SOURCE_CUSTODIAN else destination
         return [pid for pid in among if laws.process_name(pid) == name][:1]
 
     def strike(self) -> bool:
@@ -143,7 +164,7 @@ class Trial:
             assert self.relay
             self.relay.strike(plan.action, -1 if plan.target is Target.NETWORK else plan.which, plan.seconds)
             return bool(self.relay.links)
-        for pid in (victims := self.victims()):
+        for pid in (victims := [pid for target in plan.targets for pid in self.victims(target)]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if plan.action is Action.KILL else signal.SIGSTOP)
         self.stopped = victims if plan.action is Action.STOP else []
@@ -157,13 +178,27 @@ class Trial:
         if self.relay:
             self.relay.mend()
 
+    def take_up_source(self) -> None:
+        """If nobody looks after the source's copy any more, somebody else does (docs/recovery.md)."""
+        if self.plan.targets == {Target.SERVE, Target.SOURCE_CUSTODIAN}:
+            self.serve.wait(20)
+            words = ("--reattach", self.subject.pid, "--json")
+            self.serve = fork(self.subject, "serve-again", "live_migration.cli.serve", *words)
+
+    def take_up_moved(self, moved: int) -> None:
+        """Somebody else brings the pages (docs/recovery.md)."""
+        if Target.SERVE in self.plan.targets and Target.SOURCE_CUSTODIAN not in self.plan.targets:
+            fork(self.subject, "serve-again", "live_migration.cli.serve", "--reattach", self.subject.pid, "--json")
+        words = ("--reattach", moved, "--detach", "--json")
+        fork(self.subject, "restore-again", "live_migration.cli.restore", *words)
+        await_pages(self.subject)
+
     def said(self) -> str:
         """What the commands printed, and who is there."""
         parts = [str(self.plan)]
         parts += [f"{pid} {name}" for pid, name in laws.left_over(self.subject).items()]
-        for name in ("serve.out", "restore.out"):
-            with contextlib.suppress(OSError):
-                parts.append(f"--- {name}\n{(self.subject.folder / name).read_text()}")
+        for path in sorted(self.subject.folder.glob("*.out")):
+            parts.append(f"--- {path.name}\n{path.read_text()}")
         return "\n".join(parts)
 
 
@@ -224,7 +259,7 @@ def await_outcome(trial: Trial) -> Outcome:
             # A husk whose tracer has just died is not traced either, and about to die.
             time.sleep(0.05)
             if laws.let_go(subject) == moved:
-                return outcome_of_moved(subject, moved)
+                return outcome_of_moved(trial, moved)
         elif not left and all(ended):
             assert subject.process.poll() is None, "no copy is left"
             laws.assert_untouched(subject)
@@ -246,12 +281,20 @@ def told(trial: Trial, command: str, event: str) -> bool:
     return f'"event":"{event}"' in (trial.subject.folder / f"{command}.out").read_text()
 
 
-def outcome_of_moved(subject: laws.Subject, moved: int) -> Outcome:
-    """The process at the destination looks at all of its memory; the source's copy never runs again."""
-    laws.assert_inert(subject)
-    os.kill(moved, signal.SIGUSR2)
+def await_pages(subject: laws.Subject) -> None:
+    """Wait until the moved process has looked at all of its memory, which it does not if a page is missing."""
     with contextlib.suppress(TimeoutError):
         wait_for("every page", lambda: subject.rows()[laws.Row.ALL_COLD] or None, DOUBT_SECONDS)
+
+
+def outcome_of_moved(trial: Trial, moved: int) -> Outcome:
+    """The process at the destination looks at all of its memory; the source's copy never runs again."""
+    subject = trial.subject
+    laws.assert_inert(subject)
+    os.kill(moved, signal.SIGUSR2)
+    await_pages(subject)
+    if trial.plan.also and not subject.rows()[laws.Row.ALL_COLD]:
+        trial.take_up_moved(moved)
     assert laws.process_name(moved) == "laws_program", "the moved process has ended"
     if not subject.rows()[laws.Row.ALL_COLD]:
         laws.assert_inert(subject)
@@ -286,6 +329,7 @@ def make(plan: Plan, program: Path, folder: Path) -> Outcome:
                 caller.sendall(b"+")
         time.sleep(plan.seconds)
         trial.mend()
+        trial.take_up_source()
         outcome = await_outcome(trial)
         trial.subject.rows()
         assert outcome in allowed(plan), f"{outcome.name}: {outcome.value}"
@@ -297,6 +341,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=1000, metavar="N", help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="the number of the first one (default: 1)")
+    parser.add_argument("--pairs", action="store_true", help="kill two processes at once")
     given = parser.parse_args()
     adopt_orphans()
     seen: collections.Counter[Outcome] = collections.Counter()
@@ -304,7 +349,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lm-chaos-") as folder:
         program = laws.build(Path(folder))
         for number in range(given.seed, given.seed + given.trials):
-            plan = draw(number)
+            plan = draw(number, pairs=given.pairs)
             try:
                 outcome = make(plan, program, Path(folder) / str(number))
                 seen[outcome] += 1

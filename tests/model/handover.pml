@@ -4,13 +4,18 @@
  * The two tables of wire/session.py are the two machines `serve` and `worker`; test_model.py compares each row from the
  * freeze on. Beside them stand their custodians, which outlive them, and a network that loses both connections as
  * often as it likes until `breaks` are used up. At each host one process may die: lm-serve or its custodian, the worker
- * or its custodian. Whoever lives starts a custodian anew, and whoever is left without its command does its work.
+ * or its custodian. Whoever lives starts a custodian anew, and whoever is left without its command does its work. With
+ * PAIRS both may die at once; then somebody types lm-serve --reattach, whose custodian does the same.
  *
  * What is shared on a host (the source's decision, what the husk's custodian is told) is memory that outlives both
  * processes there. What travels is a message: it arrives, or is lost with its connection, and says nothing by that.
  */
 #ifndef BREAKS
 #define BREAKS 2
+#endif
+/* Where both processes of a host may die at once: 1, at the source; 2, at both hosts. */
+#ifndef PAIRS
+#define PAIRS 0
 #endif
 
 mtype = { UNDECIDED, COMMIT, NO };                          /* the decision, and the words that tell it */
@@ -251,10 +256,15 @@ end:
     :: atomic { source_deaths == 0 && serve_lives -> source_deaths++; serve_lives = false }
     :: atomic { source_deaths == 0 && serve_lives && source_custodian_lives ->
         source_deaths++; source_custodian_lives = false }
+    :: atomic { PAIRS >= 1 && source_deaths == 0 && serve_lives && source_custodian_lives ->
+        source_deaths++; serve_lives = false; source_custodian_lives = false }
     :: atomic { serve_lives && !source_custodian_lives -> source_custodian_lives = true }
+    :: atomic { PAIRS >= 1 && !serve_lives && !source_custodian_lives -> source_custodian_lives = true }
     :: atomic { destination_deaths == 0 && worker_lives -> destination_deaths++; worker_lives = false }
     :: atomic { destination_deaths == 0 && worker_lives && husk_custodian_lives ->
         destination_deaths++; husk_custodian_lives = false }
+    :: atomic { PAIRS >= 2 && destination_deaths == 0 && worker_lives && husk_custodian_lives ->
+        destination_deaths++; worker_lives = false; husk_custodian_lives = false }
     :: atomic { worker_lives && !husk_custodian_lives -> husk_custodian_lives = true }
     :: source_knows -> break
     od
