@@ -14,7 +14,7 @@
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
 # make experiments  the standard set of strategies, links and workloads, drawn into docs/results (ten minutes)
 # make dist      a wheel in dist/ that installs without a compiler (README.md, Install)
-# make sanitize  the unit tests over C built with ASan and UBSan; ten minutes
+# make sanitize  the unit tests of what has C, over C built with ASan and UBSan; MINUTES
 # make fuzz      the parsers of what a peer sends, under atheris and libFuzzer; FUZZ_SECONDS each (tests/fuzz)
 # make clean     removes everything that was built, .venv too
 
@@ -29,6 +29,8 @@ BUNDLE := dist/live-migration-$(shell uname -m).tar.gz
 # Debian 12's; libFuzzer comes with it.
 FUZZ_PACKAGES := clang-14 libclang-rt-14-dev
 FUZZ_SECONDS ?= 60
+# How many inputs at most; -1: as many as there is time for.
+FUZZ_RUNS ?= -1
 FUZZ_C := frames requests discards values maps
 FUZZ_PYTHON := ticket opening control payloads description
 FUZZED := $(addprefix tests/fuzz/c/,parsers.c discards.c) wire/page_stream.c wire/values.c kernel/memory/maps.c pager/discard_list.c
@@ -45,11 +47,9 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 BESIDE := -n $(WORKERS) --dist worksteal
 SHORT := not real and not experiment and not dist and not ssh
-# Tests that start the commands again and again: with a preloaded sanitizer each start takes seconds.
-WHOLE_COMMANDS := tests/handover/test_handover_failpoints.py tests/handover/test_handover_kills.py tests/moves/test_bad_input.py \
-                  tests/experiments/test_bench.py tests/cli/test_api.py tests/cli/test_command_lines.py tests/moves/test_rounds.py
-# Tests of figures, whose library throws C++ exceptions, which a preloaded ASan ends the process for; nothing of C in them.
-DRAWING := $(wildcard tests/experiments/test_report_*.py)
+# Tests of the folders that have C, but for those that start commands of their own: with a preloaded sanitizer each start takes
+# seconds.
+SANITIZED := tests/wire tests/kernel tests/process tests/pager tests/source_server tests/restorer
 
 .PHONY: setup demo fuzz test test-real test-experiments test-dist test-kernels check chaos model bench experiments dist sanitize clean packages programs format
 
@@ -87,7 +87,7 @@ tests/observe/bin/observer: $(wildcard tests/observe/*.[ch]) | packages
 observe: setup observer
 	$(BIN)/python -m tests.observe.main $(SEEDS) $(FIRST)
 
-tests/programs/bin/%: tests/programs/%.c tests/programs/check.h | packages
+tests/programs/bin/%: tests/programs/%.c $(wildcard tests/programs/*.h) | packages
 	@mkdir -p $(@D)
 	@gcc $(PROGRAM_FLAGS) $< -o $@ -lm
 
@@ -122,7 +122,7 @@ test-kernels: setup
 	$(PYTEST) tests/kernels/test_kernels.py
 
 chaos: setup
-	@$(BIN)/python -m tests.chaos.trial --trials $(or $(TRIALS),1000) --seed $(or $(SEED),1)
+	@$(BIN)/python -m tests.chaos.trial --trials $(or $(TRIALS),1000) --seed $(or $(SEED),1) $(PAIRS:%=--pairs)
 
 model: setup
 	LM_BREAKS=2 $(PYTEST) tests/model
@@ -166,7 +166,7 @@ sanitize: setup
 	@cd build/sanitize && LM_SANITIZE=address,undefined ../../$(BIN)/python build_native.py
 	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. PYTHONMALLOC=malloc \
-	    ../../$(PYTEST) tests -m "not program and not real and not dist and not ssh" -p no:cacheprovider $(WHOLE_COMMANDS:%=--ignore=%) $(DRAWING:%=--ignore=%)
+	    ../../$(PYTEST) $(SANITIZED) -m "not program and not real" -p no:cacheprovider
 
 # Whatever is found is in build/fuzz.
 fuzz: setup
@@ -176,7 +176,7 @@ fuzz: setup
 	@set -e; for target in $(FUZZ_C); do echo "fuzz: $$target"; mkdir -p build/fuzz/corpus-$$target; \
 	    clang-14 -std=gnu11 -O1 -g -iquote . -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
 	        -DTARGET=fuzz_$$target tests/fuzz/c/libfuzzer.c $(FUZZED) -lzstd -o build/fuzz/$$target; \
-	    build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=512 -print_final_stats=1 -verbosity=0 \
+	    ASAN_OPTIONS=quarantine_size_mb=4 build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -runs=$(FUZZ_RUNS) -timeout=10 -print_final_stats=1 -verbosity=0 \
 	        -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus-$$target tests/fuzz/corpus/$$target; done
 	@set -e; for target in $(FUZZ_PYTHON); do echo "fuzz: $$target"; mkdir -p build/fuzz/corpus-$$target; \
 	    $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=512 \
