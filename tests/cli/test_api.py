@@ -19,7 +19,7 @@ import live_migration
 from live_migration import Event, ExitCode, MigrationFailed, Report, check, restore, serve
 from live_migration.cli import restore_options, serve_options
 from live_migration.experiments.machines import wait_for
-from tests.support import laws
+from tests.support import laws, started
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,11 @@ def subject(program: Path, tmp_path: Path, orphans: None) -> laws.Subject:
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(2) as pool:
-        yield pool
+        try:
+            yield pool
+        finally:
+            # A command that waits for another one, which a failed test has not started, would wait for ever.
+            started.end_everything()
 
 
 class Told:
