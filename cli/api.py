@@ -184,6 +184,7 @@ def restore(
     map_path: Mapping[str, str] | None = None,
     tcp: Literal["keep", "close", "refuse"] = "keep",
     take_address: Sequence[str] = (),
+    netns: str | None = None,
     cpu: Literal["strict", "trust"] = "strict",
     max_memory: int | None = None,
     allow_uid: Sequence[int | str] = (),
@@ -215,7 +216,7 @@ def restore(
         listen=listen, ticket_file=ticket_file, strategy=strategy, max_rounds=max_rounds,
         max_downtime=None if max_downtime is None else f"{max_downtime:f}ms", round_timeout=round_timeout,
         on_no_convergence=on_no_convergence, bandwidth_limit=bandwidth_limit, prefetch=prefetch, pid=pid,
-        detach=detach, stdio=stdio, files=files, tcp=tcp, cpu=cpu,
+        detach=detach, stdio=stdio, files=files, tcp=tcp, netns=netns, cpu=cpu,
         max_memory=max_memory, reconnect_timeout=reconnect_timeout, on_lost=on_lost, insecure=insecure,
         tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
     )  # fmt: skip

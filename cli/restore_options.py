@@ -35,6 +35,7 @@ DESCRIPTION = """Take over the process that lm-serve offers. lm-restore runs on 
 process, lets it run at once (--post-copy, the default; --hybrid) or when its memory is complete
 (--pre-copy, --stop-and-copy), stays until the process ends, and ends with its status."""
 
+NAME_MAX = 255
 EPILOGUE = """environment:
   LM_DEST_PORT    without TICKET and --listen: wait at this port for lm-serve
   LM_DEST_IP      at this address (default: every address if a ticket file is written, else 127.0.0.1)
@@ -55,6 +56,12 @@ def _taken_address(text: str) -> TakenAddress:
         return parse_taken(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _network_name(text: str) -> str:
+    if not 0 < len(text.encode()) <= NAME_MAX or "/" in text or "\0" in text or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a network namespace")
+    return text
 
 
 def _absolute_path(text: str) -> str:
@@ -209,6 +216,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="an address that the source has goes to this interface with the process; may be repeated",
     )
     add(
+        "--netns",
+        metavar="NAME",
+        type=_network_name,
+        help="put the process into this network namespace (ip netns); --take-address and the connections are there "
+        "(default: lm-restore's own)",
+    )
+    add(
         "--cpu",
         choices=("strict", "trust"),
         default="strict",
@@ -334,6 +348,7 @@ def parse_options(
         map_path=tuple(given.map_path),
         tcp=given.tcp,
         take_address=tuple(given.take_address),
+        netns=given.netns or "",
         cpu=given.cpu,
         max_memory=given.max_memory,
         allow_uid=tuple(given.allow_uid),

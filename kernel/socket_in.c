@@ -40,6 +40,10 @@ int lm_socket_in(int network, int family, int type, int protocol) {
     return opened;
 }
 
+int lm_enter_network(int network) {
+    return setns(network, CLONE_NEWNET) < 0 ? -errno : 0;
+}
+
 int lm_receive_everywhere(int number, int protocol) {
     struct sockaddr_ll where = {
         .sll_family = AF_PACKET,

@@ -22,6 +22,7 @@ from live_migration.kernel import cpu_dma_latency
 from live_migration.kernel.arch.arch import cpu
 from live_migration.kernel.errors import ProcessGone, SyscallFailed
 from live_migration.kernel.injection.program import ProgramTooLarge
+from live_migration.kernel.named_network import inside, open_named
 from live_migration.pager.pager import Pager, PagerState
 from live_migration.process.attributes import clocks
 from live_migration.process.descriptors.blockers import descriptor_blockers
@@ -120,6 +121,7 @@ def migrate(options: RestoreOptions, line: Line) -> int:
 
 def connect(options: RestoreOptions, line: Line) -> Connected:
     """Connect to the source, or wait for it. Raises MigrationError."""
+    namespace = named_network(options.netns)
     strategy = options.parameters.strategy
     report = Report(side="destination", outcome="failed", strategy=strategy, pid=0, started=time.time())
     session = begin(Side.DESTINATION, lambda text: line.send("note", text=text, level=0))
@@ -135,7 +137,21 @@ def connect(options: RestoreOptions, line: Line) -> Connected:
     described = msgspec.convert({**words, "allowed_paths": options.allow_path}, DescriptorOptions)
     control = ControlChannel(roles.control)
     control.begin_pulses()
-    return Connected(options, described, line, roles, decided, control, session, report)
+    return Connected(options, described, line, roles, decided, control, session, report, namespace)
+
+
+def named_network(name: str) -> int:
+    """The network namespace of that name, -1 for none. Raises LocalError (USAGE)."""
+    try:
+        return open_named(name) if name else -1
+    except OSError as error:
+        raise LocalError(
+            step="reading the options",
+            object=f"--netns {name}",
+            cause=f"there is no such network namespace that lm-restore may enter ({error.strerror})",
+            remedy="name one of those that `ip netns list` shows, and run lm-restore as root",
+            code=ExitCode.USAGE,
+        ) from None
 
 
 @contextlib.contextmanager
@@ -198,16 +214,18 @@ def start(connected: Connected) -> Started:
     task = only_member(described).task
     failpoint("destination-described")
     # What is not allowed is not even looked for.
-    blockers = allowed_blockers(described, options.allow_uid, connected.descriptor_options) or preflight(
-        described, Peer(greeting.host, here), options, connected.descriptor_options
-    )
+    blockers = allowed_blockers(described, options.allow_uid, connected.descriptor_options)
+    if not blockers:
+        with inside(connected.network):
+            blockers = preflight(described, Peer(greeting.host, here), options, connected.descriptor_options)
     if blockers:
         raise Refused(blockers, object=f"process {task.host_pid}")
     offsets = clocks.offsets_for(task.clocks, asked, clocks.read_offsets())
-    husk = start_husk(task, options.pid, offsets)
+    with inside(connected.network):
+        husk = start_husk(task, options.pid, offsets)
     connected.undo.append(functools.partial(end_husk, husk))
     ends = HuskEnds(husk.pid, husk.pidfd, len(task.threads))
-    changed = network.open_network(options.take_address)
+    changed = network.open_network(options.take_address, connected.network)
     custody = start_custody(line.page, connected.roles, connected.decision, message.decision, ends, changed)
     connected.undo.append(custody.end)
     connected.session.told = custody.tell
@@ -244,7 +262,8 @@ def stage(started: Started) -> Staged:
     table = table_of(described, member)
     pager = Pager()
     connected.undo.append(pager.close)
-    opened = open_descriptors(table, connected.descriptor_options, process=husk.pid)
+    with inside(connected.network):
+        opened = open_descriptors(table, connected.descriptor_options, process=husk.pid)
     connected.undo.append(opened.undo)
     building = build.stage(husk, member, table, connected.descriptor_options, opened)
     roles = connected.roles
@@ -349,7 +368,8 @@ def apply_final(frozen: Frozen) -> None:
         raise Refused(appeared, object=f"process {member.task.host_pid}", step="the frozen process")
     if staged.repairs:
         network.hold(staged.custody.network, table)
-    build.apply_layout(building, member, table)
+    with inside(staged.connected.network):
+        build.apply_layout(building, member, table)
     if not member.as_staged:
         pager.set_ranges(memory_ranges(member.memory), member.space)
     add_contents(staged, new_contents(final.contents, staged.described.contents))

@@ -22,6 +22,7 @@ from live_migration.kernel.addresses import (
     open_link,
 )
 from live_migration.kernel.injection.syscall_numbers import SYS_sendto
+from live_migration.kernel.named_network import inside
 from live_migration.kernel.netlink import ROUTE, open_netlink
 from live_migration.kernel.packet_rules import PacketRules, open_rules
 from live_migration.kernel.socket_in import opened_if_possible
@@ -38,14 +39,15 @@ ANNOUNCED_AGAIN = (0.05, 0.3, 1.0)
 
 @dataclass
 class Network:
-    """Sockets to this host's kernel. `addition` and `announced` are what is sent for the taken addresses."""
+    """Sockets to this host's kernel. `namespace` is the network namespace of the process, -1: our own."""
 
+    namespace: int
     rules: PacketRules
     routes: socket.socket
     links: dict[str, socket.socket]
     taken: tuple[TakenAddress, ...]
     table: int
-    inside: socket.socket
+    link: socket.socket
     known: Admitted = field(default_factory=Admitted)
     prepared: bool = False
     again: list[float] = field(default_factory=list)
@@ -66,7 +68,7 @@ class Network:
         if self.again:
             self.again = [0.0]
             self.announce()
-        for one in (self.rules.kernel, self.routes, self.inside, *self.links.values()):
+        for one in (self.rules.kernel, self.routes, self.link, *self.links.values()):
             one.close()
         os.close(self.table)
 
@@ -75,7 +77,8 @@ class Network:
         now = time.monotonic()
         if self.links:
             self.again = [now + seconds for seconds in ANNOUNCED_AGAIN]
-        here = {one.address for one in host_addresses()} if self.taken else set()
+        with inside(self.namespace):
+            here = {one.address for one in host_addresses()} if self.taken else set()
         return [one.address for one in self.taken if one.address not in here]
 
     def prepare(self, table: DescriptorTable) -> None:
@@ -88,7 +91,7 @@ class Network:
 
     def take_in(self, packets: Sequence[bytes]) -> None:
         """Give this host the packets that came to the source for what runs here now."""
-        give_to_host(self.inside, packets, self.known)
+        give_to_host(self.link, packets, self.known)
 
     def announce(self) -> None:
         """Announce the taken addresses again when it is time. What cannot be sent is left."""
@@ -132,19 +135,21 @@ def rules_blockers(table: DescriptorTable) -> list[Blocker]:
         tried.kernel.close()
 
 
-def open_network(taken: Sequence[TakenAddress]) -> Network:
-    """What is needed; nothing is changed yet. Raises OSError."""
-    links = {
-        one.interface: open_link(one.interface) for one in taken if hardware_address(one.interface) is not None
-    }
-    return Network(
-        open_rules(f"live-migration-destination-{os.getpid()}"),
-        opened_if_possible(lambda: open_netlink(ROUTE)),
-        links,
-        tuple(taken),
-        os.memfd_create("begun", os.MFD_CLOEXEC),
-        opened_if_possible(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)),
-    )
+def open_network(taken: Sequence[TakenAddress], namespace: int) -> Network:
+    """What is needed, in that network namespace; nothing is changed yet. Raises OSError."""
+    with inside(namespace):
+        links = {
+            one.interface: open_link(one.interface) for one in taken if hardware_address(one.interface) is not None
+        }
+        return Network(
+            namespace,
+            open_rules(f"live-migration-destination-{os.getpid()}"),
+            opened_if_possible(lambda: open_netlink(ROUTE)),
+            links,
+            tuple(taken),
+            os.memfd_create("begun", os.MFD_CLOEXEC),
+            opened_if_possible(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)),
+        )
 
 
 def hold(network: Network, table: DescriptorTable) -> None:
@@ -168,7 +173,8 @@ def begun_tables(network: Network, begun: Sequence[Held]) -> list[Held]:
 
 def address_rows(network: Network) -> list[Row]:
     """The addresses come."""
-    messages = [addition(one.address, one.prefix, socket.if_nametoindex(one.interface)) for one in network.taken]
+    with inside(network.namespace):
+        messages = [addition(one.address, one.prefix, socket.if_nametoindex(one.interface)) for one in network.taken]
     return [Row(SYS_sendto, (ROUTES, one, len(one), 0, 0, 0)) for one in messages]
 
 
@@ -176,7 +182,9 @@ def announcement_rows(network: Network) -> list[Row]:
     """Everybody on their links hears of it."""
     rows = []
     for one in network.taken:
-        link, hardware = network.links.get(one.interface), hardware_address(one.interface)
+        link = network.links.get(one.interface)
+        with inside(network.namespace):
+            hardware = hardware_address(one.interface)
         if link is not None and hardware is not None:
             for frame in announcements(one.address, hardware):
                 rows.append(Row(SYS_sendto, (link.fileno(), frame, len(frame), 0, 0, 0)))

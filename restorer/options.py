@@ -24,6 +24,7 @@ class RestoreOptions:
     map_path      (old, new) prefixes of paths
     tcp           "keep", "close" or "refuse" established connections
     take_address  addresses that this host gets with the process
+    netns         the name of the network namespace of the process, "": lm-restore's own
     max_memory    refuse a process with more bytes of memory
     allow_uid     users that a process may have; none: everybody
     allow_path    what it may have open, mapped, bound or as its directory; none: everything
@@ -56,3 +57,4 @@ class RestoreOptions:
     allow_uid: tuple[int, ...] = ()
     allow_path: tuple[str, ...] = ()
     take_address: tuple[TakenAddress, ...] = ()
+    netns: str = ""

@@ -33,7 +33,8 @@ from live_migration.wire.session import Session
 class Connected:
     """The two sides are connected. All later phases refer to it.
 
-    `undo` takes back what was made here, in this order: the husk ends first."""
+    `network` is the network namespace of the process, -1: that of lm-restore. `undo` takes back what was made here, in
+    this order: the husk ends first."""
 
     options: RestoreOptions
     descriptor_options: DescriptorOptions
@@ -43,6 +44,7 @@ class Connected:
     control: ControlChannel
     session: Session
     report: Report
+    network: int = -1
     account: Account = field(default_factory=Account)
     undo: list[Callable[[], None]] = field(default_factory=list)
 

@@ -69,5 +69,5 @@ def is_same_machine(place: Place) -> bool:
 
 
 def is_same_network(place: Place) -> bool:
-    """Does the source live in this process's network namespace?"""
-    return is_same_machine(place) and place.network_namespace == os.stat("/proc/self/ns/net").st_ino
+    """Does the source live in this thread's network namespace?"""
+    return is_same_machine(place) and place.network_namespace == os.stat("/proc/thread-self/ns/net").st_ino

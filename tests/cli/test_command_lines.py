@@ -93,12 +93,13 @@ def test_every_option_of_lm_serve(tmp_path: Path) -> None:
 def test_every_option_of_lm_restore(tmp_path: Path) -> None:
     words = "--stop-and-copy --listen 0.0.0.0:0 --ticket-file t --pid namespace --detach --stdio null"
     more = f"--files trust --map-path /a=/b --map-path /c/=/d --tcp close --cpu trust --report {tmp_path}/r -v"
-    taking = "--take-address 10.0.0.5/24@eth0 --take-address fd00::5/64@br-lan.7"
+    taking = "--take-address 10.0.0.5/24@eth0 --take-address fd00::5/64@br-lan.7 --netns web"
     options = restore(*words.split(), *more.split(), *taking.split())
     assert options.take_address == (
         TakenAddress("10.0.0.5", 24, "eth0"),
         TakenAddress("fd00::5", 64, "br-lan.7"),
     )
+    assert (options.netns, restore(str(TICKET)).netns) == ("web", "")
     assert options.parameters.strategy == "stop-and-copy"
     assert not options.parameters.resume_at_once
     assert options.meeting == Meeting(listen=("0.0.0.0", 0), ticket_file="t")
@@ -145,6 +146,18 @@ def test_a_limit_of_nothing(option: str, capsys: pytest.CaptureFixture[str]) -> 
         restore("--pre-copy", option, "0", str(TICKET))
     assert error.value.code == ExitCode.USAGE
     assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "n" * 256])
+def test_a_network_namespace_that_there_cannot_be(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        restore(f"--netns={name}", str(TICKET))
+    assert error.value.code == ExitCode.USAGE
+    assert "is no name of a network namespace" in capsys.readouterr().err
+
+
+def test_a_network_namespace_that_there_is_not() -> None:
+    assert "--netns none: there is no such" in refusal("live_migration.cli.restore", "--netns=none", str(TICKET))
 
 
 def test_the_ticket_from_a_file(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from live_migration.experiments.machines import Command, Machine, Move, descenda
 from live_migration.kernel import packet_rules
 from live_migration.kernel.pidfd import fetch_descriptor
 from tests.conftest import skip
-from tests.support.connected import PORT, Stream, Waiting, ask, echoing, move_to, serving, to_the_end
+from tests.support.connected import PORT, TAKING, Stream, Waiting, ask, echoing, move_to, serving, to_the_end
 from tests.support.lan import SERVICE, SERVICE6, Lan, lan
 from tests.support.started import begin_move, start
 
@@ -270,6 +270,21 @@ def test_in_one_network_namespace_connections_are_handed_over(net: Lan, tmp_path
             ask(one, b"here again")
         stream.finish()
         waiting.finish()
+    assert capture.resets == []
+
+
+def test_into_a_network_namespace_with_a_name(net: Lan, tmp_path: Path, orphans: None) -> None:
+    """lm-restore itself runs elsewhere, and connects from there."""
+    with serving(net, tmp_path) as server, net.captured() as capture:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        name = net.destination.namespace
+        words = ["--pid", "namespace", "--stdio", "null", "--netns", name, *TAKING]
+        pid = moved(begin_move(server.process.pid, (net.source, net.client), tmp_path, restore=words))
+        assert os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(f"/run/netns/{name}").st_ino
+        for one in idle:
+            ask(one, b"inside")
+        with contextlib.closing(echoing(net, SERVICE)):
+            assert addresses(net.destination) >= {SERVICE, SERVICE6}
     assert capture.resets == []
 
 

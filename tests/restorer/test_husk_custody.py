@@ -127,7 +127,7 @@ def bystander(orphans: None) -> int:
 def start(page: mmap.mmap, both: Ends, husk: int) -> custodies.Custody:
     """A custodian that watches, for a husk of one thread that is taken for parked."""
     ends_of = custodies.HuskEnds(husk, os.pidfd_open(husk), 1)
-    end, changed = both.destination, network.open_network(())
+    end, changed = both.destination, network.open_network((), -1)
     custody = custodies.start_custody(page, end.roles, end.decision, TOKENS.hashes(), ends_of, changed)
     wait_for("the custodian", lambda: custody.custody.custodian or None)
     custody.custody.pause_address = 1
