@@ -283,6 +283,11 @@ def passing(
             else extra_blockers(one.name, one.object.state, duplicates[one.identity])
         )
     ]
+    found += [
+        Blocker(one.name, "its connection has ended, and not everything of it was read", "try again when it was")
+        for one in sockets_of(table)
+        if one.object.ended == lib.LM_TCP_HAS_UNREAD
+    ]
     return [*found, *queue_blockers(keeping, table, duplicates), *closing_blockers(keeping)]
 
 

@@ -44,6 +44,8 @@ from live_migration.process.descriptors.tcp_connection import (
 from live_migration.wire.blockers import Blocker
 
 TCP_CLOSE, TCP_LISTEN = 7, 10
+SO_ZEROCOPY = 60
+ALONE = "let it end before the move"
 IP_TRANSPARENT = 19
 SUPPORTED = {
     (family, kind, protocol)
@@ -62,7 +64,8 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
     `address` is what it is bound to, port 0 when it is not; `peer` what it is connected to. `waiting` are the
     connections that a listener has not accepted. `unsent` are bytes of a datagram that has not gone. `peer_here`: the
-    peer's address is one of the source's own. `connection` is that of a frozen process which moves with it.
+    peer's address is one of the source's own. `connection` is that of a frozen process which moves with it. `ended`: it
+    has no connection any more, and had one (LM_TCP_HAS_... of socket_calls.h).
     """
 
     inode: int
@@ -80,6 +83,7 @@ class InetSocket(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     options: bytes
     peer_here: bool = False
     connection: TcpConnection | None = None
+    ended: int = 0
 
     @property
     def is_tcp(self) -> bool:
@@ -137,6 +141,7 @@ def snapshot_inet(seen: Seen, context: SnapshotContext) -> InetSocket:
             unsent=max(0, lib.lm_unsent(one.fileno())) if seen.frozen and one.type == socket.SOCK_DGRAM else 0,
             options=options,
             peer_here=established and peer is not None and plain(str(peer[0])) in own_addresses(context),
+            ended=state.ended,
         )
 
 
@@ -174,7 +179,7 @@ def text(address: list[str | int]) -> str:
 def is_same(old: InetSocket, new: InetSocket) -> bool:
     """Is it one socket, bound and connected as before? A connection may have got further."""
     return (old.inode, old.address, old.peer, old.backlog) == (new.inode, new.address, new.peer, new.backlog) and (
-        old.state == new.state or (old.is_established and new.is_established)
+        (old.state == new.state and bool(old.ended) == bool(new.ended)) or (old.is_established and new.is_established)
     )
 
 
@@ -184,7 +189,7 @@ def inet_blockers(open_file: OpenFile[InetSocket], context: BlockerContext) -> l
     if one.is_established and context.options.tcp == "refuse":
         remedy = "let it end before the move, or give lm-restore --tcp keep, with its address, or --tcp close"
         return [Blocker(name, connection_text(one), remedy)]
-    if one.is_established and context.options.tcp == "close":
+    if one.ended or (one.is_established and context.options.tcp == "close"):
         return []
     return option_blockers(name, one.options) + unsent_blockers(open_file)
 
@@ -207,16 +212,18 @@ def follow_blockers(open_file: OpenFile[InetSocket], options: DescriptorOptions)
 
     if not peer or one.state not in KEPT:
         return blocked("it is being made, or has ended just now", "try again")
+    if made_with(one.options, socket.SOL_SOCKET, SO_ZEROCOPY):
+        return blocked("it sends without copying (SO_ZEROCOPY), and is told by numbers what has gone", ALONE)
     if one.peer_here:
-        return blocked("its peer is on the source's host and stays there", "let it end before the move")
+        return blocked("its peer is on the source's host and stays there", ALONE)
     if ipaddress.ip_address(own).is_link_local or ipaddress.ip_address(peer).is_link_local:
-        return blocked("its addresses are of one link (link-local)", "let it end before the move")
+        return blocked("its addresses are of one link (link-local)", ALONE)
     if own not in here and own not in options.take_addresses:
         return blocked(
             "this host does not have its address", f"give lm-restore --take-address {own}/LENGTH@INTERFACE"
         )
     if peer in here:
-        return blocked("its peer is on this host", "let it end before the move")
+        return blocked("its peer is on this host", ALONE)
     return []
 
 
@@ -231,7 +238,7 @@ def preflight_inet(open_file: OpenFile[InetSocket], context: PreflightContext) -
     """Can it have its options on the destination, and be bound, if it has to be? This binds it for a moment, and
     connects it in repair, which sends nothing."""
     one, name, options = open_file.object, open_file.name, context.options
-    if context.reach.source and context.reach.same_network and one.address[1]:
+    if one.ended or (context.reach.source and context.reach.same_network and one.address[1]):
         return []
     if one.is_established:
         return preflight_connection(open_file, context) if options.tcp == "keep" else []
@@ -332,15 +339,14 @@ def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
     """A socket like it, listening or connected as it was; or the source's own, if that can be reached."""
     one = open_file.object
     if one.is_established and context.options.tcp == "close":
-        number: int = lib.lm_closed_tcp_socket(one.family)
-        if number < 0:
-            raise OSError(-number, os.strerror(-number), "making a closed connection")
-        return number
+        return open_closed(one)
     if one.address[1] and context.same_network:
         handed = context.fetch(open_file.number, one.inode)
         if handed is not None:
             context.handed_over.add(one.inode)
             return handed
+    if one.ended:
+        return open_closed(one)
     if one.is_established:
         if blockers := follow_blockers(open_file, context.options):
             raise OSError(errno.EADDRNOTAVAIL, blockers[0].cause)
@@ -359,11 +365,19 @@ def open_inet(open_file: OpenFile[InetSocket], context: OpenContext) -> int:
     return made.detach()
 
 
+def open_closed(one: InetSocket) -> int:
+    """A socket whose connection has ended. Raises OSError."""
+    number: int = lib.lm_closed_tcp_socket(one.family)
+    if number < 0:
+        raise OSError(-number, os.strerror(-number), "making a closed connection")
+    return number
+
+
 def changed_inet(one: OpenFile[InetSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
     """Whether its options are others than those of its description."""
     if one.object.connection is not None:
         return changed_in_repair(one.name, one.object.options, duplicate, context)
-    if one.object.is_established:
+    if one.object.is_established or one.object.ended:
         return []
     return changed_options(one.name, one.object.options, duplicate, context)
 
@@ -381,7 +395,7 @@ def update_inet(number: int, one: OpenFile[InetSocket], before: InetSocket, cont
     """The options that have changed, of what is not the source's own, and a connection. Raises OSError."""
     if before.inode in context.handed_over:
         return
-    if one.object.is_established and context.options.tcp == "close":
+    if one.object.ended or (one.object.is_established and context.options.tcp == "close"):
         return
     if one.object.options != before.options:
         set_all_options(number, one.object.options, before.options)

@@ -11,6 +11,7 @@
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
@@ -79,15 +80,30 @@ int lm_diag_unix(int diag, unsigned int inode, struct lm_unix_socket *found) {
     return 0;
 }
 
+/* A connection that has ended was shut in both directions by that. */
+static int how_it_ended(int number) {
+    struct pollfd polled = {.fd = number, .events = POLLRDHUP};
+    int unread = 0;
+
+    if (poll(&polled, 1, 0) < 0 || ioctl(number, SIOCINQ, &unread) != 0)
+        return -errno;
+    if (polled.revents & POLLERR || unread > 0)
+        return LM_TCP_HAS_UNREAD;
+    return polled.revents & POLLRDHUP ? LM_TCP_HAS_ENDED : 0;
+}
+
 int lm_tcp_state(int number, struct lm_tcp_state *state) {
     struct tcp_info info = {0};
     socklen_t length = sizeof(info);
+    int ended = 0;
 
     if (getsockopt(number, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
         return -errno;
+    if (info.tcpi_state == TCP_CLOSE && (ended = how_it_ended(number)) < 0)
+        return ended;
     /* tcp_get_info() of net/ipv4/tcp.c: for a listener these two are its queue. */
     *state = (struct lm_tcp_state){
-        .state = info.tcpi_state, .waiting = info.tcpi_unacked, .backlog = info.tcpi_sacked};
+        .state = info.tcpi_state, .waiting = info.tcpi_unacked, .backlog = info.tcpi_sacked, .ended = ended};
     return 0;
 }
 

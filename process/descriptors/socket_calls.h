@@ -18,7 +18,10 @@ struct lm_tcp_state {
     int state;            /* enum of netinet/tcp.h: TCP_ESTABLISHED is 1, TCP_CLOSE 7, TCP_LISTEN 10 */
     unsigned int waiting; /* a listener's: connections that wait to be accepted */
     unsigned int backlog; /* a listener's: how many may wait */
+    int ended;            /* LM_TCP_HAS_...: of a socket without a connection that had one; 0: it had none */
 };
+#define LM_TCP_HAS_ENDED 1  /* reading gives the end, and writing EPIPE */
+#define LM_TCP_HAS_UNREAD 2 /* there are bytes to be read before, or an error that nobody was told */
 /* `diag` queries a network namespace about its sockets (sock_diag(7)). ENOENT: there is no unix socket with that inode in that network namespace. */
 int lm_diag_unix(int diag, unsigned int inode, struct lm_unix_socket *socket);
 int lm_tcp_state(int number, struct lm_tcp_state *state);

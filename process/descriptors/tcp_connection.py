@@ -25,7 +25,7 @@ HAS_SENT_FIN = frozenset((FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING))
 INTEGER = struct.Struct("@i")
 NOWHERE = struct.pack("@H14x", socket.AF_UNSPEC)
 MOST_BYTES = 1 << 25
-SO_ZEROCOPY = 60
+TCP_NOTSENT_LOWAT, NO_LIMIT = 25, (1 << 31) - 1
 
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Scale = Annotated[int, msgspec.Meta(ge=0, le=14)]
@@ -133,10 +133,6 @@ def extra_blockers(name: str, state: int, number: int) -> list[Blocker]:
         return [Blocker(name, "a connection with an error or a report that was not read", "try again when it was read")]
     if found == lib.LM_TCP_SIGNED:
         return [Blocker(name, "a connection with keys (TCP-AO)", "let it end before the move, or use --tcp close")]
-    with socket.socket(fileno=os.dup(number)) as one:
-        zero_copy = one.getsockopt(socket.SOL_SOCKET, SO_ZEROCOPY)
-    if zero_copy and lib.lm_unsent(number) > 0:
-        return [Blocker(name, "a connection that sends without copying (SO_ZEROCOPY)", "try again when it has sent")]
     return []
 
 
@@ -180,9 +176,11 @@ def goes_on(number: int) -> tuple[Row, ...]:
     """What makes a socket at the source that is about to be repaired go on as it was. Raises OSError."""
     with socket.socket(fileno=os.dup(number)) as one:
         reused = one.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        in_line = one.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
     _, back = calm_options(number)
-    # Ending repair takes SO_REUSEADDR away.
+    # Ending repair takes SO_REUSEADDR away; the other one is changed for a moment (lm_tcp_extra).
     reuse = [option_row(socket.SOL_SOCKET, socket.SO_REUSEADDR, reused)] if reused else []
+    reuse.append(option_row(socket.SOL_SOCKET, socket.SO_OOBINLINE, in_line))
     return (option_row(socket.IPPROTO_TCP, lib.TCP_REPAIR, lib.TCP_REPAIR_OFF_NO_WP), *reuse, *back)
 
 
@@ -205,13 +203,17 @@ def _send_rows(number: int, rest: bytes) -> list[Row]:
     with socket.socket(fileno=os.dup(number)) as one:
         size = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         locked = one.getsockopt(socket.SOL_SOCKET, lib.SO_BUF_LOCK)
+        lowest = one.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT)
     written = check(lib.lm_tcp_written(number), "what a connection has sent")
     flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
     return [
+        # A limit to what was not sent would end the writing before it is through.
+        option_row(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NO_LIMIT),
         option_row(socket.SOL_SOCKET, lib.SO_SNDBUFFORCE, size + 4 * len(rest) + (1 << 20)),
         Row(SYS_sendto, (DESCRIPTOR, rest, len(rest), flags, 0, 0), expected=len(rest), written=written),
         option_row(socket.SOL_SOCKET, lib.SO_SNDBUFFORCE, size // 2),
         option_row(socket.SOL_SOCKET, lib.SO_BUF_LOCK, locked),
+        option_row(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, lowest),
     ]
 
 

@@ -245,17 +245,39 @@ long lm_tcp_written(int number) {
     return length == sizeof(info) ? (long)(uint32_t)(info.acknowledged + queued) : -ENODATA;
 }
 
+/* Is there an urgent byte among those that were not read? Also one that was read out of turn stays there, as a mark at which
+ * reading stops. Where it is, only the two ways of counting tell: up to it, and all. */
+static int has_mark(int number) {
+    uint32_t first = 0, second = 0;
+    int marked = 0, in_line = 0;
+    int error = count(number, SIOCINQ, &first);
+
+    if (error == 0 && ioctl(number, SIOCATMARK, &marked) == 0 && marked)
+        return 1;
+    if (error != 0 || first == 0)
+        return error;
+    if ((error = get(number, SOL_SOCKET, SO_OOBINLINE, &in_line)) != 0 ||
+        (error = set(number, SOL_SOCKET, SO_OOBINLINE, !in_line)) != 0)
+        return error;
+    error = count(number, SIOCINQ, &second);
+    if (error == 0)
+        error = set(number, SOL_SOCKET, SO_OOBINLINE, in_line);
+    return error ? error : first != second;
+}
+
 int lm_tcp_extra(int number) {
     struct pollfd polled = {.fd = number, .events = POLLPRI};
-    int marked = 0;
     char keys[256];
     socklen_t length = sizeof(keys);
+    int marked;
 
+    if (getsockopt(number, IPPROTO_TCP, TCP_AO_INFO, keys, &length) == 0)
+        return LM_TCP_SIGNED;
     if (poll(&polled, 1, 0) < 0)
         return -errno;
-    if (polled.revents & POLLPRI || (ioctl(number, SIOCATMARK, &marked) == 0 && marked))
-        return LM_TCP_URGENT;
     if (polled.revents & POLLERR)
         return LM_TCP_ERROR;
-    return getsockopt(number, IPPROTO_TCP, TCP_AO_INFO, keys, &length) == 0 ? LM_TCP_SIGNED : 0;
+    if ((marked = has_mark(number)) < 0)
+        return marked;
+    return polled.revents & POLLPRI || marked ? LM_TCP_URGENT : 0;
 }

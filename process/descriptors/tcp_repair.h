@@ -57,7 +57,7 @@ int lm_tcp_restore(int number, const struct lm_tcp_connection *connection, const
 /* How many bytes have been written to it since it was made, modulo 2 to the 32nd, or -errno. */
 long lm_tcp_written(int number);
 /* What a connection has that does not move: LM_TCP_..., 0 for nothing, or -errno. */
-#define LM_TCP_URGENT 1 /* an urgent byte */
+#define LM_TCP_URGENT 1 /* an urgent byte, or the mark that it has left */
 #define LM_TCP_ERROR 2  /* an error or report that was not read */
 #define LM_TCP_SIGNED 3 /* keys of TCP-AO */
 int lm_tcp_extra(int number);

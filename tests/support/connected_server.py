@@ -7,13 +7,19 @@ w   nothing is read until somebody says go; then everything to the end, and the 
 f   the same, after the server's own direction was shut; the digest goes to whoever says go
 q   a stream of a fixed length that the client does not read, and nothing is read until somebody says go
 c   says go
+u   as w, when an urgent byte has come and was read out of turn, which is said
+z   its own direction is shut, and everything is read; then it is kept, and whoever says go hears what else it reads
+
+Before one of them there may be an o, and a line of options: JSON, a list of level, number and value.
 """
 
 from __future__ import annotations
 
 import array
 import hashlib
+import json
 import os
+import select
 import selectors
 import socket
 import sys
@@ -59,10 +65,22 @@ class Server:
 
     def accept(self, one: socket.socket) -> None:
         connection, _ = one.accept()
-        client = Client(connection, connection.recv(1))
+        kind = connection.recv(1)
+        if kind == b"o":
+            line = b""
+            while not line.endswith(b"\n"):
+                line += connection.recv(1)
+            for option in json.loads(line):
+                connection.setsockopt(*option)
+            kind = connection.recv(1)
+        if kind == b"u":
+            select.select([], [], [connection])
+            connection.sendall(connection.recv(1, socket.MSG_OOB))
+            kind = b"w"
+        client = Client(connection, kind)
         connection.setblocking(False)
         self.clients.append(client)
-        if client.kind == b"f":
+        if client.kind in (b"f", b"z"):
             connection.shutdown(socket.SHUT_WR)
         self.watch(client)
 
@@ -95,6 +113,7 @@ class Server:
                 if one.kind in (b"w", b"f", b"q"):
                     self.watch(one)
             client.connection.setblocking(True)
+            self.told += b"".join(b"[%s]" % one.connection.recv(9) for one in self.clients if one.kind == b"z")
             while any(one.kind == b"f" for one in self.clients):
                 self.turn()
             client.connection.sendall(b"went " + self.told + b"\n")
@@ -125,7 +144,9 @@ class Server:
         self.finish(client)
 
     def finish(self, client: Client) -> None:
-        if client.ended and not client.pending and (client.kind != b"q" or client.sent == LENGTH):
+        if client.ended and client.kind == b"z":
+            self.selector.unregister(client.connection)
+        elif client.ended and not client.pending and (client.kind != b"q" or client.sent == LENGTH):
             self.close(client)
         else:
             self.watch(client)
@@ -142,6 +163,8 @@ class Server:
                     self.read(key.data)
             except BlockingIOError:
                 continue
+            except ConnectionResetError:
+                self.close(key.data)
 
 
 def main() -> None:
