@@ -10,9 +10,9 @@ import fcntl
 import os
 import struct
 import time
-from pathlib import Path
 
 from live_migration._lm import lib
+from live_migration.kernel.proc import stat_fields
 
 # linux/pidfd.h, struct pidfd_info: the mask, twelve numbers of no interest here, and the wait status.
 _INFO = struct.Struct("=Q52xi")
@@ -53,7 +53,7 @@ def ended_status(pidfd: int, pid: int) -> int:
                 return int(status)
         # Not reaped yet (proc_pid_stat(5)).
         with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = stat_fields(pid)
             if fields[0] == "Z":
                 return int(fields[49])
         time.sleep(0.01)

@@ -20,3 +20,13 @@ def read_proc(path: str) -> bytes:
     finally:
         os.close(descriptor)
     return text
+
+
+def proc_text(path: str) -> str:
+    """The same as text, whatever bytes are in it: processes may have any name. Raises OSError."""
+    return read_proc(path).decode(errors="surrogateescape")
+
+
+def stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat from the third field on, the state (proc_pid_stat(5)). Raises OSError."""
+    return proc_text(f"/proc/{pid}/stat").rpartition(")")[2].split()

@@ -14,6 +14,7 @@ from pathlib import Path
 from live_migration._lm import ffi, lib
 from live_migration.kernel import pidfd
 from live_migration.kernel.errors import check_errno
+from live_migration.kernel.proc import proc_text, stat_fields
 from live_migration.pager.pager import Pager
 
 NAME = "lm-keeper"
@@ -52,7 +53,8 @@ def find_keepers(proc: Path = Path("/proc")) -> Iterator[Keeper]:
     """Every keeper of ours. Raises PermissionError."""
     for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (process / "comm").read_text().strip() != NAME or process.stat().st_uid != os.geteuid():
+            name = proc_text(f"{process}/comm").strip()
+            if name != NAME or process.stat().st_uid != os.geteuid():
                 continue
             ledgers = (_keeper_of(process, process / "fd" / str(number)) for number in _descriptors(process, LEDGER))
             found = next(filter(None, ledgers), None)
@@ -80,9 +82,8 @@ def _keeper_of(process: Path, ledger: Path) -> Keeper | None:
         note = bytes(ffi.buffer(room, facts.note))
     finally:
         os.close(descriptor)
-    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     # When the worker has ended, its children have another parent.
-    lives = int(status["PPid"]) == facts.worker
+    lives = int(stat_fields(int(process.name))[1]) == facts.worker
     return Keeper(int(process.name), facts.pid, facts.worker, lives, bool(facts.complete), ledger, note)
 
 

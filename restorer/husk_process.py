@@ -14,6 +14,7 @@ from pathlib import Path
 from live_migration._lm import lib
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.pidfd import ended_status, open_pidfd, send_signal
+from live_migration.kernel.proc import stat_fields
 from live_migration.kernel.spawn import (
     ADDR_COMPAT_LAYOUT,
     ADDR_NO_RANDOMIZE,
@@ -204,7 +205,7 @@ def _explain(error: SpawnFailed, pid: int) -> LocalError:
 def is_killed(husk: HuskProcess) -> bool:
     """Whether somebody has killed the husk. Its pidfd tells only when its tracer has reaped every thread."""
     try:
-        return Path(f"/proc/{husk.pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return stat_fields(husk.pid)[0] in "ZX"
     except OSError:
         return True
 

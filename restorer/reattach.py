@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
 
 from msgspec.structs import replace
 
 from live_migration.kernel import pidfd
+from live_migration.kernel.proc import stat_fields
 from live_migration.pager.keeper import Keeper, TakenOver, find_keepers, recover, take_ledger
 from live_migration.pager.pager import Pager
 from live_migration.process.descriptors.options import DescriptorOptions
@@ -116,7 +116,7 @@ def _taken(keeper: Keeper) -> int:
 def _is_dying(worker: int) -> bool:
     """Whether a process is on its way out: its descriptors have closed, its children are not orphans yet."""
     try:
-        return Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return stat_fields(worker)[0] in "ZX"
     except OSError:
         return True
 

@@ -22,6 +22,7 @@ from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.sigreturn_path import find_gadgets, place_frame, remote_syscall
 from live_migration.kernel.injection.syscall_numbers import SYS_exit_group
 from live_migration.kernel.memory.maps import maps
+from live_migration.kernel.proc import proc_text, stat_fields
 from live_migration.kernel.tracing import tracee
 from live_migration.source_server import custody as custodies
 from live_migration.source_server.kept import Kept, read_kept
@@ -106,7 +107,7 @@ def _inner_id(pid: int, thread: int) -> int:
 
 
 def _status(path: str) -> dict[str, str]:
-    return dict(line.split(":\t", 1) for line in Path(path).read_text().splitlines() if ":\t" in line)
+    return dict(line.split(":\t", 1) for line in proc_text(path).splitlines() if ":\t" in line)
 
 
 def reattach(options: ServeOptions, events: Events) -> int:
@@ -195,8 +196,7 @@ def _open_state(pid: int) -> tuple[mmap.mmap, Path]:
 def _is_serving(serve: int) -> bool:
     """Whether the lm-serve that wrote the state lives."""
     try:
-        stat = Path(f"/proc/{serve}/stat").read_text().rpartition(")")[2].split()[0]
-        return stat not in "ZX" and b"lm-" in Path(f"/proc/{serve}/cmdline").read_bytes()
+        return stat_fields(serve)[0] not in "ZX" and b"lm-" in Path(f"/proc/{serve}/cmdline").read_bytes()
     except OSError:
         return False
 

@@ -77,7 +77,7 @@ def find_files(name: str) -> Iterator[tuple[int, Path]]:
 def started(pid: int) -> int:
     """When a process started (proc_pid_stat(5)); 0 if there is none."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape").rpartition(")")[2].split()[19])
     except OSError:
         return 0
 
@@ -86,10 +86,10 @@ def find_custodians(name: str, proc: Path = Path("/proc")) -> Iterator[tuple[int
     """Every custodian that has memory of this name, and the memory. Raises LocalError (NO_PERMISSION)."""
     for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if (process / "comm").read_text().strip() != NAME:
+            if (process / "comm").read_text(errors="surrogateescape").strip() != NAME:
                 continue
             try:
-                for line in (process / "maps").read_text().splitlines():
+                for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
                     if f"/memfd:{name} " in line or f"{FOLDER}/{name}-" in line:
                         descriptor = os.open(process / "map_files" / _unpadded(line.split()[0]), os.O_RDWR)
                         try:

@@ -15,12 +15,12 @@ import os
 import re
 import termios
 from collections.abc import Callable, Collection, Container
-from pathlib import Path
 
 import msgspec
 
 from live_migration._lm import lib
 from live_migration.kernel.kcmp import same_open_file
+from live_migration.kernel.proc import read_proc
 from live_migration.process.descriptors.file_locks import is_same_file
 from live_migration.process.descriptors.kind import (
     BlockerContext,
@@ -47,6 +47,7 @@ WATCH = re.compile(
 # IN_ALL_EVENTS | IN_EXCL_UNLINK | IN_ONESHOT: the rest of the mask is not for inotify_add_watch(2).
 MASK = 0xFFF | 0x04000000 | 0x80000000
 MOST_WATCHES = 1 << 20
+ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,15 +83,20 @@ def bytes_queued(number: int) -> int:
     return int.from_bytes(fcntl.ioctl(number, termios.FIONREAD, bytes(4)), "little")
 
 
+def unescaped(found: re.Match[bytes]) -> bytes:
+    """The byte that proc_pid_mountinfo(5) shows as an octal number."""
+    return bytes([int(found[1], 8)])
+
+
 def watch_of(pid: int, watch: int, mask: int, device: int, kind: int, handle: bytes) -> Watch:
     """A watch of the file with that handle on the file system `device` (the kernel's number: major << 20 | minor)."""
-    wanted = f"{device >> 20}:{device & 0xFFFFF}"
-    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+    wanted = b"%d:%d" % (device >> 20, device & 0xFFFFF)
+    for line in read_proc(f"/proc/{pid}/mountinfo").splitlines():
         fields = line.split()
         if fields[2] != wanted:
             continue
         try:
-            mount = os.open(fields[4].encode().decode("unicode_escape"), os.O_RDONLY | os.O_CLOEXEC)
+            mount = os.open(ESCAPED.sub(unescaped, fields[4]), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
         try:

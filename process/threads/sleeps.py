@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from live_migration.kernel.injection import syscall_numbers as numbers
-from live_migration.kernel.proc import read_proc
+from live_migration.kernel.proc import read_proc, stat_fields
 
 SWITCHES = re.compile(rb"^voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
 EPOLL_WAITS = frozenset({numbers.SYS_epoll_wait, numbers.SYS_epoll_pwait})
@@ -71,7 +71,7 @@ def _scheduled(tid: int) -> tuple[int, int, str, int] | None:
     """Voluntary context switches, time of last running (nanoseconds of its processor's clock), state, processor."""
     try:
         text = read_proc(f"/proc/{tid}/sched").decode(errors="surrogateescape")
-        fields = read_proc(f"/proc/{tid}/stat").rpartition(b")")[2].decode().split()
+        fields = stat_fields(tid)
     except OSError:
         return None
     began = switches = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,3 +109,19 @@ def test_decisions_that_cannot_be(words: list[str], sentence: str) -> None:
     status, said = decide("serve", *words)
     assert status in (ExitCode.USAGE, ExitCode.REFUSED)
     assert sentence in said
+
+
+def test_others_may_have_any_name() -> None:
+    """Some process of the host has a name that is no UTF-8: what is looked for is found all the same."""
+    words = ["sh", "-c", "printf '\\377(\\205) ' > /proc/$$/comm; echo; read line"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        other.stdout.readline()
+        for side in ("serve", "restore"):
+            assert decide(side, "list")[0] == 0
+        done = started.run(
+            [sys.executable, "-m", "live_migration.cli.restore", "--reattach", str(other.pid)],
+            env=laws.environment(), cwd=laws.ROOT, timeout=30,
+        )
+        assert done.returncode == ExitCode.NO_PROCESS, done.stderr
+        other.communicate(b"\n")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from live_migration.experiments.machines import Command, Move, descendants, wait_for, wait_for_change
+from live_migration.kernel.proc import proc_text, stat_fields
 from tests.support import started
 
 SOURCE = Path(__file__).resolve().parent / "laws_program.c"
@@ -96,7 +97,7 @@ def picture(pid: int) -> Picture:
     for tid in sorted(os.listdir(proc / "task"), key=int):
         stat = (proc / "task" / tid / "stat").read_text().rpartition(")")[2].split()
         status = dict(
-            line.split(":\t", 1) for line in (proc / "task" / tid / "status").read_text().splitlines() if ":\t" in line
+            line.split(":\t", 1) for line in proc_text(f"{proc}/task/{tid}/status").splitlines() if ":\t" in line
         )
         told = [f"{key} {status[key].strip()}" for key in (*STATUS_KEYS, *SIGNAL_KEYS)]
         threads.append((tid, *told, *(stat[number - 3] for number in STAT_FIELDS)))
@@ -243,8 +244,8 @@ def fork_command(main: Callable[[Sequence[str]], int], arguments: list[str], out
 def process_name(pid: int) -> str:
     """What a process is called, "" when it is gone or a zombie."""
     with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            return Path(f"/proc/{pid}/comm").read_text().strip()
+        if stat_fields(pid)[0] != "Z":
+            return proc_text(f"/proc/{pid}/comm").strip()
     return ""
 
 
@@ -292,7 +293,7 @@ def assert_untouched(subject: Subject) -> None:
 def processor_time(pid: int) -> int:
     """Clock ticks that a process has used; 0 for one that is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = stat_fields(pid)
     except OSError:
         return 0
     return int(fields[11]) + int(fields[12])
@@ -303,7 +304,7 @@ def signal_masks(pid: int) -> list[str]:
     masks = []
     with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            masks += [line for line in (thread / "status").read_text().splitlines() if line.startswith("SigBlk:")]
+            masks += [line for line in proc_text(f"{thread}/status").splitlines() if line.startswith("SigBlk:")]
     return sorted(masks)
 
 

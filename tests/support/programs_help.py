@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from live_migration.experiments.machines import Machine, Process, start, wait_for, wait_for_change
+from live_migration.kernel.proc import stat_fields
 from tests.support.programs_list import FOLDER, Program
 
 
@@ -45,7 +46,7 @@ class Running:
 
     def state(self, pid: int) -> str:
         """A process's state, as /proc/PID/stat has it."""
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return stat_fields(pid)[0]
 
     def say_moved(self) -> None:
         """Tell it to check."""
