@@ -57,7 +57,7 @@ def preflight_device(one: OpenFile[Device], context: PreflightContext) -> list[B
 
 def open_device(one: OpenFile[Device], context: OpenContext) -> int:
     """Open it by its path."""
-    path, flags = context.map_path(one.object.path), one.flags & REOPEN_FLAGS
+    path, flags = context.place(one.object.path), one.flags & REOPEN_FLAGS
     return open_as(stat.S_IFCHR, path, flags, one.object.device)
 
 

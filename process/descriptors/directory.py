@@ -50,7 +50,7 @@ def preflight_directory(one: OpenFile[Directory], context: PreflightContext) -> 
 
 def open_directory(one: OpenFile[Directory], context: OpenContext) -> int:
     """Open it by its path."""
-    return open_as(stat.S_IFDIR, context.map_path(one.object.path), one.flags & REOPEN_FLAGS)
+    return open_as(stat.S_IFDIR, context.place(one.object.path), one.flags & REOPEN_FLAGS)
 
 
 def update_directory(number: int, one: OpenFile[Directory], _: Directory, __: OpenContext) -> None:

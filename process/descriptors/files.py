@@ -194,7 +194,7 @@ def open_file(one: OpenFile[File], context: OpenContext) -> int:
     # A file made with O_TMPFILE still says so in its flags, and with it O_DIRECTORY.
     flags &= ~os.O_TMPFILE
     if file.linked:
-        return open_as(stat.S_IFREG, context.map_path(file.path), flags & REOPEN_FLAGS)
+        return open_as(stat.S_IFREG, context.place(file.path), flags & REOPEN_FLAGS)
     key = ("file", file.device, file.inode)
     if key not in context.anchors:
         anchor = make_unlinked(file, context)
@@ -211,7 +211,7 @@ def is_same_file_here(file: File, context: OpenContext) -> bool:
 
 def make_unlinked(file: File, context: OpenContext) -> int:
     """An empty file without a name, in the directory of the old one, or in memory if that is impossible."""
-    directory = os.path.dirname(context.map_path(file.path))
+    directory = os.path.dirname(context.place(file.path))
     try:
         number = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, file.mode)
     except OSError:

@@ -136,7 +136,7 @@ class OpenContext:
     open files share is found again; `content_wanted` are the files, by device and inode of the source, whose content
     has to be written before the process runs. `monotonic` is the process's clock, `process` its id here (the husk's).
     `options` are the user's; `begun` is what has to be done, when the process runs here, to descriptors that are kept
-    from doing anything until then.
+    from doing anything until then. `root` is where this process finds the husk's mounts, "" if they are its own.
     """
 
     options: DescriptorOptions
@@ -152,12 +152,18 @@ class OpenContext:
     made_paths: list[str] = field(default_factory=list)
     monotonic: Callable[[], int] = time.monotonic_ns
     process: int = 0
+    root: str = ""
     begun: list[Held] = field(default_factory=list)
 
     @property
     def map_path(self) -> Callable[[str], str]:
         """Where the source's paths are here."""
         return self.options.map_path
+
+    def place(self, path: str) -> str:
+        """Where to open the source's `path`. In a PID namespace the husk has mounts of its own, and rename(2) and
+        link(2) between a descriptor and a path fail (EXDEV) unless both are of the same mount."""
+        return self.root + self.map_path(path)
 
     @property
     def stdio(self) -> str:
@@ -219,7 +225,7 @@ def owner_of(pid: int, duplicate: int) -> Owner | None:
 
 def inner_id(status: str) -> int:
     """A task's id in its own PID namespace (NSpid, proc_pid_status(5))."""
-    with open(status) as text:
+    with open(status, errors="replace") as text:
         for line in text:
             if line.startswith("NSpid:"):
                 return int(line.split()[-1])

@@ -126,6 +126,7 @@ def open_descriptors(
         same_network=is_same_network(table.place),
         same_machine=is_same_machine(table.place),
         process=process,
+        root=root_of(process),
     )
     opened = OpenedDescriptors(context)
     try:
@@ -134,6 +135,14 @@ def open_descriptors(
         opened.undo()
         raise
     return opened
+
+
+def root_of(process: int) -> str:
+    """Where the root directory of a husk's mounts is found, "" if it has those of this process."""
+    with contextlib.suppress(OSError):
+        if process and os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return f"/proc/{process}/root"
+    return ""
 
 
 def open_missing(opened: OpenedDescriptors, table: DescriptorTable) -> None:

@@ -68,7 +68,7 @@ def preflight_path_only(one: OpenFile[PathOnly], context: PreflightContext) -> l
 def open_path_only(one: OpenFile[PathOnly], context: OpenContext) -> int:
     """Name it again. If the last part of the path is a symbolic link, the flags say O_NOFOLLOW."""
     flags = os.O_PATH | os.O_CLOEXEC | (one.flags & os.O_NOFOLLOW)
-    return os.open(context.map_path(one.object.path), flags)
+    return os.open(context.place(one.object.path), flags)
 
 
 PATH_ONLY = Kind(

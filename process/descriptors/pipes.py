@@ -199,7 +199,7 @@ def pipe_anchors(body: PipeBody, context: OpenContext) -> tuple[int, int]:
         write_end = os.dup(read_end)
     else:
         # When it is opened for both directions, a FIFO waits for nobody (fifo(7)).
-        read_end = open_as(stat.S_IFIFO, context.map_path(body.path), os.O_RDWR | os.O_NONBLOCK)
+        read_end = open_as(stat.S_IFIFO, context.place(body.path), os.O_RDWR | os.O_NONBLOCK)
         write_end = os.dup(read_end)
     context.close_later += [read_end, write_end]
     context.anchors[key] = (read_end, write_end)

@@ -31,6 +31,8 @@ int main(int argc, char **argv) {
     SYS(faccessat(directory, "42", F_OK, 0));
     close(SYS(openat(directory, "new", O_WRONLY | O_CREAT, 0600)));
     SYS(access(check_path("many/new"), F_OK));
+    /* Between two mounts of one file system that fails. */
+    SYS(renameat(directory, "new", AT_FDCWD, check_path("renamed")));
     SYS(fchdir(directory));
     SYS(access("99", F_OK));
     return check_passed();

@@ -55,5 +55,8 @@ int main(int argc, char **argv) {
     CHECK(SYS(pread(nameless, found, 100, 0)) == 12 && memcmp(found, "namelessmore", 12) == 0,
           "its offset changed");
     CHECK(access(check_path("unlinked"), F_OK) == -1, "it has a name again");
+    char place[64];
+    snprintf(place, sizeof(place), "/proc/self/fd/%d", nameless);
+    SYS(linkat(AT_FDCWD, place, AT_FDCWD, check_path("named"), AT_SYMLINK_FOLLOW));
     return check_passed();
 }
