@@ -18,6 +18,7 @@ import msgspec
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.memory.maps import maps, maps_text
 from live_migration.kernel.memory.referenced import clear_referenced, resident_bytes, snapshot_touched
+from live_migration.process.attributes.status import merges_all
 from live_migration.process.descriptors.contents import inodes_without_path
 from live_migration.process.descriptors.files import File
 from live_migration.process.descriptors.table import DescriptorTable
@@ -349,7 +350,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
     pid, seen = copy.seen.pid, copy.seen
     if maps_text(pid) == seen.layout:
         return None
-    pathless = inodes_without_path(seen.descriptors.table)
+    pathless, merged = inodes_without_path(seen.descriptors.table), merges_all(pid)
     memory = reread(pid, maps(pid), seen.memory, pathless, seen.ours)
     if memory is seen.memory:
         return None
@@ -364,7 +365,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
         raise Refused(blockers, object=f"process {pid}", step=STEP)
     copy.client.discard_pushed(seen.space, layout_difference(seen.memory, memory).unmap)
     layout = layout_text(maps_text(pid), memory, pathless)
-    copy.seen = dataclasses.replace(seen, memory=memory, layout=layout, files=files)
+    copy.seen = dataclasses.replace(seen, memory=memory, layout=layout, files=files, merged=merged)
     return Layout(space=seen.space, memory=memory, files=files)
 
 

@@ -37,7 +37,7 @@ from live_migration.process import task as tasks
 from live_migration.process.attributes.clocks import snapshot_clocks
 from live_migration.process.attributes.limits import memory_limit_blockers
 from live_migration.process.attributes.prctl import segment_blockers
-from live_migration.process.attributes.status import locked_in_status, resident_bytes, shared_bytes
+from live_migration.process.attributes.status import locked_in_status, merges_all, resident_bytes, shared_bytes
 from live_migration.process.descriptors.blockers import descriptor_blockers
 from live_migration.process.descriptors.contents import Content, inodes_without_path, snapshot_contents
 from live_migration.process.descriptors.options import DescriptorOptions
@@ -84,7 +84,8 @@ STEP = "reading the process"
 @dataclass(frozen=True)
 class SourceSnapshot:
     """What is known of the running process. `program` tells whether it is still the same; `ours`: flags of its
-    mappings that this migration has set; `leftover`: who takes away what lm-serve has in its memory, if that dies."""
+    mappings that this migration has set; `leftover`: who takes away what lm-serve has in its memory, if that dies;
+    `merged`: all its memory is to be merged (prctl(2))."""
 
     pid: int
     scope: Scope
@@ -103,6 +104,7 @@ class SourceSnapshot:
     pushed: list[Runs] = field(default_factory=list)
     ours: frozenset[str] = frozenset()
     leftover: MappingRecord | None = None
+    merged: bool = False
 
     @property
     def space(self) -> int:
@@ -208,6 +210,7 @@ def _snapshot_closely(
     program = executed_program(pid)
     live = tasks.snapshot_task(process)
     descriptors = snapshot_descriptors(process, scan=scan, numbering=numbering)
+    merged = merges_all(pid)
     pathless = inodes_without_path(descriptors.table)
     memory, files = snapshot_mapped_files_live(pid, snapshot_address_space(pid, pathless))
     listed = maps_text(pid)
@@ -239,6 +242,7 @@ def _snapshot_closely(
             end_signal or 0,
             compose_queries(live.description.timers.posix_timers, seen_by),
             snapshot_contents(descriptors.table, numbering),
+            merged=merged,
         ),
         found,
     )
@@ -351,10 +355,10 @@ def present_memory(seen: SourceSnapshot, process: ProcessSnapshot) -> AddressSpa
     memory = seen.memory
     if layout != seen.layout:
         memory = reread(seen.pid, parse_maps(layout), seen.memory, pathless, seen.ours)
-    if memory.locked_bytes != locked_in_status(process.status_text):
-        # What was locked or let go as a whole does not show in the layout.
-        anew = snapshot_address_space(seen.pid, pathless, seen.ours).mappings
-        memory = msgspec.structs.replace(seen.memory, mappings=anew)
+    if memory.locked_bytes != locked_in_status(process.status_text) or merges_all(seen.pid) != seen.merged:
+        # What was locked or let go, or is to be merged, as a whole does not show in the layout.
+        anew = snapshot_address_space(seen.pid, pathless, seen.ours)
+        memory = msgspec.structs.replace(seen.memory, mappings=anew.mappings, named=anew.named)
     return memory
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from live_migration.kernel.proc import read_proc
+
 # Counters and momentary states: their change says nothing about what the process is (proc_pid_status(5)).
 CHANGING = (
     b"Vm.*", b"Rss.*", b"State", b"TracerPid", b"FDSize", b"Threads", b"SigQ", b"SigPnd", b"ShdPnd", b"SigBlk",
@@ -35,3 +37,12 @@ def locked_in_status(raw: bytes) -> int:
 def proof(raw: bytes) -> bytes:
     """The part of a status that stays as it is unless the process's identity, rights or settings change."""
     return LINES_THAT_CHANGE.sub(b"", raw)
+
+
+def merges_all(pid: int) -> bool:
+    """Is all memory of the process to be merged (PR_SET_MEMORY_MERGE)? False where the kernel does not tell (before
+    Linux 6.15)."""
+    try:
+        return b"ksm_merge_any: yes" in read_proc(f"/proc/{pid}/ksm_stat")
+    except OSError:
+        return False

@@ -15,8 +15,10 @@ A mapping's kind says how its pages come to the destination:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import mmap
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
@@ -80,13 +82,23 @@ class KernelMapping(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
 
+class NamedMemory(msgspec.Struct, frozen=True, array_like=True):
+    """A file in memory that is mapped by a name that has been removed since, and has another one, `path`."""
+
+    device: str
+    inode: int
+    path: str
+
+
 class AddressSpace(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """All mappings of a space in the order of their addresses; in a live snapshot also the code in [vdso].
+    """All mappings of a space in the order of their addresses; in a live snapshot also the code in [vdso]. `named` are
+    the files in memory whose names are not those that the kernel tells.
 
     What follows from the mappings is found once: the freeze goes on with what was found before it."""
 
     mappings: list[Mapping]
     vdso: bytes = b""
+    named: tuple[NamedMemory, ...] = ()
 
     @cached_property
     def extents(self) -> Sequence[tuple[int, int]]:
@@ -159,6 +171,30 @@ def is_unlinked_memory(path: str) -> bool:
     return path.startswith("/dev/shm/") and path.endswith(DELETED)
 
 
+def named_memory(pid: int, entries: Iterable[MapEntry]) -> tuple[NamedMemory, ...]:
+    """The unlinked memory among shared mappings that has another name in the same directory: sem_open(3) makes a
+    semaphore under one that it removes. Of a mapping that has gone nothing is found."""
+    found = {}
+    for entry in entries:
+        if entry.permissions[3] != "s" or not is_unlinked_memory(entry.path):
+            continue
+        with contextlib.suppress(OSError):
+            status = os.stat(f"/proc/{pid}/map_files/{entry.start:x}-{entry.end:x}")
+            path = name_in(os.path.dirname(entry.path), status) if status.st_nlink else None
+            if path is not None:
+                found[entry.device, entry.inode] = NamedMemory(entry.device, entry.inode, path)
+    return tuple(found.values())
+
+
+def name_in(directory: str, status: os.stat_result) -> str | None:
+    """The path of a file with that status in a directory. Raises OSError."""
+    with os.scandir(directory) as files:
+        for file in files:
+            if file.inode() == status.st_ino and os.path.samestat(file.stat(follow_symlinks=False), status):
+                return file.path
+    return None
+
+
 def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -> MappingKind:
     if path in KERNEL_NAMES:
         return MappingKind.KERNEL
@@ -171,20 +207,29 @@ def _kind(path: str, shared: bool, inode: int, by_descriptor: Collection[int]) -
     return MappingKind.SHARED_FILE if shared else MappingKind.PRIVATE_FILE
 
 
-def mapping_of(entry: MapEntry, flags: Iterable[str] = (), by_descriptor: Collection[int] = ()) -> Mapping:
+def mapping_of(
+    entry: MapEntry,
+    flags: Iterable[str] = (),
+    by_descriptor: Collection[int] = (),
+    named: Iterable[NamedMemory] = (),
+) -> Mapping:
     """The wire form of one line of /proc/PID/maps, with its VmFlags where they are known.
 
-    `by_descriptor`: inodes of files without a path that the process has a descriptor of."""
-    shared = entry.permissions[3] == "s"
+    `by_descriptor`: inodes of files without a path that the process has a descriptor of; `named`: those that have a
+    path although their mappings do not tell it."""
+    shared, path = entry.permissions[3] == "s", entry.path
+    for one in named:
+        if (one.device, one.inode) == (entry.device, entry.inode) and shared:
+            path = one.path
     return Mapping(
         entry.start,
         entry.end,
-        _kind(entry.path, shared, entry.inode, by_descriptor),
+        _kind(path, shared, entry.inode, by_descriptor),
         _protection(entry.permissions),
         entry.offset,
         entry.device,
         entry.inode,
-        entry.path,
+        path,
         shared,
         frozenset(flags),
     )
@@ -198,8 +243,9 @@ def snapshot_address_space(
 
     Raises ProcessGone."""
     entries = [entry for entry in smaps(pid) if entry.path not in IGNORED_NAMES]
-    mappings = [mapping_of(entry, entry.flags - ours, by_descriptor) for entry in entries]
-    return AddressSpace(mappings=mappings, vdso=read_code(pid, entries))
+    named = named_memory(pid, entries)
+    mappings = [mapping_of(entry, entry.flags - ours, by_descriptor, named) for entry in entries]
+    return AddressSpace(mappings=mappings, vdso=read_code(pid, entries), named=named)
 
 
 def reread(
@@ -219,10 +265,10 @@ def reread(
     mappings = []
     for entry in entries:
         before = known.get((entry.start, entry.end))
-        plain = mapping_of(entry, (), by_descriptor)
+        plain = mapping_of(entry, (), by_descriptor, earlier.named)
         if before is None or not same_object(before, plain):
-            anew = snapshot_address_space(pid, by_descriptor, ours).mappings
-            return msgspec.structs.replace(earlier, mappings=anew)
+            anew = snapshot_address_space(pid, by_descriptor, ours)
+            return msgspec.structs.replace(earlier, mappings=anew.mappings, named=anew.named)
         mappings.append(before if before.protection == plain.protection else _with_flags(plain, before.flags))
     return earlier if mappings == earlier.mappings else msgspec.structs.replace(earlier, mappings=mappings)
 
@@ -232,7 +278,8 @@ def layout_text(text: bytes, space: AddressSpace, by_descriptor: Collection[int]
 
     The two are read at different moments, and a running process maps and unmaps in between. If they differ, an equal
     text later would not mean that its mappings are those of `space`."""
-    listed = [mapping_of(entry, (), by_descriptor) for entry in parse_maps(text) if entry.path not in IGNORED_NAMES]
+    entries = (entry for entry in parse_maps(text) if entry.path not in IGNORED_NAMES)
+    listed = [mapping_of(entry, (), by_descriptor, space.named) for entry in entries]
     return text if listed == [_with_flags(mapping, NO_FLAGS) for mapping in space.mappings] else b""
 
 

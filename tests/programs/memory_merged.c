@@ -1,5 +1,6 @@
 /*
  * feature: memory that is to be merged (PR_SET_MEMORY_MERGE), but for the mappings that are left out (MADV_UNMERGEABLE)
+ * limits: before Linux 6.15, that it changes between the last snapshot and the freeze is missed for single mappings
  */
 #include "check.h"
 #include <sys/prctl.h>
