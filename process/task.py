@@ -40,7 +40,14 @@ from live_migration.process.threads import interrupted, scheduling, threads
 from live_migration.process.threads.filters import Filter
 from live_migration.process.threads.injection import injection_blockers
 from live_migration.process.threads.landlock import landlock_blockers
-from live_migration.process.threads.own_state import NAMESPACES, OFTEN_CHANGED, own_state_blockers
+from live_migration.process.threads.own_state import (
+    NAMESPACES,
+    OFTEN_CHANGED,
+    changed_namespace_blockers,
+    for_children_blockers,
+    namespaces_of,
+    own_state_blockers,
+)
 from live_migration.process.threads.sleeps import NOT_SEEN, Sleep, Slept, slept, snapshot_sleeps
 from live_migration.process.threads.threads import StoppedThread, Thread, ThreadOutside
 from live_migration.wire.blockers import Blocker
@@ -72,7 +79,8 @@ class TaskDescription(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class LiveTask:
     """The snapshot of the running process, with what makes the frozen one short. `chains` are the seccomp filters of
-    each thread, by its id for the host and the leader first; those of new threads come in the freeze."""
+    each thread, by its id for the host and the leader first; those of new threads come in the freeze. `namespaces` are
+    the inodes of the leader's."""
 
     process: ProcessSnapshot
     description: TaskDescription
@@ -80,6 +88,7 @@ class LiveTask:
     proof: bytes
     sleeps: dict[int, Sleep]
     session: Session
+    namespaces: dict[str, int]
     chains: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -158,7 +167,15 @@ def snapshot_task(process: ProcessSnapshot) -> LiveTask:
     )
     # The leader's credentials are of the same moment as the proof that they have not changed.
     known = proof(process.status_text)
-    return LiveTask(process, description, outside, known, snapshot_sleeps(outside), snapshot_session(process))
+    return LiveTask(
+        process,
+        description,
+        outside,
+        known,
+        snapshot_sleeps(outside),
+        snapshot_session(process),
+        namespaces_of(pid),
+    )
 
 
 def _snapshot_outside(process: ProcessSnapshot) -> dict[int, ThreadOutside]:
@@ -182,9 +199,10 @@ def task_blockers(live: LiveTask, scan: HostScan) -> list[Blocker]:
     return [
         *family.sharing_blockers(process, scan),
         *own_state_blockers(pid, live.outside, administrators(live.outside), NAMESPACES),
+        *for_children_blockers(pid, live.namespaces),
         *semaphores.undo_blockers(process),
         *credentials.namespace_blockers(process),
-        *limits.limits_blockers(description.limits),
+        *limits.limits_blockers(process, description.limits),
         *timers.timer_blockers(description.timers, description.pid, [one.tid for one in description.threads]),
     ]
 
@@ -208,7 +226,13 @@ def snapshot_stopped_task(
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
     blockers += injection_blockers(tids, description.filters, live.chains)
-    blockers += own_state_blockers(pid, tids, administrators(outside), OFTEN_CHANGED)
+    may_have_changed = administrators(outside)
+    blockers += own_state_blockers(pid, tids, may_have_changed, OFTEN_CHANGED)
+    if pid in may_have_changed:
+        blockers += changed_namespace_blockers(pid, live.namespaces)
+    present_limits = limits.reread(process, description.limits)
+    if limits.directories(present_limits) != limits.directories(description.limits):
+        blockers += limits.limits_blockers(process, present_limits)
     if any(tid not in outside for tid in tids):
         outside = {**_snapshot_outside(process), **{tid: outside[tid] for tid in tids if tid in outside}}
     states = tuple(looked) or tuple(threads.snapshot_stopped_thread(tid) for tid in tids)
@@ -219,7 +243,7 @@ def snapshot_stopped_task(
         stopped=any(stop.kind is tracee.StopKind.GROUP for stop in stops),
         clocks=clocks,
         outside=outside,
-        description=msgspec.structs.replace(description, limits=limits.reread(process, description.limits)),
+        description=msgspec.structs.replace(description, limits=present_limits),
         asleep={
             tid: slept(live.sleeps.get(tid), tid, now, process.status_text if tid == pid else None)
             for tid, thread in zip(tids, states, strict=True)

@@ -7,6 +7,7 @@ process ran without reaching it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -169,22 +170,40 @@ def limit_warnings(wanted: tuple[tuple[int, int], ...], given: tuple[tuple[int, 
     ]
 
 
-def limits_blockers(limits: Limits) -> list[Blocker]:
-    """Blockers: a working directory or root that no path leads to any more."""
+def limits_blockers(process: ProcessSnapshot, limits: Limits) -> list[Blocker]:
+    """Blockers: a working directory or root that no path leads to any more, for it was removed, unmounted, or something
+    was mounted over it."""
+    wanted = [("root", "root directory", limits.root)]
+    if limits.removed is None:
+        wanted.append(("cwd", "working directory", limits.working_directory))
     return [
         Blocker(
             object=name,
-            cause=f"{os.fsdecode(path)} has been removed or lies outside of what lm-serve can see",
+            cause=f"{os.fsdecode(path)} does not lead to it: it has been removed, unmounted or hidden by a mount, or "
+            "lies outside of what lm-serve can see",
             remedy="let the process change to a directory that exists",
         )
-        for name, path in (("working directory", limits.working_directory), ("root directory", limits.root))
-        if path.endswith(DELETED.encode()) or not path.startswith(b"/")
+        for link, name, path in wanted
+        if not path.startswith(b"/") or not _leads_to(process.pid, link, path)
     ]
 
 
+def _leads_to(pid: int, link: str, path: bytes) -> bool:
+    """Does `path`, as the process sees it or as this process does, lead where /proc/PID/LINK does? Also if that has
+    changed meanwhile: where it leads in the freeze is looked up there."""
+    for place in (path, os.fsencode(f"/proc/{pid}/root") + path):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(place), os.stat(f"/proc/{pid}/{link}")):
+                return True
+    try:
+        return os.readlink(os.fsencode(f"/proc/{pid}/{link}")) != path
+    except FileNotFoundError:
+        return True
+
+
 def memory_limit_blockers(process: ProcessSnapshot, length: int) -> list[Blocker]:
-    """The limit that lets the process map no `length` bytes more (mmap(2), ENOMEM); none if it is none of these. Raises
-    ProcessGone, OSError."""
+    """The limit that lets the process map no `length` bytes more (mmap(2), ENOMEM), be it one of bytes or the number of
+    mappings; none if it is none of these. Raises ProcessGone, OSError."""
     limits = parse_limits(process.read("limits").decode())
     soft = {name: ours for name, (ours, _) in zip(LIMITS, limits, strict=True)}
     found = []
@@ -199,6 +218,16 @@ def memory_limit_blockers(process: ProcessSnapshot, length: int) -> list[Blocker
                     remedy=f"raise it: prlimit --pid {process.pid} --{name.lower()}=...",
                 )
             )
+    mappings, most = process.read("maps").count(b"\n"), int(Path("/proc/sys/vm/max_map_count").read_text())
+    if mappings >= most:
+        found.append(
+            Blocker(
+                object="vm.max_map_count",
+                cause=f"the process has {mappings} mappings, of {most} that it may have, and the move needs one more "
+                "for a moment",
+                remedy="raise it: sysctl vm.max_map_count=...",
+            )
+        )
     return found
 
 

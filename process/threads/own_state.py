@@ -1,14 +1,15 @@
 """Threads that have for themselves what the threads of a process usually share: working directory and umask,
 descriptors, semaphores to be undone (unshare(2), clone(2)), and namespaces (setns(2)).
 
-A moved process gets one of each, so such a thread is a blocker.
+A moved process gets one of each, so such a thread is a blocker. So is a process whose children are to live in another
+namespace than itself, and one that changes its own after the snapshot.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from live_migration._lm import lib
 from live_migration.wire.blockers import Blocker
@@ -17,6 +18,7 @@ NAMESPACES = ("net", "uts", "ipc", "mnt", "cgroup", "pid", "pid_for_children", "
 """The namespaces of a thread, by their names in /proc/PID/task/TID/ns."""
 OFTEN_CHANGED = ("net", "uts", "ipc", "cgroup")
 """Those that a running thread may change for itself; another mount namespace shows in its working directory too."""
+OF_THE_PROCESS = (*NAMESPACES, "user")
 SHARED = (
     (lib.KCMP_FS, "working directory, root and umask"),
     (lib.KCMP_FILES, "table of descriptors"),
@@ -38,11 +40,38 @@ def own_state_blockers(
         own = [name for kind, name in SHARED if _differs(pid, tid, kind)]
         found += [_blocker(tid, name) for name in own]
     others = [tid for tid in administrators if tid != pid]
-    leaders = _namespaces(pid, kinds) if others else {}
+    leaders = namespaces_of(pid, kinds) if others else {}
     for tid in others:
-        theirs = _namespaces(tid, kinds)
+        theirs = namespaces_of(tid, kinds)
         found += [_blocker(tid, f"{name} namespace") for name in theirs if theirs[name] != leaders.get(name)]
     return found
+
+
+def for_children_blockers(pid: int, found: Mapping[str, int]) -> list[Blocker]:
+    """Blockers: process `pid` with the namespaces `found` has one of another kind for its children than for itself."""
+    return [
+        Blocker(
+            object=f"process {pid}",
+            cause=f"its children are to live in another {kind} namespace than it does (unshare(2), setns(2))",
+            remedy="move it before it asks for that, or run what it starts by unshare(1)",
+        )
+        for kind in ("pid", "time")
+        if found.get(kind) != found.get(f"{kind}_for_children")
+    ]
+
+
+def changed_namespace_blockers(pid: int, before: Mapping[str, int]) -> list[Blocker]:
+    """Blockers: namespaces of process `pid` that are not those of `before` any more."""
+    now = namespaces_of(pid)
+    return [
+        Blocker(
+            object=f"process {pid}",
+            cause=f"its {kind} namespace has changed while it was being moved (unshare(2), setns(2))",
+            remedy="try again",
+        )
+        for kind in OF_THE_PROCESS
+        if before.get(kind) != now.get(kind)
+    ]
 
 
 def _differs(pid: int, tid: int, kind: int) -> bool:
@@ -54,7 +83,9 @@ def _differs(pid: int, tid: int, kind: int) -> bool:
     raise OSError(-result, os.strerror(-result), f"kcmp of threads {pid} and {tid}")
 
 
-def _namespaces(tid: int, kinds: Sequence[str]) -> dict[str, int]:
+def namespaces_of(tid: int, kinds: Sequence[str] = OF_THE_PROCESS) -> dict[str, int]:
+    """The inodes of a thread's namespaces by their names, without those that cannot be read. One for children that no
+    child has entered yet cannot (pid_namespaces(7))."""
     found = {}
     for name in kinds:
         try:

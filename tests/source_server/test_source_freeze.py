@@ -222,6 +222,44 @@ def test_memory_that_is_locked_after_the_look_is_locked() -> None:
         assert found.locked_bytes == 1 << 20
 
 
+MERGES_ITS_MEMORY = """
+import ctypes, sys
+print("ready", flush=True)
+sys.stdin.readline()
+print(ctypes.CDLL(None).prctl(67, 1, 0, 0, 0), flush=True)  # PR_SET_MEMORY_MERGE
+sys.stdin.readline()
+"""
+
+
+def test_memory_that_is_to_be_merged_after_the_look_is_seen_so() -> None:
+    """The layout is the same."""
+    with changed_after_the_look(MERGES_ITS_MEMORY, "0") as seen:
+        assert not any("mg" in mapping.flags for mapping in seen.memory.mappings)
+        with frozen(seen) as state:
+            found = handover.query_threads(state).memory
+        assert any("mg" in mapping.flags for mapping in found.mappings)
+
+
+LEAVES_ITS_NAMESPACE = """
+import ctypes, sys
+print("ready", flush=True)
+sys.stdin.readline()
+print(ctypes.CDLL(None).unshare(%#x), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"), [(0x20000000, "pid_for_children"), (0x04000000, "uts"), (0x10000000, "user")], ids=str
+)
+def test_another_namespace_after_the_look_is_refused(flag: int, kind: str) -> None:
+    with changed_after_the_look(LEAVES_ITS_NAMESPACE % flag, "0") as seen:
+        before = maps_text(seen.pid)
+        with pytest.raises(Refused, match=f"its {kind} namespace has changed"), frozen(seen) as state:
+            handover.query_threads(state)
+        assert maps_text(seen.pid) == before
+
+
 FILTERS_ITS_CALLS = """
 import ctypes, struct, sys
 print("ready", flush=True)
