@@ -53,7 +53,8 @@ class Peeked:
 def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: bytes) -> Peeked:
     """What is to be received, left where it is.
 
-    A stream is peeked at in one go, messages one after the other with SO_PEEK_OFF, which is put back.
+    A stream is peeked at in one go, messages one after the other with SO_PEEK_OFF, which is put back. `queued` are
+    bytes, of a SOCK_SEQPACKET socket those of all messages: an empty one is its end only where nothing follows.
     """
     found = Peeked()
     if one.type == socket.SOCK_STREAM:
@@ -67,7 +68,8 @@ def peek_queue(one: socket.socket, queued: int, shutdown: int, peer_address: byt
     try:
         while True:
             data, sender = found.receive(one, LARGEST_MESSAGE)
-            if not data and one.type == socket.SOCK_SEQPACKET and shutdown & 1:
+            queued -= len(data)
+            if not data and one.type == socket.SOCK_SEQPACKET and shutdown & 1 and queued <= 0:
                 break
             found.queue.append(data)
             found.others |= bool(sender) and sender != peer_address

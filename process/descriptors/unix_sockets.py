@@ -265,7 +265,11 @@ def queue_blockers(one: OpenFile[UnixSocket]) -> list[Blocker]:
     """Blockers that pass when the process receives what waits in the socket: it cannot be queued anew."""
     found = []
     if one.object.carries_descriptors:
-        found.append(Blocker(one.name, "descriptors are on their way in it", "try again when they have been received"))
+        found.append(Blocker(
+                one.name,
+                "descriptors are on their way in it, or an urgent byte (MSG_OOB)",
+                "try again when they have been received",
+            ))
     if one.object.error_waits:
         found.append(Blocker(one.name, "an error waits in it (SO_ERROR)", "try again when it has been read"))
     if one.object.senders:

@@ -7,8 +7,8 @@
 #include <sys/socket.h>
 
 int main(int argc, char **argv) {
-    int unsigned_one[2], stream[2], datagram[2], sequence[2], half[2], buffer_size = 100000, small = 2000,
-                                                                       found = 0, on = 1;
+    int ended[2], unsigned_one[2], stream[2], datagram[2], sequence[2], half[2],
+        buffer_size = 100000, small = 2000, found = 0, on = 1;
     socklen_t length = sizeof(found);
     static char block[20000], got[20000];
     char text[100];
@@ -32,6 +32,11 @@ int main(int argc, char **argv) {
     check_write(datagram[0], "third", 5);
     check_write(sequence[1], "packet", 6);
     check_write(sequence[1], "another", 7);
+    /* Empty, and not the end. */
+    SYS(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ended));
+    check_write(ended[1], "", 0);
+    check_write(ended[1], "last", 4);
+    SYS(shutdown(ended[1], SHUT_WR));
     check_write(half[0], "last words", 10);
     SYS(shutdown(half[0], SHUT_WR));
     /* Sent before anybody asked who sends. */
@@ -64,6 +69,9 @@ int main(int argc, char **argv) {
     CHECK(SYS(recv(datagram[1], text, 100, 0)) == 5 && memcmp(text, "third", 5) == 0, "a datagram changed");
     CHECK(SYS(recv(sequence[0], text, 100, 0)) == 6 && memcmp(text, "packet", 6) == 0, "a packet changed");
     CHECK(SYS(recv(sequence[0], text, 100, 0)) == 7 && memcmp(text, "another", 7) == 0, "a packet changed");
+    CHECK(SYS(recv(ended[0], text, 100, 0)) == 0, "an empty packet changed");
+    CHECK(SYS(recv(ended[0], text, 100, 0)) == 4 && memcmp(text, "last", 4) == 0, "a packet changed");
+    CHECK(SYS(recv(ended[0], text, 100, 0)) == 0, "the shut-down direction is open");
     check_expect(half[1], "last words", 10);
     CHECK(SYS(read(half[1], text, 1)) == 0, "the shut-down direction is open");
     check_write(half[1], "answer", 6);
