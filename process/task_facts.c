@@ -30,6 +30,9 @@ int lm_thread_outside(int tid, struct lm_thread_outside *out) {
     if (syscall(SYS_sched_getattr, tid, &scheduling, sizeof scheduling, 0) != 0)
         return -errno;
     out->runtime = scheduling.sched_runtime;
+    out->deadline = scheduling.sched_deadline;
+    out->period = scheduling.sched_period;
+    out->scheduling_flags = scheduling.sched_flags;
     out->policy = (int32_t)scheduling.sched_policy;
     /* sched_getattr(2) does not tell that of a thread with a real-time policy. */
     out->nice = getpriority(PRIO_PROCESS, (id_t)tid);

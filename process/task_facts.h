@@ -290,7 +290,7 @@ typedef struct { uint64_t value; int32_t signal, notify, thread; ...; } lm_signa
 /* cffi: begin */
 /* What can be read of a thread from outside, with the rights of ptrace; io_priority is -errno if that failed. */
 struct lm_thread_outside {
-    uint64_t robust_list, robust_list_length, runtime;
+    uint64_t robust_list, robust_list_length, runtime, deadline, period, scheduling_flags;
     int32_t policy, nice, priority, io_priority;
     int32_t affinity_length;
     unsigned char affinity[1024];

@@ -273,7 +273,7 @@ def _create_threads(building: Construction, tids: list[int]) -> None:
 
 def _inner_id(pid: int, host_tid: int) -> int:
     """A thread's id in its innermost PID namespace (NSpid, proc_pid_status(5))."""
-    with open(f"/proc/{pid}/task/{host_tid}/status") as status:
+    with open(f"/proc/{pid}/task/{host_tid}/status", errors="replace") as status:
         for line in status:
             if line.startswith("NSpid:"):
                 return int(line.split()[-1])

@@ -130,6 +130,9 @@ def snapshot_thread_outside(process: ProcessSnapshot, tid: int) -> ThreadOutside
         name=name,
         scheduling=Scheduling(
             policy=outside.policy,
+            flags=outside.scheduling_flags,
+            deadline=outside.deadline,
+            period=outside.period,
             runtime=chosen_runtime(outside.policy, outside.runtime, usual_slice()),
             nice=outside.nice,
             priority=outside.priority,

@@ -46,6 +46,10 @@ No blockers, but limits:
 
 - While a snapshot is taken, what the process closes stays open for some milliseconds: the end of a pipe or connection
   inside it is seen that much later.
+- A call that has moved a part of its data when the process is stopped (write or send of more than there is room for,
+  recv with MSG_WAITALL) answers with that part, as it does when a signal comes. What it has not moved is not lost: the
+  program has to go on with it.
+- A unix connection of the process to its own listener has no names afterwards (getsockname(2), getpeername(2)).
 - A terminal, pipe or socket at descriptors 0 to 2 that leads outside is replaced: `--stdio attach|null`.
 - What the kernel counts begins anew: processor time of the process, its threads and its dead children (times(2),
   getrusage(2), CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID: these clocks go back, and RLIMIT_CPU counts from

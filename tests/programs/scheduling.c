@@ -6,7 +6,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
-static volatile pid_t ids[3];
+static volatile pid_t ids[4];
 static volatile bool check, end;
 static volatile int checked;
 
@@ -20,6 +20,32 @@ static const struct wanted wanted[3] = {
     {-3, SCHED_BATCH, 0, 3 << 13, 50000, false},
     {4, SCHED_FIFO, 7, 2 << 13 | 1, 60000, false},
 };
+
+/* struct sched_attr, which the C library lacks. */
+struct attributes {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+static void *deadline_body(void *unused) {
+    const struct attributes given = {
+        sizeof given, 6 /* SCHED_DEADLINE */, 1 /* SCHED_FLAG_RESET_ON_FORK */, 0, 0, 1000000, 20000000,
+        30000000};
+    struct attributes found;
+    SYS(syscall(SYS_sched_setattr, 0, &given, 0));
+    ids[3] = gettid();
+    while (!check)
+        check_sleep(5);
+    SYS(syscall(SYS_sched_getattr, 0, &found, sizeof found, 0));
+    CHECK(memcmp(&found, &given, sizeof found) == 0,
+          "policy %u, flags %#llx, runtime %llu, deadline %llu, period %llu", found.policy,
+          (unsigned long long)found.flags, (unsigned long long)found.runtime,
+          (unsigned long long)found.deadline, (unsigned long long)found.period);
+    return unused;
+}
 
 static void *body(void *argument) {
     const struct wanted *self = argument;
@@ -60,7 +86,7 @@ static void *body(void *argument) {
 }
 
 int main(int argc, char **argv) {
-    pthread_t threads[3];
+    pthread_t threads[4];
     int nice = getpriority(PRIO_PROCESS, 0);
     check_start(argc, argv);
     for (int i = 0; i < 3; i++) {
@@ -68,9 +94,12 @@ int main(int argc, char **argv) {
         while (!ids[i])
             check_sleep(1);
     }
+    threads[3] = check_thread(deadline_body, NULL);
+    while (!ids[3])
+        check_sleep(1);
     check_move();
     check = true;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         PTHREAD(pthread_join(threads[i], NULL));
     CHECK(getpriority(PRIO_PROCESS, 0) == nice, "the first thread's nice value changed");
     return check_passed();

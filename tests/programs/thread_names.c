@@ -1,5 +1,5 @@
 /*
- * feature: thread names
+ * feature: thread names, also those that are no text
  */
 #include "check.h"
 #include <sys/prctl.h>
@@ -26,7 +26,14 @@ int main(int argc, char **argv) {
         threads[i] = check_thread(body, names[i]);
     while (named < (int)COUNT(names))
         check_sleep(1);
+    SYS(prctl(PR_SET_NAME, "\xff) (\n\xfe"));
+    int owned[2];
+    SYS(pipe(owned));
+    SYS(fcntl(owned[0], F_SETOWN, getpid()));
     check_move();
+    char own[16];
+    SYS(prctl(PR_GET_NAME, own));
+    CHECK(strcmp(own, "\xff) (\n\xfe") == 0, "the first thread is named \"%s\"", own);
     check = true;
     for (size_t i = 0; i < COUNT(names); i++)
         PTHREAD(pthread_join(threads[i], NULL));
