@@ -176,10 +176,11 @@ fuzz: setup
 	@set -e; for target in $(FUZZ_C); do echo "fuzz: $$target"; mkdir -p build/fuzz/corpus-$$target; \
 	    clang-14 -std=gnu11 -O1 -g -iquote . -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
 	        -DTARGET=fuzz_$$target tests/fuzz/c/libfuzzer.c $(FUZZED) -lzstd -o build/fuzz/$$target; \
-	    ASAN_OPTIONS=quarantine_size_mb=4 build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -runs=$(FUZZ_RUNS) -timeout=10 -print_final_stats=1 -verbosity=0 \
+	    ASAN_OPTIONS=quarantine_size_mb=4 build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -runs=$(FUZZ_RUNS) -timeout=10 \
+	        -print_final_stats=1 -verbosity=0 \
 	        -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus-$$target tests/fuzz/corpus/$$target; done
 	@set -e; for target in $(FUZZ_PYTHON); do echo "fuzz: $$target"; mkdir -p build/fuzz/corpus-$$target; \
-	    $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=512 \
+	    $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) -runs=$(FUZZ_RUNS) -timeout=10 \
 	        -print_final_stats=1 -verbosity=0 -artifact_prefix=build/fuzz/$$target- build/fuzz/corpus-$$target; done
 
 format: .venv/installed
