@@ -138,7 +138,7 @@ def _meeting(given: argparse.Namespace, environment: Mapping[str, str]) -> Meeti
     """Connect or listen, from the options, else from the environment."""
     certificates = take_certificates(given)
     if given.reattach is not None:
-        return Meeting(certificates=certificates)
+        return Meeting(listen=given.listen, certificates=certificates)
     to: Ticket | None = take_ticket(given.to) if given.to is not None else None
     destination = None
     if to is None and given.listen is None and not given.check:
@@ -162,8 +162,8 @@ def _check_together(given: argparse.Namespace) -> None:
     """Options that exclude each other."""
     if (given.pid is None) == (given.reattach is None):
         raise usage_error("PID", "there is none, or there are two", "give PID, or --reattach PID")
-    if given.reattach is not None and (given.check or given.to is not None or given.listen is not None):
-        raise usage_error("--reattach", "its session stands already", "leave --to, --listen and --check out")
+    if given.reattach is not None and (given.check or given.to is not None):
+        raise usage_error("--reattach", "its session stands already", "leave --to and --check out")
     if given.to is not None and given.listen is not None:
         raise usage_error("--to and --listen", "one connects, the other waits", "give one of them")
     if given.to is not None and given.ticket_file:

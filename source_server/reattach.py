@@ -123,7 +123,7 @@ def reattach(options: ServeOptions, events: Events) -> int:
         raise cannot_go_on(pid, f"lm-serve (process {state.serve}) looks after it", "leave it as it is")
     kept = read_kept(page)
     if kept:
-        kept = msgspec.structs.replace(kept, session=with_certificates(kept.session, options.meeting.certificates))
+        kept = msgspec.structs.replace(kept, session=_with_options(kept.session, options))
     roles = kept.session.roles() if kept else None
     _end_custodian(pid)
     lib.lm_decision_decide(ffi.addressof(state, "decision"), lib.LM_DECISION_NO)
@@ -177,8 +177,17 @@ def _serve(
     return int(ExitCode.OK)
 
 
+def _with_options(session: KeptSession, options: ServeOptions) -> KeptSession:
+    """The same with what the options say about it. Raises LocalError."""
+    session = with_certificates(session, options.meeting.certificates)
+    if options.meeting.listen is None:
+        return session
+    family = socket.AF_INET6 if ":" in options.meeting.listen[0] else socket.AF_INET
+    return msgspec.structs.replace(session, listening=True, family=int(family), address=options.meeting.listen)
+
+
 def _listener(session: KeptSession) -> socket.socket:
-    """At the same port as the one that was killed. Raises LocalError."""
+    """At the port of the one that was killed, or where the options say. Raises LocalError."""
     return Listener(str(session.address[0]), int(session.address[1])).socket
 
 

@@ -156,6 +156,22 @@ def test_a_source_at_another_address(program: Path, tmp_path: Path, orphans: Non
             relay.close()
 
 
+def test_a_source_that_has_lost_its_address(program: Path, tmp_path: Path, orphans: None) -> None:
+    """lm-serve listens at that one alone."""
+    with moved(program, tmp_path) as found:
+        for victim in (found.move.serve.process.pid, custodian(found)):
+            os.kill(victim, signal.SIGKILL)
+        where = f"127.0.0.2:{parse_ticket((found.subject.folder / 'ticket').read_text()).port}"
+        text = "lm-serve --reattach PID --listen HOST:PORT"
+        serve = found.type(text, PID=found.subject.pid, **{"HOST:PORT": where})
+        text = "lm-restore --reattach PID --source HOST:PORT"
+        restore = found.type(text, PID=found.pid, **{"HOST:PORT": where})
+        found.check()
+        assert serve.process.wait(30) == 0
+        os.kill(found.pid, signal.SIGKILL)
+        assert restore.process.wait(30) == 128 + signal.SIGKILL
+
+
 def custodian(found: Moved) -> int:
     """The source's."""
     (pid,) = (one for one in descendants(found.move.serve.process.pid) if laws.process_name(one) == "lm-custodian")
