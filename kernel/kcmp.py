@@ -6,8 +6,9 @@ Every function raises OSError with the errno of the call; ENOSYS: a kernel witho
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
-from live_migration._lm import lib
+from live_migration._lm import ffi, lib
 
 
 def _compare(first: int, second: int, kind: int, first_index: int = 0, second_index: int = 0) -> int:
@@ -17,17 +18,19 @@ def _compare(first: int, second: int, kind: int, first_index: int = 0, second_in
     return result
 
 
-def order_of_open_files(first: int, first_number: int, second: int, second_number: int) -> int:
-    """-1, 0 or 1: the kernel's order of two open files, named by process and descriptor.
-
-    0 means that they are one and the same. The order is stable while both live, so it can sort them.
-    """
-    return {0: 0, 1: -1}.get(_compare(first, second, lib.KCMP_FILE, first_number, second_number), 1)
+def number_open_files(numbers: Sequence[int]) -> list[int]:
+    """For each of these descriptors of this process a number, which is the same for one and the same open file (an open
+    file description in the words of open(2))."""
+    places = ffi.new("int[]", len(numbers))
+    result = lib.lm_number_open_files(ffi.new("int[]", numbers), len(numbers), places)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), "kcmp of descriptors")
+    return list(places)
 
 
 def same_open_file(first: int, first_number: int, second: int, second_number: int) -> bool:
-    """Do the two descriptors stand for one open file (an open file description in the words of open(2))?"""
-    return order_of_open_files(first, first_number, second, second_number) == 0
+    """Do the two descriptors, named by process and number, stand for one open file?"""
+    return _compare(first, second, lib.KCMP_FILE, first_number, second_number) == 0
 
 
 def same_epoll_target(pid: int, number: int, epoll: int, target: int, offset: int = 0) -> bool:

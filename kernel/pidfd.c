@@ -1,6 +1,8 @@
+#define _GNU_SOURCE
 #include "kernel/pidfd.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,6 +34,43 @@ int lm_send_to_thread(int pid, int tid, int signal) {
 
 int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index) {
     return result_or_errno(syscall(SYS_kcmp, first, second, type, first_index, second_index));
+}
+
+/* For sorting the places of descriptors by the kernel's order of their open files. */
+struct order {
+    const int *numbers;
+    int own;
+    int error;
+};
+
+static int compare(const void *first, const void *second, void *argument) {
+    struct order *order = argument;
+    unsigned long one = (unsigned long)order->numbers[*(const int *)first],
+                  other = (unsigned long)order->numbers[*(const int *)second];
+    int result = lm_kcmp(order->own, order->own, KCMP_FILE, one, other);
+
+    if (result < 0)
+        order->error = result;
+    return result == 1 ? -1 : result > 1;
+}
+
+int lm_number_open_files(const int *numbers, size_t count, int *places) {
+    struct order order = {.numbers = numbers, .own = getpid()};
+    int *sorted = malloc((count ? count : 1) * sizeof *sorted);
+    int place = 0;
+
+    if (sorted == NULL)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++)
+        sorted[i] = (int)i;
+    qsort_r(sorted, count, sizeof *sorted, compare, &order);
+    for (size_t i = 0; i < count && order.error == 0; i++) {
+        if (i > 0 && compare(&sorted[i - 1], &sorted[i], &order) != 0)
+            place++;
+        places[sorted[i]] = place;
+    }
+    free(sorted);
+    return order.error;
 }
 
 int lm_kcmp_epoll_target(int first, int second, int number, int epoll, int target, int offset) {

@@ -8,7 +8,6 @@ kept until the migration is over: files are flushed and contents read through th
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from live_migration.kernel.kcmp import order_of_open_files
+from live_migration.kernel.kcmp import number_open_files
 from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.file_locks import held_locks, snapshot_locks
@@ -126,36 +125,28 @@ def see_open_files(pid: int, pidfd: int, frozen: bool) -> list[Seen]:
                 pid, (number,), duplicate, link, status, information, flags & ~os.O_CLOEXEC, offset, closed, frozen
             )
             groups.setdefault((link, status.st_dev, status.st_ino), []).append(one)
-        return [each for group in groups.values() for each in merge_shared(pid, group)]
+        return [each for group in groups.values() for each in merge_shared(group)]
     except BaseException:
         close_all(each.duplicate for group in groups.values() for each in group)
         raise
 
 
-def merge_shared(pid: int, group: list[Seen]) -> list[Seen]:
-    """One entry for each open file among descriptors of the same file, told apart by kcmp(2)."""
+def merge_shared(group: list[Seen]) -> list[Seen]:
+    """One entry for each open file among descriptors of the same file, in the order of their numbers; they are told
+    apart by kcmp(2)."""
     if len(group) == 1:
         return group
-    own = os.getpid()
-
-    def compare(first: Seen, second: Seen) -> int:
-        return order_of_open_files(own, first.duplicate, own, second.duplicate)
-
-    merged: list[Seen] = []
-    for one in sorted(group, key=functools.cmp_to_key(compare)):
-        if merged and compare(merged[-1], one) == 0:
+    merged: dict[int, Seen] = {}
+    for place, one in zip(number_open_files([each.duplicate for each in group]), group, strict=True):
+        first = merged.setdefault(place, one)
+        if first is not one:
             close_all([one.duplicate])
-            last, other = merged[-1], one
-            if one.number < last.number:
-                last, other = dataclasses.replace(one, duplicate=last.duplicate), last
-            merged[-1] = dataclasses.replace(
-                last,
-                numbers=(*last.numbers, *other.numbers),
-                closed_at_exec=last.closed_at_exec | other.closed_at_exec,
+            merged[place] = dataclasses.replace(
+                first,
+                numbers=(*first.numbers, *one.numbers),
+                closed_at_exec=first.closed_at_exec | one.closed_at_exec,
             )
-        else:
-            merged.append(one)
-    return merged
+    return list(merged.values())
 
 
 def describe(
