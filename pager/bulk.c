@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 enum { RUN_LEAST = 16, ASK_LEAST = LM_FLIGHTS / 4 };
+enum { WINDOW_LEAST = 4, WINDOW_FIRST = 32, WINDOW_MOST = LM_FLIGHTS * LM_RUN_PAGES };
 
 /* Wait for the next frame, and where nothing comes, ask whether the source is still there. */
 static int next_frame(struct lm_pager *pager, struct lm_frame *frame, const void **data) {
@@ -113,10 +114,10 @@ static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool m
     if (++pager->next_run_id == 0)
         pager->next_run_id = 1;
     *free_flight(pager) = (struct lm_flight){.id = pager->next_run_id,
-                                             .sent_ns = lm_now_ns(),
                                              .source_space = run->source_space,
                                              .next = run->address,
                                              .end = end,
+                                             .pages = map ? 0 : run->pages,
                                              .reach_end = end + (uint64_t)run->reach * LM_PAGE_SIZE,
                                              .map = map};
     *request = (struct lm_request){.kind = map ? LM_REQUEST_MAP : LM_REQUEST_RUN,
@@ -130,8 +131,18 @@ static uint64_t compose(struct lm_pager *pager, const struct lm_run *run, bool m
     return map ? 0 : bytes;
 }
 
-/* Fill the free flights, several at once: a write wakes the source. Under a limit, send one request at a time, so
- * that little has been requested and not come yet. */
+/* How many pages have been requested and have not come yet. */
+static uint32_t flying(const struct lm_pager *pager) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < LM_FLIGHTS; i++)
+        if (pager->flights[i].id && !pager->flights[i].map && pager->flights[i].next < pager->flights[i].end)
+            bytes += pager->flights[i].end - pager->flights[i].next;
+    return (uint32_t)(bytes / LM_PAGE_SIZE);
+}
+
+/* Fill the free flights as far as the window allows, several at once: a write wakes the source. Of a small window
+ * each takes half, so that there is always another one. Under a limit, send one request at a time, so that little has
+ * been requested and not come yet. */
 static int request_runs(struct lm_pager *pager) {
     if (free_flights(pager) < ASK_LEAST)
         return 0;
@@ -139,21 +150,31 @@ static int request_runs(struct lm_pager *pager) {
     struct lm_run run;
     int count = 0;
     bool limited = atomic_load_explicit(&pager->bucket.rate, memory_order_relaxed) != 0;
+    uint32_t most = pager->run_most, under_way = flying(pager);
     uint64_t bytes = 0;
-    lm_pager_lock_patient(pager);
     if (limited)
-        pager->prefetch.run_pages =
-            lm_bucket_portion(&pager->bucket, RUN_LEAST * LM_PAGE_SIZE, LM_RUN_PAGES * LM_PAGE_SIZE) /
-            LM_PAGE_SIZE;
+        most = lm_bucket_portion(&pager->bucket, RUN_LEAST * LM_PAGE_SIZE, LM_RUN_PAGES * LM_PAGE_SIZE) /
+               LM_PAGE_SIZE;
+    if (most > pager->window / 2)
+        most = pager->window / 2;
+    lm_pager_lock_patient(pager);
+    pager->prefetch.run_pages = most;
     /* Request which pages exist, one piece at a time, before and beside the pages. */
     if (!mapping_in_flight(pager) && free_flight(pager) && lm_prefetch_map(pager, &run))
         compose(pager, &run, true, &requests[count++]);
-    while (free_flight(pager) && !(limited && bytes) && lm_prefetch_next(pager, &run))
+    while (free_flight(pager) && !(limited && bytes) && under_way + most <= pager->window &&
+           lm_prefetch_next(pager, &run)) {
         bytes += compose(pager, &run, false, &requests[count++]);
+        under_way += run.pages;
+    }
     lm_pager_unlock(pager);
     if (!count)
         return 0;
     wait_for_bucket(pager, bytes);
+    uint64_t now = lm_now_ns();
+    for (int i = 0; i < LM_FLIGHTS; i++)
+        if (pager->flights[i].id && !pager->flights[i].sent_ns)
+            pager->flights[i].sent_ns = now;
     return lm_page_source_request(pager->bulk, requests, (size_t)count);
 }
 
@@ -183,17 +204,23 @@ static int check_answer(struct lm_pager *pager, const struct lm_frame *frame, st
     return sane ? 0 : -EPROTO;
 }
 
-/* An answer took so long. Requests grow while the link's queue stays short, and shrink when it does not,
- * so that a page that the next fault makes urgent never waits behind more than some tens of milliseconds. */
-static void adapt(struct lm_pager *pager, uint64_t took_ns) {
+/* An answer to a request for so many pages took so long. What is requested grows while the link's queue stays short, and
+ * shrinks when it does not, so that a page that the next fault makes urgent never waits behind more than some tens of
+ * milliseconds, and little comes twice. The window begins small and grows by what comes in time, that is, it doubles in
+ * a round trip: nobody knows beforehand what a link or the source's limit lets through. */
+static void adapt(struct lm_pager *pager, uint64_t took_ns, uint32_t asked) {
     const uint64_t short_ns = 20000000, long_ns = 40000000;
     uint64_t base = pager->base_ns && pager->base_ns < took_ns ? pager->base_ns : took_ns;
-    uint32_t pages = pager->prefetch.run_pages; /* which no other thread reads */
-    if (took_ns > base + long_ns && pages > RUN_LEAST)
+    uint32_t pages = pager->run_most, window = pager->window;
+    if (took_ns > base + long_ns) {
         pages = pages * 3 / 4 > RUN_LEAST ? pages * 3 / 4 : RUN_LEAST;
-    else if (took_ns < base + short_ns && pages < LM_RUN_PAGES)
+        window = window * 3 / 4 > WINDOW_LEAST ? window * 3 / 4 : WINDOW_LEAST;
+    } else if (took_ns < base + short_ns) {
         pages = pages + RUN_LEAST < LM_RUN_PAGES ? pages + RUN_LEAST : LM_RUN_PAGES;
-    pager->prefetch.run_pages = pages;
+        window = window + asked < WINDOW_MOST ? window + asked : WINDOW_MOST;
+    }
+    pager->run_most = pages;
+    pager->window = window;
     pager->base_ns = base + base / 1024; /* forgotten slowly: the path may have become longer */
 }
 
@@ -217,7 +244,7 @@ static int take_answer(struct lm_pager *pager) {
     if (frame.flags & LM_FRAME_LAST) {
         flight->id = 0;
         if (!flight->map)
-            adapt(pager, lm_now_ns() - flight->sent_ns);
+            adapt(pager, lm_now_ns() - flight->sent_ns, flight->pages);
     }
     return error;
 }
@@ -248,6 +275,9 @@ void *lm_bulk_main(void *argument) {
     uint64_t since_ns = lm_now_ns(),
              since_bytes = __atomic_load_n(&pager->statistics->bytes, __ATOMIC_RELAXED);
     int error = 0;
+    pager->run_most = LM_FRAME_PAGES;
+    pager->window = WINDOW_FIRST;
+    pager->base_ns = 0;
     lm_urgency_last();
     while (!error && !atomic_load(&pager->stop)) {
         error = request_runs(pager);

@@ -42,7 +42,6 @@ struct lm_pager *lm_pager_create(struct lm_pager_statistics *statistics) {
     pager->statistics = statistics ? statistics : &pager->own_statistics;
     pager->keeper = LM_NO_KEEPER;
     pager->ledger = lm_ledger_create();
-    pager->prefetch.run_pages = LM_FRAME_PAGES;
     atomic_init(&pager->fault_pages, 16);
     pthread_mutex_init(&pager->lock, NULL);
     pthread_condattr_init(&clock);

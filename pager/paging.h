@@ -61,7 +61,8 @@ struct lm_flight {
     uint32_t id; /* 0: free */
     uint32_t source_space;
     uint64_t next, end, reach_end;
-    bool map; /* it only requests which pages exist */
+    uint32_t pages; /* of which the content is requested */
+    bool map;       /* it only requests which pages exist */
     uint64_t sent_ns;
 };
 
@@ -160,7 +161,9 @@ struct lm_pager {
     struct lm_flight flights[LM_FLIGHTS];
     uint32_t next_run_id;
     struct lm_discarded discarded;
-    uint64_t base_ns; /* the quickest answer */
+    uint64_t base_ns;  /* the quickest answer */
+    uint32_t run_most; /* how many pages a request is for, at most */
+    uint32_t window;   /* how many may be under way */
     struct lm_bucket bucket;
 };
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
+import termios
 import threading
 import time
+from array import array
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from live_migration.wire.stream import Stream
 from tests.pager.paging import BASE, PAGE, SESSION, Move, connected_pair, eventually, moving
 
 pytestmark = pytest.mark.alone
+REQUEST_SIZE = 32
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,22 @@ def test_a_fast_link_is_not(program: Path) -> None:
         move.complete()
         counters = move.client.counters
         assert counters["packed_pages"] < 0.2 * counters["pages"]
+
+
+def test_little_is_under_way_under_a_limit_that_only_the_source_knows(program: Path) -> None:
+    """What was requested and is brought by faults meanwhile comes a second time, and the end waits for it."""
+    with moving(program, 1500) as move:
+        move.client.limit(65_536)
+        move.client.compress(COMPRESS_NONE)
+        move.pager.prefetch_start()
+        eventually(lambda: move.client.counters["requests"] > 0)
+        assert move.destination.run("check", 0, 1500) == 0
+        unread = array("i", [0])
+        fcntl.ioctl(move.links[2], termios.FIONREAD, unread)
+        # Sixteen requests would be all that can be under way.
+        assert unread[0] <= 4 * REQUEST_SIZE
+        move.client.limit(0)
+        move.complete()
 
 
 @pytest.mark.parametrize("side", ["source", "destination"])
