@@ -49,9 +49,9 @@ PART_NS = 250_000_000
 ANSWER_SECONDS = 600.0
 LEARNING_SECONDS = 0.3
 HOT_RUNS = 16384
-HOT_SECONDS, HOT_SECONDS_MOST = 0.05, 1.0
-HOT_BYTES_PER_SECOND = 1 << 30
-"""Large processes are watched for longer, for about as long as a fast link would take to move them."""
+HOT_SECONDS, HOT_SECONDS_MOST = 0.05, 0.5
+HOT_BYTES_PER_SECOND = 10 << 30
+"""Large processes are watched for longer, for about a tenth of the time that a fast link would take to move them."""
 MOSTLY = 0.5
 """If so much of a mapping is touched while it is watched, all of it is hot."""
 HARMLESS_WAIT_MS = 200
