@@ -41,10 +41,9 @@ from live_migration.process.threads.filters import Filter
 from live_migration.process.threads.injection import injection_blockers
 from live_migration.process.threads.landlock import landlock_blockers
 from live_migration.process.threads.own_state import (
-    NAMESPACES,
-    OFTEN_CHANGED,
     changed_namespace_blockers,
     for_children_blockers,
+    look_at_threads,
     namespaces_of,
     own_state_blockers,
 )
@@ -198,7 +197,7 @@ def task_blockers(live: LiveTask, scan: HostScan) -> list[Blocker]:
     pid = process.pid
     return [
         *family.sharing_blockers(process, scan),
-        *own_state_blockers(pid, live.outside, administrators(live.outside), NAMESPACES),
+        *own_state_blockers(pid, live.outside, administrators(live.outside)),
         *for_children_blockers(pid, live.namespaces),
         *semaphores.undo_blockers(process),
         *credentials.namespace_blockers(process),
@@ -225,9 +224,11 @@ def snapshot_stopped_task(
         leader = msgspec.structs.replace(outside[pid], credentials=credentials.snapshot_credentials(process.status))
         outside = {**outside, pid: leader}
     tids = [stop.tid for stop in stops]
-    blockers += injection_blockers(tids, description.filters, live.chains)
     may_have_changed = administrators(outside)
-    blockers += own_state_blockers(pid, tids, may_have_changed, OFTEN_CHANGED)
+    # Another one than those that are known may have been an administrator, too.
+    closely = look_at_threads(pid, tids, {*may_have_changed, *(tid for tid in tids if tid not in outside)})
+    blockers += injection_blockers(tids, description.filters, live.chains, closely.calls)
+    blockers += own_state_blockers(pid, closely.state, closely.namespaces)
     if pid in may_have_changed:
         blockers += changed_namespace_blockers(pid, live.namespaces)
     present_limits = limits.reread(process, description.limits)
@@ -269,7 +270,7 @@ def snapshot_pending_signals(stopped: StoppedTask) -> PendingSignals:
     tids = [thread.host_tid for thread in stopped.threads]
     return PendingSignals(
         shared=signals.snapshot_pending(tids[0], shared=True),
-        of_threads={tid: signals.snapshot_pending(tid, shared=False) for tid in tids},
+        of_threads=signals.snapshot_pending_of(tids),
         monotonic=snapshot_clocks(stopped.process).monotonic,
     )
 
@@ -327,24 +328,25 @@ def complete_task(
     limits_offset = int(ffi.offsetof("lm_process_replies", "limits"))
     shared = signals.without_expired(pending.shared, alarm, expired)
     usual = scheduling.usual_slice()
+    alike: dict[tuple[bytes, Credentials], Thread] = {}
     whole = []
     for thread in stopped.threads:
         outside, replies_of_thread = stopped.outside[thread.host_tid], thread_replies[thread.host_tid]
         own = signals.without_expired(pending.of_threads.get(thread.host_tid, ()), alarm, expired)
         takes_signal = signals.takes_any(thread.signal_mask, (*own, *shared))
         registers, call = _registers_to_resume(stopped, thread, takes_signal, path_at)
+        common = (threads.common_part(replies_of_thread), outside.credentials)
+        like = alike.get(common)
+        if like is None:
+            held = threads.known_credentials(outside, replies_of_thread)
+            if held is not None:
+                like = alike[common] = threads.thread_like(replies_of_thread, held, usual)
+            else:
+                held = threads.credentials_again(stopped.process, thread.host_tid, replies_of_thread)
+                like = threads.thread_like(replies_of_thread, held, usual)
+        chain = stopped.chains.get(thread.host_tid, ())
         whole.append(
-            threads.complete_thread(
-                outside,
-                thread,
-                registers,
-                own,
-                replies_of_thread,
-                threads.credentials_of(stopped.process, outside, replies_of_thread),
-                call,
-                usual,
-                stopped.chains.get(thread.host_tid, ()),
-            )
+            threads.complete_thread(like, outside, thread, registers, own, replies_of_thread, call, chain)
         )
     description = stopped.description
     return msgspec.structs.replace(
@@ -393,11 +395,19 @@ def frozen_blockers(
     """Blockers that only the frozen process could tell: keyrings, 32-bit code, new children. `process` is a snapshot of
     it."""
     found = []
+    fine: set[bytes] = set()
     for thread in task.threads:
         if not Registers(thread.registers).is_64_bit:
             found.append(Blocker(object=f"thread {thread.tid}", cause="it runs 32-bit code", remedy=ONLY_64_BIT))
-        found += landlock_blockers(thread.tid, threads.witnesses_of(thread_replies[thread.host_tid]))
-        if threads.keyring_of(thread_replies[thread.host_tid]):
+        replies = thread_replies[thread.host_tid]
+        common = threads.common_part(replies)
+        if common in fine:
+            continue
+        confined = landlock_blockers(thread.tid, threads.witnesses_of(replies))
+        found += confined
+        if not confined and not threads.keyring_of(replies):
+            fine.add(common)
+        elif threads.keyring_of(replies):
             found.append(
                 Blocker(
                     object=f"keyring of thread {thread.tid}",

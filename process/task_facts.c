@@ -1,7 +1,9 @@
 #include "process/task_facts.h"
 
 #include <errno.h>
+#include <linux/kcmp.h>
 #include <linux/landlock.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -68,6 +70,54 @@ int lm_thread_filter(int tid, unsigned int place, void *instructions, uint64_t *
     *flags = metadata[1];
     length = ptrace((enum __ptrace_request)SECCOMP_GET_FILTER, tid, place, instructions);
     return length < 0 ? -errno : (int)length;
+}
+
+static int is_own(int leader, int tid, int kind) {
+    long order = syscall(SYS_kcmp, leader, tid, kind, 0, 0);
+
+    /* One that may not be compared is looked at closely, too. A thread that has ended has nothing any more. */
+    return order < 0 ? errno != ESRCH : order != 0;
+}
+
+enum { NAME_ROOM = 64 };
+
+/* The name of a namespace, which has its inode; "" if it cannot be seen. Reading the link costs half of following it.
+ */
+static void name_namespace(int tid, const char *kind, char *name) {
+    char path[64];
+    ssize_t length = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/ns/%s", tid, kind);
+    length = readlink(path, name, NAME_ROOM - 1);
+    name[length > 0 ? length : 0] = '\0';
+}
+
+void lm_threads_look(int leader, const int *tids, size_t count, unsigned char *found) {
+    enum { SHARED = 3, KINDS = 4 };
+    static const int shared[SHARED] = {KCMP_FS, KCMP_FILES, KCMP_SYSVSEM};
+    static const char *const kinds[KINDS] = {"net", "uts", "ipc", "cgroup"};
+    char leaders[KINDS][NAME_ROOM];
+
+    for (int kind = 0; kind < KINDS; kind++)
+        name_namespace(leader, kinds[kind], leaders[kind]);
+    for (size_t i = 0; i < count; i++) {
+        const int compared = found[i] != 0 && tids[i] != leader;
+
+        found[i] = 0;
+        if (lm_thread_dispatches_calls(tids[i]) || lm_thread_filter(tids[i], 0, NULL, NULL) >= 0)
+            found[i] |= LM_UNUSUAL_CALLS;
+        for (int j = 0; j < SHARED && tids[i] != leader; j++) {
+            if (is_own(leader, tids[i], shared[j]))
+                found[i] |= LM_UNUSUAL_STATE;
+        }
+        for (int kind = 0; kind < KINDS && compared; kind++) {
+            char own[NAME_ROOM];
+
+            name_namespace(tids[i], kinds[kind], own);
+            if (own[0] != '\0' && strcmp(own, leaders[kind]) != 0)
+                found[i] |= LM_UNUSUAL_NAMESPACE;
+        }
+    }
 }
 
 int lm_landlock_version(void) {

@@ -74,6 +74,8 @@ typedef struct {
     uint64_t clear_child_tid;
     uint64_t robust_list;
     uint64_t robust_list_length;
+    char name[16];
+    /* From here on a thread is usually like the others of its process. */
     struct sched_attr scheduling;
     lm_capability_header capability_header;
     lm_capability_word capabilities[2];
@@ -81,7 +83,6 @@ typedef struct {
     uint32_t group_ids[3];
     int32_t parent_death_signal;
     int32_t timestamp_mode;
-    char name[16];
     int64_t file_user_id;
     int64_t file_group_id;
     int64_t group_count;
@@ -171,12 +172,12 @@ typedef struct {
 typedef struct {
     lm_alternate_stack alternate_stack;
     uint64_t clear_child_tid, robust_list, robust_list_length;
+    char name[16];
     lm_scheduling scheduling;
     lm_capability_header capability_header;
     lm_capability_word capabilities[2];
     uint32_t user_ids[3], group_ids[3];
     int32_t parent_death_signal, timestamp_mode;
-    char name[16];
     int64_t file_user_id, file_group_id, group_count, secure_bits, no_new_privileges, timer_slack, io_priority,
         machine_check_policy, io_flusher, cpuid_enabled, store_bypass, indirect_branch, personality, nice,
         thread_keyring, process_keyring, affinity_length;
@@ -303,6 +304,17 @@ int lm_thread_dispatches_calls(int tid);
  * (struct sock_filter) it has, copied to `instructions`, and its flags (SECCOMP_FILTER_FLAG_LOG); 0 if `instructions` is NULL.
  * -ENOENT and -EINVAL: there is none. -EACCES: this process may not see it. */
 int lm_thread_filter(int tid, unsigned int place, void *instructions, uint64_t *flags);
+
+/* What is unusual in a thread: its calls are handed back to it or filtered; something that the threads of a process
+ * share is its own, or a namespace. */
+#define LM_UNUSUAL_CALLS 1
+#define LM_UNUSUAL_STATE 2
+#define LM_UNUSUAL_NAMESPACE 4
+/* Look for that in `count` stopped tracees, threads of the process `leader`: one pass over all of them, which tells
+ * where a closer look is needed. `found` gets these flags for each; where it is not 0 at first, the thread may have
+ * changed its namespaces, and those that it may have are compared with the leader's (another mount namespace comes with
+ * another working directory, which is not shared either). */
+void lm_threads_look(int leader, const int *tids, size_t count, unsigned char *found);
 /* The version of Landlock that the kernel offers (landlock_create_ruleset(2)); -errno without any. */
 int lm_landlock_version(void);
 /* The securebits of the calling thread (capabilities(7)). */

@@ -18,6 +18,7 @@ import msgspec
 from live_migration.kernel.arch.arch import Registers
 from live_migration.kernel.errors import ProcessGone
 from live_migration.kernel.injection.program import Program
+from live_migration.kernel.injection.side_by_side import run_each_in_husk
 from live_migration.kernel.injection.syscall_numbers import (
     SYS_close,
     SYS_exit,
@@ -133,13 +134,17 @@ def stage(
 def _stage_threads(building: Construction) -> None:
     """Rows for which the live description is enough, so that little is left for the final step."""
     task = building.staged.task
+    programs = {}
     for thread in task.threads:
-        program = Program(f"staging thread {thread.tid}")
+        programs[building.threads[thread.tid]] = program = Program(f"staging thread {thread.tid}")
         if thread is task.threads[0]:
             map_path = building.options.map_bytes
             task_restore.restore_process(program, task, map_path, building.restore_ids, final=False)
         thread_restore.restore_thread(program, thread, task.pid, building.present, final=False)
-        run(building.husk, program, building.threads[thread.tid])
+    # The first one sets actions of signals, which drops pending signals of that number in all threads (sigaction(2)):
+    # among them may be the one with which another thread's program reports its end.
+    run(building.husk, programs.pop(building.husk.pid))
+    run_each_in_husk(building.husk.area, programs)
 
 
 def _install_filters(building: Construction) -> None:
@@ -361,10 +366,11 @@ def apply_threads(building: Construction, final: Member, table: DescriptorTable,
         run(building.husk, locks)
     leader, *others = task.threads
     staged = {thread.tid: thread for thread in building.staged.task.threads}
+    programs = {}
     for thread in others:
-        program = Program(f"restoring thread {thread.tid}")
+        programs[building.threads[thread.tid]] = program = Program(f"restoring thread {thread.tid}")
         thread_restore.restore_thread(program, thread, task.pid, building.present, staged.get(thread.tid))
-        run(building.husk, program, building.threads[thread.tid])
+    run_each_in_husk(building.husk.area, programs)
     program = Program(f"restoring process {task.pid}")
     prctl.restore_memory_plan(program, task.memory_plan, None)
     map_path = building.options.map_bytes

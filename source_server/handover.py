@@ -196,11 +196,9 @@ def settle(source: FrozenSource) -> None:
     Nothing may fail the migration from here on: what cannot be done is left."""
     with contextlib.suppress(ProcessGone, OSError, SyscallFailed):
         sources.settle(source.threads)
-        programs = {}
-        for tid in source.threads.tids:
-            programs[tid] = Program("retiring")
-            retire_rows(programs[tid])
-        sources.run_in_source(source.threads, programs)
+        program = Program("retiring")
+        retire_rows(program)
+        sources.run_in_source(source.threads, dict.fromkeys(source.threads.tids, program))
 
 
 def forward_signals(committed: Committed, control: ControlChannel) -> None:

@@ -27,7 +27,7 @@ from live_migration.kernel.injection.source_threads import (
     prepare,
     room_needed,
     run_in_source,
-    thread_state,
+    thread_states,
 )
 from live_migration.kernel.memory import pagemap
 from live_migration.kernel.memory.maps import MapEntry, maps_text, parse_maps
@@ -447,10 +447,9 @@ def rehearse(seen: SourceSnapshot) -> None:
 
 def _stopped_threads(threads: SourceThreads) -> list[thread_parts.StoppedThread]:
     """The threads as process/ knows them, from what was read at the freeze."""
-    states = [thread_state(threads, index) for index in range(len(threads.tids))]
     return [
-        thread_parts.stopped_thread(tid, state.registers, state.xstate, state.signal_mask)
-        for tid, state in zip(threads.tids, states, strict=True)
+        thread_parts.stopped_thread(tid, state.registers, state.xstate, state.signal_mask, state.rseq)
+        for tid, state in zip(threads.tids, thread_states(threads), strict=True)
     ]
 
 
@@ -482,16 +481,20 @@ def frame_of(pid: int, seen: SourceSnapshot, mappings: Sequence[Mapping | MapEnt
 
 def hot_runs(member: Member) -> list[Runs]:
     """The pages, in memory that is paged on demand, that the threads and the kernel for them touch first."""
-    pages = {
-        page
-        for thread in member.task.threads
-        for address, length in thread_parts.hot_addresses(thread)
-        for page in range(address // PAGE, (address + length - 1) // PAGE + 1)
-    }
+    pages: set[int] = set()
+    for thread in member.task.threads:
+        for address, length in thread_parts.hot_addresses(thread):
+            pages.update(range(address & -PAGE, address + length, PAGE))
     paged = member.memory.paged_on_demand
-    found = []
-    for address in sorted(page * PAGE for page in pages):
-        after = bisect(paged, address, key=lambda mapping: mapping.start)
-        if after and address < paged[after - 1].end:
-            found.append(Runs(address, 1))
-    return found
+    starts = [mapping.start for mapping in paged]
+    found: list[list[int]] = []
+    for address in sorted(pages):
+        after = bisect(starts, address)
+        if not after or address >= paged[after - 1].end:
+            continue
+        is_next = found and address == found[-1][0] + found[-1][1] * PAGE
+        if is_next and address > paged[after - 1].start:
+            found[-1][1] += 1
+        else:
+            found.append([address, 1])
+    return [Runs(address, count) for address, count in found]

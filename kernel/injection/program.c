@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/ptrace.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -23,24 +24,19 @@ struct held {
     int count;
 };
 
-int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t frame_pointer,
-                     const void *memory, size_t size, uint64_t *mask) {
+static int start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t *mask) {
     struct user_regs_struct registers;
-    int error = lm_memory_write(tid, table, memory, size);
+    int error = lm_trace_get_mask(tid, mask);
 
-    if (error == 0)
-        error = lm_trace_get_mask(tid, mask);
     if (error == 0)
         error = lm_trace_set_mask(tid, ~(UINT64_C(1) << (END_SIGNAL - 1)));
     if (error == 0)
         error = lm_trace_get_registers(tid, &registers);
     if (error != 0)
         return error;
-    lm_arch_run_program(&registers, stub, table, ending, frame_pointer);
+    lm_arch_run_program(&registers, stub, table, ending, 0);
     error = lm_trace_set_registers(tid, &registers);
-    if (error == 0)
-        error = lm_trace(PTRACE_CONT, tid, 0);
-    return error;
+    return error != 0 ? error : lm_trace(PTRACE_CONT, tid, 0);
 }
 
 /* Put a signal that was taken out of the queue by mistake back into it, with all that is known of it: a signal
@@ -104,7 +100,7 @@ static int wait_for_end(int tid, uint64_t ending, struct held *held) {
     return -EBUSY;
 }
 
-int lm_program_finish(int tid, uint64_t table, uint64_t ending, uint64_t mask, void *memory, size_t size) {
+static int finish(int tid, uint64_t ending, uint64_t mask) {
     struct held held = {.count = 0};
     int error = wait_for_end(tid, ending, &held);
     int back = 0;
@@ -114,20 +110,46 @@ int lm_program_finish(int tid, uint64_t table, uint64_t ending, uint64_t mask, v
     if (error == 0 && held.count > 0)
         error = put_back(tid, &held);
     back = lm_trace_set_mask(tid, mask);
-    if (error == 0)
-        error = back;
-    if (error == 0)
-        error = lm_memory_read(tid, table, memory, size);
-    return error;
+    return error != 0 ? error : back;
 }
 
-int lm_program_run(int tid, uint64_t stub, uint64_t table, uint64_t ending, void *memory, size_t size) {
-    uint64_t mask = 0;
-    int error = lm_program_start(tid, stub, table, ending, 0, memory, size, &mask);
+int lm_program_run(struct lm_program_place *places, size_t count, uint64_t stub, uint64_t address,
+                   void *memory, size_t size) {
+    const int first = places[0].tid;
+    size_t started = 0;
+    int error = lm_memory_write(first, address, memory, size);
 
-    if (error == 0)
-        error = lm_program_finish(tid, table, ending, mask, memory, size);
-    return error;
+    for (; started < count && error == 0; started++) {
+        struct lm_program_place *place = &places[started];
+
+        error = start(place->tid, stub, place->table, place->ending, &place->mask);
+        if (error != 0)
+            break;
+    }
+    /* Those that run are waited for in any case. */
+    for (size_t i = 0; i < started; i++) {
+        int failed = finish(places[i].tid, places[i].ending, places[i].mask);
+
+        if (error == 0)
+            error = failed;
+    }
+    return error != 0 ? error : lm_memory_read(first, address, memory, size);
+}
+
+void lm_program_repeat(void *memory, size_t size, size_t count, const uint32_t *words, size_t word_count) {
+    for (size_t i = 1; i < count; i++) {
+        char *copy = (char *)memory + i * size;
+
+        memcpy(copy, memory, size);
+        for (size_t j = 0; j < word_count; j++) {
+            char *word = copy + words[j] * sizeof(uint64_t);
+            uint64_t address = 0;
+
+            memcpy(&address, word, sizeof address);
+            address += i * size;
+            memcpy(word, &address, sizeof address);
+        }
+    }
 }
 
 static int find_instruction(int tid, const struct user_regs_struct *registers, uint64_t *address) {

@@ -9,16 +9,24 @@
 #include <stdint.h>
 
 /* cffi: begin */
-/* Write the `size` bytes at `memory` to `table` in the stopped tracee `tid`, run them with the stub at `stub`
- * until the ending reports, and read them back. Signals are held back meanwhile and the mask is put back. 0 or
- * -errno: -ESRCH when the process has gone, -EFAULT when the program stumbled on a signal of its own making.
- */
-int lm_program_run(int tid, uint64_t stub, uint64_t table, uint64_t ending, void *memory, size_t size);
+/* A thread and its program: see Encoded in program.py. `mask` is for lm_program_run itself. */
+struct lm_program_place {
+    int tid;
+    uint64_t table;
+    uint64_t ending;
+    uint64_t mask;
+};
 
-/* Its two halves, so that several threads can run at the same time. `mask` is for lm_program_finish. */
-int lm_program_start(int tid, uint64_t stub, uint64_t table, uint64_t ending, uint64_t frame_pointer,
-                     const void *memory, size_t size, uint64_t *mask);
-int lm_program_finish(int tid, uint64_t table, uint64_t ending, uint64_t mask, void *memory, size_t size);
+/* Write the `size` bytes at `memory` to `address` in the process of the stopped tracees at `places`, run the programs
+ * in them, side by side, with the stub at `stub` until the ending of each reports, and read the bytes back. Signals
+ * are held back meanwhile and the masks are put back. 0 or -errno: -ESRCH when the process has gone, -EFAULT when a
+ * program stumbled on a signal of its own making. */
+int lm_program_run(struct lm_program_place *places, size_t count, uint64_t stub, uint64_t address,
+                   void *memory, size_t size);
+
+/* Make of the program in the first `size` bytes of `memory` `count` in a row, each `size` bytes after the one before:
+ * the 64-bit words with the numbers `words` are addresses in it. */
+void lm_program_repeat(void *memory, size_t size, size_t count, const uint32_t *words, size_t word_count);
 
 /* Make one system call in a stopped tracee, by a syscall instruction near its instruction pointer and two
  * syscall-stops; its registers come back as they were. -ENOENT when there is no such instruction. */

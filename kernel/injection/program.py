@@ -9,12 +9,14 @@ Layout of an area: [stub, LM_STUB_ROOM bytes] [rows of 64 bytes] [ending rows] [
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import signal
 from array import array
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import SyscallFailed, check
@@ -112,6 +114,7 @@ class Program:
         self.name = name
         self._words = array("Q")
         self._labels: list[str | None] = []  # None: not a checked call
+        self._is_checked = False
         self._from_data: list[int] = []  # indexes of words that are offsets into the data area
         self._from_table: list[int] = []  # indexes of words that are offsets into the table
         self._data = bytearray()
@@ -143,6 +146,7 @@ class Program:
                 self._copy_result(argument, (first + index) * 8)
         self._words.extend(words)
         self._labels.append(label if check else None)
+        self._is_checked |= check
         return Result(row)
 
     def call_each(self, label: str, number: int, *columns: array[int] | int) -> None:
@@ -156,6 +160,7 @@ class Program:
             words[_FIRST_ARGUMENT + index :: _WORDS] = one
         self._words.extend(words)
         self._labels += [label] * count
+        self._is_checked = True
 
     def store(self, target: int | Data, value: Value) -> None:
         """Append a row that writes the 8 bytes `value` to `target`."""
@@ -216,6 +221,11 @@ class Program:
         """So many bytes of an area's room are surely enough."""
         return (len(self._labels) + _ENDING_ROWS) * _ROW_SIZE + self._align + len(self._data)
 
+    def room(self) -> int:
+        """The same as a multiple of what its data is aligned to, and of a row: several programs in a row need that."""
+        step = max(self._align, _ROW_SIZE)
+        return -(-self.size() // step) * step
+
     def encode(
         self, address: int, size: int, ending: Ending = Ending.TRAP, end_signal: int = END_SIGNAL
     ) -> Encoded:
@@ -224,8 +234,9 @@ class Program:
         `end_signal` is one that the process ignores by default and does not handle. Raises ProgramTooLarge.
         """
         table_end = len(self._words) * 8
-        words = array("Q", self._words)
-        words.extend(_ending(address + table_end, ending, end_signal))
+        words = self._words + _ending(ending, int(end_signal))
+        for index in _ENDING_ADDRESSES:
+            words[len(self._words) + index] += address + table_end
         data_place = -(-(address + len(words) * 8) // self._align) * self._align
         total = data_place - address + len(self._data)
         if total > size:
@@ -244,15 +255,21 @@ class Program:
 
         Raises SyscallFailed for the first checked row that failed.
         """
-        words = array("Q", memory[: len(self._words) * 8])
-        if self._labels and max(words[_RESULT::_WORDS]) >= _ERRORS_FROM & _MASK:
-            for row, label in enumerate(self._labels):
-                result = _signed(words[row * _WORDS + _RESULT])
-                if label is not None and _ERRORS_FROM <= result < 0:
-                    raise SyscallFailed(self.name, label, row, -result, pid)
+        if self._is_checked:
+            words = array("Q", memory[: len(self._words) * 8])
+            if max(words[_RESULT::_WORDS]) >= _ERRORS_FROM & _MASK:
+                for row, label in enumerate(self._labels):
+                    result = _signed(words[row * _WORDS + _RESULT])
+                    if label is not None and _ERRORS_FROM <= result < 0:
+                        raise SyscallFailed(self.name, label, row, -result, pid)
         rows_end = address + len(self._words) * 8 + _ENDING_ROWS * _ROW_SIZE
         data_place = -(-rows_end // self._align) * self._align - address
-        return Outcome(words, memory, data_place)
+        return Outcome(memory, data_place)
+
+    def addresses(self) -> list[int]:
+        """The numbers of the 64-bit words of an encoded program that are addresses in it."""
+        ending = [len(self._words) + index for index in _ENDING_ADDRESSES]
+        return [*self._from_data, *self._from_table, *ending]
 
     def _append_row(self, flags: int, *arguments: int) -> None:
         words = [flags << 32, *(argument & _MASK for argument in arguments)]
@@ -275,14 +292,14 @@ class Program:
 class Outcome:
     """What a program that came to its end has left: results and data."""
 
-    def __init__(self, words: array[int], memory: bytes, data_place: int) -> None:
-        self._words = words
+    def __init__(self, memory: bytes, data_place: int) -> None:
         self._memory = memory
         self._data_place = data_place
 
     def result(self, result: Result) -> int:
         """The result of a row, -errno for a call that failed unchecked."""
-        return _signed(self._words[result.row * _WORDS + _RESULT])
+        place = (result.row * _WORDS + _RESULT) * 8
+        return int.from_bytes(self._memory[place : place + 8], "little", signed=True)
 
     def read(self, data: Data) -> bytes:
         """The bytes that a place in the data area holds after the run."""
@@ -291,18 +308,21 @@ class Outcome:
 
 
 _ENDING_ROWS: int = lib.LM_ENDING_ROWS
+_ENDING_ADDRESSES = [row * _WORDS + _FIRST_ARGUMENT + argument for row in (1, 3) for argument in (0, 1)]
+"""The numbers of the words of an ending that are addresses in it: those of its copying rows."""
 
 
-def _ending(address: int, ending: Ending, end_signal: int) -> list[int]:
-    """The rows, at `address`, by which a program tells its tracer that it is done: tgkill(getpid(), gettid(),
-    end_signal).
+@functools.cache
+def _ending(ending: Ending, end_signal: int) -> array[int]:
+    """The rows by which a program tells its tracer that it is done: tgkill(getpid(), gettid(), end_signal).
 
-    The program itself gets the ids, since they are those of the process's own PID namespace.
+    The program itself gets the ids, since they are those of the process's own PID namespace. Addresses in it are
+    offsets.
     """
 
     def copy_result(row: int, argument: int) -> list[int]:
-        target = address + lib.LM_ENDING_TELLS * _ROW_SIZE + (_FIRST_ARGUMENT + argument) * 8
-        return [lib.LM_ROW_COPY << 32, target, address + row * _ROW_SIZE + _RESULT * 8, 0, 0, 0, 0, 0]
+        target = lib.LM_ENDING_TELLS * _ROW_SIZE + (_FIRST_ARGUMENT + argument) * 8
+        return [lib.LM_ROW_COPY << 32, target, row * _ROW_SIZE + _RESULT * 8, 0, 0, 0, 0, 0]
 
     rows = [
         [SYS_getpid, 0, 0, 0, 0, 0, 0, 0],
@@ -312,7 +332,7 @@ def _ending(address: int, ending: Ending, end_signal: int) -> list[int]:
         [SYS_tgkill, 0, 0, end_signal, 0, 0, 0, 0],
         [(lib.LM_ROW_TRAP if ending is Ending.TRAP else lib.LM_ROW_HOME) << 32, 0, 0, 0, 0, 0, 0, 0],
     ]
-    return [word for row in rows for word in row]
+    return array("Q", [word for row in rows for word in row])
 
 
 def _result_offset(result: Result) -> int:
@@ -373,8 +393,17 @@ def run_in_husk(tid: int, area: ProgramArea, program: Program) -> Outcome:
     the program itself faulted).
     """
     encoded = program.encode(area.table, area.room)
-    memory = bytearray(encoded.content)
+    places = ffi.new("struct lm_program_place[1]", [(tid, encoded.table, encoded.ending)])
+    memory = run_placed(places, area, encoded.content)
+    return program.outcome(tid, area.table, memory)
+
+
+def run_placed(places: Any, area: ProgramArea, content: bytes) -> bytes:
+    """Run the programs at `places` (struct lm_program_place[]) side by side, of which `content` is the memory at
+    `area.table`; returns that memory afterwards. Raises ProcessGone, OSError of ptrace."""
+    memory = bytearray(content)
     view = ffi.from_buffer(memory)
-    check(lib.lm_program_run(tid, area.stub, encoded.table, encoded.ending, view, len(memory)), tid)
+    error = lib.lm_program_run(places, len(places), area.stub, area.table, view, len(memory))
     ffi.release(view)
-    return program.outcome(tid, area.table, bytes(memory))
+    check(error, places[0].tid)
+    return bytes(memory)

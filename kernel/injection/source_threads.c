@@ -25,6 +25,8 @@ struct thread {
     uint64_t mask;
     uint64_t frame;
     bool started;
+    struct lm_rseq_configuration rseq;
+    int rseq_error;
     bool stop_held; /* a SIGSTOP came while a program ran: it is sent again afterwards */
     char *xstate;
     size_t xstate_size;
@@ -43,8 +45,9 @@ static int look(struct thread *thread, size_t room) {
     if (thread->xstate == NULL)
         return -ENOMEM;
     thread->xstate_size = room;
+    thread->rseq_error = lm_rseq_area(thread->tid, &thread->rseq);
     if (error == 0)
-        error = lm_rseq_abort(thread->tid, &thread->registers);
+        error = lm_rseq_abort(thread->tid, &thread->rseq, &thread->registers);
     if (error == 0)
         error = lm_trace_get_mask(thread->tid, &thread->mask);
     if (error == 0)
@@ -102,17 +105,15 @@ int lm_source_frames(struct lm_source_threads *threads, uint64_t address, void *
     return 0;
 }
 
-const void *lm_source_registers(const struct lm_source_threads *threads, size_t index) {
-    return &threads->threads[index].registers;
-}
+void lm_source_state(const struct lm_source_threads *threads, size_t index, struct lm_source_state *out) {
+    const struct thread *thread = &threads->threads[index];
 
-uint64_t lm_source_mask(const struct lm_source_threads *threads, size_t index) {
-    return threads->threads[index].mask;
-}
-
-const void *lm_source_xstate(const struct lm_source_threads *threads, size_t index, size_t *length) {
-    *length = threads->threads[index].xstate_size;
-    return threads->threads[index].xstate;
+    out->registers = &thread->registers;
+    out->xstate = thread->xstate;
+    out->xstate_size = thread->xstate_size;
+    out->mask = thread->mask;
+    out->rseq = &thread->rseq;
+    out->rseq_error = thread->rseq_error;
 }
 
 /* The registers first: if the tracer dies before the mask is set, the thread goes home with the mask that it had.

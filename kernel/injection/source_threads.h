@@ -21,7 +21,19 @@ struct lm_source_program {
     uint64_t ending;
 };
 
-/* Read the registers, signal mask and vector state of `count` stopped tracees. 0 or -errno. */
+/* A thread as it was at the freeze: struct user_regs_struct, the vector state, the signal mask, and what it has
+ * registered for rseq, if the kernel tells that: else -errno. */
+struct lm_source_state {
+    const void *registers;
+    const void *xstate;
+    size_t xstate_size;
+    uint64_t mask;
+    const struct lm_rseq_configuration *rseq;
+    int rseq_error;
+};
+
+/* Read the registers, signal mask, vector state and rseq registration of `count` stopped tracees. 0 or -errno.
+ */
 int lm_source_threads_init(const int *tids, size_t count, struct lm_source_threads **out);
 void lm_source_threads_deinit(struct lm_source_threads *threads);
 
@@ -31,10 +43,8 @@ size_t lm_source_frame_size(const struct lm_source_threads *threads);
 /* Compose the frames of all threads, one after the other, to be written to `address` in the process. */
 int lm_source_frames(struct lm_source_threads *threads, uint64_t address, void *out, size_t room);
 
-/* What was read, for thread `index`: struct user_regs_struct, the mask, and the xstate with its length. */
-const void *lm_source_registers(const struct lm_source_threads *threads, size_t index);
-uint64_t lm_source_mask(const struct lm_source_threads *threads, size_t index);
-const void *lm_source_xstate(const struct lm_source_threads *threads, size_t index, size_t *length);
+/* What was read, for thread `index`; it is there as long as `threads` are. */
+void lm_source_state(const struct lm_source_threads *threads, size_t index, struct lm_source_state *out);
 
 /* Run a program in every thread at once. All frames and tables are in place. A program reports that it is done
  * by `end_signal` to itself, which is swallowed; then the thread is stopped at home. 0, or -errno with those

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import mmap
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import check
 from live_migration.kernel.injection.program import Ending, Outcome, Program
+from live_migration.kernel.injection.side_by_side import encode_each, outcomes_of
 from live_migration.kernel.injection.sigreturn_path import Gadgets, remote_syscall
 from live_migration.kernel.injection.syscall_numbers import SYS_mmap, SYS_munmap
 from live_migration.kernel.tracing import tracee
+from live_migration.kernel.tracing.tracee import RseqConfiguration
 
 FLAG_ROOM = 64
-PROGRAM_ALIGNMENT = 64
 # Ignored by default and seen by a tracer all the same; the first one that the process does not handle is used.
 END_SIGNALS = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 NO_GADGETS = Gadgets(0, 0)
@@ -29,11 +30,13 @@ MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100000  # MAP_FIXED_NOREPL
 
 @dataclass(frozen=True)
 class ThreadState:
-    """What a thread was at the freeze: struct user_regs_struct, the signal mask and the xsave image, all as bytes."""
+    """What a thread was at the freeze: struct user_regs_struct, the signal mask, the xsave image, and what it had
+    registered for rseq."""
 
     registers: bytes
     signal_mask: int
     xstate: bytes
+    rseq: RseqConfiguration
 
 
 class MappingRecord(Protocol):
@@ -100,21 +103,27 @@ def snapshot_threads(
     return SourceThreads(pid, list(tids), ffi.gc(out[0], lib.lm_source_threads_deinit), end_signal, record=record)
 
 
-def thread_state(threads: SourceThreads, index: int) -> ThreadState:
-    """The state of one thread as it was at the freeze."""
-    length = ffi.new("size_t *")
-    xstate = lib.lm_source_xstate(threads.handle, index, length)
-    registers = lib.lm_source_registers(threads.handle, index)
-    return ThreadState(
-        bytes(ffi.buffer(registers, lib.LM_REGISTERS_SIZE)),
-        int(lib.lm_source_mask(threads.handle, index)),
-        bytes(ffi.buffer(xstate, length[0])),
-    )
+def thread_states(threads: SourceThreads) -> Iterator[ThreadState]:
+    """The state of each thread as it was at the freeze, the leader's first.
+
+    Raises OSError if the kernel does not tell of rseq, ProcessGone."""
+    state = ffi.new("struct lm_source_state *")
+    size = int(lib.LM_REGISTERS_SIZE)
+    for index, tid in enumerate(threads.tids):
+        lib.lm_source_state(threads.handle, index, state)
+        if state.rseq_error:
+            check(state.rseq_error, tid)
+        yield ThreadState(
+            ffi.buffer(state.registers, size)[:],
+            state.mask,
+            ffi.buffer(state.xstate, state.xstate_size)[:],
+            tracee.rseq_told(state.rseq),
+        )
 
 
 def room_needed(threads: SourceThreads, programs: Mapping[int, Program]) -> int:
     """Bytes that the mapping needs for these programs, a multiple of the page size."""
-    tables = sum(_padded(program.size()) for program in programs.values())
+    tables = sum(program.room() for program in programs.values())
     total = threads.tables_address - threads.address + tables
     return -(-total // mmap.PAGESIZE) * mmap.PAGESIZE
 
@@ -161,28 +170,15 @@ def run_in_source(threads: SourceThreads, programs: Mapping[int, Program]) -> di
     """Run a program in each of the threads that have one (by tid), all at once.
 
     Raises SyscallFailed for a checked row that failed, ProcessGone, OSError."""
-    encoded = {}
-    content = bytearray()
     start = threads.tables_address
-    for tid, program in programs.items():
-        place = start + len(content)
-        room = _padded(program.size())
-        code = program.encode(place, room, Ending.GO_HOME, threads.end_signal)
-        encoded[tid] = (place - start, code)
-        content += code.content.ljust(room, b"\0")
-    if start + len(content) > threads.address + threads.length:
-        raise ValueError(f"programs of {len(content)} bytes do not fit the mapping of {threads.length}")
-    tracee.write_memory(threads.pid, start, bytes(content))
-    starts = ffi.new("struct lm_source_program[]", len(threads.tids))
-    for index, tid in enumerate(threads.tids):
-        if tid in encoded:
-            starts[index].table, starts[index].ending = encoded[tid][1].table, encoded[tid][1].ending
+    encoded = encode_each(programs, start, Ending.GO_HOME, threads.end_signal)
+    length = len(encoded.content)
+    if start + length > threads.address + threads.length:
+        raise ValueError(f"programs of {length} bytes do not fit the mapping of {threads.length}")
+    tracee.write_memory(threads.pid, start, encoded.content)
+    starts = ffi.new("struct lm_source_program[]", [encoded.places.get(tid, (0, 0)) for tid in threads.tids])
     check(lib.lm_source_run(threads.handle, starts, threads.address, threads.end_signal), threads.pid)
-    memory = tracee.read_memory(threads.pid, start, len(content))
-    return {
-        tid: programs[tid].outcome(threads.pid, code.table, memory[offset : offset + _padded(programs[tid].size())])
-        for tid, (offset, code) in encoded.items()
-    }
+    return outcomes_of(programs, encoded, tracee.read_memory(threads.pid, start, length), threads.pid)
 
 
 def park(threads: SourceThreads) -> None:
@@ -199,7 +195,3 @@ def settle(threads: SourceThreads) -> None:
 def bring_home(threads: SourceThreads) -> None:
     """Put every thread's mask and registers back, still stopped. Raises OSError."""
     check(lib.lm_source_home(threads.handle), threads.pid)
-
-
-def _padded(size: int) -> int:
-    return -(-size // PROGRAM_ALIGNMENT) * PROGRAM_ALIGNMENT

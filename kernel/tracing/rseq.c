@@ -5,25 +5,25 @@
 #include "kernel/memory/memory.h"
 #include "kernel/tracing/tracee.h"
 
-#include <errno.h>
 #include <linux/rseq.h>
 #include <stddef.h>
 #include <stdint.h>
 
 enum { GET_RSEQ_CONFIGURATION = 0x420f };
 
-int lm_rseq_abort(int tid, struct user_regs_struct *registers) {
-    struct lm_rseq_configuration area = {0};
+int lm_rseq_area(int tid, struct lm_rseq_configuration *area) {
+    *area = (struct lm_rseq_configuration){0};
+    return lm_trace_memory(GET_RSEQ_CONFIGURATION, tid, sizeof *area, area);
+}
+
+int lm_rseq_abort(int tid, const struct lm_rseq_configuration *area, struct user_regs_struct *registers) {
     struct rseq_cs section = {0};
     uint64_t place = 0;
-    int error = lm_trace_memory(GET_RSEQ_CONFIGURATION, tid, sizeof area, &area);
+    int error = 0;
 
-    /* Kernels without rseq, or before Linux 5.13, do not know the request. With the former no section was registered;
-     * the snapshot of the thread refuses the latter. */
-    if (error == -EIO || error == -EINVAL || (error == 0 && area.address == 0))
+    if (area->address == 0)
         return 0;
-    if (error == 0)
-        error = lm_memory_read(tid, area.address + offsetof(struct rseq, rseq_cs), &place, sizeof place);
+    error = lm_memory_read(tid, area->address + offsetof(struct rseq, rseq_cs), &place, sizeof place);
     if (error != 0 || place == 0)
         return error;
     error = lm_memory_read(tid, place, &section, sizeof section);

@@ -190,3 +190,16 @@ int lm_trace_peek_signals(int tid, int shared, uint64_t offset, void *infos, int
 
     return count < 0 ? -errno : (int)count;
 }
+
+int lm_trace_have_signals(const int *tids, size_t count, unsigned char *found) {
+    siginfo_t first;
+
+    for (size_t i = 0; i < count; i++) {
+        int pending = lm_trace_peek_signals(tids[i], 0, 0, &first, 1);
+
+        if (pending < 0)
+            return pending;
+        found[i] = pending > 0;
+    }
+    return 0;
+}

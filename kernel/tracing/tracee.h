@@ -61,6 +61,8 @@ int lm_trace_set_mask(int tid, uint64_t mask);
 /* Raw siginfo of the pending signals, from the `offset`th on, at most `capacity`: of the process if `shared`,
  * else of the thread. Returns how many, or -errno. */
 int lm_trace_peek_signals(int tid, int shared, uint64_t offset, void *infos, int capacity);
+/* For each of `count` stopped tracees, whether signals are pending that are its own. 0 or -errno. */
+int lm_trace_have_signals(const int *tids, size_t count, unsigned char *found);
 /* cffi: end */
 
 #endif

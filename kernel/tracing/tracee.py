@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.arch.arch import REGISTERS_SIZE, Registers
@@ -250,11 +251,23 @@ def peek_signals(tid: int, shared: bool) -> list[bytes]:
             return infos
 
 
+def with_signals(tids: Sequence[int]) -> list[int]:
+    """Those of these stopped tracees for which signals of their own are pending."""
+    found = ffi.new("unsigned char[]", len(tids))
+    check(lib.lm_trace_have_signals(ffi.new("int[]", tids), len(tids), found), tids[0])
+    return [tid for tid, has_some in zip(tids, ffi.buffer(found)[:], strict=True) if has_some]
+
+
 def rseq_configuration(tid: int) -> RseqConfiguration:
     """See PTRACE_GET_RSEQ_CONFIGURATION in ptrace(2); the thread must be stopped."""
     out = ffi.new("struct lm_rseq_configuration *")
     check(lib.lm_trace_memory(_GET_RSEQ_CONFIGURATION, tid, ffi.sizeof(out[0]), out), tid)
-    return RseqConfiguration(out.address, out.size, out.signature, out.flags)
+    return rseq_told(out)
+
+
+def rseq_told(area: Any) -> RseqConfiguration:
+    """The same of a struct lm_rseq_configuration."""
+    return RseqConfiguration(area.address, area.size, area.signature, area.flags)
 
 
 def read_memory(pid: int, address: int, length: int) -> bytes:

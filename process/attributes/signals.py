@@ -78,6 +78,13 @@ def snapshot_pending(tid: int, shared: bool) -> tuple[bytes, ...]:
     return tuple(tracee.peek_signals(tid, shared))
 
 
+def snapshot_pending_of(tids: Sequence[int]) -> dict[int, tuple[bytes, ...]]:
+    """Those that wait for each of these stopped threads. Most have none."""
+    found: dict[int, tuple[bytes, ...]] = dict.fromkeys(tids, ())
+    found.update((tid, snapshot_pending(tid, shared=False)) for tid in tracee.with_signals(tids))
+    return found
+
+
 def signal_number(information: bytes) -> int:
     """The signal that a siginfo tells of. Raises ValueError when it is not the size of one."""
     if len(information) != SIGINFO_SIZE:

@@ -8,7 +8,7 @@ answer to every call, and none may be deadly, and none by which a thread waits o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from live_migration._lm import lib
 from live_migration.kernel.injection import syscall_numbers as numbers
@@ -41,12 +41,20 @@ WITHOUT = "let them allow that, or run the process without them (in a container:
 
 
 def injection_blockers(
-    tids: Iterable[int], filters: Sequence[Filter], chains: dict[int, tuple[int, ...]]
+    tids: Iterable[int],
+    filters: Sequence[Filter],
+    chains: dict[int, tuple[int, ...]],
+    unusual: Container[int] | None = None,
 ) -> list[Blocker]:
     """One blocker for every stopped tracee of `tids` (host ids) in which no call may be injected: it dispatches its
-    calls, or its `chains` of `filters` are others than those that were asked. Chains of new threads are added."""
+    calls, or its `chains` of `filters` are others than those that were asked. Chains of new threads are added.
+
+    If `unusual` is given, only those threads dispatch calls or have filters (`own_state.look_at_threads`)."""
     found = []
+    filtered = any(chains.values())
     for tid in tids:
+        if not filtered and unusual is not None and tid not in unusual:
+            continue
         if lib.lm_thread_dispatches_calls(tid):
             found.append(
                 Blocker(

@@ -71,11 +71,13 @@ def call_made(state: Registers, code: bytes, seen: int | None) -> int | None:
 
 def needs_time(state: Registers) -> bool:
     """Whether the thread was caught in a call of which it matters how long it has lasted."""
-    if state.syscall_number < 0:
+    number = state.syscall_number
+    if number < 0:
         return False
-    if state.result == RESTART_WITH_BLOCK:
+    result = state.result
+    if result == RESTART_WITH_BLOCK:
         return True
-    interrupted = state.result == -errno.EINTR and state.syscall_number in EPOLL_WAITS
+    interrupted = result == -errno.EINTR and number in EPOLL_WAITS
     return interrupted and 0 < state.arguments[3] <= MAXIMUM_TIMEOUT
 
 
@@ -108,9 +110,10 @@ def registers_to_resume(
     """
     if state.syscall_number < 0:
         return state, None
-    if state.result == -errno.EINTR and lib.lm_never_restarted(state.syscall_number) and not unblocked_signal:
+    result = state.result
+    if result == -errno.EINTR and lib.lm_never_restarted(state.syscall_number) and not unblocked_signal:
         return wound_back(state, seen.nanoseconds, in_library), None
-    if state.result != RESTART_WITH_BLOCK:
+    if result != RESTART_WITH_BLOCK:
         return state, None
     number = call_made(state, code, seen.call)
     if number is None:

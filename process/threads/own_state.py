@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from live_migration._lm import lib
+from live_migration._lm import ffi, lib
 from live_migration.wire.blockers import Blocker
 
 NAMESPACES = ("net", "uts", "ipc", "mnt", "cgroup", "pid", "pid_for_children", "time", "time_for_children")
 """The namespaces of a thread, by their names in /proc/PID/task/TID/ns."""
-OFTEN_CHANGED = ("net", "uts", "ipc", "cgroup")
-"""Those that a running thread may change for itself; another mount namespace shows in its working directory too."""
 OF_THE_PROCESS = (*NAMESPACES, "user")
 SHARED = (
     (lib.KCMP_FS, "working directory, root and umask"),
@@ -27,12 +26,36 @@ SHARED = (
 REMEDY = "let it end first, or have the program keep this in a process of its own"
 
 
-def own_state_blockers(
-    pid: int, tids: Iterable[int], administrators: Iterable[int], kinds: Sequence[str]
-) -> list[Blocker]:
-    """Blockers: what the threads `tids` (host ids) of process `pid` do not share with its leader. Only `administrators`
-    among them can have namespaces of their own, of `kinds`: setns(2) and unshare(2) need CAP_SYS_ADMIN. Threads that
-    have ended meanwhile are left out. Raises OSError if kcmp(2) is not allowed."""
+@dataclass(frozen=True)
+class LookAgain:
+    """Stopped threads (host ids) that need a closer look: at what keeps calls from being injected, at state that
+    threads share, at namespaces."""
+
+    calls: frozenset[int]
+    state: list[int]
+    namespaces: list[int]
+
+
+def look_at_threads(pid: int, tids: Sequence[int], administrators: Container[int]) -> LookAgain:
+    """Look at all stopped threads of a process in one pass. Most processes have nothing unusual, and a thousand threads
+    would take long. Only `administrators` can have namespaces of their own: setns(2) and unshare(2) need
+    CAP_SYS_ADMIN."""
+    found = ffi.new("unsigned char[]", [tid in administrators for tid in tids])
+    lib.lm_threads_look(pid, ffi.new("int[]", tids), len(tids), found)
+    flags = list(zip(tids, ffi.buffer(found)[:], strict=True))
+
+    def those(flag: int) -> list[int]:
+        return [tid for tid, unusual in flags if unusual & flag]
+
+    return LookAgain(
+        frozenset(those(lib.LM_UNUSUAL_CALLS)), those(lib.LM_UNUSUAL_STATE), those(lib.LM_UNUSUAL_NAMESPACE)
+    )
+
+
+def own_state_blockers(pid: int, tids: Iterable[int], administrators: Iterable[int]) -> list[Blocker]:
+    """Blockers: what the threads `tids` (host ids) of process `pid` do not share with its leader, and which namespaces
+    those of `administrators` have for themselves. Threads that have ended meanwhile are left out. Raises OSError if
+    kcmp(2) is not allowed."""
     found = []
     for tid in tids:
         if tid == pid:
@@ -40,9 +63,9 @@ def own_state_blockers(
         own = [name for kind, name in SHARED if _differs(pid, tid, kind)]
         found += [_blocker(tid, name) for name in own]
     others = [tid for tid in administrators if tid != pid]
-    leaders = namespaces_of(pid, kinds) if others else {}
+    leaders = namespaces_of(pid, NAMESPACES) if others else {}
     for tid in others:
-        theirs = namespaces_of(tid, kinds)
+        theirs = namespaces_of(tid, NAMESPACES)
         found += [_blocker(tid, f"{name} namespace") for name in theirs if theirs[name] != leaders.get(name)]
     return found
 

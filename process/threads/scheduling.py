@@ -83,6 +83,8 @@ def scheduling_warnings(tid: int, wanted: Scheduling, allowed: set[int]) -> list
 
 def restore_scheduling(program: Program, wanted: Scheduling, staged: Scheduling | None) -> None:
     """Rows by which a thread gets its scheduling; what `staged` gave it already is left out."""
+    if wanted == staged:
+        return
     known = staged if staged is not None else Scheduling(io_priority=-1, timer_slack=0)
     if wanted.timer_slack != known.timer_slack and wanted.timer_slack > 0:
         slack = int(lib.PR_SET_TIMERSLACK)

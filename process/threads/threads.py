@@ -149,12 +149,13 @@ def snapshot_thread_outside(process: ProcessSnapshot, tid: int) -> ThreadOutside
 def snapshot_stopped_thread(tid: int) -> StoppedThread:
     """Read by ptrace what a stopped tracee holds: registers, vector state, mask, rseq."""
     registers, xstate = tracee.get_registers(tid).raw, tracee.get_xstate(tid)
-    return stopped_thread(tid, registers, xstate, tracee.get_signal_mask(tid))
+    return stopped_thread(tid, registers, xstate, tracee.get_signal_mask(tid), tracee.rseq_configuration(tid))
 
 
-def stopped_thread(tid: int, registers: bytes, xstate: bytes, signal_mask: int) -> StoppedThread:
-    """A stopped tracee of which everything but the rseq registration has been read."""
-    area = tracee.rseq_configuration(tid)
+def stopped_thread(
+    tid: int, registers: bytes, xstate: bytes, signal_mask: int, area: tracee.RseqConfiguration
+) -> StoppedThread:
+    """A stopped tracee of which everything has been read."""
     rseq = None
     if area.address:
         rseq = Rseq(address=area.address, length=area.size, signature=area.signature, flags=area.flags)
@@ -251,11 +252,18 @@ def reply_thread(outcome: Outcome, replies: Data) -> bytes:
     return outcome.read(replies)
 
 
-def credentials_of(
-    process: ProcessSnapshot, outside: ThreadOutside, replies: bytes
-) -> credentials.Credentials:
+def common_part(replies: bytes) -> bytes:
+    """The part of a thread's replies in which the threads of a process are usually alike: what is made of it for one
+    holds for all that have replied the same."""
+    return replies[_COMMON:]
+
+
+_COMMON = int(ffi.offsetof("lm_thread_replies", "scheduling"))
+
+
+def known_credentials(outside: ThreadOutside, replies: bytes) -> credentials.Credentials | None:
     """A frozen thread's credentials as it tells them itself. Its groups, and its bounding and ambient capabilities, are
-    those of its status, which is read again if anything else has changed since. Raises ProcessGone."""
+    those of its status, which has to be read again if anything else has changed since: then None."""
     reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
     low, high = reply.capabilities[0], reply.capabilities[1]
     known = outside.credentials
@@ -269,32 +277,25 @@ def credentials_of(
         no_new_privileges=reply.no_new_privileges == 1,
     )
     if now != known or reply.group_count != len(known.groups):
-        now = credentials.snapshot_credentials(process.thread_status(outside.host_tid))
+        return None
     return msgspec.structs.replace(now, secure_bits=reply.secure_bits)
 
 
-def complete_thread(
-    outside: ThreadOutside,
-    stopped: StoppedThread,
-    final: Registers,
-    pending: tuple[bytes, ...],
-    replies: bytes,
-    held: credentials.Credentials,
-    call: InterruptedCall | None = None,
-    usual: int = 0,
-    filters: tuple[int, ...] = (),
-) -> Thread:
-    """Put together what was read of a thread from outside, by ptrace and from within.
+def credentials_again(process: ProcessSnapshot, tid: int, replies: bytes) -> credentials.Credentials:
+    """The credentials of a frozen thread (its id for this host) from its status. Raises ProcessGone."""
+    reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
+    return credentials.snapshot_credentials(process.thread_status(tid), reply.secure_bits)
 
-    `final` are the registers to go on with, `held` are its credentials (`credentials_of`), `usual` is `usual_slice`.
-    """
+
+def thread_like(replies: bytes, held: credentials.Credentials, usual: int) -> Thread:
+    """What `common_part` tells of a thread with these credentials; `complete_thread` puts in what is its own. `usual`
+    is `usual_slice`."""
     reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
     attributes = reply.scheduling
-    stack = reply.alternate_stack
     return Thread(
-        tid=outside.tid,
-        host_tid=outside.host_tid,
-        name=bytes(ffi.string(reply.name)),
+        tid=0,
+        host_tid=0,
+        name=b"",
         scheduling=Scheduling(
             policy=attributes.sched_policy,
             flags=attributes.sched_flags,
@@ -310,12 +311,6 @@ def complete_thread(
             memory_nodes=affinity_bytes(bytes(ffi.buffer(reply.memory_nodes))),
         ),
         credentials=held,
-        robust_list=reply.robust_list,
-        robust_list_length=reply.robust_list_length,
-        clear_child_tid=reply.clear_child_tid,
-        alternate_stack=AlternateStack(
-            address=int(ffi.cast("uintptr_t", stack.ss_sp)), size=stack.ss_size, flags=stack.ss_flags
-        ),
         parent_death_signal=reply.parent_death_signal,
         timestamp_mode=reply.timestamp_mode,
         machine_check_policy=reply.machine_check_policy,
@@ -324,6 +319,33 @@ def complete_thread(
         store_bypass=max(0, reply.store_bypass),
         indirect_branch=max(0, reply.indirect_branch),
         personality=max(0, reply.personality),
+    )
+
+
+def complete_thread(
+    like: Thread,
+    outside: ThreadOutside,
+    stopped: StoppedThread,
+    final: Registers,
+    pending: tuple[bytes, ...],
+    replies: bytes,
+    call: InterruptedCall | None = None,
+    filters: tuple[int, ...] = (),
+) -> Thread:
+    """Put together what was read of a thread from outside, by ptrace and from within. `like` is of `thread_like`,
+    `final` are the registers to go on with."""
+    reply = ffi.cast("lm_thread_replies *", ffi.from_buffer(replies))
+    stack = reply.alternate_stack
+    address = int(ffi.cast("uintptr_t", stack.ss_sp))
+    return msgspec.structs.replace(
+        like,
+        tid=outside.tid,
+        host_tid=outside.host_tid,
+        name=ffi.string(reply.name),
+        robust_list=reply.robust_list,
+        robust_list_length=reply.robust_list_length,
+        clear_child_tid=reply.clear_child_tid,
+        alternate_stack=AlternateStack(address=address, size=stack.ss_size, flags=stack.ss_flags),
         rseq=stopped.rseq,
         registers=final.raw,
         xstate=stopped.xstate.rstrip(b"\0"),

@@ -34,7 +34,7 @@ from live_migration.kernel.injection.source_threads import (
     run_in_source,
     settle,
     snapshot_threads,
-    thread_state,
+    thread_states,
     unmap_stub,
 )
 from live_migration.kernel.injection.syscall_numbers import (
@@ -238,7 +238,7 @@ def test_programs_in_all_threads_leave_no_trace(targets: Callable[[int, int], Ta
 
 def states_of(threads: SourceThreads) -> list[ThreadState]:
     """Every thread's state, of the vector state what is defined."""
-    found = [thread_state(threads, index) for index in range(len(threads.tids))]
+    found = list(thread_states(threads))
     return [replace(one, xstate=vector_registers(one.xstate)) for one in found]
 
 

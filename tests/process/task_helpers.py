@@ -12,7 +12,7 @@ from pathlib import Path
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection import syscall_numbers as numbers
-from live_migration.kernel.injection.program import Outcome, Program, ProgramArea
+from live_migration.kernel.injection.program import Outcome, Program, ProgramArea, run_in_husk
 from live_migration.kernel.tracing import tracee
 
 HUSK = Path(__file__).resolve().parents[2] / "restorer" / "bin" / "husk"
@@ -55,12 +55,9 @@ def area_in(tid: int) -> Iterator[ProgramArea]:
 def run(tid: int, area: ProgramArea, program: Program) -> Outcome:
     """Run a program in a stopped thread, whose registers come back as they were."""
     before = tracee.get_registers(tid)
-    encoded = program.encode(area.table, area.room)
-    memory = bytearray(encoded.content)
-    error = lib.lm_program_run(tid, area.stub, encoded.table, encoded.ending, ffi.from_buffer(memory), len(memory))
-    assert error == 0, os.strerror(-error)
+    outcome = run_in_husk(tid, area, program)
     tracee.set_registers(tid, before)
-    return program.outcome(tid, encoded.table, bytes(memory))
+    return outcome
 
 
 @contextlib.contextmanager

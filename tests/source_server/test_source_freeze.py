@@ -283,6 +283,38 @@ def test_what_has_filters_by_now_is_refused_before_anything_is_run_in_it() -> No
         assert maps_text(seen.pid) == before
 
 
+A_THREAD_GOES_APART = """
+import ctypes, sys, threading
+told = threading.Event()
+def apart():
+    told.wait()
+    print(ctypes.CDLL(None).unshare({flag}), flush=True)
+    threading.Event().wait()
+thread = threading.Thread(target=apart, daemon=True)
+if {known}:
+    thread.start()
+print(0, flush=True)
+sys.stdin.readline()
+told.set()
+if not {known}:
+    thread.start()
+sys.stdin.readline()
+"""
+CLONE_FS, CLONE_NEWUTS = 0x200, 0x04000000
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("flag", "what"), [(CLONE_FS, "working directory, root and umask"), (CLONE_NEWUTS, "uts namespace")]
+)
+def test_a_thread_that_has_gone_apart_by_now_is_refused(flag: int, what: str, known: bool) -> None:
+    """Whether the thread was there at the look or not."""
+    program = A_THREAD_GOES_APART.format(flag=flag, known=known)
+    refused = pytest.raises(Refused, match=f"it has a {what} of its own")
+    with changed_after_the_look(program, "0") as seen, refused, frozen(seen) as state:
+        handover.query_threads(state)
+
+
 def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceSnapshot) -> None:
     assert seen.layout == maps_text(seen.pid)
     assert mappings.reread(seen.pid, maps(seen.pid), seen.memory) is seen.memory
