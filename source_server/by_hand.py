@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from live_migration._lm import ffi, lib
@@ -52,9 +53,24 @@ def listed() -> list[str]:
     told = list(waiting())
     known = {one.pid for one in told}
     # Finding them removes those of processes that have ended.
-    list(find_files(HELD_FILE))
-    orphans = [pid for pid, _ in find_files(SOURCE_MEMORY) if pid not in known]
+    held = dict(find_files(HELD_FILE))
+    orphans = []
+    for pid, path in find_files(SOURCE_MEMORY):
+        if pid in known:
+            continue
+        if not _is_over(path):
+            orphans.append(pid)
+            continue
+        for left in (path, held.get(pid)):
+            if left:
+                left.unlink(missing_ok=True)
     return [one.said() for one in told] + [ORPHAN.format(pid=pid) for pid in orphans]
+
+
+def _is_over(path: Path) -> bool:
+    """Whether nothing is left to do for a process that was not handed over: its custodian has left in order."""
+    state = ffi.from_buffer("struct lm_custody *", bytearray(path.read_bytes()))
+    return bool(state.over and state.decision.decided == lib.LM_DECISION_NO)
 
 
 def waiting() -> Iterator[Waiting]:

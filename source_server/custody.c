@@ -118,5 +118,7 @@ __attribute__((noreturn)) void lm_custodian_run(struct lm_custody *custody, int 
         }
         converse(custody, &line);
     }
+    if (error == 0)
+        __atomic_store_n(&custody->over, 1, __ATOMIC_SEQ_CST);
     _exit(error == 0 ? 0 : 1);
 }

@@ -35,6 +35,7 @@ struct lm_custody {
     uint64_t flag_address; /* of the word; 0 while no thread waits for it. */
     uint32_t held;         /* 1: the tables in `held_file` count */
     int32_t held_file;     /* held_table.h; open in both */
+    uint32_t over;         /* 1: the custodian has done and told all that there was, and has left */
     struct lm_leftover *leftover; /* shared too */
 };
 

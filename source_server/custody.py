@@ -140,6 +140,7 @@ class Custody:
 
     def start(self) -> None:
         """Fork the custodian. Raises OSError."""
+        self.state.over = 0
         watched, self.lifeline = os.pipe()
         try:
             self.custodian = os.fork()

@@ -38,9 +38,9 @@ LATE_STEPS = ("destination-committed", "destination-letting-go", "destination-re
 SLOW_BULK = "1M"
 STEPS = tuple(name for name in SOURCE_FAILPOINTS + DESTINATION_FAILPOINTS if name != "source-connected")
 WARM, COLD = 64, 256
-PATIENCE_SECONDS = 60.0
-# Longer than it takes to find out that a path was cut without a word.
-DOUBT_SECONDS = 20.0
+PATIENCE_SECONDS = 100.0
+# Longer than it takes to find out that a path was cut without a word, also before the first one (GREETING_SECONDS).
+DOUBT_SECONDS = 35.0
 
 
 class Action(enum.Enum):

@@ -80,6 +80,10 @@ def test_the_custodians_find_each_other_after_a_no(program: Path, tmp_path: Path
         assert found.is_kept()
         found.tunnel.is_open.set()
         laws.assert_untouched(found.subject)
+        # Nobody has to look after it, and nothing is left by which somebody could.
+        listed = found.list_source()
+        assert (listed.returncode, f"process {found.subject.pid}" in listed.stderr) == (0, False)
+        assert not list(Path("/dev/shm").glob(f"lm-*-{found.subject.pid}-*"))
 
 
 def test_what_became_of_it_is_lost(program: Path, tmp_path: Path, orphans: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from live_migration.experiments.machines import Command, Move, descendants, wait_for
 from live_migration.wire.ticket import Ticket, parse_ticket
-from tests.support import laws
+from tests.support import laws, started
 from tests.support.tunnel import Tunnel, dug
 
 IN_DOUBT = "nobody here can know"
@@ -50,6 +51,11 @@ class Doubt:
         """Until lm-restore says so."""
         wait_for("the doubt", lambda: IN_DOUBT in self.said() or None, 30)
         assert self.is_kept()
+
+    def list_source(self) -> subprocess.CompletedProcess[str]:
+        """lm-serve --decide list."""
+        line = [sys.executable, "-m", "live_migration.cli.serve", "--decide", "list"]
+        return started.run(line, env=laws.environment(), cwd=laws.ROOT, timeout=30)
 
     def goes_on(self) -> None:
         """The process runs at the destination, and only there."""
