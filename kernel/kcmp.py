@@ -20,7 +20,10 @@ def _compare(first: int, second: int, kind: int, first_index: int = 0, second_in
 
 def number_open_files(numbers: Sequence[int]) -> list[int]:
     """For each of these descriptors of this process a number, which is the same for one and the same open file (an open
-    file description in the words of open(2))."""
+    file description in the words of open(2)).
+
+    They are numbered in an order of the kernel's, which stays as long as they live. It is quick for those that are
+    given in this order: each is compared with the one before, and no more."""
     places = ffi.new("int[]", len(numbers))
     result = lib.lm_number_open_files(ffi.new("int[]", numbers), len(numbers), places)
     if result < 0:

@@ -54,20 +54,32 @@ static int compare(const void *first, const void *second, void *argument) {
     return result == 1 ? -1 : result > 1;
 }
 
+/* Number them as they stand, as long as they stand in the kernel's order; returns how many. */
+static size_t number_in_order(struct order *order, const int *sorted, size_t count, int *places) {
+    int place = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        int result = i == 0 ? 0 : compare(&sorted[i - 1], &sorted[i], order);
+
+        if (result > 0 || order->error != 0)
+            return i;
+        place += result < 0;
+        places[sorted[i]] = place;
+    }
+    return count;
+}
+
 int lm_number_open_files(const int *numbers, size_t count, int *places) {
     struct order order = {.numbers = numbers, .own = getpid()};
     int *sorted = malloc((count ? count : 1) * sizeof *sorted);
-    int place = 0;
 
     if (sorted == NULL)
         return -ENOMEM;
     for (size_t i = 0; i < count; i++)
         sorted[i] = (int)i;
-    qsort_r(sorted, count, sizeof *sorted, compare, &order);
-    for (size_t i = 0; i < count && order.error == 0; i++) {
-        if (i > 0 && compare(&sorted[i - 1], &sorted[i], &order) != 0)
-            place++;
-        places[sorted[i]] = place;
+    if (number_in_order(&order, sorted, count, places) != count && order.error == 0) {
+        qsort_r(sorted, count, sizeof *sorted, compare, &order);
+        number_in_order(&order, sorted, count, places);
     }
     free(sorted);
     return order.error;

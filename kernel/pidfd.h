@@ -18,8 +18,9 @@ int lm_pidfd_is_ending(int pidfd);
 int lm_send_to_thread(int pid, int tid, int signal);
 /* kcmp(2): 0 the same, 1 less, 2 greater, 3 different without an order. */
 int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index);
-/* Number the open files of which `numbers` are descriptors of this process: `places` gets, for each, one and the same for
- * one and the same open file. 0 or -errno. */
+/* Number the open files of which `numbers` are descriptors of this process, in the order that the kernel has for them:
+ * `places` gets, for each, one and the same for one and the same open file. It takes one call for each that stands in
+ * that order already. 0 or -errno. */
 int lm_number_open_files(const int *numbers, size_t count, int *places);
 /* KCMP_EPOLL_TFD: is descriptor `number` of process `first` the file that epoll instance `epoll` of process
  * `second` watches under the number `target`, as the `offset`th of that number? */

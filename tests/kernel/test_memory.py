@@ -237,6 +237,11 @@ def test_open_file_descriptions_have_an_order() -> None:
     assert not kcmp.same_open_file(own, first, own, second)
     one, other, same = kcmp.number_open_files([first, second, third])
     assert one == same != other
+    # In the order that the kernel has, or the other way round.
+    for ascending in (True, False):
+        ordered = [first, third, second] if (one < other) is ascending else [second, first, third]
+        places = dict(zip(ordered, kcmp.number_open_files(ordered), strict=True))
+        assert places == {first: one, third: one, second: other}
     epoll = select.epoll()
     epoll.register(first)
     assert kcmp.same_epoll_target(own, third, epoll.fileno(), first)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from live_migration.kernel.pidfd import open_pidfd
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.blockers import descriptor_blockers, preflight_descriptors
 from live_migration.process.descriptors.files import File
+from live_migration.process.descriptors.open_file import close_all
 from live_migration.process.descriptors.opening import (
     OpenedDescriptors,
     descriptor_changes,
@@ -20,7 +22,7 @@ from live_migration.process.descriptors.opening import (
     update_descriptors,
 )
 from live_migration.process.descriptors.options import DescriptorOptions
-from live_migration.process.descriptors.snapshot import Snapshot, snapshot_descriptors
+from live_migration.process.descriptors.snapshot import Snapshot, see_open_files, snapshot_descriptors
 from live_migration.process.descriptors.written_files import compare_written_files
 from tests.process.descriptor_help import moved, running, travel, without
 
@@ -282,3 +284,29 @@ def test_a_file_removed_while_staging_is_left_out(tmp_path: Path) -> None:
         update_descriptors(opened, final)
         assert 20 in {each.number for each in descriptor_changes(opened.part_of(staged), final).install}
         opened.close()
+
+
+def test_what_stands_for_one_open_file_is_told_anew_each_time() -> None:
+    """How the descriptors were ordered the last time makes it quick, and never wrong."""
+    numbers = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+    order: dict[int, int] = {}
+
+    def groups() -> set[tuple[int, ...]]:
+        pidfd = open_pidfd(os.getpid())
+        seen = see_open_files(os.getpid(), pidfd, frozen=False, order=order)
+        close_all([pidfd, *(one.duplicate for one in seen)])
+        return {one.numbers for one in seen if set(one.numbers) & set(numbers)}
+
+    try:
+        apart = {(number,) for number in numbers}
+        assert groups() == apart
+        assert groups() == apart
+        os.dup2(numbers[3], numbers[7])
+        os.dup2(numbers[15], numbers[0])
+        one_twice = {(numbers[3], numbers[7]), (numbers[0], numbers[15])}
+        expected = one_twice | {(number,) for at, number in enumerate(numbers) if at not in (0, 3, 7, 15)}
+        assert groups() == expected
+        order.update({number: -at for at, number in enumerate(numbers)})
+        assert groups() == expected
+    finally:
+        close_all(numbers)
