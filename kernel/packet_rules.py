@@ -2,17 +2,20 @@
 
 The table has the owner flag: only the socket that made it can change it, and it goes when the last holder of that
 socket has ended, however that comes about. What it holds back is dropped in both directions, and never answered.
-Connections are elements of two sets, so that a packet costs the same however many there are. Of a listener only what
-begins a connection is held back.
+Connections are elements of two sets, so that a packet costs the same however many there are, and so that these can be
+filled beforehand: only the rules that look into them hold anything back. Of a listener only what begins a connection is
+held back.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import ipaddress
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from live_migration.kernel.netlink import (
     ACKNOWLEDGED,
@@ -40,6 +43,8 @@ NETWORK, TRANSPORT = 1, 2
 PROTOCOL_FAMILY, LAYER_4 = 15, 16
 ELEMENT = 1
 MOST_ELEMENTS = 500
+MOST_PLACES = 1 << 14
+SO_SNDBUFFORCE, LARGEST_BATCH = 32, 16 << 20
 FLAGS_OFFSET, FIN_SYN_RST_ACK, SYN = 13, 0x17, 0x02
 SETS = {4: ("connections4", 16), 6: ("connections6", 40)}
 INCOMING, OUTGOING = "incoming", "outgoing"
@@ -62,8 +67,11 @@ class Ends:
     peer: Place
 
 
+@functools.lru_cache(MOST_PLACES)
 def place_of(address: str, port: int) -> Place:
-    """An address of a socket as packets have it: one of IPv4 that is written as one of IPv6 is of IPv4."""
+    """An address of a socket as packets have it: one of IPv4 that is written as one of IPv6 is of IPv4.
+
+    Kept, since in a freeze they are asked for that were asked for before."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
@@ -74,18 +82,24 @@ def place_of(address: str, port: int) -> Place:
 
 @dataclass(frozen=True)
 class PacketRules:
-    """The socket to which the table belongs, and the table's name."""
+    """The socket to which the table belongs, the table's name, and the connections that it has: how its sets name them.
+    """
 
     kernel: socket.socket
     name: str
+    known: set[bytes] = field(default_factory=set)
 
-    def prepare(self) -> None:
-        """Make the table, in which nothing is held back yet; one that is there is made anew. Raises OSError."""
-        request(self.kernel, batch([*self._gone(), *self._table()]))
+    def prepare(self, connections: Iterable[Ends] = ()) -> None:
+        """Make the table, in which nothing is held back yet, and which has these connections already; one that is there
+        is made anew. Raises OSError."""
+        self.known.clear()
+        request(self.kernel, batch([*self._gone(), *self._table(), *self._elements(connections)]))
 
     def hold(self, connections: Iterable[Ends], listeners: Iterable[Place]) -> None:
         """Hold the packets of these back, from the return on. Raises OSError."""
         parts = [*self._elements(connections), *self._listener_rules(listeners)]
+        if self.known:
+            parts += self._connection_rules()
         if parts:
             request(self.kernel, batch(parts))
 
@@ -109,6 +123,9 @@ class PacketRules:
         for chain, hook in ((INCOMING, PREROUTING), (OUTGOING, OUTPUT)):
             hooked = nested(4, _number(1, hook), attribute(2, struct.pack(">i", PRIORITY)))
             yield self._change(NEW_CHAIN, CREATE, _name(1, self.name), _name(3, chain), hooked, _name(7, "filter"))
+
+    def _connection_rules(self) -> Iterator[bytes]:
+        for chain in (INCOMING, OUTGOING):
             for family in SETS:
                 yield self._rule(chain, _is_tcp(family), _in_set(family, outgoing=chain == OUTGOING))
 
@@ -119,7 +136,10 @@ class PacketRules:
     def _elements(self, connections: Iterable[Ends]) -> Iterator[bytes]:
         keys: dict[int, list[bytes]] = {4: [], 6: []}
         for one in connections:
-            keys[one.own.family].append(key_of(one))
+            key = key_of(one)
+            if key not in self.known:
+                self.known.add(key)
+                keys[one.own.family].append(key)
         for family, found in keys.items():
             for first in range(0, len(found), MOST_ELEMENTS):
                 some = [nested(ELEMENT, nested(1, attribute(1, key))) for key in found[first : first + MOST_ELEMENTS]]
@@ -135,7 +155,11 @@ class PacketRules:
 def open_rules(name: str, pid: int | None = None) -> PacketRules:
     """Rules under this name, of which nothing is there yet, in the network namespace of process `pid`, or in this one.
     """
-    return PacketRules(opened_if_possible(lambda: open_netlink(NETFILTER, pid)), name)
+    kernel = opened_if_possible(lambda: open_netlink(NETFILTER, pid))
+    with contextlib.suppress(OSError):
+        # Thousands of connections are one change.
+        kernel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, LARGEST_BATCH)
+    return PacketRules(kernel, name)
 
 
 def key_of(ends: Ends) -> bytes:

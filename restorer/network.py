@@ -86,7 +86,7 @@ class Network:
         connection moves: one that the process makes meanwhile ends the migration."""
         if sockets_of(table):
             with contextlib.suppress(OSError):
-                self.rules.prepare()
+                self.rules.prepare(ends_of(table))
                 self.prepared = True
 
     def take_in(self, packets: Sequence[bytes]) -> None:

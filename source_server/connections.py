@@ -30,12 +30,11 @@ from live_migration.process.descriptors.tcp_connection import (
     KEPT,
     LAST_ACK,
     SYN_RECV,
-    TcpConnection,
-    calm,
     ended_at_source,
     extra_blockers,
     goes_on,
     read_connection,
+    repaired_options,
 )
 from live_migration.process.descriptors.tcp_packets import MOST_BYTES as MOST_PACKET_BYTES
 from live_migration.process.descriptors.tcp_packets import MOST_PACKETS, admitted
@@ -205,10 +204,10 @@ def signed_blockers(keeping: Keeping, table: DescriptorTable) -> list[Blocker]:
     ]
 
 
-def prepare(keeping: Keeping) -> None:
+def prepare(keeping: Keeping, table: DescriptorTable) -> None:
     """Have rules ready that hold nothing back yet. Raises Refused."""
     try:
-        keeping.network.prepare()
+        keeping.network.prepare(ends_of(table) if keeping.connections else ())
     except OSError as error:
         raise Refused([rules_blocker(error)], object="the connections") from None
 
@@ -220,7 +219,7 @@ def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Block
     table, duplicates = source.descriptors.table, source.descriptors.duplicates
     those = connections_of(table) if keeping.connections else []
     held = [
-        Held(one.number, one.object.inode, commit=ended_at_source(), undo=goes_on(duplicates[one.identity]))
+        Held(one.number, one.object.inode, ended_at_source(), goes_on(*repaired_options(duplicates[one.identity])))
         for one in those
     ]
     # Whoever finds this written down takes the rules away, also where nothing is touched yet.
@@ -231,7 +230,7 @@ def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Block
     keeping.network.rules.hold(ends_of(table) if keeping.connections else (), places_of(table))
     if found := passing(keeping, source, those):
         return found
-    read = {one.identity: _read(duplicates[one.identity]) for one in those}
+    read = {one.identity: read_connection(duplicates[one.identity]) for one in those}
     if sum(len(one.received) + len(one.written) for one in read.values()) > MOST_BYTES:
         cause = f"they have more than {MOST_BYTES >> 20} MiB on their way"
         return [Blocker("the connections", cause, "try again when less is on the way")]
@@ -241,11 +240,6 @@ def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Block
     source.descriptors.table = with_connections(table, read)
     source.description = replace(source.description, table=source.descriptors.table)
     return []
-
-
-def _read(number: int) -> TcpConnection:
-    calm(number)
-    return read_connection(number)
 
 
 def _of_others(table: DescriptorTable, those: Sequence[OpenFile[Any]]) -> list[Held]:

@@ -4,13 +4,13 @@ rules that hold packets back go when both have ended, however that comes about.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from live_migration.kernel.netlink import ROUTE, SOCK_DIAG, open_netlink
-from live_migration.kernel.packet_rules import PacketRules, open_rules
+from live_migration.kernel.packet_rules import Ends, PacketRules, open_rules
 from live_migration.kernel.packet_tap import PacketTap
 from live_migration.kernel.socket_in import opened_if_possible, socket_in
 from live_migration.process.descriptors.tcp_packets import MOST_BYTES, Admitted, give_to_host
@@ -18,7 +18,7 @@ from live_migration.process.descriptors.tcp_packets import MOST_BYTES, Admitted,
 
 @dataclass
 class Network:
-    """Sockets to the kernel about the network namespace of the process."""
+    """Sockets to the kernel about the network namespace of the process. `deaf`: why no packets could be kept."""
 
     rules: PacketRules
     routes: socket.socket
@@ -27,23 +27,29 @@ class Network:
     link: socket.socket
     known: Admitted = field(default_factory=Admitted)
     prepared: bool = False
+    deaf: str = ""
 
     @property
     def shared(self) -> tuple[int, int]:
         """The descriptors that the custodian needs."""
         return self.rules.kernel.fileno(), self.routes.fileno()
 
-    def prepare(self) -> None:
-        """Have rules that hold nothing back yet. Raises OSError."""
+    def prepare(self, connections: Iterable[Ends]) -> None:
+        """Have rules that hold nothing back yet, and that know these connections. Raises OSError."""
         if not self.prepared:
-            self.rules.prepare()
+            self.rules.prepare(connections)
             self.prepared = True
 
     def listen(self, known: Admitted) -> None:
-        """Keep the packets that come for these. It is a help: where it is not possible, they are sent again."""
+        """Keep the packets that come for these. It is a help: where it is not possible, they are sent again, and `deaf`
+        says why."""
         self.known = known
-        with contextlib.suppress(OSError):
+        try:
             self.tap.start(known.ports)
+            self.deaf = ""
+        except OSError as error:
+            self.tap.stop()
+            self.deaf = error.strerror or str(error)
 
     def give_back(self) -> None:
         """The process does not move, and nothing is held back any more: what came meanwhile comes now."""

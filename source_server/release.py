@@ -121,6 +121,8 @@ def serve_until_finished(connected: Connected, committed: handover.Committed, ke
     roles = connected.roles
     door = Doorway(connected.custody.command[0], roles.listener, lambda: False) if roles.listener else None
     link = Link(roles, Side.SOURCE, connected.control, door)
+    if deaf := connected.custody.network.deaf:
+        connected.events.note(f"packets that came in the freeze are not brought along ({deaf}); they come again", 0)
     forward(connected.custody.network, connected.control)
     until = time.monotonic() + TAPPED_SECONDS
     serve_on(Serving(connected, TracedCopy(committed, committed.frozen_ns), link, kept, tapped_until=until))

@@ -284,7 +284,7 @@ def check_connections(
     if blockers := connections.signed_blockers(keeping, seen.descriptors.table):
         raise Refused(blockers, object=f"process {seen.pid}")
     try:
-        connections.prepare(keeping)
+        connections.prepare(keeping, table)
     except Refused:
         if connections_of(table) or keeping.addresses:
             raise
@@ -335,7 +335,7 @@ def announce(copied: Copied) -> int:
     connected.custody.ensure()
     connected.custody.at_stake()
     if copied.staged.keeping is not None:
-        connections.prepare(copied.staged.keeping)
+        connections.prepare(copied.staged.keeping, copied.seen.descriptors.table)
     keep(connected.custody.page, kept_now(connected, copied.seen.space))
     connected.control.send(
         messages.Freezing(

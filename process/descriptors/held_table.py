@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+import struct
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from live_migration._lm import ffi, lib
 from live_migration.process.descriptors.held import BUFFER_BYTES, Argument, Held, Row, Special
@@ -20,22 +22,58 @@ assert BUFFER_BYTES == lib.LM_HELD_ROOM
 
 
 NO_SOCKETS = (-1, -1)
+INDEX, NAMED = struct.Struct("=I"), struct.Struct("=iIQ")
+ROW_BYTES = int(ffi.sizeof("struct lm_held_row"))
+assert NAMED.size == ffi.sizeof("struct lm_held_descriptor")
 
 
 def write_held(file: int, pid: int, held: Iterable[Held], sockets: tuple[int, int] = NO_SOCKETS) -> None:
     """Write the tables of process `pid`; `sockets` are those of Special.RULES and ROUTES. Raises OSError."""
     those = list(held)
-    data = bytearray()
+    data, templates = bytearray(), dict[int, Template]()
     tables = [
-        [row for index, one in enumerate(those) for row in flat(one.commit, index, data)],
-        [row for index, one in enumerate(those) for row in flat(one.undo, index, data)],
+        table_of([one.commit for one in those], data, templates),
+        table_of([one.undo for one in those], data, templates),
     ]
-    head = ffi.new("struct lm_held *", {"pid": pid, "descriptors": len(those), "rows": [len(rows) for rows in tables]})
+    counts = [len(rows) // ROW_BYTES for rows in tables]
+    head = ffi.new("struct lm_held *", {"pid": pid, "descriptors": len(those), "rows": counts})
     head.sockets = sockets
-    descriptors = ffi.new("struct lm_held_descriptor[]", [(one.number, 0, one.inode) for one in those])
-    parts = [head, descriptors, *(ffi.new("struct lm_held_row[]", rows) for rows in tables)]
+    descriptors = b"".join(NAMED.pack(one.number, 0, one.inode) for one in those)
     os.ftruncate(file, 0)
-    os.pwrite(file, b"".join([*(bytes(ffi.buffer(part)) for part in parts), data]), 0)
+    os.pwrite(file, b"".join([bytes(ffi.buffer(head)), descriptors, *tables, data]), 0)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Rows as the file has them, for the first descriptor, and where in them the descriptor's index stands."""
+
+    packed: bytes
+    places: tuple[int, ...]
+
+
+def table_of(those: Sequence[tuple[Row, ...]], data: bytearray, templates: dict[int, Template]) -> bytes:
+    """A table, with the rows of one descriptor after the other. Rows that many of them share are packed once."""
+    found = bytearray()
+    for index, rows in enumerate(those):
+        if not rows:
+            continue
+        template = templates.get(id(rows))
+        if template is None:
+            template = templates[id(rows)] = template_of(rows, data)
+        start = len(found)
+        found += template.packed
+        for place in template.places:
+            INDEX.pack_into(found, start + place, index)
+    return bytes(found)
+
+
+def template_of(rows: tuple[Row, ...], data: bytearray) -> Template:
+    """Rows, packed; their bytes are added to `data`."""
+    plain_rows = list(flat(rows, 0, data))
+    packed = bytes(ffi.buffer(ffi.new("struct lm_held_row[]", plain_rows)))
+    at = int(ffi.offsetof("struct lm_held_row", "descriptor"))
+    named = (place for place, row in enumerate(plain_rows) if row[1] != lib.LM_HELD_NO_DESCRIPTOR)
+    return Template(packed, tuple(place * ROW_BYTES + at for place in named))
 
 
 PlainRow = tuple[int, int, int, int, int, int, list[int], list[int]]

@@ -37,9 +37,12 @@ from live_migration.process.descriptors.tcp_connection import (
     KEPT,
     TcpConnection,
     begins,
-    calm,
+    begins_at_once,
     check,
+    how_shut,
+    repaired_options,
     restore_connection,
+    sends,
 )
 from live_migration.wire.blockers import Blocker
 
@@ -117,6 +120,9 @@ def snapshot_inet(seen: Seen, context: SnapshotContext) -> InetSocket:
     listening = state.state == TCP_LISTEN
     established = state.state not in (TCP_CLOSE, TCP_LISTEN)
     queue = (state.backlog, state.waiting) if listening else (0, 0)
+    known = context.recent.get(seen.link) if seen.frozen else None
+    if before is not None and known is not None and before.is_established and established:
+        return msgspec.structs.replace(before, state=state.state, options=known)
     with socket.socket(fileno=os.dup(seen.duplicate)) as one:
         options = snapshot_options(one, seen, context)
         if before is not None and before.state == state.state and listening:
@@ -376,7 +382,7 @@ def open_closed(one: InetSocket) -> int:
 def changed_inet(one: OpenFile[InetSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
     """Whether its options are others than those of its description."""
     if one.object.connection is not None:
-        return changed_in_repair(one.name, one.object.options, duplicate, context)
+        return changed_in_repair(one.name, one.object.options, duplicate, one.object.family, context)
     if one.object.is_established or one.object.ended:
         return []
     return changed_options(one.name, one.object.options, duplicate, context)
@@ -408,14 +414,18 @@ def restore_inet(number: int, one: OpenFile[InetSocket], context: OpenContext) -
     connection, peer = one.object.connection, one.object.peer
     if connection is None or peer is None:
         raise OSError(errno.EPROTO, "the source has not told its connection")
-    back = calm(number)
-    restore_connection(number, connection, packed_address(one.object.family, here(peer)))
-    with socket.socket(fileno=os.dup(number)) as made:
-        reused = made_with(one.object.options, socket.SOL_SOCKET, socket.SO_REUSEADDR)
-        made.setsockopt(
-            socket.IPPROTO_IP, IP_TRANSPARENT, made_with(one.object.options, socket.IPPROTO_IP, IP_TRANSPARENT)
-        )
-    rows = begins(number, connection, reused, back)
+    options = one.object.options
+    _, _, keepalive, user_timeout = repaired_options(number)
+    transparent = made_with(options, socket.IPPROTO_IP, IP_TRANSPARENT)
+    address = packed_address(one.object.family, here(peer))
+    in_flight = restore_connection(number, connection, address, transparent)
+    rest = connection.written[in_flight:]
+    reused = made_with(options, socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    shut = how_shut(connection)
+    if rest:
+        rows = begins(reused, keepalive, user_timeout, shut, sends(number, rest))
+    else:
+        rows = begins_at_once(reused, keepalive, user_timeout, shut)
     context.begun.append(Held(one.number, os.fstat(number).st_ino, commit=rows))
 
 

@@ -315,38 +315,29 @@ const char *lm_refused_socket_option(const char *options, size_t length, size_t 
 int lm_recorded_option(const char *options, size_t length, int level, int number) {
     struct record record;
     const char *value;
-    bool usual;
     int found;
 
-    for (size_t at = 0; next(options, length, &at, &record, &value);) {
-        const struct lm_option *option = option_of(&record, &usual);
-
-        if (option && option->level == level && option->number == number && record.length == sizeof(found)) {
+    for (size_t at = 0; next(options, length, &at, &record, &value);)
+        if (record.level == level && (record.number & ~USUAL) == number && record.length == sizeof(found)) {
             memcpy(&found, value, sizeof(found));
             return found;
         }
-    }
     return 0;
 }
 
 /* Repair sets the first two; the others would end a connection of which nothing gets through (tcp_connection.py). */
-static bool is_set_in_repair(const struct lm_option *option) {
-    return (option->level == SOL_SOCKET &&
-            (option->number == SO_REUSEADDR || option->number == SO_KEEPALIVE)) ||
-           (option->level == IPPROTO_TCP &&
-            (option->number == TCP_REPAIR || option->number == TCP_USER_TIMEOUT));
+static bool is_set_in_repair(const struct record *record) {
+    const int number = record->number & ~USUAL;
+
+    return (record->level == SOL_SOCKET && (number == SO_REUSEADDR || number == SO_KEEPALIVE)) ||
+           (record->level == IPPROTO_TCP && (number == TCP_REPAIR || number == TCP_USER_TIMEOUT));
 }
 
 static bool next_kept(const char *options, size_t length, size_t *at, struct record *record,
                       const char **value) {
-    while (next(options, length, at, record, value)) {
-        struct record plain = *record;
-        bool usual;
-        const struct lm_option *option = option_of(&plain, &usual);
-
-        if (!option || !is_set_in_repair(option))
+    while (next(options, length, at, record, value))
+        if (!is_set_in_repair(record))
             return true;
-    }
     return false;
 }
 

@@ -21,6 +21,7 @@ from live_migration.process.descriptors.open_file import Seen
 from live_migration.wire.blockers import Blocker
 
 LARGEST = 60_000
+NO_GROUPS = ffi.new("struct lm_group[]", 0)
 allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -40,11 +41,14 @@ def changed_options(name: str, options: bytes, duplicate: int, context: Snapshot
     return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
 
 
-def changed_in_repair(name: str, options: bytes, duplicate: int, context: SnapshotContext) -> list[Blocker]:
-    """The same for a connection in repair, which has changed some by itself. Raises OSError."""
-    with socket.socket(fileno=os.dup(duplicate)) as one:
-        now = read_options(one, context)
-    if lib.lm_same_in_repair(options, len(options), now, len(now)):
+def changed_in_repair(
+    name: str, options: bytes, duplicate: int, family: int, context: SnapshotContext
+) -> list[Blocker]:
+    """The same for a connection of that family in repair, which has changed some by itself. Raises OSError."""
+    room = context.once("room for options", lambda _: allocate("char[]", LARGEST))
+    usual = usual_options(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    length = read_into(duplicate, usual, NO_GROUPS, room)
+    if lib.lm_same_in_repair(options, len(options), room, length):
         return []
     return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
 
@@ -62,10 +66,15 @@ def read_options(one: socket.socket, context: SnapshotContext) -> bytes:
 
 def read_records(one: socket.socket, usual: bytes, groups: Any, room: Any) -> bytes:
     """The options of a socket, written in `room`. Raises OSError."""
-    length: int = lib.lm_read_socket_options(one.fileno(), usual, len(usual), groups, len(groups), room, LARGEST)
+    return bytes(ffi.buffer(room, read_into(one.fileno(), usual, groups, room)))
+
+
+def read_into(number: int, usual: bytes, groups: Any, room: Any) -> int:
+    """The same; how many bytes there are. Raises OSError."""
+    length: int = lib.lm_read_socket_options(number, usual, len(usual), groups, len(groups), room, LARGEST)
     if length < 0:
         raise OSError(-length, os.strerror(-length), "options of a socket")
-    return bytes(ffi.buffer(room, length))
+    return length
 
 
 @functools.cache

@@ -7,6 +7,7 @@ goes on.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import struct
@@ -21,98 +22,61 @@ from live_migration.wire.blockers import Blocker
 
 ESTABLISHED, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING = 1, 3, 4, 5, 8, 9, 11
 KEPT = frozenset((ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING))
-HAS_SENT_FIN = frozenset((FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING))
 INTEGER = struct.Struct("@i")
 NOWHERE = struct.pack("@H14x", socket.AF_UNSPEC)
 MOST_BYTES = 1 << 25
 TCP_NOTSENT_LOWAT, NO_LIMIT = 25, (1 << 31) - 1
 
-U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-Scale = Annotated[int, msgspec.Meta(ge=0, le=14)]
+TCP = socket.IPPROTO_TCP
+TOLD = int(ffi.sizeof("struct lm_tcp_connection"))
+MOST_ROWS = 256
 
 
 class TcpConnection(msgspec.Struct, frozen=True, kw_only=True):
-    """A connection of a frozen process. The first fields are those of struct lm_tcp_connection.
+    """A connection of a frozen process. `told` is struct lm_tcp_connection.
 
     `received` are the bytes that have come and were not read, `written` those that the process has written and the peer
     has not acknowledged: the last of them may never have been sent.
     """
 
-    state: U32
-    send_sequence: U32
-    receive_sequence: U32
-    outgoing: U32
-    unsent: U32
-    incoming: U32
-    segment: U32
-    options: U32
-    send_scale: Scale
-    receive_scale: Scale
-    timestamp: U32
-    send_buffer: U32
-    receive_buffer: U32
-    window_clamp: U32
-    reads_no_more: U32
-    window: tuple[U32, U32, U32, U32, U32]
-    received: bytes
-    written: bytes
+    told: Annotated[bytes, msgspec.Meta(min_length=TOLD, max_length=TOLD)]
+    received: bytes = b""
+    written: bytes = b""
 
     @property
-    def has_sent_fin(self) -> bool:
-        """Has the process shut its direction?"""
-        return self.state in HAS_SENT_FIN
+    def fields(self) -> Any:
+        """What is told, which belongs to this object."""
+        return ffi.cast("struct lm_tcp_connection *", ffi.from_buffer(self.told))
 
     @property
-    def never_sent(self) -> int:
-        """How many of the written bytes were never sent: without a FIN that follows them."""
-        return min(len(self.written), max(0, self.unsent - (1 if self.has_sent_fin and self.unsent else 0)))
-
-    @property
-    def in_flight(self) -> bytes:
-        """The written bytes that were sent."""
-        return self.written[: len(self.written) - self.never_sent]
-
-    @property
-    def first(self) -> int:
-        """The number of the first written byte."""
-        return (self.send_sequence - len(self.written) - int(self.has_sent_fin)) % (1 << 32)
-
-
-FIELDS = tuple(name for name in TcpConnection.__struct_fields__ if name not in ("window", "received", "written"))
+    def state(self) -> int:
+        """As in netinet/tcp.h."""
+        return int(self.fields.state)
 
 
 def read_connection(number: int) -> TcpConnection:
     """Begin repair of a socket whose packets are held back, and read its connection. Raises OSError."""
     told = ffi.new("struct lm_tcp_connection *")
     check(lib.lm_tcp_look(number, told), "reading a connection")
-    received, written = b"", b""
-    if told.incoming or told.outgoing:
-        if told.incoming + told.outgoing > MOST_BYTES:
-            raise OSError(0, f"a connection with more than {MOST_BYTES >> 20} MiB on their way")
-        incoming, outgoing = ffi.new("char[]", told.incoming or 1), ffi.new("char[]", told.outgoing or 1)
-        length = check(lib.lm_tcp_read(number, told, incoming, outgoing), "reading what a connection has")
-        received, written = bytes(ffi.buffer(incoming, told.incoming)), bytes(ffi.buffer(outgoing, length))
-    fields = {name: int(getattr(told, name)) for name in FIELDS}
-    return TcpConnection(**fields, window=tuple(told.window), received=received, written=written)
+    packed = bytes(ffi.buffer(told))
+    if not told.incoming and not told.outgoing:
+        return TcpConnection(told=packed)
+    if told.incoming + told.outgoing > MOST_BYTES:
+        raise OSError(0, f"a connection with more than {MOST_BYTES >> 20} MiB on their way")
+    incoming, outgoing = ffi.new("char[]", told.incoming or 1), ffi.new("char[]", told.outgoing or 1)
+    length = check(lib.lm_tcp_read(number, told, incoming, outgoing), "reading what a connection has")
+    received, written = bytes(ffi.buffer(incoming, told.incoming)), bytes(ffi.buffer(outgoing, length))
+    return TcpConnection(told=packed, received=received, written=written)
 
 
-def restore_connection(number: int, one: TcpConnection, peer: bytes) -> None:
-    """Make a bound socket in repair the connection to `peer`, a socket address. Raises OSError."""
-    told: Any = ffi.new("struct lm_tcp_connection *", {name: getattr(one, name) for name in FIELDS})
-    told.window = one.window
-    flight, unread = ffi.from_buffer(one.in_flight), ffi.from_buffer(one.received)
-    moved = ffi.new(
-        "struct lm_tcp_bytes *",
-        {
-            "first": one.first,
-            "received": (one.receive_sequence - len(one.received)) % (1 << 32),
-            "in_flight": flight,
-            "in_flight_length": len(one.in_flight),
-            "unread": unread,
-            "unread_length": len(one.received),
-        },
+def restore_connection(number: int, one: TcpConnection, peer: bytes, transparent: int) -> int:
+    """Make a bound socket in repair the connection to `peer`, a socket address, and then leave it transparent or not
+    (IP_TRANSPARENT). Returns how many of the written bytes it has. Raises OSError."""
+    written, unread = ffi.from_buffer(one.written), ffi.from_buffer(one.received)
+    moved = ffi.new("struct lm_tcp_bytes *", (written, len(one.written), unread, len(one.received)))
+    return check(
+        lib.lm_tcp_restore(number, one.fields, peer, len(peer), moved, transparent), "restoring a connection"
     )
-    check(lib.lm_tcp_restore(number, told, peer, len(peer), moved), "restoring a connection")
 
 
 def check(result: int, what: str) -> int:
@@ -142,78 +106,79 @@ def option_row(level: int, option: int, value: int) -> Row:
     return Row(SYS_setsockopt, (DESCRIPTOR, level, option, packed, len(packed)))
 
 
-def calm_options(number: int) -> tuple[list[Row], list[Row]]:
-    """Rows that keep a connection from ending by itself while nothing of it gets through, and those that take that
-    back."""
-    calming, back = [], []
-    with socket.socket(fileno=os.dup(number)) as one:
-        for level, option in ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, lib.TCP_USER_TIMEOUT)):
-            if value := one.getsockopt(level, option):
-                calming.append(option_row(level, option, 0))
-                back.append(option_row(level, option, value))
-    return calming, back
+def repaired_options(number: int) -> tuple[int, int, int, int]:
+    """SO_REUSEADDR, SO_OOBINLINE, SO_KEEPALIVE and TCP_USER_TIMEOUT of a socket. Raises OSError."""
+    found = ffi.new("struct lm_tcp_options *")
+    check(lib.lm_tcp_options(number, found), "the options of a connection")
+    return found.reuse, found.in_line, found.keepalive, found.user_timeout
 
 
-def calm(number: int) -> list[Row]:
-    """Do that at once; the rows that take it back. Raises OSError."""
-    calming, back = calm_options(number)
-    with socket.socket(fileno=os.dup(number)) as one:
-        for row in calming:
-            _, level, option, value, _ = row.arguments
-            assert isinstance(level, int)
-            assert isinstance(option, int)
-            assert isinstance(value, bytes)
-            one.setsockopt(level, option, value)
-    return back
+@functools.lru_cache(MOST_ROWS)
+def calmed_rows(keepalive: int, user_timeout: int) -> tuple[Row, ...]:
+    """What may end a connection by itself may do so again."""
+    wanted = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive), (TCP, lib.TCP_USER_TIMEOUT, user_timeout))
+    return tuple(option_row(*one) for one in wanted if one[2])
 
 
+@functools.cache
 def ended_at_source() -> tuple[Row, ...]:
     """After COMMIT, at the source: the socket has no connection any more, and nothing is sent."""
     return (Row(SYS_connect, (DESCRIPTOR, NOWHERE, len(NOWHERE))),)
 
 
-def goes_on(number: int) -> tuple[Row, ...]:
-    """What makes a socket at the source that is about to be repaired go on as it was. Raises OSError."""
-    with socket.socket(fileno=os.dup(number)) as one:
-        reused = one.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-        in_line = one.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
-    _, back = calm_options(number)
+@functools.lru_cache(MOST_ROWS)
+def goes_on(reused: int, in_line: int, keepalive: int, user_timeout: int) -> tuple[Row, ...]:
+    """What makes a socket at the source that is about to be repaired go on, with its options as they were."""
     # Ending repair takes SO_REUSEADDR away; the other one is changed for a moment (lm_tcp_extra).
     reuse = [option_row(socket.SOL_SOCKET, socket.SO_REUSEADDR, reused)] if reused else []
     reuse.append(option_row(socket.SOL_SOCKET, socket.SO_OOBINLINE, in_line))
-    return (option_row(socket.IPPROTO_TCP, lib.TCP_REPAIR, lib.TCP_REPAIR_OFF_NO_WP), *reuse, *back)
+    return (option_row(TCP, lib.TCP_REPAIR, lib.TCP_REPAIR_OFF_NO_WP), *reuse, *calmed_rows(keepalive, user_timeout))
 
 
-def begins(number: int, one: TcpConnection, reused: int, back: list[Row]) -> tuple[Row, ...]:
+def shut_rows(shut: int | None) -> tuple[Row, ...]:
+    """What shuts it."""
+    return () if shut is None else (Row(SYS_shutdown, (DESCRIPTOR, shut)),)
+
+
+def begins(
+    reused: int, keepalive: int, user_timeout: int, shut: int | None, sent: tuple[Row, ...] = ()
+) -> tuple[Row, ...]:
     """After COMMIT, at the destination: what makes a restored connection go on. Ending repair asks the peer for what it
-    has and wants (a window probe)."""
-    rows = [option_row(socket.IPPROTO_TCP, lib.TCP_REPAIR, lib.TCP_REPAIR_OFF)]
-    if reused:
-        rows.append(option_row(socket.SOL_SOCKET, socket.SO_REUSEADDR, reused))
-    if rest := one.written[len(one.in_flight) :]:
-        rows += _send_rows(number, rest)
+    has and wants (a window probe). `shut` is how it was shut (shutdown(2)), None: it was not; `sent` writes what never
+    was."""
+    reuse = [option_row(socket.SOL_SOCKET, socket.SO_REUSEADDR, reused)] if reused else []
+    repaired = (option_row(TCP, lib.TCP_REPAIR, lib.TCP_REPAIR_OFF), *reuse)
+    return (*repaired, *sent, *shut_rows(shut), *calmed_rows(keepalive, user_timeout))
+
+
+@functools.lru_cache(MOST_ROWS)
+def begins_at_once(reused: int, keepalive: int, user_timeout: int, shut: int | None) -> tuple[Row, ...]:
+    """The same where nothing is to be sent: one table of rows for all that are alike."""
+    return begins(reused, keepalive, user_timeout, shut)
+
+
+def how_shut(one: TcpConnection) -> int | None:
+    """How shutdown(2) is to shut it, None: not at all."""
     how = {(True, True): socket.SHUT_RDWR, (True, False): socket.SHUT_WR, (False, True): socket.SHUT_RD}
-    if (shut := how.get((one.has_sent_fin, bool(one.reads_no_more)))) is not None:
-        rows.append(Row(SYS_shutdown, (DESCRIPTOR, shut)))
-    return (*rows, *back)
+    return how.get((bool(lib.lm_tcp_has_sent_fin(one.fields)), bool(one.fields.reads_no_more)))
 
 
-def _send_rows(number: int, rest: bytes) -> list[Row]:
-    """Rows that write bytes, with room for them meanwhile."""
+def sends(number: int, rest: bytes) -> tuple[Row, ...]:
+    """Rows that write bytes, with room for them meanwhile. Raises OSError."""
     with socket.socket(fileno=os.dup(number)) as one:
         size = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         locked = one.getsockopt(socket.SOL_SOCKET, lib.SO_BUF_LOCK)
-        lowest = one.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT)
+        lowest = one.getsockopt(TCP, TCP_NOTSENT_LOWAT)
     written = check(lib.lm_tcp_written(number), "what a connection has sent")
     flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-    return [
+    return (
         # A limit to what was not sent would end the writing before it is through.
-        option_row(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NO_LIMIT),
+        option_row(TCP, TCP_NOTSENT_LOWAT, NO_LIMIT),
         option_row(socket.SOL_SOCKET, lib.SO_SNDBUFFORCE, size + 4 * len(rest) + (1 << 20)),
         Row(SYS_sendto, (DESCRIPTOR, rest, len(rest), flags, 0, 0), expected=len(rest), written=written),
         option_row(socket.SOL_SOCKET, lib.SO_SNDBUFFORCE, size // 2),
         option_row(socket.SOL_SOCKET, lib.SO_BUF_LOCK, locked),
-        option_row(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, lowest),
-    ]
+        option_row(TCP, TCP_NOTSENT_LOWAT, lowest),
+    )
 
 

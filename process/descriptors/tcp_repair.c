@@ -63,6 +63,23 @@ int lm_tcp_begin_repair(int number) {
     return set(number, IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON);
 }
 
+int lm_tcp_options(int number, struct lm_tcp_options *options) {
+    int error;
+
+    if ((error = get(number, SOL_SOCKET, SO_REUSEADDR, &options->reuse)) != 0 ||
+        (error = get(number, SOL_SOCKET, SO_OOBINLINE, &options->in_line)) != 0 ||
+        (error = get(number, SOL_SOCKET, SO_KEEPALIVE, &options->keepalive)) != 0)
+        return error;
+    return get(number, IPPROTO_TCP, TCP_USER_TIMEOUT, &options->user_timeout);
+}
+
+/* While nothing gets through, neither of these may end the connection. */
+static int calm(int number) {
+    int error = set(number, SOL_SOCKET, SO_KEEPALIVE, 0);
+
+    return error ? error : set(number, IPPROTO_TCP, TCP_USER_TIMEOUT, 0);
+}
+
 int lm_tcp_look(int number, struct lm_tcp_connection *connection) {
     struct tcp_info info = {0};
     struct tcp_repair_window window = {0};
@@ -70,7 +87,7 @@ int lm_tcp_look(int number, struct lm_tcp_connection *connection) {
     socklen_t length = sizeof(info), window_length = sizeof(window);
     int value = 0, error;
 
-    if ((error = lm_tcp_begin_repair(number)) != 0)
+    if ((error = calm(number)) != 0 || (error = lm_tcp_begin_repair(number)) != 0)
         return error;
     if (getsockopt(number, IPPROTO_TCP, TCP_INFO, &info, &length) != 0 ||
         getsockopt(number, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, &window_length) != 0)
@@ -204,21 +221,40 @@ static int fill_with_room(int number, int queue, const char *bytes, unsigned lon
     return filled ? filled : error;
 }
 
-int lm_tcp_restore(int number, const struct lm_tcp_connection *connection, const char *peer,
-                   unsigned int peer_length, const struct lm_tcp_bytes *bytes) {
+int lm_tcp_has_sent_fin(const struct lm_tcp_connection *connection) {
+    return connection->state == TCP_FIN_WAIT1 || connection->state == TCP_FIN_WAIT2 ||
+           connection->state == TCP_LAST_ACK || connection->state == TCP_CLOSING;
+}
+
+/* How many of the written bytes were sent. A FIN is counted among what was not, where it was not. */
+static unsigned long in_flight(const struct lm_tcp_connection *connection, unsigned long written) {
+    uint32_t unsent = connection->unsent;
+
+    if (unsent != 0 && lm_tcp_has_sent_fin(connection))
+        unsent--;
+    return unsent < written ? written - unsent : 0;
+}
+
+long lm_tcp_restore(int number, const struct lm_tcp_connection *connection, const char *peer,
+                    unsigned int peer_length, const struct lm_tcp_bytes *bytes, int transparent) {
+    const uint32_t fin = lm_tcp_has_sent_fin(connection) ? 1 : 0;
+    const uint32_t first = connection->send_sequence - fin - (uint32_t)bytes->written_length;
+    const uint32_t received = connection->receive_sequence - (uint32_t)bytes->unread_length;
+    const unsigned long sent = in_flight(connection, bytes->written_length);
     int error;
 
-    if ((error = set_sequence(number, TCP_SEND_QUEUE, bytes->first)) != 0 ||
-        (error = set_sequence(number, TCP_RECV_QUEUE, bytes->received)) != 0 ||
+    if ((error = calm(number)) != 0 || (error = set_sequence(number, TCP_SEND_QUEUE, first)) != 0 ||
+        (error = set_sequence(number, TCP_RECV_QUEUE, received)) != 0 ||
         (error = set(number, IPPROTO_TCP, TCP_REPAIR_QUEUE, TCP_NO_QUEUE)) != 0)
         return error;
     if (connect(number, (const struct sockaddr *)peer, peer_length) != 0)
         return -errno;
-    if ((error = set_negotiated(number, connection)) != 0 ||
+    if ((error = set(number, IPPROTO_IP, IP_TRANSPARENT, transparent)) != 0 ||
+        (error = set_negotiated(number, connection)) != 0 ||
         (error = fill_with_room(number, TCP_RECV_QUEUE, bytes->unread, bytes->unread_length,
                                 connection->receive_buffer)) != 0 ||
-        (error = fill_with_room(number, TCP_SEND_QUEUE, bytes->in_flight, bytes->in_flight_length,
-                                connection->send_buffer)) != 0 ||
+        (error = fill_with_room(number, TCP_SEND_QUEUE, bytes->written, sent, connection->send_buffer)) !=
+            0 ||
         (error = set(number, IPPROTO_TCP, TCP_REPAIR_QUEUE, TCP_NO_QUEUE)) != 0)
         return error;
     /* It is a help: where it is less than this kernel wants, it is larger. */
@@ -226,7 +262,7 @@ int lm_tcp_restore(int number, const struct lm_tcp_connection *connection, const
     if (setsockopt(number, IPPROTO_TCP, TCP_REPAIR_WINDOW, connection->window, sizeof(connection->window)) !=
         0)
         return -errno;
-    return 0;
+    return (long)sent;
 }
 
 long lm_tcp_written(int number) {

@@ -31,18 +31,26 @@ struct lm_tcp_connection {
     uint32_t window[5];     /* struct tcp_repair_window */
 };
 
-/* The bytes of a connection: those in flight (sent and not acknowledged), from number `first` on, and those that were not
- * read, from number `received` on. */
+/* The bytes of a connection that were written and not acknowledged, sent or not, and those that were not read. */
 struct lm_tcp_bytes {
-    uint32_t first;
-    uint32_t received;
-    const char *in_flight;
-    unsigned long in_flight_length;
+    const char *written;
+    unsigned long written_length;
     const char *unread;
     unsigned long unread_length;
 };
 
-/* Begin repair: from here on closing the socket sends nothing. Then read the connection. 0 or -errno. */
+/* The options of a socket that its repair changes, or that would end a connection of which nothing gets through. */
+struct lm_tcp_options {
+    int32_t reuse; /* SO_REUSEADDR */
+    int32_t in_line;
+    int32_t keepalive;
+    int32_t user_timeout;
+};
+
+/* 0 or -errno. */
+int lm_tcp_options(int number, struct lm_tcp_options *options);
+/* Begin repair: from here on closing the socket sends nothing, and it does not end by itself. Then read the connection. 0
+ * or -errno. */
 int lm_tcp_look(int number, struct lm_tcp_connection *connection);
 /* Read the bytes that it has, without taking them: the received ones into `incoming`, of which there must be
  * connection->incoming, the others into `outgoing`, which has room for connection->outgoing. Returns how many
@@ -50,10 +58,13 @@ int lm_tcp_look(int number, struct lm_tcp_connection *connection);
 long lm_tcp_read(int number, const struct lm_tcp_connection *connection, char *incoming, char *outgoing);
 /* Begin repair of a socket that is to be a connection. 0 or -errno. */
 int lm_tcp_begin_repair(int number);
-/* Make of a bound socket in repair the connection to `peer` (a socket address). It stays in repair: nothing is sent. 0
- * or -errno. */
-int lm_tcp_restore(int number, const struct lm_tcp_connection *connection, const char *peer,
-                   unsigned int peer_length, const struct lm_tcp_bytes *bytes);
+/* Make of a bound socket in repair, which may have any address (IP_TRANSPARENT), the connection to `peer` (a socket
+ * address), and then leave it so or not (`transparent`). It stays in repair: nothing is sent. Returns how many of the
+ * written bytes it has, which are those that were sent, or -errno. */
+long lm_tcp_restore(int number, const struct lm_tcp_connection *connection, const char *peer,
+                    unsigned int peer_length, const struct lm_tcp_bytes *bytes, int transparent);
+/* Had the process shut its direction? */
+int lm_tcp_has_sent_fin(const struct lm_tcp_connection *connection);
 /* How many bytes have been written to it since it was made, modulo 2 to the 32nd, or -errno. */
 long lm_tcp_written(int number);
 /* What a connection has that does not move: LM_TCP_..., 0 for nothing, or -errno. */

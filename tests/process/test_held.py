@@ -159,3 +159,15 @@ def test_peers_see_an_end_and_no_reset(file: int, family: int, tmp_path: object)
         late.connect(listener.getsockname())
     for one in (*clients, accepted, listener):
         one.close()
+
+
+def test_rows_that_many_share_are_about_each_of_them(file: int) -> None:
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+    rows = (send(b"one"), send(b"two"))
+    write_held(file, os.getpid(), [Held(one.fileno(), os.fstat(one.fileno()).st_ino, rows, rows) for one, _ in pairs])
+    for table in (lib.LM_HELD_COMMIT, lib.LM_HELD_UNDO):
+        run(file, table)
+        assert [received(other) for _, other in pairs] == [[b"one", b"two"]] * 3
+    for pair in pairs:
+        for end in pair:
+            end.close()
