@@ -2,8 +2,10 @@
 #include "kernel/pidfd.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static int result_or_errno(long result) {
@@ -34,6 +36,31 @@ int lm_send_to_thread(int pid, int tid, int signal) {
 
 int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index) {
     return result_or_errno(syscall(SYS_kcmp, first, second, type, first_index, second_index));
+}
+
+struct undo_question {
+    int pid;
+    int answer;
+};
+
+static int ask_of_undo_list(void *argument) {
+    struct undo_question *question = argument;
+
+    question->answer = lm_kcmp(question->pid, (int)syscall(SYS_getpid), KCMP_SYSVSEM, 0, 0);
+    return 0;
+}
+
+int lm_has_undo_list(int pid) {
+    _Alignas(16) char stack[16384];
+    struct undo_question question = {.pid = pid, .answer = -ECHILD};
+    int child = clone(ask_of_undo_list, stack + sizeof stack, CLONE_VM | CLONE_VFORK, &question);
+
+    if (child < 0)
+        return -errno;
+    /* It ends without a signal, so that nobody else waits for it. */
+    while (waitpid(child, NULL, __WCLONE) < 0 && errno == EINTR)
+        continue;
+    return question.answer > 0 ? 1 : question.answer;
 }
 
 /* For sorting the places of descriptors by the kernel's order of their open files. */

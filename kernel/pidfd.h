@@ -18,6 +18,9 @@ int lm_pidfd_is_ending(int pidfd);
 int lm_send_to_thread(int pid, int tid, int signal);
 /* kcmp(2): 0 the same, 1 less, 2 greater, 3 different without an order. */
 int lm_kcmp(int first, int second, int type, unsigned long first_index, unsigned long second_index);
+/* 1 if a process has a list of semaphores to be undone (SEM_UNDO of semop(2)), else 0. kcmp(2) compares it with that of a
+ * child of ours, which has none: a process that has threads, as ours may, has a list, too. */
+int lm_has_undo_list(int pid);
 /* Number the open files of which `numbers` are descriptors of this process, in the order that the kernel has for them:
  * `places` gets, for each, one and the same for one and the same open file. It takes one call for each that stands in
  * that order already. 0 or -errno. */

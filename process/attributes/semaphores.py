@@ -25,7 +25,8 @@ SETS = "/proc/sysvipc/sem"
 
 
 def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
-    """The sets that the process may hold something of. Raises ProcessGone, and OSError where kcmp(2) is not allowed."""
+    """The sets that the process may hold something of; all that come into question where kcmp(2) is not allowed.
+    Raises ProcessGone."""
     operated_on = operated_sets()
     if not operated_on:
         return []
@@ -33,9 +34,8 @@ def undo_blockers(process: ProcessSnapshot) -> list[Blocker]:
     start_ticks = int(process.stat[21])
     started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + start_ticks / os.sysconf("SC_CLK_TCK")
     since = [name for name, operated in operated_on if operated >= started - CLOCK_SLACK_SECONDS]
-    # This process has no list, so both compare as equal if the other has none either.
     pid = process.pid
-    if not since or int(lib.lm_kcmp(pid, os.getpid(), lib.KCMP_SYSVSEM, 0, 0)) == 0:
+    if not since or int(lib.lm_has_undo_list(pid)) == 0:
         return []
     if len(os.listdir(f"/proc/{pid}/task")) > 1:
         since = [one for one in since if pid in last_operators(one)]
