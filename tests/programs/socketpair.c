@@ -1,7 +1,8 @@
 /*
  * feature: unix socketpairs inside the process: stream, datagram, seqpacket; data on its way, also more than the
  *          buffers would take now, half-closed ones
- * limits: descriptors on their way (SCM_RIGHTS) are refused by name
+ * limits: descriptors on their way (SCM_RIGHTS), and an urgent byte (MSG_OOB), are refused by name. An empty message among
+ *         datagrams or packets is lost if an earlier try to move it was given up in the freeze
  */
 #include "check.h"
 #include <sys/socket.h>
