@@ -336,9 +336,10 @@ def complete_task(
         takes_signal = signals.takes_any(thread.signal_mask, (*own, *shared))
         registers, call = _registers_to_resume(stopped, thread, takes_signal, path_at)
         common = (threads.common_part(replies_of_thread), outside.credentials)
-        like = alike.get(common)
+        changed = thread.host_tid != stopped.process.pid and _have_changed(stopped, thread.host_tid)
+        like = None if changed else alike.get(common)
         if like is None:
-            held = threads.known_credentials(outside, replies_of_thread)
+            held = None if changed else threads.known_credentials(outside, replies_of_thread)
             if held is not None:
                 like = alike[common] = threads.thread_like(replies_of_thread, held, usual)
             else:
@@ -370,6 +371,15 @@ def complete_task(
         timers=current_timers,
         filters=(),
     )
+
+
+def _have_changed(stopped: StoppedTask, tid: int) -> bool:
+    """Are credentials of a thread, of those that it does not tell itself, others than before the freeze? Those of the
+    leader are known (`snapshot_stopped_task`)."""
+    known = stopped.outside[tid].credentials
+    if not credentials.may_change_unseen(known):
+        return False
+    return not credentials.shows(stopped.process.read(f"task/{tid}/status"), known)
 
 
 def _registers_to_resume(

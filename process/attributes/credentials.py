@@ -6,6 +6,7 @@ Every thread has its own; the C library keeps those of a process equal, other pr
 from __future__ import annotations
 
 import os
+import re
 
 import msgspec
 
@@ -27,6 +28,8 @@ _NAMES = (
     "MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 )
 NAMES = tuple(_NAMES.split())
+# What a thread does not tell itself with its other credentials (proc_pid_status(5)).
+ONLY_IN_STATUS = re.compile(rb"^Groups:([^\n]*)$.*?^CapBnd:([^\n]*)\nCapAmb:([^\n]*)$", re.MULTILINE | re.DOTALL)
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +68,25 @@ def snapshot_credentials(status: dict[str, str], secure_bits: int = 0) -> Creden
         ambient=int(status.get("CapAmb", "0"), 16),
         secure_bits=secure_bits,
         no_new_privileges=status.get("NoNewPrivs", "0").strip() == "1",
+    )
+
+
+def may_change_unseen(known: Credentials) -> bool:
+    """May a thread with these credentials give itself others that only its status shows? Without any capability it can
+    drop nothing from its bounding set, raise nothing to be ambient, and set no groups (capabilities(7))."""
+    return known.permitted != 0 or known.ambient != 0
+
+
+def shows(text: bytes, known: Credentials) -> bool:
+    """Does the text of a status show those groups, and those bounding and ambient capabilities?"""
+    found = ONLY_IN_STATUS.search(text)
+    if found is None:
+        return False
+    groups, bounding, ambient = found.groups()
+    return (
+        int(bounding, 16) == known.bounding
+        and int(ambient, 16) == known.ambient
+        and tuple(map(int, groups.split())) == known.groups
     )
 
 

@@ -240,6 +240,32 @@ def test_memory_that_is_to_be_merged_after_the_look_is_seen_so() -> None:
         assert any("mg" in mapping.flags for mapping in found.mappings)
 
 
+DROPS_IN_A_THREAD = """
+import ctypes, sys, threading
+libc, told, done = ctypes.CDLL(None), threading.Event(), threading.Event()
+
+def drop():
+    told.wait()
+    print(libc.prctl(24, 20, 0, 0, 0), flush=True)  # PR_CAPBSET_DROP
+    done.wait()
+
+threading.Thread(target=drop, daemon=True).start()
+print("ready", flush=True)
+sys.stdin.readline()
+told.set()
+sys.stdin.readline()
+"""
+
+
+def test_what_a_thread_drops_from_its_bounding_set_after_the_look_is_dropped() -> None:
+    """It tells its other credentials itself."""
+    with changed_after_the_look(DROPS_IN_A_THREAD, "0") as seen, frozen(seen) as state:
+        described = handover.describe(state, handover.query_threads(state))
+        described.descriptors.close()
+    leader, thread = (one.credentials.bounding for one in described.description.member.task.threads)
+    assert leader & ~thread == 1 << 20
+
+
 LEAVES_ITS_NAMESPACE = """
 import ctypes, sys
 print("ready", flush=True)
