@@ -164,6 +164,8 @@ def test_peers_see_an_end_and_no_reset(file: int, family: int, tmp_path: object)
 def test_rows_that_many_share_are_about_each_of_them(file: int) -> None:
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
     rows = (send(b"one"), send(b"two"))
+    for _, other in pairs:
+        other.setblocking(False)
     write_held(file, os.getpid(), [Held(one.fileno(), os.fstat(one.fileno()).st_ino, rows, rows) for one, _ in pairs])
     for table in (lib.LM_HELD_COMMIT, lib.LM_HELD_UNDO):
         run(file, table)
