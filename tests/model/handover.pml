@@ -13,7 +13,7 @@
 #ifndef BREAKS
 #define BREAKS 2
 #endif
-/* Where both processes of a host may die at once: 1, at the source; 2, at both hosts. */
+/* 1: both processes of a host may die at once. */
 #ifndef PAIRS
 #define PAIRS 0
 #endif
@@ -256,14 +256,14 @@ end:
     :: atomic { source_deaths == 0 && serve_lives -> source_deaths++; serve_lives = false }
     :: atomic { source_deaths == 0 && serve_lives && source_custodian_lives ->
         source_deaths++; source_custodian_lives = false }
-    :: atomic { PAIRS >= 1 && source_deaths == 0 && serve_lives && source_custodian_lives ->
+    :: atomic { PAIRS && source_deaths == 0 && serve_lives && source_custodian_lives ->
         source_deaths++; serve_lives = false; source_custodian_lives = false }
     :: atomic { serve_lives && !source_custodian_lives -> source_custodian_lives = true }
-    :: atomic { PAIRS >= 1 && !serve_lives && !source_custodian_lives -> source_custodian_lives = true }
+    :: atomic { PAIRS && !serve_lives && !source_custodian_lives -> source_custodian_lives = true }
     :: atomic { destination_deaths == 0 && worker_lives -> destination_deaths++; worker_lives = false }
     :: atomic { destination_deaths == 0 && worker_lives && husk_custodian_lives ->
         destination_deaths++; husk_custodian_lives = false }
-    :: atomic { PAIRS >= 2 && destination_deaths == 0 && worker_lives && husk_custodian_lives ->
+    :: atomic { PAIRS && destination_deaths == 0 && worker_lives && husk_custodian_lives ->
         destination_deaths++; worker_lives = false; husk_custodian_lives = false }
     :: atomic { worker_lives && !husk_custodian_lives -> husk_custodian_lives = true }
     :: source_knows -> break

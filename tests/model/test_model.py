@@ -51,9 +51,8 @@ AT_MOST_ONE = ""
 """No formula, but an assertion wherever a copy begins to run."""
 LAWS = {
     "at most one copy runs": (HANDOVER, AT_MOST_ONE, 0),
-    "at most one copy runs, if both die at once at a host": (HANDOVER, AT_MOST_ONE, 2),
+    "at most one copy runs, if both die at once at a host": (HANDOVER, AT_MOST_ONE, 1),
     "one copy runs in the end": (HANDOVER, "one_copy_runs", 0),
-    "one copy runs in the end, if both die at once at the source": (HANDOVER, "one_copy_runs", 1),
     "nothing is left waiting": (HANDOVER, "nothing_waits", 0),
     "no message is missing before one that is taken in": (FOLLOWING, "", 0),
     "everything is taken in, and both sides leave": (FOLLOWING, "all_is_over", 0),
