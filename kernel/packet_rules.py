@@ -35,7 +35,7 @@ SUBSYSTEM, BATCH_BEGIN, BATCH_END = 10, 16, 17
 NEW_TABLE, DELETE_TABLE, NEW_CHAIN, NEW_RULE, NEW_SET, NEW_ELEMENTS = 0, 2, 3, 6, 9, 12
 OWNER_FLAG = 2
 INET = 1
-PREROUTING, OUTPUT = 0, 3
+PREROUTING, INPUT, OUTPUT = 0, 1, 3
 PRIORITY = -350
 """Before the tables of others: raw is at -300, connection tracking at -200."""
 REGISTER = 8
@@ -47,7 +47,7 @@ MOST_PLACES = 1 << 14
 SO_SNDBUFFORCE, LARGEST_BATCH = 32, 16 << 20
 FLAGS_OFFSET, FIN_SYN_RST_ACK, SYN = 13, 0x17, 0x02
 SETS = {4: ("connections4", 16), 6: ("connections6", 40)}
-INCOMING, OUTGOING = "incoming", "outgoing"
+INCOMING, BEGINNING, OUTGOING = "incoming", "beginning", "outgoing"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class PacketRules:
         for number, (name, length) in SETS.items():
             described = (_name(2, name), _number(3, 0), _number(4, 0), _number(5, length), _number(10, number))
             yield self._change(NEW_SET, CREATE, _name(1, self.name), *described)
-        for chain, hook in ((INCOMING, PREROUTING), (OUTGOING, OUTPUT)):
+        for chain, hook in ((INCOMING, PREROUTING), (BEGINNING, INPUT), (OUTGOING, OUTPUT)):
             hooked = nested(4, _number(1, hook), attribute(2, struct.pack(">i", PRIORITY)))
             yield self._change(NEW_CHAIN, CREATE, _name(1, self.name), _name(3, chain), hooked, _name(7, "filter"))
 
@@ -148,8 +148,9 @@ class PacketRules:
 
     def _listener_rules(self, listeners: Iterable[Place]) -> Iterator[bytes]:
         for one in listeners:
-            # What is answered already goes on: such a connection can be found (sock_diag).
-            yield self._rule(INCOMING, _is_tcp(one.family), _to(one), _begins())
+            # What is answered already goes on: such a connection can be found (sock_diag). What this host only passes
+            # on to others may be for the same port, and is none of it.
+            yield self._rule(BEGINNING, _is_tcp(one.family), _to(one), _begins())
 
 
 def open_rules(name: str, pid: int | None = None) -> PacketRules:
