@@ -64,9 +64,8 @@ def test_what_clients_do_in_the_gap(
         alone = [[(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, 1)], [(socket.IPPROTO_TCP, socket.TCP_CORK, 1)]]
         full = [begun(net, b"q", SERVICE, options) for options in alone]
         asking, ending, going, resetting = (echoing(net, SERVICE) for _ in range(4))
-        move = move_to(
-            net, server.process.pid, tmp_path, strategy="stop-and-copy", serve=["--bandwidth-limit", "5M"]
-        )
+        words = ["--bandwidth-limit", "5M", "--max-freeze", "60"]
+        move = move_to(net, server.process.pid, tmp_path, strategy="stop-and-copy", serve=words)
         move.serve.event("frozen")
         asking.sendall(b"in the gap")
         ending.sendall(b"at last")
