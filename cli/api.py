@@ -95,7 +95,7 @@ def migrate(
     exit_status: int = 0,
     prefetch: Literal["hot", "order"] = "hot",
     keep_pid: Literal["auto", "keep", "namespace"] = "auto",
-    files: Literal["strict", "size", "trust"] = "strict",
+    files: Literal["strict", "size", "trust", "copy", "copy=place"] = "strict",
     map_path: Mapping[str, str] | None = None,
     tcp: Literal["keep", "close", "refuse"] = "keep",
     cpu: Literal["strict", "trust"] = "strict",
@@ -109,7 +109,8 @@ def migrate(
     process `pid` of `host` to this one. Returns the destination's report when every page has arrived there.
 
     `ssh` is the command with options of your own ("ssh -p 2222"), and asks nothing: it has no terminal. `keep_pid` is
-    lm-restore's --pid; the other options are as for serve() and restore(), with the same units, and as in
+    lm-restore's --pid; with `files` "copy" the files that are missing there, or differ, travel along. The other options
+    are as for serve() and restore(), with the same units, and as in
     `lm-migrate --help`.
 
     `on_event` is called in this thread for everything that happens, and should return soon. An exception from it, or

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from live_migration.cli import restore_options, serve_options
 from live_migration.cli.command_line import OneSentenceParser, parse_descriptor, parse_listen, parse_number, usage_error
+from live_migration.remote.files import COPIES
 from live_migration.remote.migration import MigrateOptions
 from live_migration.wire.addresses import show_address
 from live_migration.wire.report import check_report_path
@@ -30,10 +31,12 @@ exit status: docs/exit-codes.md."""
 
 NOT_PASSED = {
     "help", "report", "json", "json_fd", "verbose", "insecure", "check", "listen", "to", "ticket", "ticket_file",
-    "detach", "stdio",
+    "detach", "stdio", "files",
 }  # fmt: skip
 """Options of the two commands that lm-migrate has itself, or chooses."""
 MODES = ("back", "list", "clean")
+COMPARED = ("strict", "size", "trust")
+"""How lm-restore compares files, its default first."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--bundle", metavar="FILE", help="the bundle to bring there (default: what `make bundle` has made)")
     add("--listen", metavar="HOST:PORT", type=parse_listen, help="where lm-serve waits (default: the "
         "address by which the hosts know each other, and a free port)")  # fmt: skip
+    add(
+        "--files",
+        choices=(*COMPARED, *COPIES),
+        default="strict",
+        help="how files are compared with the destination's: size and mtime, size alone, not at all; copy: those "
+        "that are missing there or differ travel along and are seen by the process alone; copy=place: what is missing "
+        "is put at its path (default: strict)",
+    )
     add("--report", metavar="FILE", help="write what happened to FILE, as the destination saw it (docs/report.md)")
     add("--json", action="store_true", help="print every event as one JSON object a line")
     add("--json-fd", metavar="FD", type=parse_descriptor, help="write every event to this open descriptor")
@@ -134,6 +145,10 @@ def parse_options(arguments: Sequence[str]) -> MigrateLine:
         raise usage_error("--ssh", "it names no command", "give ssh, with its options")
     if given.report:
         check_report_path(given.report)
+    if given.files in COPIES and given.map_path:
+        raise usage_error("--map-path", f"it does not go with --files {given.files}", "say one of the two")
+    if given.files in COMPARED[1:]:
+        restore = (*restore, f"--files={given.files}")
     move = MigrateOptions(
         pid=pid,
         host=host,
@@ -144,6 +159,7 @@ def parse_options(arguments: Sequence[str]) -> MigrateLine:
         check=given.check,
         serve=(*serve, *["-v"] * given.verbose),
         restore=(*restore, *["-v"] * given.verbose),
+        files=given.files,
         listen=show_address(*given.listen) if given.listen else None,
         report=given.report,
     )

@@ -27,11 +27,17 @@ from typing import IO, Any
 
 import msgspec
 
-from live_migration.remote import moved
+from live_migration.remote import laying, moved
+from live_migration.remote.errands import Errands, drop, hold_namespace, run_errand
+from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import VERSION
 from live_migration.wire.plain_text import json_line
 
 MODULES = {"lm-serve": "live_migration.cli.serve", "lm-restore": "live_migration.cli.restore"}
+LAID = "live_migration.cli.laid"
+"""The commands among files that were brought."""
+NOT_OVER = (ExitCode.IN_DOUBT, ExitCode.LOST_AFTER)
+"""With these lm-restore ends where the process may live on here."""
 PART = 1 << 16
 MOST_SAID = 1 << 16
 """Characters of what a command wrote on standard error that are passed on."""
@@ -70,6 +76,7 @@ class Agent:
     folder: Path
     running: Running | None = None
     claimed: int | None = None
+    errands: Errands = field(default_factory=Errands)
     held: bytes = b""
     lost: bool = False
 
@@ -83,6 +90,7 @@ def main() -> int:
         _tell({"agent": "hello", "version": version(), "root": os.geteuid() == 0})
         while not agent.lost or agent.running:
             _turn(agent)
+        drop(agent.errands)
     return 0
 
 
@@ -96,7 +104,7 @@ def _turn(agent: Agent) -> None:
     if running and running.watch in ready:
         _ended(agent, running)
     elif running and running.pipe.fileno() in ready:
-        _pass_on(running)
+        _pass_on(running, agent.errands)
     if 0 in ready:
         data = os.read(0, PART)
         *lines, agent.held = (agent.held + data).split(b"\n")
@@ -123,7 +131,9 @@ def _obey(agent: Agent, request: dict[str, Any]) -> None:
     elif what == "loopback":
         _tell({"agent": "loopback", "only": _only_loopback(request["port"])})
     elif what == "list":
-        _tell({"agent": "listed", "sentences": [*moved.listed(), *_waiting()]})
+        _tell({"agent": "listed", "sentences": [*moved.listed(), *_waiting(), *laying.sweep()]})
+    elif (answer := run_errand(agent.errands, what, request)) is not None:
+        _tell({"agent": what, **answer})
 
 
 def _start(agent: Agent, request: dict[str, Any]) -> Running:
@@ -132,7 +142,13 @@ def _start(agent: Agent, request: dict[str, Any]) -> Running:
     report = agent.folder / "report"
     said = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with the command
     read_end, write_end = os.pipe()
-    line = [sys.executable, "-P", "-m", MODULES[name], f"--json-fd={write_end}", f"--report={report}"]
+    started = [MODULES[name]]
+    store = agent.errands.store
+    if name == "lm-restore" and store and not store.place:
+        started = [LAID, name, str(store.folder)]
+    elif name == "lm-serve" and laying.is_laid(int(request["words"][-1])):
+        started = [LAID, name, request["words"][-1]]
+    line = [sys.executable, "-P", "-m", *started, f"--json-fd={write_end}", f"--report={report}"]
     try:
         process = subprocess.Popen(
             [*line, *request["words"]],
@@ -152,7 +168,7 @@ def _start(agent: Agent, request: dict[str, Any]) -> Running:
     return Running(name, process, pipe, os.pidfd_open(process.pid), said, report, source, source_pid)
 
 
-def _pass_on(running: Running) -> None:
+def _pass_on(running: Running, errands: Errands) -> None:
     """Tell lm-migrate what the command tells."""
     data = os.read(running.pipe.fileno(), PART)
     running.more = bool(data)
@@ -160,6 +176,8 @@ def _pass_on(running: Running) -> None:
     for line in lines:
         event = msgspec.json.decode(line)
         running.events.add(event["event"])
+        if event["event"] == "staged" and running.name == "lm-restore":
+            hold_namespace(errands, running.process.pid)
         if event["event"] == "resumed" and running.name == "lm-restore":
             moved.record(event["pid"], running.source, running.source_pid)
         _tell(event)
@@ -168,7 +186,7 @@ def _pass_on(running: Running) -> None:
 def _ended(agent: Agent, running: Running) -> None:
     """The command has ended. What it leaves behind may have its pipe open, so that its end counts, not the pipe's."""
     while running.more and select.select([running.pipe], [], [], 0)[0]:
-        _pass_on(running)
+        _pass_on(running, agent.errands)
     status = running.process.wait()
     running.said.seek(0)
     report = None
@@ -180,6 +198,10 @@ def _ended(agent: Agent, running: Running) -> None:
     running.said.close()
     os.close(running.watch)
     agent.running = None
+    if running.name == "lm-restore":
+        # One that was killed may have left a worker that goes on.
+        gone = status > 0 and status not in NOT_OVER and "resumed" not in running.events
+        drop(agent.errands, kept=not gone)
 
 
 def _lost(agent: Agent) -> None:

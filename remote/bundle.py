@@ -174,7 +174,7 @@ def remove(ssh: Ssh) -> str:
             step="removing the cache",
             object=ssh.host,
             cause=f"process {answers['busy']} runs from it",
-            remedy="wait until every page of what was moved has arrived; lm-migrate --list tells",
+            remedy="wait until all pages have arrived, and what files were brought for has ended (--list)",
         )
     if answers.get("cleaned") != "yes":
         raise LocalError(

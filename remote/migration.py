@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from live_migration.remote import files
 from live_migration.remote.bundle import PROGRAM, bring, bundle_at_hand
 from live_migration.remote.line import Line, heard, through, to_this_host
 from live_migration.remote.ssh import Ssh, connection
@@ -55,6 +56,7 @@ class MigrateOptions:
     via      "direct", "ssh", or "auto": direct where that is possible
     ssh      the command, with the user's options
     serve    options of lm-serve, and restore those of lm-restore, as words
+    files    as lm-restore's --files; or "copy" or "copy=place": what is missing there travels (files.py)
     listen   where lm-serve listens, if the user has said that
     """
 
@@ -67,6 +69,7 @@ class MigrateOptions:
     check: bool = False
     serve: tuple[str, ...] = ()
     restore: tuple[str, ...] = ()
+    files: str = "strict"
     listen: str | None = None
     report: str | None = None
 
@@ -147,13 +150,18 @@ def migrate(options: MigrateOptions, events: Events) -> int:
             raise failed(options.host, f"the path of its cache ({there.cache}) is no plain one", "set XDG_CACHE_HOME")
         far = through(ssh, program)
         closed.callback(far.hang_up)
+        source, destination = (far, near) if options.back else (near, far)
         if options.back:
             claim(far, options)
             host = there.to_address
             begin(far, options, host)
         if options.check:
-            return int(events.checked(options.pid, end_check(far if options.back else near)))
-        source, destination = (far, near) if options.back else (near, far)
+            blockers = end_check(source)
+            if options.files in files.COPIES:
+                travelling, more = files.compare(source, destination, options.pid, options.files)
+                files.tell(travelling, events, 0)
+                blockers += more
+            return int(events.checked(options.pid, blockers))
         move = Move(options, events, ssh, program, source, destination)
         start(move, host)
         follow(move)
@@ -244,6 +252,8 @@ def start(move: Move, host: str) -> None:
     """Wait for lm-serve's ticket, find a way to its port, and start lm-restore with it. Raises MigrationError."""
     options = move.options
     ticket = parse_ticket(await_ticket(move.source))
+    if options.files in files.COPIES:
+        files.bring(move.source, move.destination, options.pid, options.files, move.events)
     if options.via == "ssh" or not reachable(move, ticket, host):
         if options.via == "direct":
             raise failed(

@@ -31,6 +31,14 @@ def test_an_option_that_looks_like_another_ones_value() -> None:
     assert parse("12", "there", "--map-path", "/--pre-copy=/b").restore == ("--map-path=/--pre-copy=/b",)
 
 
+def test_files_are_compared_there_or_copied() -> None:
+    """What lm-restore knows is passed on."""
+    assert (parse("12", "there", "--files=size").restore, parse("12", "there").files) == (("--files=size",), "strict")
+    for files in ("copy", "copy=place"):
+        move = parse("12", "there", "--files", files)
+        assert (move.restore, move.files) == ((), files)
+
+
 def test_every_option_of_the_commands_is_there_or_chosen() -> None:
     own = {action.dest for action in migrate_options.make_parser()._actions if action.option_strings}
     chosen = {"to", "ticket_file", "insecure", "detach", "stdio"}
@@ -60,6 +68,7 @@ def test_modes() -> None:
         (["12", ""], "no name of a host"),
         (["12", "a b"], "no name of a host"),
         (["12", "there", "--ssh="], "names no command"),
+        (["12", "there", "--files=copy", "--map-path=/a=/b"], "does not go with --files copy"),
     ],
 )
 def test_what_is_refused(words: list[str], said: str) -> None:

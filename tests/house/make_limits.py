@@ -37,7 +37,8 @@ TAIL = """
 - To another host: a file on a tmpfs that is mapped to be written.
 - Protection keys in use, sealed (mseal) memory, guard regions that are there before the move.
 - A destination whose processor lacks an instruction set or vector state of the source's (`--cpu trust` overrides).
-- Files that are not on the destination, or differ there (`--files size|trust`, `--map-path OLD=NEW`).
+- Files that are not on the destination, or differ there (`--files size|trust`, `--map-path OLD=NEW`; `lm-migrate
+  --files copy` brings them, but for those that are open for writing).
 - More memory than the destination, or a control group that lm-restore is in (`memory.max`, version 1 too), has room
   for; more threads (`pids.max`), descriptors or mappings than a process may have there. What `--max-memory`,
   `--allow-uid` and `--allow-path` do not allow.
