@@ -24,6 +24,8 @@ MOST_PORTS = 200
 LOAD_BYTE, LOAD_HALF, LOAD_HALF_BEYOND, LOAD_HEADER_LENGTH = 0x30, 0x28, 0x48, 0xB1
 JUMP_EQUAL, JUMP_SET, RETURN = 0x15, 0x45, 0x06
 INSTRUCTION = struct.Struct("=HBBI")
+# linux/filter.h, linux/if_packet.h: where a filter finds for whom a packet is, and that it is for this host.
+PACKET_TYPE, PACKET_HOST = 0xFFFFF004, 0
 
 
 @dataclass
@@ -73,13 +75,15 @@ def attach(one: socket.socket, program: bytes) -> None:
 
 
 def program_for(protocol: int, ports: list[int]) -> bytes:
-    """A filter for TCP to these ports: whole packets of IPv4, or packets of IPv6 without further headers."""
+    """A filter for TCP to these ports: whole packets of IPv4, or packets of IPv6 without further headers. What a bridge
+    or a switch sends to everybody, while the other host already has the address, is that host's to answer."""
+    head = [(LOAD_BYTE, PACKET_TYPE), (JUMP_EQUAL, PACKET_HOST)]
     if protocol == ETH_P_IP:
         # No later fragments; the header's length is in X.
-        head = [(LOAD_BYTE, 9), (JUMP_EQUAL, socket.IPPROTO_TCP), (LOAD_HALF, 6), (JUMP_SET, 0x1FFF)]
+        head += [(LOAD_BYTE, 9), (JUMP_EQUAL, socket.IPPROTO_TCP), (LOAD_HALF, 6), (JUMP_SET, 0x1FFF)]
         head += [(LOAD_HEADER_LENGTH, 0), (LOAD_HALF_BEYOND, 2)]
     else:
-        head = [(LOAD_BYTE, 6), (JUMP_EQUAL, socket.IPPROTO_TCP), (LOAD_HALF, 42)]
+        head += [(LOAD_BYTE, 6), (JUMP_EQUAL, socket.IPPROTO_TCP), (LOAD_HALF, 42)]
     length = len(head) + len(ports)
     found = []
     for at, (code, value) in enumerate(head):
