@@ -8,7 +8,7 @@
 # make test-dist  a wheel, installed into an empty environment
 # make bundle    all of it in one file that runs on a host where nothing is installed (dist/live-migration-*.tar.gz)
 # make manual    manual pages and completion for bash, made from the parsers, in dist/share; the bundle has them too
-# make test-ssh  lm-migrate, to a host of its own with a real sshd; two minutes, and one for its root the first time
+# make test-ssh  lm-migrate, to a host of its own with a real sshd; four minutes, and one for its root the first time
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
 # make observe SEEDS=1000  random processes that look at themselves, moved: what is not as it was; two seconds a seed
 # make bench     downtime, fault latency and bulk rate, each beside a bare C floor
