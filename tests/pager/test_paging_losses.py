@@ -465,7 +465,7 @@ def test_calls_out_of_order_are_errors() -> None:
         assert client.state is ClientState.IDLE
         with pytest.raises(OSError, match="not connected"):
             pager.prefetch_start()
-        with pytest.raises(OSError, match="No such file"):
+        with pytest.raises(OSError, match="No such process"):
             store.add_process(0, 0x3FFFFFFF)
         pager.connect(Stream(pairs[0]), Stream(pairs[2]), SESSION)
         with pytest.raises(ValueError, match="16 bytes"):
