@@ -41,6 +41,7 @@ MORE_THREADS = 4096
 LEAVING_SECONDS = 1.0
 FATE_SECONDS = 10.0
 FATE_PAUSE_SECONDS = 0.005
+BEGIN_SECONDS, BEGIN_PAUSE_SECONDS = 5.0, 0.0005
 UNGUARDED = (
     "the process has no [vdso]: if lm-restore's worker is killed in the moment of the handover, some 100 us, it is lost"
 )
@@ -132,6 +133,17 @@ class Custody:
             return not ended
         return False
 
+    def _watches(self) -> bool:
+        """Whether the custodian lives and watches. On a busy machine, one that was forked may not have begun yet."""
+        end = time.monotonic() + BEGIN_SECONDS
+        while self._lives():
+            if self.custody.custodian == self.custodian:
+                return True
+            if time.monotonic() > end:
+                break
+            time.sleep(BEGIN_PAUSE_SECONDS)
+        return False
+
     def park(self, place: int, tid: int, registers: Registers, mask: int) -> None:
         """Leave thread `tid`, the `place`th, in a pause from which `make_final` wakes it with these registers and this
         mask (bit n-1: signal n). Raises OSError, ProcessGone."""
@@ -160,7 +172,7 @@ class Custody:
         """From here on the worker's death does not kill the husk.
 
         Raises OSError, ProcessGone: then the husk has to be destroyed."""
-        if not self._lives() or self.custody.custodian != self.custodian:
+        if not self._watches():
             raise OSError("the custodian has ended; it must not be killed during a migration")
         if self.guarded:
             check(lib.lm_husk_arm(self.husk), self.husk.pid)
