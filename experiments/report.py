@@ -27,7 +27,7 @@ def report(folder: Path, say: Callable[[str], None], table: Path | None = None) 
     results, floors = read_results(folder), read_floors(folder)
     try:
         # Here and not above: whoever only runs experiments needs no matplotlib.
-        from live_migration.experiments import brownout, figures, page, page_tables
+        from live_migration.experiments import figures, page, page_brownout, page_tables
     except ImportError as error:
         raise ExperimentError(
             f"the report's figures: {error}; install matplotlib: pip install 'live-migration[experiments]'",
@@ -46,7 +46,7 @@ def report(folder: Path, say: Callable[[str], None], table: Path | None = None) 
     verified = [one for one in results if one.verified]
     parts = [
         page.findings_part(find(results)),
-        brownout.brownout_part(verified, floors),
+        page_brownout.brownout_part(verified, floors),
         page_tables.choice_part(verified),
         page_tables.floor_part(verified, floors),
         *(page.figure_part(figure) for figure in drawn),

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import pytest
 
-from live_migration.experiments.brownout import brownout_part
 from live_migration.experiments.errors import ExperimentError, Status
 from live_migration.experiments.figures import FIGURES
+from live_migration.experiments.page_brownout import brownout_part
 from live_migration.experiments.page_tables import choice_part, floor_part
 from live_migration.experiments.report import read_results, report
 from live_migration.experiments.results import FLOORS, NAME, Histogram, Result, append
