@@ -102,7 +102,7 @@ class Custody:
         for place in range(min(threads, self.capacity)):
             self._enter(place, 0, Registers(bytes(REGISTERS_SIZE)), 0)
         self.send_first([])
-        self._lives()
+        self._watches()
         # No thread is entered yet, so that these find none.
         self.send_signals()
         self.make_final(0, 1)
