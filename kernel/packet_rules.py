@@ -59,6 +59,13 @@ class Place:
     port: int
 
 
+def overlap(one: Place, other: Place) -> bool:
+    """Whether some packet is for both."""
+    families = one.family == other.family or 0 in (one.family, other.family)
+    addresses = one.address == other.address or None in (one.address, other.address)
+    return one.port == other.port and families and addresses
+
+
 @dataclass(frozen=True)
 class Ends:
     """The ends of a connection: this host's and the peer's."""

@@ -19,10 +19,11 @@ from typing import Any
 from live_migration._lm import ffi, lib
 from live_migration.kernel.addresses import SECONDARY, HostAddress, host_addresses, is_promoted, plain, removal
 from live_migration.kernel.injection.syscall_numbers import SYS_sendto
-from live_migration.kernel.packet_rules import place_of
+from live_migration.kernel.packet_rules import overlap, place_of
 from live_migration.process.descriptors.held import ROUTES, RULES, Held, Row
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.open_file import OpenFile
+from live_migration.process.descriptors.socket_options import made_with
 from live_migration.process.descriptors.table import DescriptorTable
 from live_migration.process.descriptors.tcp_connection import (
     CLOSING,
@@ -38,7 +39,7 @@ from live_migration.process.descriptors.tcp_connection import (
 )
 from live_migration.process.descriptors.tcp_packets import MOST_BYTES as MOST_PACKET_BYTES
 from live_migration.process.descriptors.tcp_packets import MOST_PACKETS, admitted
-from live_migration.process.descriptors.tcp_sockets import tcp_sockets
+from live_migration.process.descriptors.tcp_sockets import LISTEN, tcp_sockets
 from live_migration.process.descriptors.tcp_traffic import (
     connections_of,
     ends_of,
@@ -125,6 +126,31 @@ def used_blockers(
         cause = f"another process uses it ({what}, socket {inode})"
         blockers.append(Blocker(f"address {address}", cause, "end that process, or let it use another address"))
     return blockers
+
+
+def shared_port_blockers(keeping: Keeping, pid: int, table: DescriptorTable) -> list[Blocker]:
+    """Other sockets that listen where the process does (SO_REUSEPORT, IPV6_V6ONLY): what begins a connection would be
+    held back from them as well. Raises OSError."""
+    places = places_of(table)
+    if not places:
+        return []
+    known = {one.object.inode for one in sockets_of(table)}
+    others = [
+        one
+        for one in tcp_sockets(keeping.network.diagnosis, 1 << LISTEN)
+        if one.inode not in known and any(overlap(place_of(one.address, one.port), place) for place in places)
+    ]
+    # A running process begins to listen while the list is read.
+    own = _inodes_of(pid) if others else set()
+    return [
+        Blocker(
+            f"port {one.port}",
+            f"another process listens there too (socket {one.inode}), and would get no connections during the move",
+            "end that process first, or use --tcp close",
+        )
+        for one in others
+        if one.inode not in own
+    ]
 
 
 def _strange_sockets(
@@ -218,9 +244,12 @@ def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Block
     Returns blockers that pass when the process runs. Raises OSError, Refused."""
     table, duplicates = source.descriptors.table, source.descriptors.duplicates
     those = connections_of(table) if keeping.connections else []
+    options = {one.identity: repaired_options(duplicates[one.identity]) for one in those}
+    # What repair changes by itself can be compared only before.
+    if changed := [one.name for one in those if are_others(options[one.identity], one.object.options)]:
+        return [Blocker(name, "its options changed at the moment of the freeze", "try again") for name in changed]
     held = [
-        Held(one.number, one.object.inode, ended_at_source(), goes_on(*repaired_options(duplicates[one.identity])))
-        for one in those
+        Held(one.number, one.object.inode, ended_at_source(), goes_on(*options[one.identity])) for one in those
     ]
     # Whoever finds this written down takes the rules away, also where nothing is touched yet.
     written = [*held, let_go(keeping), *_of_others(table, those), address_rows(keeping)]
@@ -240,6 +269,16 @@ def hold(keeping: Keeping, source: FrozenSource, custody: Custody) -> list[Block
     source.descriptors.table = with_connections(table, read)
     source.description = replace(source.description, table=source.descriptors.table)
     return []
+
+
+def are_others(now: tuple[int, int, int, int], described: bytes) -> bool:
+    """Whether a connection's options (`repaired_options`) are others than those that were described."""
+    reused, _, keepalive, user_timeout = now
+    return (reused, keepalive, user_timeout) != (
+        made_with(described, socket.SOL_SOCKET, socket.SO_REUSEADDR),
+        made_with(described, socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        made_with(described, socket.IPPROTO_TCP, lib.TCP_USER_TIMEOUT),
+    )
 
 
 def _of_others(table: DescriptorTable, those: Sequence[OpenFile[Any]]) -> list[Held]:

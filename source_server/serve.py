@@ -281,7 +281,8 @@ def check_connections(
     keeping = replace(keeping, connections=repairs and bool(sockets_of(table)))
     if not keeping.connections and not keeping.addresses:
         return None
-    if blockers := connections.signed_blockers(keeping, seen.descriptors.table):
+    blockers = connections.signed_blockers(keeping, table)
+    if blockers := [*blockers, *connections.shared_port_blockers(keeping, seen.pid, table)]:
         raise Refused(blockers, object=f"process {seen.pid}")
     try:
         connections.prepare(keeping, table)
@@ -479,6 +480,7 @@ def beside_ready(copied: Copied, source: FrozenSource) -> None:
     found = changed_since(source.descriptors)
     if keeping is not None:
         found += connections.used_blockers(keeping, copied.seen.pid, table, copied.connected.roles.numbers())
+        found += connections.shared_port_blockers(keeping, copied.seen.pid, table)
     if found:
         raise Refused(found, object=f"process {source.threads.pid}", step="the frozen process")
 

@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from live_migration.experiments.machines import Machine, adopt_orphans, leave_on_signals, two_machines
+from tests.support.lan import Lan, lan
 from tests.support.started import end_everything, end_warm
 
 # Its assertions are to show what they compared, too.
@@ -36,6 +37,15 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
         skip("network namespaces need root")
     with two_machines() as pair:
         yield pair
+
+
+@pytest.fixture
+def net() -> Iterator[Lan]:
+    """Three machines on a LAN."""
+    if os.geteuid() != 0:
+        skip("network namespaces need root")
+    with lan() as found:
+        yield found
 
 
 @pytest.fixture

@@ -20,22 +20,12 @@ from live_migration._lm import lib
 from live_migration.experiments.machines import Command, Machine, Move, descendants, wait_for
 from live_migration.kernel import packet_rules
 from live_migration.kernel.pidfd import fetch_descriptor
-from tests.conftest import skip
 from tests.support.connected import PORT, TAKING, Stream, Waiting, ask, echoing, move_to, serving, to_the_end
-from tests.support.lan import SERVICE, SERVICE6, Lan, lan
+from tests.support.lan import SERVICE, SERVICE6, Lan
 from tests.support.started import begin_move, start
 
 TCP_REPAIR = 19
 pytestmark = [pytest.mark.program, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def net() -> Iterator[Lan]:
-    """Three machines on a LAN."""
-    if os.geteuid() != 0:
-        skip("network namespaces need root")
-    with lan() as found:
-        yield found
 
 
 def moved(move: Move) -> int:
@@ -246,6 +236,13 @@ def test_what_cannot_follow_is_refused_by_name(net: Lan, tmp_path: Path, orphans
             begin_move(pid, machines, tmp_path, restore=taking, number=4),
             "another process uses it (TCP port 7009, socket",
             "the migration itself uses it",
+        )
+        other.close()
+        with net.at(net.source):
+            other = socket.create_server(("0.0.0.0", PORT), reuse_port=True)
+        refused(
+            begin_move(pid, machines, tmp_path, restore=[*words, *TAKING], number=5),
+            f"port {PORT}: another process listens there too (socket ",
         )
         other.close()
         ask(idle, b"still here")

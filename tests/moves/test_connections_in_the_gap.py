@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import skip
 from tests.support.connected import PORT, Waiting, ask, echoing, move_to, serving, to_the_end
 from tests.support.connected_server import LENGTH, numbered
-from tests.support.lan import SERVICE, SERVICE6, Lan, lan
+from tests.support.lan import SERVICE, SERVICE6, Lan
 
 TCP_USER_TIMEOUT, TCP_NOTSENT_LOWAT = 18, 25
 SHORT = [
@@ -28,15 +25,6 @@ SHORT = [
     (socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 900),
 ]
 pytestmark = [pytest.mark.program, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def net() -> Iterator[Lan]:
-    """Three machines on a LAN."""
-    if os.geteuid() != 0:
-        skip("network namespaces need root")
-    with lan() as found:
-        yield found
 
 
 def begun(net: Lan, kind: bytes, address: str = SERVICE, options: object = ()) -> socket.socket:

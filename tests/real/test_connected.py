@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from live_migration.experiments.machines import start, wait_for
 from tests.conftest import skip
 from tests.support.connected import move_to
-from tests.support.lan import SERVICE, SERVICE6, Lan, lan
+from tests.support.lan import SERVICE, SERVICE6, Lan
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(280)]
 
@@ -79,13 +79,6 @@ class Clients:
         for thread in self.threads:
             thread.join(30)
         assert self.failed == []
-
-
-@pytest.fixture
-def net() -> Iterator[Lan]:
-    """Three machines on a LAN."""
-    with lan() as found:
-        yield found
 
 
 def connected(net: Lan, address: str) -> socket.socket:
