@@ -283,7 +283,8 @@ class _Reception:
             self.turn_away(number, error)
 
     def turn_away(self, number: int, error: ProtocolError, answer: bytes = b"") -> None:
-        """Drop a stranger, with an answer where it has earned one."""
+        """Drop a stranger, with an answer where it has earned one. What is noted of it is noted when it hears that."""
+        self.notes.tell(error)
         if answer:
             stream = self.strangers[number].stream
             with contextlib.suppress(OSError):
@@ -291,7 +292,6 @@ class _Reception:
                 # Closed with something unread, the connection would be reset, and the answer perhaps not read.
                 stream.socket.recv(UNREAD_BYTES, socket.MSG_DONTWAIT)
         self.drop(number)
-        self.notes.tell(error)
 
     def take_knock(self, number: int, stranger: _Stranger) -> None:
         """The first bytes, in clear."""
