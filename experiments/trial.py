@@ -59,7 +59,7 @@ class Bench:
 def own_folder() -> Iterator[Path]:
     """A folder in memory for what a run writes, so that no disk takes part in it."""
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="lm-bench-run-", dir=place))
+    folder = Path(tempfile.mkdtemp(prefix=f"lm-bench-run-{os.getpid()}-", dir=place))
     try:
         yield folder
     finally:

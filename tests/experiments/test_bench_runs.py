@@ -183,4 +183,4 @@ def test_nothing_is_left_when_it_is_ended(number: signal.Signals, tmp_path: Path
     assert [pid for pid in begun if Path(f"/proc/{pid}").exists()] == []
     assert sorted(name.name for name in tmp_path.iterdir()) == ["out", "said"]
     assert [name.name for name in Path("/run/netns").iterdir() if f"-{started.pid}-" in name.name] == []
-    assert list(Path("/dev/shm").glob("lm-bench-run-*")) == []
+    assert list(Path("/dev/shm").glob(f"lm-bench-run-{started.pid}-*")) == []
