@@ -181,7 +181,7 @@ class Trial:
     def take_up_source(self) -> None:
         """If nobody looks after the source's copy any more, somebody else does (docs/recovery.md)."""
         if self.plan.targets == {Target.SERVE, Target.SOURCE_CUSTODIAN}:
-            self.serve.wait(20)
+            self.serve.wait(60)
             words = ("--reattach", self.subject.pid, "--json")
             self.serve = fork(self.subject, "serve-again", "live_migration.cli.serve", *words)
 
@@ -227,7 +227,7 @@ def begin(plan: Plan, program: Path, folder: Path) -> Iterator[tuple[Trial, sock
         module = "live_migration.cli.serve"
         trial = Trial(plan, subject, fork(subject, "serve", "tests.chaos.steps", module, plan.step, where, *words))
         try:
-            wait_for_change("the ticket", lambda: ticket.exists() or None, folder, seconds=20)
+            wait_for_change("the ticket", lambda: ticket.exists() or None, folder, seconds=60)
             if plan.relayed:
                 offered = parse_ticket(ticket.read_text())
                 trial.relay = start_relay((offered.host, offered.port))

@@ -116,7 +116,7 @@ def test_a_process_is_moved(subject: laws.Subject, pool: ThreadPoolExecutor) -> 
     serving, ticket = offer(pool, subject)
     told = Told()
     there = restore(ticket, detach=True, strategy="hybrid", on_event=told)
-    here = serving.result(30)
+    here = serving.result(60)
     assert (here.side, there.side) == ("source", "destination")
     assert here.outcome == there.outcome == "complete"
     assert there.strategy == "hybrid"
@@ -136,10 +136,10 @@ def test_without_detach_its_status_is_waited_for(subject: laws.Subject, pool: Th
     restoring = pool.submit(restore, ticket, on_event=told)
     pid = told.wait("complete").pid
     subject.await_progress()
-    assert serving.result(30).outcome == "complete"
+    assert serving.result(60).outcome == "complete"
     assert not restoring.done()
     os.kill(pid, signal.SIGKILL)
-    report = restoring.result(30)
+    report = restoring.result(60)
     assert report.exit_status == 128 + signal.SIGKILL
     assert report.outcome == "complete"
     assert told.events[-1].name == "ended"
@@ -182,12 +182,12 @@ def test_its_output_is_no_event(tmp_path: Path, pool: ThreadPoolExecutor, orphan
     assert calling.stderr
     with calling.stderr:
         pid = int(calling.stderr.readline())
-    serving.result(30)
+    serving.result(60)
     speaker.stdout.close()
     before = output.stat().st_size
-    wait_for("output", lambda: output.stat().st_size > before + 20 or None, 20)
+    wait_for("output", lambda: output.stat().st_size > before + 20 or None, 60)
     os.kill(pid, signal.SIGTERM)
-    assert calling.wait(30) == 0
+    assert calling.wait(60) == 0
     lines = output.read_text().splitlines()
     assert set(lines[:-1]) == {"after"}
     assert lines[-1] == str(128 + signal.SIGTERM)
@@ -217,7 +217,7 @@ def test_blockers_come_with_the_error(orphans: None) -> None:
     words = [sys.executable, "-c", "import os, time\nos.fork()\ntime.sleep(100)"]
     nothing = subprocess.DEVNULL
     parent = subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing)
-    wait_for("its child", lambda: Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text() or None, 20)
+    wait_for("its child", lambda: Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text() or None, 60)
     blockers = check(parent.pid)
     assert any("child" in blocker.cause or "child" in blocker.object for blocker in blockers)
     with pytest.raises(MigrationFailed) as error:
@@ -253,7 +253,7 @@ def test_a_caller_that_has_enough_before_the_freeze(subject: laws.Subject, pool:
     with pytest.raises(Enough):
         restore(ticket, strategy="pre-copy", bandwidth_limit=100_000, on_event=raise_at("staged"))
     with pytest.raises(MigrationFailed):
-        serving.result(30)
+        serving.result(60)
     laws.assert_untouched(subject)
 
 
@@ -262,7 +262,7 @@ def test_a_caller_that_has_enough_after_the_resume(subject: laws.Subject, pool: 
     serving, ticket = offer(pool, subject)
     with pytest.raises(Enough):
         restore(ticket, on_event=raise_at("resumed"))
-    assert serving.result(30).outcome == "complete"
+    assert serving.result(60).outcome == "complete"
     subject.await_progress()
     end = time.monotonic() + 0.3
     while time.monotonic() < end:

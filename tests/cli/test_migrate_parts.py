@@ -54,11 +54,11 @@ def test_an_agent_whose_line_ends_ends_lm_serve(agent: line.Line, sleeper: int) 
 
 def test_an_agent_reports_how_a_command_has_ended(agent: line.Line) -> None:
     agent.tell("start", command="lm-restore", words=["-"], ticket="no ticket")
-    ended = agent.wait_for("ended", seconds=30)
+    ended = agent.wait_for("ended", seconds=60)
     assert ended["status"] == ExitCode.BAD_TICKET
     assert ended["report"] is None
     agent.tell("start", command="lm-restore", words=["--no-such-option"])
-    ended = agent.wait_for("ended", seconds=30)
+    ended = agent.wait_for("ended", seconds=60)
     assert ended["status"] == ExitCode.USAGE
     assert "--no-such-option" in ended["said"]
 

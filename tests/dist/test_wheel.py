@@ -160,7 +160,7 @@ def numbers(log: Path) -> list[int]:
 
 def await_numbers(log: Path, more: int) -> None:
     begin = len(numbers(log))
-    wait_for("the counter", lambda: len(numbers(log)) >= begin + more or None, 30)
+    wait_for("the counter", lambda: len(numbers(log)) >= begin + more or None, 60)
 
 
 @pytest.mark.parametrize("strategy", ["post-copy", "pre-copy"])
@@ -179,8 +179,8 @@ def test_a_move_by_the_installed_commands(
     words = [installed.path("lm-restore"), f"@{ticket}", f"--strategy={strategy}", "--detach", "--json"]
     restore = start(destination, [*words, "--stdio=null"], tmp_path, "restore", **common)
     restore.event("complete")
-    assert restore.process.wait(30) == 0, restore.said()
-    assert serve.process.wait(30) == 0, serve.said()
+    assert restore.process.wait(60) == 0, restore.said()
+    assert serve.process.wait(60) == 0, serve.said()
     await_numbers(log, 20)
     found = numbers(log)
     assert found == list(range(len(found)))
@@ -201,8 +201,8 @@ def test_a_move_by_the_installed_package(installed: Installed, tmp_path: Path, o
         "        tickets.put(event.details['ticket'])\n"
         "with concurrent.futures.ThreadPoolExecutor() as pool:\n"
         "    serving = pool.submit(live_migration.serve, pid, on_event=on_event)\n"
-        "    there = live_migration.restore(tickets.get(timeout=30), detach=True)\n"
-        "    print(serving.result(30).outcome, there.outcome)"
+        "    there = live_migration.restore(tickets.get(timeout=60), detach=True)\n"
+        "    print(serving.result(60).outcome, there.outcome)"
     )
     assert installed.run("python", "-c", program).stdout == "complete complete\n"
     await_numbers(log, 20)

@@ -85,7 +85,7 @@ def main() -> None:
         subject = laws.start_subject(laws.build(folder), folder / "subject", warm=16)
         ticket = folder / "ticket"
         serving = laws.fork_command(serve, [str(subject.pid), "--ticket-file", str(ticket)], folder / "serve.txt")
-        wait_for("the ticket", lambda: ticket.exists() or None, 20)
+        wait_for("the ticket", lambda: ticket.exists() or None, 60)
         words = [f"@{ticket}", "--hybrid", "--pid", "namespace", "--detach", "--stdio", "null"]
         restoring = laws.fork_command(live_migration.cli.restore.main, words, folder / "restore.txt")
         print([os.waitpid(pid, 0)[1] for pid in (restoring, serving)], (folder / "serve.txt").read_text())

@@ -24,7 +24,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decide(side: str, *words: object) -> tuple[int, str]:
     """Run a command with --decide; its status, and what it says."""
     line = [sys.executable, "-m", f"live_migration.cli.{side}", "--decide", *map(str, words)]
-    done = started.run(line, env=laws.environment(), cwd=laws.ROOT, timeout=30)
+    done = started.run(line, env=laws.environment(), cwd=laws.ROOT, timeout=60)
     return done.returncode, done.stderr
 
 
@@ -35,7 +35,7 @@ def test_a_husk_is_let_run_by_hand(worker_lives: bool, program: Path, tmp_path: 
         found.await_doubt()
         if not worker_lives:
             os.kill(found.worker, signal.SIGKILL)
-            assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+            assert found.move.restore.process.wait(60) == ExitCode.IN_DOUBT
         husk = found.husk
         status, said = decide("restore", "list")
         assert status == 0
@@ -47,7 +47,7 @@ def test_a_husk_is_let_run_by_hand(worker_lives: bool, program: Path, tmp_path: 
         assert status == ExitCode.REFUSED
         assert "there is nothing to decide" in said or "no custodian waits for it here" in said
         found.tunnel.is_open.set()
-        wait_for("the end of the custodian", lambda: not custodians(found) or None, 20)
+        wait_for("the end of the custodian", lambda: not custodians(found) or None, 60)
 
 
 @pytest.mark.parametrize("worker_lives", [True, False])
@@ -56,11 +56,11 @@ def test_a_husk_is_dropped_by_hand(worker_lives: bool, program: Path, tmp_path: 
         found.await_doubt()
         if not worker_lives:
             os.kill(found.worker, signal.SIGKILL)
-            assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+            assert found.move.restore.process.wait(60) == ExitCode.IN_DOUBT
         husk = found.husk
         status, said = decide("restore", "drop", husk)
         assert (status, f"process {husk} is gone here" in said) == (0, True)
-        assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+        assert found.move.restore.process.wait(60) == ExitCode.IN_DOUBT
         found.tunnel.is_open.set()
         laws.assert_untouched(found.subject)
 
@@ -68,7 +68,7 @@ def test_a_husk_is_dropped_by_hand(worker_lives: bool, program: Path, tmp_path: 
 def test_a_source_waits_no_more_by_hand(program: Path, tmp_path: Path, orphans: None) -> None:
     with doubt(program, tmp_path, fault="source-parked:fail") as found:
         found.await_doubt()
-        assert found.move.serve.process.wait(30) == ExitCode.SYSTEM
+        assert found.move.serve.process.wait(60) == ExitCode.SYSTEM
         source = found.subject.pid
         status, said = decide("serve", "list")
         assert (status, f"process {source} runs on here" in said) == (0, True)
@@ -121,7 +121,7 @@ def test_others_may_have_any_name() -> None:
             assert decide(side, "list")[0] == 0
         done = started.run(
             [sys.executable, "-m", "live_migration.cli.restore", "--reattach", str(other.pid)],
-            env=laws.environment(), cwd=laws.ROOT, timeout=30,
+            env=laws.environment(), cwd=laws.ROOT, timeout=60,
         )
         assert done.returncode == ExitCode.NO_PROCESS, done.stderr
         other.communicate(b"\n")

@@ -27,8 +27,8 @@ def test_commit_is_lost(source_listens: bool, in_order: bool, program: Path, tmp
     with doubt(program, tmp_path, source_listens=source_listens, in_order=in_order) as found:
         found.await_doubt()
         found.tunnel.is_open.set()
-        assert found.move.restore.process.wait(30) == ExitCode.OK
-        assert found.move.serve.process.wait(30) == ExitCode.OK
+        assert found.move.restore.process.wait(60) == ExitCode.OK
+        assert found.move.serve.process.wait(60) == ExitCode.OK
         found.goes_on()
 
 
@@ -36,12 +36,12 @@ def test_commit_is_lost(source_listens: bool, in_order: bool, program: Path, tmp
 def test_the_no_is_lost(source_listens: bool, program: Path, tmp_path: Path, orphans: None) -> None:
     """The process runs on at the source at once. lm-serve has left long ago, and its custodian tells it."""
     with doubt(program, tmp_path, source_listens=source_listens, fault="source-parked:fail") as found:
-        assert found.move.serve.process.wait(30) == ExitCode.SYSTEM
+        assert found.move.serve.process.wait(60) == ExitCode.SYSTEM
         found.await_doubt()
         found.subject.await_progress()
         assert found.is_kept()
         found.tunnel.is_open.set()
-        assert found.move.restore.process.wait(30) in (ExitCode.SYSTEM, ExitCode.LOST_BEFORE)
+        assert found.move.restore.process.wait(60) in (ExitCode.SYSTEM, ExitCode.LOST_BEFORE)
         laws.assert_untouched(found.subject)
 
 
@@ -61,7 +61,7 @@ def test_the_custodians_find_each_other(kill: str, program: Path, tmp_path: Path
         found.await_doubt()
         if kill != "serve":
             os.kill(found.worker, signal.SIGKILL)
-            assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+            assert found.move.restore.process.wait(60) == ExitCode.IN_DOUBT
             assert found.is_kept()
             os.kill(found.husk, signal.SIGCONT)
             assert found.is_kept()
@@ -69,14 +69,14 @@ def test_the_custodians_find_each_other(kill: str, program: Path, tmp_path: Path
             os.kill(found.move.serve.process.pid, signal.SIGKILL)
         found.tunnel.is_open.set()
         found.goes_on()
-        wait_for("the end of the custodians", lambda: not custodians(found) or None, 20)
+        wait_for("the end of the custodians", lambda: not custodians(found) or None, 60)
 
 
 def test_the_custodians_find_each_other_after_a_no(program: Path, tmp_path: Path, orphans: None) -> None:
     with doubt(program, tmp_path, fault="source-parked:kill") as found:
         found.await_doubt()
         os.kill(found.worker, signal.SIGKILL)
-        assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+        assert found.move.restore.process.wait(60) == ExitCode.IN_DOUBT
         assert found.is_kept()
         found.tunnel.is_open.set()
         laws.assert_untouched(found.subject)
@@ -93,11 +93,11 @@ def test_what_became_of_it_is_lost(program: Path, tmp_path: Path, orphans: None)
         found.tunnel.broken.clear()
         found.tunnel.breaks = (lib.LM_WORD_ACKNOWLEDGED,)
         found.tunnel.is_open.set()
-        assert found.move.restore.process.wait(30) == ExitCode.OK
-        assert found.move.serve.process.wait(30) == ExitCode.OK
+        assert found.move.restore.process.wait(60) == ExitCode.OK
+        assert found.move.serve.process.wait(60) == ExitCode.OK
         found.tunnel.is_open.set()
         found.goes_on()
-        wait_for("the end of the custodians", lambda: not custodians(found) or None, 20)
+        wait_for("the end of the custodians", lambda: not custodians(found) or None, 60)
 
 
 def test_a_husk_that_is_ended_by_hand(program: Path, tmp_path: Path, orphans: None) -> None:
@@ -105,8 +105,8 @@ def test_a_husk_that_is_ended_by_hand(program: Path, tmp_path: Path, orphans: No
         found.await_doubt()
         husk = found.husk
         os.kill(husk, signal.SIGKILL)
-        assert found.move.restore.process.wait(30) == ExitCode.IN_DOUBT
+        assert found.move.restore.process.wait(60) == ExitCode.IN_DOUBT
         assert f"process {husk}: was ended here while nobody knew" in found.said()
         found.tunnel.is_open.set()
-        wait_for("the end of the custodian", lambda: not custodians(found) or None, 20)
+        wait_for("the end of the custodian", lambda: not custodians(found) or None, 60)
         laws.assert_inert(found.subject)

@@ -49,7 +49,7 @@ def subject(program: Path, tmp_path: Path, orphans: None) -> Iterator[laws.Subje
 
 def ends(command: Command) -> int:
     """The exit status; -9 for SIGKILL."""
-    return command.process.wait(20)
+    return command.process.wait(60)
 
 
 def failed_event(command: Command) -> dict[str, object]:
@@ -121,7 +121,7 @@ def test_an_error_after_commit_takes_nothing_back(failpoint: str, subject: laws.
     move = laws.begin(subject, fault=f"{failpoint}:fail")
     assert ends(move.restore) == ExitCode.OK, move.said()
     assert ends(move.serve) == ExitCode.OK, move.said()
-    assert subject.process.wait(10) == 0
+    assert subject.process.wait(60) == 0
     goes_on(subject, move)
 
 
@@ -204,7 +204,7 @@ def test_a_worker_killed_in_the_handover_of_a_whole_process(failpoint: str, subj
     try:
         assert ends(move.restore) == ExitCode.OK
         laws.assert_inert(subject)
-        pid = wait_for("the process", lambda: laws.let_go(subject) or None, 10)
+        pid = wait_for("the process", lambda: laws.let_go(subject) or None, 60)
         assert laws.signal_masks(pid) == masks
         subject.await_progress()
         subject.signal(pid, signal.SIGUSR1, laws.Row.SIGNALS)
@@ -218,6 +218,6 @@ def test_without_a_fault(subject: laws.Subject) -> None:
     move = laws.begin(subject)
     assert ends(move.serve) == ExitCode.OK, move.said()
     assert ends(move.restore) == ExitCode.OK, move.said()
-    assert subject.process.wait(10) == 0
+    assert subject.process.wait(60) == 0
     goes_on(subject, move)
     wait_for("the end of the others", lambda: set(laws.left_over(subject).values()) == {"init", "laws_program"} or None)

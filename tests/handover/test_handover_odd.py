@@ -3,7 +3,6 @@ early."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
@@ -109,7 +108,7 @@ class Moved:
         ticket = folder / "ticket"
         arguments = [str(self.subject.pid), "--ticket-file", str(ticket)]
         serve = laws.fork_command(live_migration.cli.serve.main, arguments, folder / "serve.txt")
-        wait_for("the ticket", lambda: ticket.exists() or None, 20)
+        wait_for("the ticket", lambda: ticket.exists() or None, 60)
         arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", *options]
         restore = laws.fork_command(live_migration.cli.restore.main, arguments, folder / "restore.txt")
         self.subject.children |= {serve, restore}
@@ -122,7 +121,7 @@ class Moved:
     def move(self) -> None:
         """Move it, to the end of both commands."""
         assert self.run() == [ExitCode.OK, ExitCode.OK]
-        moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 10)
+        moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 60)
         self.subject.await_progress()
         self.subject.signal(moved, signal.SIGUSR1, laws.Row.SIGNALS)
 
@@ -134,7 +133,7 @@ def wait(pid: int) -> int:
         found, status = os.waitpid(pid, os.WNOHANG)
         return status + 1 if found else None
 
-    return wait_for("its end", poll, 30) - 1
+    return wait_for("its end", poll, 60) - 1
 
 
 @pytest.fixture
@@ -145,13 +144,17 @@ def moved(tmp_path: Path, orphans: None) -> Iterator[Moved]:
 
 
 def test_odd_messages_of_the_source(moved: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = live_migration.restorer.finish.take_state
-    turns = itertools.count()
+    original, note = live_migration.restorer.finish.take_state, live_migration.restorer.finish._note_odd
+    noted: list[str] = []
+
+    def note_odd(connected: live_migration.restorer.phases.Connected, cause: str) -> None:
+        noted.append(cause)
+        note(connected, cause)
 
     def take_state(pager: Pager) -> PagerState:
-        """The last page comes after all that is said, of which one is heard in a turn."""
+        """The last page comes after all that is said."""
         state = original(pager)
-        early = next(turns) < 2 * len(OF_THE_SOURCE)
+        early = len(noted) < len(OF_THE_SOURCE)
         return PagerState.RUNNING if state is PagerState.COMPLETE and early else state
 
     def tell(copied: live_migration.source_server.phases.Copied) -> None:
@@ -160,6 +163,7 @@ def test_odd_messages_of_the_source(moved: Moved, monkeypatch: pytest.MonkeyPatc
         live_migration.source_server.release.tell_hot(copied)
 
     monkeypatch.setattr(live_migration.source_server.serve, "tell_hot", tell)
+    monkeypatch.setattr(live_migration.restorer.finish, "_note_odd", note_odd)
     monkeypatch.setattr(live_migration.restorer.finish, "take_state", take_state)
     moved.move()
     assert moved.said.count("a message of lm-serve cannot be used") == len(OF_THE_SOURCE)
@@ -233,7 +237,7 @@ def test_pages_of_the_process_that_runs_are_not_to_be_had(
         if pushed:
             receive_push(staged, identifier)
         staged.pager.prefetch_start()
-        staged.pager.wait(PagerState.RUNNING, 10)
+        staged.pager.wait(PagerState.RUNNING, 60)
         counted = staged.pager.counters
         print(f"asked in vain: {counted['prefetched_pages'] + counted['faulted_pages']} pages came", flush=True)
         raise ConnectionError

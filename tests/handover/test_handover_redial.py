@@ -66,7 +66,7 @@ class Far:
         assert subject.rows()[laws.Row.COLD] == COLD
         subject.await_progress()
         self.move.complete(60)
-        assert self.subject.process.wait(20) == 0
+        assert self.subject.process.wait(60) == 0
 
 
 def start(subject: laws.Subject, machine: Machine, side: str, *words: object) -> Command:
@@ -87,16 +87,16 @@ def far(
     restore += ["--report", subject.folder / "restore.json"]
     if source_listens:
         serving = start(subject, source, "serve", *serve, "--listen", f"{source.address}:0", "--ticket-file", file)
-        wait_for("the ticket", lambda: file.exists() or None, 20)
+        wait_for("the ticket", lambda: file.exists() or None, 60)
         restoring = start(subject, destination, "restore", f"@{file}", *restore)
     else:
         listening = ["--listen", f"{destination.address}:0", "--ticket-file", file]
         restoring = start(subject, destination, "restore", *restore, *listening)
-        wait_for("the ticket", lambda: file.exists() or None, 20)
+        wait_for("the ticket", lambda: file.exists() or None, 60)
         serving = start(subject, source, "serve", *serve, "--to", f"@{file}")
     move = Move(serving, restoring)
     try:
-        yield Far(subject, machines, move, move.resumed(30))
+        yield Far(subject, machines, move, move.resumed())
         subject.rows()
     except BaseException:
         print(move.said())
@@ -124,7 +124,7 @@ def test_the_network_is_lost_and_comes_back(
         try:
             found.touch()
             for command in commands:
-                command.event("stalled", 15)
+                command.event("stalled")
             subject.await_progress([laws.Row.SLEEPER])
             subject.await_standstill()
             # What reaches the source's copy meanwhile is for the process.
@@ -134,9 +134,12 @@ def test_the_network_is_lost_and_comes_back(
         finally:
             found.mend_network(how)
         for command in commands:
-            assert command.event("reconnected", 15)["attempt"] > 1
+            assert command.event("reconnected")["attempt"] > 1
         found.ends_well()
-        assert subject.rows()[laws.Row.SIGNALS] == before[laws.Row.SIGNALS] + 1
+        # It was sent to the process before lm-serve left, and the handler may run a little later.
+        signals = before[laws.Row.SIGNALS]
+        wait_for("the signal", lambda: subject.rows()[laws.Row.SIGNALS] > signals or None, 60)
+        assert subject.rows()[laws.Row.SIGNALS] == signals + 1
 
 
 @contextmanager
@@ -146,14 +149,14 @@ def through_relay(subject: laws.Subject, *more: str) -> Iterator[tuple[Move, Rel
     words = [str(subject.pid), "--ticket-file", str(file), "--bandwidth-limit", SLOW["post-copy"], *more]
     line = [sys.executable, "-m", "live_migration.cli.serve", *words, "--json"]
     serving = laws.start_command(subject, line, "serve", laws.environment())
-    wait_for("the ticket", lambda: file.exists() or None, 20)
+    wait_for("the ticket", lambda: file.exists() or None, 60)
     ticket = parse_ticket(file.read_text())
     relay = start_relay((ticket.host, ticket.port))
     words = [str(replace(ticket, port=relay.port)), "--pid", "namespace", "--detach", "--stdio", "null", *more]
     line = [sys.executable, "-m", "live_migration.cli.restore", *words, "--json"]
     move = Move(serving, laws.start_command(subject, line, "restore", laws.environment()))
     try:
-        move.resumed(30)
+        move.resumed()
         yield move, relay
         subject.rows()
     except BaseException:
@@ -169,11 +172,11 @@ def test_a_relay_is_killed_and_started_again(program: Path, tmp_path: Path, orph
         port = relay.port
         relay.close()
         for command in (move.serve, move.restore):
-            command.event("stalled", 20)
+            command.event("stalled")
         again = start_relay(relay.target, port)
         try:
             for command in (move.serve, move.restore):
-                command.event("reconnected", 20)
+                command.event("reconnected")
             pid = laws.moved_pid(move)
             subject.signal(pid, signal.SIGUSR2, laws.Row.ALL_COLD)
             assert subject.rows()[laws.Row.COLD] == COLD
@@ -188,7 +191,7 @@ def test_a_time_limit_for_the_network(program: Path, tmp_path: Path, orphans: No
     with through_relay(subject, "--reconnect-timeout", "1") as (move, relay):
         relay.close()
         for command in (move.serve, move.restore):
-            assert command.process.wait(20) == ExitCode.LOST_AFTER, move.said()
+            assert command.process.wait(60) == ExitCode.LOST_AFTER, move.said()
         os.kill(laws.moved_pid(move), signal.SIGUSR2)
         subject.await_standstill()
         assert subject.rows()[laws.Row.ALL_COLD] == 0

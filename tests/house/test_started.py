@@ -23,7 +23,7 @@ def found(words: list[str], starting: Any, machine: Machine | None, folder: Path
     """What a command finds around it, with the paths of its output made the same for all."""
     folder.mkdir()
     command = starting(machine, words, folder, "probe", **more)
-    assert command.process.wait(20) == int(words[3]), command.said()
+    assert command.process.wait(60) == int(words[3]), command.said()
     said: dict[str, Any] = json.loads((folder / "probe.out").read_text())
     said["descriptors"] = {name: path.replace(str(folder), "") for name, path in said["descriptors"].items()}
     if said["leads"]:
@@ -55,12 +55,12 @@ def test_what_ends_it_is_told(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         forked.wait(0.01)
     forked.send_signal(signal.SIGTERM)
-    assert forked.wait(10) == forked.returncode == -signal.SIGTERM
+    assert forked.wait(60) == forked.returncode == -signal.SIGTERM
     forked.kill()
 
 
 def test_a_command_that_cannot_begin_says_why(tmp_path: Path) -> None:
-    done = started.run(["", "-m", "tests.support.nowhere"], env={}, cwd=started.ROOT, timeout=20)
+    done = started.run(["", "-m", "tests.support.nowhere"], env={}, cwd=started.ROOT, timeout=60)
     assert (done.returncode, done.stdout) == (70, "")
     assert "No module named 'tests.support.nowhere'" in done.stderr
 
@@ -68,8 +68,8 @@ def test_a_command_that_cannot_begin_says_why(tmp_path: Path) -> None:
 def test_a_warm_process_that_was_killed_is_replaced(orphans: None) -> None:
     first = started.warm().process
     first.kill()
-    first.wait(10)
-    done = started.run(["", "-m", PROBE, "0"], env={}, cwd=started.ROOT, timeout=20)
+    first.wait(60)
+    done = started.run(["", "-m", PROBE, "0"], env={}, cwd=started.ROOT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert [started.warm().process.pid] == started.spared() != [first.pid]
 

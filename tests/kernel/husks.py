@@ -14,7 +14,7 @@ from live_migration.kernel.tracing import tracee
 HUSK = Path(__file__).resolve().parents[2] / "restorer" / "bin" / "husk"
 
 
-def wait_until(condition: object, seconds: float = 20.0) -> None:
+def wait_until(condition: object, seconds: float = 60.0) -> None:
     """Poll a callable until it is true; AssertionError when it does not come true."""
     assert callable(condition)
     end = time.monotonic() + seconds

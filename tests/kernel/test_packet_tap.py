@@ -45,7 +45,7 @@ def test_what_comes_for_a_port_is_kept(family: int, address: str, head: int) -> 
             stranger.connect(other.getsockname()[:2])
             client.connect((address, port))
             client.sendall(b"the last")
-            wait_for("the packets", lambda: three() or None, 10)
+            wait_for("the packets", lambda: three() or None, 60)
     segments = [packet[head:] for packet in kept]
     # The beginning, its acknowledgement, and what was sent; nothing of the other port, and no answer.
     assert [int.from_bytes(one[2:4], "big") for one in segments] == [port] * 3
@@ -62,5 +62,5 @@ def test_what_is_for_another_host_is_not_kept() -> None:
         for source_port, interface in ((1, b"\2\0\0\0\0\1"), (2, bytes(6))):
             segment = struct.pack("!HHIIBBHHH", source_port, port, 0, 0, 5 << 4, SYN, 0, 0, 0)
             wire.send(interface + bytes(6) + b"\x08\0" + header + segment)
-        kept = wait_for("the packet", lambda: tap.take(1 << 20) or None, 10)
+        kept = wait_for("the packet", lambda: tap.take(1 << 20) or None, 60)
     assert [int.from_bytes(packet[20:22], "big") for packet in kept] == [2]

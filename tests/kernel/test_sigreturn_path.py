@@ -50,7 +50,7 @@ from live_migration.kernel.tracing import tracee
 from tests.kernel.home_help import Target, frame_on_stack, gadgets_of, in_a_child, kill_at_random, stack_of
 from tests.kernel.vector_state import vector_registers
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 SOURCE = Path(__file__).resolve().parent / "home_program.c"
 MAP_FIXED_NOREPLACE = 0x100000
 END_SIGNAL = choose_end_signal(0) or 0

@@ -208,7 +208,8 @@ def test_a_stopped_process_stays_stopped(children: list[Child]) -> None:
 
 def test_a_call_that_a_stop_would_end_goes_on(children: list[Child]) -> None:
     children.append(child := Child(EPOLL))
-    time.sleep(0.1)
+    waiting = f"{SYS_epoll_wait} "
+    wait_until(lambda: Path(f"/proc/{child.pid}/syscall").read_text().startswith(waiting))
     stops = tracee.freeze(child.pid)
     registers = tracee.get_registers(child.pid)
     assert registers.syscall_number == SYS_epoll_wait

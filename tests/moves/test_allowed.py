@@ -48,7 +48,7 @@ def refused(subject: laws.Subject, *words: str, group: Path | None = None) -> st
     serve = laws.fork_command(
         live_migration.cli.serve.main, [str(subject.pid), "--ticket-file", str(ticket)], folder / "serve.txt"
     )
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for("the ticket", lambda: ticket.exists() or None, 60)
 
     def restore(arguments: Sequence[str]) -> int:
         if group is not None:

@@ -189,7 +189,7 @@ def test_no_userfaultfd_permission_at_the_destination(subject: laws.Subject) -> 
     assert len(lines) == 1, said
     for word in ("CAP_SYS_PTRACE", "/dev/userfaultfd", "vm.unprivileged_userfaultfd"):
         assert word in lines[0]
-    assert serving.process.wait(20) == ExitCode.REFUSED
+    assert serving.process.wait(60) == ExitCode.REFUSED
     assert lines[0] in (subject.folder / "serve.err").read_text().splitlines()
 
 

@@ -68,7 +68,7 @@ def path_to(ticket: Ticket) -> Iterator[OnPath]:
         finally:
             path.server.shutdown(socket.SHUT_RDWR)
             path.server.close()
-            thread.join(10)
+            thread.join(60)
 
 
 def start(subject: laws.Subject, name: str, module: str, *words: str) -> Command:
@@ -83,7 +83,7 @@ def moving(
     """Move the program, slowly."""
     file = subject.folder / "ticket"
     serving = start(subject, "serve", SERVE, str(subject.pid), "--ticket-file", str(file), "--bandwidth-limit", "2M")
-    wait_for("the ticket", lambda: file.exists() or None, 20)
+    wait_for("the ticket", lambda: file.exists() or None, 60)
     with path_to(parse_ticket(file.read_text())) as path:
         path.spoil, path.upwards, path.after = spoil, upwards, after
         words = ["--pid", "namespace", "--detach", "--stdio", "null", "--post-copy"]
@@ -103,7 +103,7 @@ def subject(tmp_path: Path, orphans: None) -> laws.Subject:
 def test_before_commit(spoil: int, upwards: bool, after: int, subject: laws.Subject) -> None:
     with moving(subject, spoil=spoil, upwards=upwards, after=after) as (move, _):
         for command in (move.restore, move.serve):
-            assert command.process.wait(40) in (ExitCode.LOST_BEFORE, ExitCode.PEER_FAILED), move.said()
+            assert command.process.wait(60) in (ExitCode.LOST_BEFORE, ExitCode.PEER_FAILED), move.said()
         assert "what came was changed on its way" in move.said()
         laws.assert_untouched(subject)
 
@@ -121,6 +121,6 @@ def test_after_commit(spoil: int, subject: laws.Subject) -> None:
         # Other connections, on which nobody changes anything, bring what is missing.
         move.restore.event("reconnected")
         os.kill(moved, signal.SIGUSR2)
-        wait_for("every page", lambda: subject.rows()[laws.Row.ALL_COLD] or None, 30)
+        wait_for("every page", lambda: subject.rows()[laws.Row.ALL_COLD] or None, 60)
         assert subject.rows()[laws.Row.COLD] == COLD
-        assert [command.process.wait(40) for command in (move.restore, move.serve)] == [ExitCode.OK, ExitCode.OK]
+        assert [command.process.wait(60) for command in (move.restore, move.serve)] == [ExitCode.OK, ExitCode.OK]

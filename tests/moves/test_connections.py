@@ -105,8 +105,8 @@ def test_what_is_not_moved_goes_on(
         before = socket_states(pid)
         monkeypatch.setenv("LM_FAULT", fault)
         move = move_to(net, pid, tmp_path)
-        assert move.serve.process.wait(40) != 0
-        assert move.restore.process.wait(40) != 0
+        assert move.serve.process.wait(60) != 0
+        assert move.restore.process.wait(60) != 0
         clients.go_on(b"still here")
         with contextlib.closing(echoing(net, SERVICE)):
             kept = {state[0]: state for state in socket_states(pid)}
@@ -145,11 +145,11 @@ def test_whoever_takes_the_source_up_again_knows_what_was_held(
         serve = move.serve.process.pid
         for victim in (*descendants(serve), serve):
             os.kill(victim, signal.SIGKILL)
-        move.serve.process.wait(20)
+        move.serve.process.wait(60)
         monkeypatch.delenv("LM_FAULT")
         words = [sys.executable, "-m", "live_migration.cli.serve", "--reattach", str(pid)]
         again = start(net.source, words, tmp_path, "again")
-        assert again.process.wait(30) == 0, again.said()
+        assert again.process.wait(60) == 0, again.said()
         for one in idle:
             ask(one, b"here or there")
         assert (SERVICE in addresses(net.source)) is not committed
@@ -205,8 +205,8 @@ def test_there_and_back_on_one_connection(net: Lan, tmp_path: Path, orphans: Non
 
 def refused(move: Move, *sentences: str) -> None:
     """Both sides end, and these are among the blockers."""
-    assert move.restore.process.wait(40) == 67, move.said()
-    assert move.serve.process.wait(40) == 67, move.said()
+    assert move.restore.process.wait(60) == 67, move.said()
+    assert move.serve.process.wait(60) == 67, move.said()
     for sentence in sentences:
         assert sentence in move.serve.said(), move.said()
 
@@ -318,7 +318,7 @@ def test_what_comes_in_the_gap_need_not_be_sent_again(net: Lan, tmp_path: Path, 
         wait_for("more answers", lambda: capture.seen > before + 200 or None)
         ended.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     assert failed == []
     assert len(capture.beginnings) > 5
     assert max(capture.beginnings.values()) == 1

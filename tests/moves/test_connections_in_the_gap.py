@@ -64,12 +64,12 @@ def test_what_clients_do_in_the_gap(
         coming = threading.Thread(target=lambda: came.append(echoing(net, SERVICE6)))
         coming.start()
         if fault:
-            assert move.serve.process.wait(40) != 0
+            assert move.serve.process.wait(60) != 0
         else:
             move.resumed()
         assert asking.recv(100) == b"in the gap"
         assert to_the_end(ending) == b"at last"
-        coming.join(30)
+        coming.join(60)
         for one in (*came, short, asking):
             ask(one, b"after")
         waiting.finish()
@@ -98,7 +98,7 @@ def test_what_was_not_read_is_not_lost(net: Lan, tmp_path: Path, orphans: None) 
         with contextlib.closing(echoing(net, SERVICE)):
             move = move_to(net, server.process.pid, tmp_path, number=1)
         assert move.serve.process.wait(60) == 67, move.said()
-        assert move.restore.process.wait(40) == 67
+        assert move.restore.process.wait(60) == 67
         for sentence in ("an urgent byte that was not read", "has ended, and not everything of it was read"):
             assert sentence in move.serve.said()
         go = net.connect(PORT)

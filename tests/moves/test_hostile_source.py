@@ -59,7 +59,7 @@ def refused(
     serve = laws.fork_command(
         live_migration.cli.serve.main, [str(subject.pid), "--ticket-file", str(ticket)], folder / "serve.txt"
     )
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for("the ticket", lambda: ticket.exists() or None, 60)
     arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", *words]
     restore = laws.fork_command(live_migration.cli.restore.main, arguments, folder / "restore.txt")
     subject.children |= {serve, restore}
@@ -76,7 +76,7 @@ def wait(pid: int) -> int:
         found, status = os.waitpid(pid, os.WNOHANG)
         return status + 1 if found else None
 
-    return wait_for("its end", poll, 30) - 1
+    return wait_for("its end", poll, 60) - 1
 
 
 def with_file_mapping(migration: Migration, path: Path) -> Migration:

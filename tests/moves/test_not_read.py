@@ -68,7 +68,7 @@ def test_nobody_reads_what_is_said(subject: laws.Subject, how: list[str]) -> Non
     ticket = subject.folder / "ticket"
     pipes = [full_pipe(), full_pipe()]
     serve = begin(subject, "serve", [str(subject.pid), "--ticket-file", str(ticket), *how], pipes[0][1])
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for("the ticket", lambda: ticket.exists() or None, 60)
     words = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", *how]
     restore = begin(subject, "restore", words, pipes[1][1])
     report = wait_for("the end of the move", lambda: read_report(subject, "restore"), 30)
@@ -94,10 +94,10 @@ def test_the_frontend_is_stopped(subject: laws.Subject) -> None:
     ticket = subject.folder / "ticket"
     said = subject.folder / "restore.txt"
     serve = begin(subject, "serve", [str(subject.pid), "--ticket-file", str(ticket)], subject.folder / "serve.txt")
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for("the ticket", lambda: ticket.exists() or None, 60)
     words = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null"]
     restore = begin(subject, "restore", words, said)
-    wait_for("the worker", lambda: descendants(restore) or None, 20)
+    wait_for("the worker", lambda: descendants(restore) or None, 60)
     os.kill(restore, signal.SIGSTOP)
     assert end_of(serve) == ExitCode.OK
     assert wait_for("the end of the move", lambda: read_report(subject, "restore"), 10)

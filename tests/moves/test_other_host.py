@@ -67,6 +67,6 @@ def test_a_file_that_is_mapped_to_be_written(
 
 
 def assert_refused(move: Move) -> None:
-    assert move.serve.process.wait(30) == ExitCode.REFUSED, move.said()
+    assert move.serve.process.wait(60) == ExitCode.REFUSED, move.said()
     assert "kept in this host's memory alone (tmpfs)" in move.serve.said()
-    assert move.restore.process.wait(30) == ExitCode.REFUSED, move.said()
+    assert move.restore.process.wait(60) == ExitCode.REFUSED, move.said()

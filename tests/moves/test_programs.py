@@ -49,7 +49,7 @@ def test_unmoved(program: Program, folder: Path, orphans: None) -> None:
     if program.stopped:
         os.kill(running.process.pid, signal.SIGCONT)
     assert running.verdict() == "passed"
-    assert running.process.wait(10) == 0
+    assert running.process.wait(60) == 0
 
 
 @pytest.mark.program
@@ -94,8 +94,8 @@ def move_and_check(
             os.kill(pid, signal.SIGCONT)
         verdict = running.verdict()
         assert verdict == "passed", verdict
-        assert move.restore.process.wait(30) == 0, "lm-restore's exit status"
-        assert move.serve.process.wait(30) == 0, "lm-serve's exit status"
+        assert move.restore.process.wait(60) == 0, "lm-restore's exit status"
+        assert move.serve.process.wait(60) == 0, "lm-serve's exit status"
         assert move.restore.report()["strategy"] == program.becomes(strategy)
         assert move.restore.report()["outcome"] == "complete"
     except BaseException:

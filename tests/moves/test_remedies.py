@@ -69,7 +69,7 @@ def test_what_landed_in_a_pid_namespace_is_moved_on_by_the_id_of_the_host(tmp_pa
         try:
             pid = move.resumed()
             move.restore.event("complete")
-            assert move.serve.process.wait(30) == 0, "lm-serve's exit status"
+            assert move.serve.process.wait(60) == 0, "lm-serve's exit status"
         except BaseException:
             print(move.said())
             raise

@@ -63,8 +63,8 @@ def process(tmp_path: Path, orphans: None) -> subprocess.Popen[bytes]:
     null = subprocess.DEVNULL
     words = [sys.executable, "-c", PROGRAM, str(tmp_path / "ready")]
     child = subprocess.Popen(words, stdin=null, stdout=null, stderr=null, start_new_session=True)
-    wait_for("the program", lambda: (tmp_path / "ready").exists() or None, 20)
-    wait_for("its file closed", lambda: len(os.listdir(f"/proc/{child.pid}/fd")) == 3 or None, 20)
+    wait_for("the program", lambda: (tmp_path / "ready").exists() or None, 60)
+    wait_for("its file closed", lambda: len(os.listdir(f"/proc/{child.pid}/fd")) == 3 or None, 60)
     return child
 
 
@@ -73,8 +73,8 @@ def begin(process: subprocess.Popen[bytes], tmp_path: Path, *restore: str, rate:
     subject = laws.Subject(process, tmp_path, laws.picture(process.pid))
     report = ["--report", str(tmp_path / "restore.json")]
     move = laws.begin(subject, serve=["--bandwidth-limit", rate, "-v"], restore=[*restore, *report])
-    move.serve.event("staged", 30)
-    wait_for("tracking", lambda: is_tracked(process.pid) or None, 20)
+    move.serve.event("staged")
+    wait_for("tracking", lambda: is_tracked(process.pid) or None, 60)
     return move
 
 
@@ -86,7 +86,7 @@ def is_tracked(pid: int) -> bool:
 
 def assert_untracked(process: subprocess.Popen[bytes], before: laws.Picture) -> None:
     """The process runs on, and nothing of the tracking is left."""
-    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 20)
+    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 60)
     assert process.poll() is None
     now = laws.picture(process.pid)
     assert now.descriptors == before.descriptors
@@ -102,7 +102,7 @@ def test_a_death_in_a_round(strategy: str, side: str, process: subprocess.Popen[
     os.kill(victim.process.pid, signal.SIGKILL)
     other = move.restore if side == "serve" else move.serve
     # A worker whose frontend has died lives long enough to say so.
-    assert other.process.wait(30) in (ExitCode.LOST_BEFORE, ExitCode.PEER_FAILED), move.said()
+    assert other.process.wait(60) in (ExitCode.LOST_BEFORE, ExitCode.PEER_FAILED), move.said()
     assert_untracked(process, before)
 
 
@@ -110,7 +110,7 @@ def test_a_link_cut_in_a_round(process: subprocess.Popen[bytes], tmp_path: Path)
     before = laws.picture(process.pid)
     with two_machines() as machines:
         move = begin_move(process.pid, machines, tmp_path, strategy="pre-copy", serve=["--bandwidth-limit", "4M"])
-        wait_for("tracking", lambda: is_tracked(process.pid) or None, 20)
+        wait_for("tracking", lambda: is_tracked(process.pid) or None, 60)
         machines[0].ip("link", "set", machines[0].link, "down")
         assert move.serve.process.wait(90) == ExitCode.LOST_BEFORE, move.said()
         assert move.restore.process.wait(90) == ExitCode.LOST_BEFORE, move.said()
@@ -123,7 +123,7 @@ def test_sigterm_in_a_round(process: subprocess.Popen[bytes], tmp_path: Path) ->
     before = laws.picture(process.pid)
     move = begin(process, tmp_path, "--pre-copy")
     move.serve.process.send_signal(signal.SIGTERM)
-    assert move.serve.process.wait(20) == ExitCode.TERMINATED, move.said()
+    assert move.serve.process.wait(60) == ExitCode.TERMINATED, move.said()
     assert_untracked(process, before)
 
 
@@ -132,7 +132,7 @@ def test_a_fork_in_a_round_is_refused_by_name(process: subprocess.Popen[bytes], 
     os.kill(process.pid, signal.SIGUSR1)
     assert move.serve.process.wait(60) == ExitCode.REFUSED, move.said()
     assert "child" in move.said()
-    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 20)
+    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 60)
     assert process.poll() is None
 
 
@@ -145,7 +145,7 @@ def test_a_mapping_in_a_round_that_cannot_be_moved_is_refused_by_name(
     assert move.serve.process.wait(60) == ExitCode.REFUSED, move.said()
     assert "maps a file that has been deleted" in move.serve.said()
     assert "frozen" not in [event["event"] for event in move.serve.events()], "refused before the freeze"
-    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 20)
+    wait_for("the end of the tracking", lambda: not is_tracked(process.pid) or None, 60)
     assert process.poll() is None
 
 
@@ -215,7 +215,7 @@ def test_writes_that_do_not_converge_end_it_where_that_is_asked_for(
     os.kill(process.pid, signal.SIGHUP)
     move = begin(process, tmp_path, "--pre-copy", "--on-no-convergence", "abort", rate="16M")
     assert move.serve.process.wait(90) == ExitCode.TIMEOUT, move.said()
-    assert move.restore.process.wait(20) == ExitCode.TIMEOUT, move.said()
+    assert move.restore.process.wait(60) == ExitCode.TIMEOUT, move.said()
     assert_untracked(process, before)
 
 

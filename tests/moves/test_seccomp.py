@@ -30,7 +30,7 @@ def test_a_death_of_lm_serve_leaves_it_as_it_was(
     monkeypatch.setenv("LM_FAULT", f"{failpoint}:kill")
     move = started.begin_move(running.process.pid, machines, running.folder)
     monkeypatch.delenv("LM_FAULT")
-    assert move.serve.process.wait(30) == -signal.SIGKILL, move.said()
+    assert move.serve.process.wait(60) == -signal.SIGKILL, move.said()
     running.say_moved()
     assert running.verdict() == "passed"
-    assert move.restore.process.wait(30) == ExitCode.LOST_BEFORE, move.said()
+    assert move.restore.process.wait(60) == ExitCode.LOST_BEFORE, move.said()

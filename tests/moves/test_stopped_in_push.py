@@ -37,7 +37,7 @@ def large(tmp_path: Path, orphans: None) -> Iterator[subprocess.Popen[str]]:
             [sys.executable, "-c", PROGRAM], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL,
             text=True, start_new_session=True,
         )
-    wait_for("the program", lambda: (tmp_path / "said").read_text() or None, 20)
+    wait_for("the program", lambda: (tmp_path / "said").read_text() or None, 60)
     yield process
     process.kill()
     process.wait()
@@ -49,10 +49,10 @@ def test_both_end_in_order(large: subprocess.Popen[str], tmp_path: Path, number:
     serve = laws.fork_command(
         live_migration.cli.serve.main, [str(large.pid), "--ticket-file", str(ticket)], said[0]
     )
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for("the ticket", lambda: ticket.exists() or None, 60)
     words = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", "--bandwidth-limit", "2M"]
     restore = laws.fork_command(live_migration.cli.restore.main, words, said[1])
-    wait_for("the push", lambda: "prepared at the destination" in said[0].read_text() or None, 30)
+    wait_for("the push", lambda: "prepared at the destination" in said[0].read_text() or None, 60)
     os.kill(restore, number)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in (serve, restore)]
     texts = [path.read_text() for path in said]

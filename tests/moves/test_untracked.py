@@ -42,7 +42,7 @@ def test_moved_without_tracking(
     move.resumed()
     running.say_moved()
     assert running.verdict() == "passed", move.said()
-    assert move.restore.process.wait(30) == 0, move.said()
+    assert move.restore.process.wait(60) == 0, move.said()
     report = move.restore.report()
     assert (report["strategy"], report["tracking"]) == (becomes, "none")
     assert len(report["rounds"]) == (1 if becomes == "pre-copy" else 0)

@@ -38,7 +38,7 @@ class Program:
     def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline().strip()
-        assert line, f"the program ended with {self.process.wait(10)}"
+        assert line, f"the program ended with {self.process.wait(60)}"
         return line
 
     def send(self, verb: str, *arguments: int) -> None:
@@ -146,7 +146,7 @@ def moving(path: Path, pages: int, kind: str = "private", role: str = "source") 
         yield Move(source, destination, store, client, pager, links)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not condition():

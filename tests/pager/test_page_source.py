@@ -163,7 +163,7 @@ def test_a_pager_goes_on_with_a_source_of_another_kind(program: Path) -> None:
             assert fault[1].recv(32, socket.MSG_WAITALL)
             assert bulk[1].recv(32, socket.MSG_WAITALL)
             bulk[1].shutdown(socket.SHUT_RDWR)
-            assert one.pager.wait(PagerState.RUNNING, 10) is PagerState.STALLED
+            assert one.pager.wait(PagerState.RUNNING, 60) is PagerState.STALLED
             one.connect()
             one.complete()
             assert one.destination.answer() == 0

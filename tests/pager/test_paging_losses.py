@@ -52,11 +52,11 @@ def test_a_lost_connection_is_a_pause(program: Path, which: int) -> None:
         move.destination.send("threads", 30000, 4, 3000)
         time.sleep(0.2)
         move.links[which].shutdown(socket.SHUT_RDWR)
-        assert move.pager.wait(PagerState.RUNNING, 10) is PagerState.STALLED
+        assert move.pager.wait(PagerState.RUNNING, 60) is PagerState.STALLED
         # Bytes that meet a closed end on their way make the kernel end the connection with RST instead of FIN.
         cause = move.pager.cause.partition("connection is lost: ")[2]
         assert cause in ("closed by the source", os.strerror(errno.ECONNRESET))
-        assert move.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+        assert move.client.wait(ClientState.CONNECTED, 60) is ClientState.LOST
         time.sleep(0.1)
         assert move.destination.process.poll() is None
         move.client.limit(0)
@@ -90,7 +90,7 @@ def test_nothing_that_is_there_comes_again(program: Path) -> None:
 def test_faults_wait_for_a_connection(program: Path) -> None:
     with moving(program, 100) as move:
         move.links[0].shutdown(socket.SHUT_RDWR)
-        assert move.pager.wait(PagerState.STAGED, 10) is PagerState.STALLED
+        assert move.pager.wait(PagerState.STAGED, 60) is PagerState.STALLED
         move.destination.send("check", 0, 100)
         eventually(lambda: move.pager.counters["faults"] > 0)
         more = connect(move.client, move.pager, 2)
@@ -165,7 +165,7 @@ def test_a_killed_pager_never_means_zeros(program: Path, verb: str, mode: int) -
             process.kill()
             process.wait()
             # The keeper lets go of the connections, so that the source learns of it, and of nothing else.
-            assert client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+            assert client.wait(ClientState.CONNECTED, 60) is ClientState.LOST
             time.sleep(0.3)
             assert is_alive(keeper)
             assert destination.process.poll() is None
@@ -291,7 +291,7 @@ def test_a_source_that_breaks_the_rules_is_dropped(program: Path, number: int) -
         bulk[0].sendall(broken_answers(request[5], request[8])[number])
         if number in (0, 1, 2):
             bulk[0].sendall(bytes(64))
-        assert move.pager.wait(PagerState.RUNNING, 10) is PagerState.STALLED, number
+        assert move.pager.wait(PagerState.RUNNING, 60) is PagerState.STALLED, number
         assert move.pager.cause in (
             "the bulk connection is lost: the source broke the rules of the page stream",
             "the bulk connection is lost: the source speaks another version of the page stream",
@@ -384,7 +384,7 @@ def test_a_destination_that_breaks_the_rules_is_dropped(program: Path, which: in
             store.open(True)
             client.connect(Stream(pairs[0]), Stream(pairs[2]), SESSION)
             pairs[which].sendall(data)
-            assert client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
+            assert client.wait(ClientState.CONNECTED, 60) is ClientState.DROPPED
             assert client.cause.startswith("a request on the " + ("fault" if which == 1 else "bulk"))
     finally:
         source.close()
@@ -414,7 +414,7 @@ def test_a_process_that_runs_is_not_told_of(program: Path, which: int, kind: int
                 pushed += pairs[3].recv(1 << 16)
             pairs[which].sendall(request(kind, BASE, 1, 1))
             assert pairs[which].recv(1 << 16) == b""
-            assert client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
+            assert client.wait(ClientState.CONNECTED, 60) is ClientState.DROPPED
             name = "fault" if which == 1 else "bulk"
             assert client.cause == f"a request on the {name} connection comes before the freeze"
             assert client.counters["requests"] == 0
@@ -443,7 +443,7 @@ def test_random_bytes_never_crash_the_pager(program: Path) -> None:
             link = chance.choice([fault[0], bulk[0]])
             link.sendall(answer[: chance.randrange(40, len(answer))])
             link.shutdown(socket.SHUT_WR)
-            assert move.pager.wait(PagerState.RUNNING, 10) is PagerState.STALLED
+            assert move.pager.wait(PagerState.RUNNING, 60) is PagerState.STALLED
             for one in (*fault, *bulk):
                 one.close()
         assert move.pager.counters["total_pages"] == 0
@@ -454,9 +454,9 @@ def test_a_source_that_lost_the_memory_says_so(program: Path) -> None:
         assert move.destination.run("check", 0, 10) == 0
         move.source.close()
         move.destination.send("check", 500, 1)
-        assert move.pager.wait(PagerState.STAGED, 10) is PagerState.FAILED
+        assert move.pager.wait(PagerState.STAGED, 60) is PagerState.FAILED
         assert move.pager.cause == "the source cannot read the memory any more: No such process"
-        assert move.client.wait(ClientState.CONNECTED, 10) is ClientState.FAILED
+        assert move.client.wait(ClientState.CONNECTED, 60) is ClientState.FAILED
         time.sleep(0.1)
         assert move.destination.process.poll() is None
 
@@ -492,9 +492,9 @@ def test_a_connection_on_which_nothing_comes_is_lost(program: Path, which: int) 
         move.pager.prefetch_start()
         if which == 0:
             move.destination.send("check", 0, 3000)
-        assert move.pager.wait(PagerState.RUNNING, 20) is PagerState.STALLED
+        assert move.pager.wait(PagerState.RUNNING, 60) is PagerState.STALLED
         assert "has said nothing for some seconds" in move.pager.cause
-        assert move.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+        assert move.client.wait(ClientState.CONNECTED, 60) is ClientState.LOST
         move.client.limit(0)
         links = connect(move.client, move.pager, 3)
         move.complete()

@@ -270,7 +270,7 @@ def test_the_end_of_the_program_completes(program: Path) -> None:
 def test_another_program_needs_no_pages(program: Path) -> None:
     with moving(program, 5000) as move:
         move.destination.send("exec")
-        assert move.destination.process.wait(10) == 0
+        assert move.destination.process.wait(60) == 0
         move.complete()
 
 

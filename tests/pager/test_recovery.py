@@ -41,7 +41,7 @@ class Lost:
     def kill(self) -> Keeper:
         """Kill the worker; its keeper."""
         os.kill(self.worker, signal.SIGKILL)
-        assert self.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+        assert self.client.wait(ClientState.CONNECTED, 60) is ClientState.LOST
         found: list[Keeper] = []
 
         def is_found() -> bool:
@@ -187,4 +187,4 @@ def test_a_source_that_is_gone_for_good_is_done_without(program: Path) -> None:
         pager.finish()
         assert lost.destination.run("check", 0, 10) == 0
         lost.destination.send("check", PAGES - 1, 1)
-        assert lost.destination.process.wait(10) == -signal.SIGBUS
+        assert lost.destination.process.wait(60) == -signal.SIGBUS

@@ -14,9 +14,11 @@ import pytest
 
 from live_migration.kernel.arch.arch import REGISTERS_SIZE, Registers
 from live_migration.kernel.injection import syscall_numbers as numbers
+from live_migration.kernel.proc import read_proc
 from live_migration.kernel.tracing import tracee
 from live_migration.process.threads import interrupted, sleeps
 from live_migration.process.threads.sleeps import Sleep
+from tests.kernel.husks import wait_until
 from tests.process import task_helpers as helpers
 
 CALLER = r"""
@@ -38,7 +40,7 @@ static double now(void) {
 }
 
 int main(int count, char **words) {
-    struct timespec time = {1, 0}, left = {0, 0};
+    struct timespec time = {2, 0}, left = {0, 0};
     struct pollfd entry = {.fd = 0, .events = POLLIN};
     struct epoll_event event;
     int word = 7, epoll = epoll_create1(0);
@@ -59,19 +61,19 @@ int main(int count, char **words) {
         result = syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 7, &time, NULL, 0);
     if (strcmp(words[1], "futex_absolute") == 0) {
         clock_gettime(CLOCK_MONOTONIC, &time);
-        time.tv_sec += 1;
+        time.tv_sec += 2;
         result = syscall(SYS_futex, &word, FUTEX_WAIT_BITSET_PRIVATE, 7, &time, NULL, FUTEX_BITSET_MATCH_ANY);
     }
     if (strcmp(words[1], "futex_like_poll") == 0) {
         clock_gettime(CLOCK_MONOTONIC, &time);
-        time.tv_sec += 1;
+        time.tv_sec += 2;
         word = 0;
         result = syscall(SYS_futex, &word, FUTEX_WAIT_BITSET, 0, &time, NULL, FUTEX_BITSET_MATCH_ANY);
     }
     if (strcmp(words[1], "poll") == 0)
-        result = poll(&entry, 1, 1000);
+        result = poll(&entry, 1, 2000);
     if (strcmp(words[1], "epoll_wait") == 0)
-        result = epoll_wait(epoll, &event, 1, 1000);
+        result = epoll_wait(epoll, &event, 1, 2000);
     if (strcmp(words[1], "read") == 0)
         result = read(0, &byte, 1);
     printf("%ld %d %.3f\n", result, result < 0 ? errno : 0, now() - start);
@@ -79,7 +81,8 @@ int main(int count, char **words) {
 }
 """
 CLONE_TRACED = 0x2000 | signal.SIGCHLD
-FIRST_PART = 0.5
+WHOLE, FIRST_PART = 2.0, 1.0
+"""Seconds. Half of it is left for a busy machine, before the freeze and after the waking."""
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +153,7 @@ def test_a_sleep_lasts_for_what_was_left(running: subprocess.Popen[str], request
     name = request.node.callspec.params["running"]
     assert (result, error) == {"futex": (-1, 110), "futex_absolute": (-1, 110)}.get(name, (0, 0))
     # Whatever the machine's load, it never wakes before its time, and not after a second whole sleep.
-    assert 1.0 <= seconds < 1.0 + FIRST_PART
+    assert WHOLE <= seconds < WHOLE + FIRST_PART
 
 
 @pytest.mark.parametrize("running", [*SLEEPS, "futex_like_poll"], indirect=True)
@@ -162,7 +165,7 @@ def test_a_sleep_that_has_gone_on_once_is_not_taken_for_another_call(
     name = request.node.callspec.params["running"]
     assert (result, error) == ((-1, 110) if name.startswith("futex") else (0, 0))
     # The stop before is not told by the kernel: what had been slept before it may be slept again.
-    assert 1.0 <= seconds < 2.0 + FIRST_PART
+    assert WHOLE <= seconds < 2 * WHOLE + FIRST_PART
 
 
 def test_a_call_that_nothing_tells_is_seen_to_fail() -> None:
@@ -180,7 +183,7 @@ def test_a_poll_whose_event_has_come_returns_it(running: subprocess.Popen[str]) 
     moved(running.pid, running.stdin.fileno())
     result, error, seconds = told(running)
     assert (result, error) == (1, 0)
-    assert seconds < 1.0
+    assert seconds < WHOLE
 
 
 @pytest.mark.parametrize("running", ["read"], indirect=True)
@@ -200,9 +203,11 @@ def test_a_sleep_that_was_not_seen_counts_nothing() -> None:
 
 def test_the_beginning_of_a_sleep_is_found() -> None:
     asked = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    asleep = b"%d " % numbers.SYS_clock_nanosleep
     child = subprocess.Popen(["sleep", "100"])
     try:
-        time.sleep(1.0)
+        wait_until(lambda: read_proc(f"/proc/{child.pid}/syscall").startswith(asleep))
+        time.sleep(0.5)
         sleep = sleeps.snapshot_sleeps([child.pid])[child.pid]
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         assert asked < sleep.began <= now - 200_000_000

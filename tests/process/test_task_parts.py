@@ -222,7 +222,7 @@ def test_who_cannot_be_moved() -> None:
     [
         ("import subprocess; c = subprocess.Popen(['sleep', '100'])", "it is a child of the process and would stay"),
         (
-            "import os, time; c = os.fork() or os._exit(0); time.sleep(0.2)",
+            "import os; c = os.fork() or os._exit(0); os.waitid(os.P_PID, c, os.WEXITED | os.WNOWAIT)",
             "a child that has ended is not yet waited for",
         ),
     ],

@@ -19,8 +19,8 @@ while not (folder / "stop").exists():
     database.execute("insert into rows values (?, ?)", (written, with_content))
     database.execute("commit")
     written += 1
-    if written == 100:
-        (folder / "ready").touch()
+    if written % 100 == 0:
+        (folder / "ready").write_text(str(written))
     time.sleep(0.001)
 database.close()
 (folder / "written").write_text(str(written))

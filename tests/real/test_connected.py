@@ -77,7 +77,7 @@ class Clients:
         """End them all: nobody has met an error."""
         self.ended.set()
         for thread in self.threads:
-            thread.join(30)
+            thread.join(60)
         assert self.failed == []
 
 
@@ -89,7 +89,7 @@ def connected(net: Lan, address: str) -> socket.socket:
             return net.connect(PORT, address)
         return None
 
-    return wait_for("the server", poll, 20)
+    return wait_for("the server", poll, 60)
 
 
 def there_and_back(net: Lan, pid: int, folder: Path, clients: Clients) -> None:

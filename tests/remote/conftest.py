@@ -118,7 +118,7 @@ class Counting:
     def goes_on(self) -> None:
         """It counts, wherever it runs, and has never left anything out or found wrong memory."""
         begin = len(self.numbers()) if self.log.exists() else 0
-        wait_for("the counter", lambda: (self.log.exists() and len(self.numbers()) > begin + 10) or None, 30)
+        wait_for("the counter", lambda: (self.log.exists() and len(self.numbers()) > begin + 10) or None, 60)
         found = self.numbers()
         assert found == [str(number) for number in range(len(found))]
 
@@ -166,6 +166,6 @@ def busy(hosts: Hosts) -> list[str]:
 
 def nothing_there(hosts: Hosts) -> None:
     """Nothing is left there but the cache."""
-    wait_for("the end there", lambda: not busy(hosts) or None, 30)
+    wait_for("the end there", lambda: not busy(hosts) or None, 60)
     assert [path.name for path in hosts.far.path("/tmp").iterdir() if "lm-" in path.name] == []
     assert json.dumps(sorted(path.name for path in hosts.far.path("/root/.cache").iterdir())) == '["live-migration"]'

@@ -120,7 +120,7 @@ def test_ssh_is_lost_while_the_bundle_is_brought(hosts: Hosts, ended: None, tmp_
         command = hosts.begin(tmp_path, counting.pid, "far")
         wait_for("tar", lambda: began.exists() or None)
         cut(hosts.far)
-        assert command.process.wait(30) == ExitCode.NO_PEER, command.said()
+        assert command.process.wait(60) == ExitCode.NO_PEER, command.said()
         wait_for("the end there", lambda: not hosts.far.path("/root/.cache/live-migration").exists() or None)
     began.unlink()
     assert counting.runs_here()

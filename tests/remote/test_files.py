@@ -54,7 +54,7 @@ def stores(hosts: Hosts) -> list[str]:
 def end_there(hosts: Hosts, pid: int) -> None:
     """The process ends, and what was brought for it goes with it."""
     hosts.far.run("kill", "-9", str(pid))
-    wait_for("the end of the files", lambda: not stores(hosts) or None, 30)
+    wait_for("the end of the files", lambda: not stores(hosts) or None, 60)
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -132,7 +132,7 @@ def test_a_static_program_and_back(
     assert len(stores(hosts)) == 1
     hosts.migrate("--back", "--files=copy", "far", pid)
     counting.goes_on()
-    wait_for("the end of the files", lambda: not stores(hosts) or None, 30)
+    wait_for("the end of the files", lambda: not stores(hosts) or None, 60)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -144,13 +144,13 @@ def test_redis(hosts: Hosts, only_here: Path, strategy: str) -> None:
     words = [server, "--port", "7379", "--save", "", "--dir", str(only_here), "--daemonize", "no"]
     process = start(hosts.near.command(*words), only_here)
     ask = "import socket, sys; s = socket.create_connection(('127.0.0.1', 7379), 5); s.sendall(sys.argv[1].encode())"
-    ask += "; s.settimeout(10); sys.stdout.write(s.recv(100).decode())"
+    ask += "; s.settimeout(30); sys.stdout.write(s.recv(100).decode())"
 
     def said(machine: Machine, request: str) -> str:
         line = machine.command(sys.executable, "-c", ask, request)
-        return subprocess.run(line, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(line, capture_output=True, text=True, timeout=60).stdout
 
-    wait_for("redis", lambda: said(hosts.near, "SET key value\r\n") == "+OK\n" or None, 30)
+    wait_for("redis", lambda: said(hosts.near, "SET key value\r\n") == "+OK\n" or None, 60)
     command = hosts.begin(only_here, f"--{strategy}", "--files=copy", process.pid, "far")
     pid = resumed_pid(command)
     assert command.process.wait(60) == 0, command.said()
@@ -235,11 +235,11 @@ def test_what_the_process_writes_there_is_kept(hosts: Hosts, only_here: Path) ->
     begun, go = (hosts.shared / f"{only_here.name}-{name}" for name in ("begun", "go"))
     line = hosts.near.command(sys.executable, "-c", program, str(begun), str(go))
     process = start(line, only_here)
-    wait_for("the program", lambda: begun.exists() or None, 20)
+    wait_for("the program", lambda: begun.exists() or None, 60)
     hosts.migrate("--files=copy", process.pid, "far")
     assert len(stores(hosts)) == 1
     go.touch()
-    wait_for("its end", lambda: "keeps what" in hosts.migrate("--list", "far") or None, 30)
+    wait_for("its end", lambda: "keeps what" in hosts.migrate("--list", "far") or None, 60)
     (store,) = stores(hosts)
     found = list(hosts.far.path(f"{STORES}/{store}").rglob("result"))
     assert [path.read_text() for path in found] == ["worth"]

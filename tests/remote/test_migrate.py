@@ -76,7 +76,7 @@ def test_ctrl_c_before_the_freeze(hosts: Hosts, tmp_path: Path, ended: None) -> 
     command = hosts.begin(tmp_path, *SLOW, counting.pid, "far")
     command.event("staged")
     command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(30) == ExitCode.INTERRUPTED, command.said()
+    assert command.process.wait(60) == ExitCode.INTERRUPTED, command.said()
     assert counting.runs_here()
     counting.goes_on()
     nothing_there(hosts)
@@ -98,7 +98,7 @@ def test_lm_migrate_is_killed(hosts: Hosts, tmp_path: Path, ended: None) -> None
     command.event("staged")
     command.process.kill()
     command.process.wait()
-    wait_for("the end there", lambda: not busy(hosts) or None, 30)
+    wait_for("the end there", lambda: not busy(hosts) or None, 60)
     assert counting.runs_here()
     counting.goes_on()
 
@@ -111,7 +111,7 @@ def test_two_at_once(hosts: Hosts, tmp_path: Path, ended: None) -> None:
     assert said.count("\n") == 1
     assert "another lm-migrate is moving it" in said
     first.process.send_signal(signal.SIGTERM)
-    assert first.process.wait(30) == ExitCode.TERMINATED, first.said()
+    assert first.process.wait(60) == ExitCode.TERMINATED, first.said()
     counting.goes_on()
 
 
@@ -190,7 +190,7 @@ def test_at_a_terminal(hosts: Hosts, ended: None) -> None:
         shown = read_until(master, until)
         os.write(master, b"\x03")
         shown += read_until(master, None)
-        assert process.wait(30) == status, shown
+        assert process.wait(60) == status, shown
         assert ("cannot be called back" in shown) == (status == 0), shown
         assert counting.runs_here() == (status != 0)
         counting.goes_on()

@@ -90,7 +90,7 @@ def test_calls_that_take_a_time_end_when_they_should(
     move = begin_move(running.process.pid, machines, tmp_path, strategy="stop-and-copy", restore=options)
     move.restore.event("complete")
     assert (folder / "awake").read_text() == "", "they were moved too late"
-    wait_for("the end of the sleep", lambda: (folder / "awake").read_text().count("\n") == 6 or None, 20)
+    wait_for("the end of the sleep", lambda: (folder / "awake").read_text().count("\n") == 6 or None, 60)
     lines = [line.split() for line in (folder / "awake").read_text().splitlines()]
     timeout = f"-1 {errno.ETIMEDOUT}"
     assert {line[0]: " ".join(line[1:3]) for line in lines} == {
@@ -151,7 +151,7 @@ def die_in(state: HuskRecord, both: Ends, husk: int, *, final: bool = True) -> m
             os.kill(os.getpid(), signal.SIGKILL)
     both.destination.close()
     os.waitpid(worker, 0)
-    both.source.decision.settimeout(10)
+    both.source.decision.settimeout(30)
     return page
 
 
@@ -186,7 +186,7 @@ def test_the_worker_s_death(
     assert bool(os.waitpid(bystander, os.WNOHANG)[0]) is (fate is Fate.KILLED)
     connection.sendall(word("ACKNOWLEDGED"))
     custodian = custodies.outcome(page).custodian
-    wait_for("its end", lambda: not laws.process_name(custodian) or None, 10)
+    wait_for("its end", lambda: not laws.process_name(custodian) or None, 60)
 
 
 def test_the_source_is_asked_on_a_connection_made_anew(both: Ends, bystander: int) -> None:
@@ -234,7 +234,7 @@ def test_a_source_that_has_left_early_is_not_waited_for(bystander: int) -> None:
         assert hear(both.source.decision)[0] == "DROPPED"
         both.source.close()
         custodian = custodies.outcome(page).custodian
-        wait_for("its end", lambda: not laws.process_name(custodian) or None, 10)
+        wait_for("its end", lambda: not laws.process_name(custodian) or None, 60)
 
 
 def test_the_end_of_the_husk_ends_the_asking(both: Ends, bystander: int) -> None:

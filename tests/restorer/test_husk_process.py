@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -64,9 +65,10 @@ def described(*ids: int) -> TaskDescription:
 
 
 def free_ids(count: int) -> list[int]:
-    """Ids that nobody has."""
+    """Ids that nobody has. By chance: other tests beside this one look for such ids too."""
     highest = int(Path("/proc/sys/kernel/pid_max").read_text())
-    return [n for n in range(highest - 300, 1, -1) if not os.path.exists(f"/proc/{n}")][:count]
+    chosen = random.sample(range(highest // 4 * 3, highest), count + 100)
+    return [n for n in chosen if not os.path.exists(f"/proc/{n}")][:count]
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

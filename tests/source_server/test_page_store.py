@@ -165,7 +165,7 @@ def test_two_clients_get_the_same_pages_at_once(served: Served) -> None:
 def test_the_end_of_one_client_is_nothing_to_the_other(served: Served) -> None:
     first, second = served.peers
     first.bulk.sendall(bytes(HEADER))
-    assert first.client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
+    assert first.client.wait(ClientState.CONNECTED, 60) is ClientState.DROPPED
     served.pages("fault", second, random.Random(1))
     first.client.close()
     served.pages("bulk", second, random.Random(2))
@@ -181,7 +181,7 @@ def test_each_client_remembers_what_it_was_sent_itself(served: Served) -> None:
         thread = threading.Thread(target=peer.client.push, args=(identifier, whole), kwargs=options)
         thread.start()
         got = peer.frames(peer.bulk, identifier)
-        thread.join(10)
+        thread.join(60)
         return got
 
     every = {served.address + page * PAGE for page in range(PAGES)}
@@ -193,7 +193,7 @@ def test_each_client_remembers_what_it_was_sent_itself(served: Served) -> None:
 def test_a_client_goes_on_with_its_next_connections(served: Served) -> None:
     peer = served.peers[0]
     peer.fault.close()
-    assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.LOST
+    assert peer.client.wait(ClientState.CONNECTED, 60) is ClientState.LOST
     again = connect(peer.client, served.stack, 2)
     assert peer.client.state is ClientState.CONNECTED
     served.pages("fault", again, random.Random(3))
@@ -207,7 +207,7 @@ def test_a_store_that_is_not_open_answers_no_client(served: Served) -> None:
     ):
         with pytest.raises((AssertionError, ConnectionError)):
             peer.request(getattr(peer, link), kind, 0, served.address, 1)
-        assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.DROPPED
+        assert peer.client.wait(ClientState.CONNECTED, 60) is ClientState.DROPPED
         assert peer.client.cause == f"a request on the {link} connection comes before the freeze"
 
 
@@ -234,7 +234,7 @@ def cannot_be_read(served: Served, kind: int) -> None:
     with contextlib.suppress(AssertionError, ConnectionError):
         assert not peer.request(link, kind, 1, served.address, 8)
     assert not peer.absent
-    assert peer.client.wait(ClientState.CONNECTED, 10) is ClientState.FAILED
+    assert peer.client.wait(ClientState.CONNECTED, 60) is ClientState.FAILED
     assert "cannot be read" in peer.client.cause
 
 

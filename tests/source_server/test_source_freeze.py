@@ -34,7 +34,7 @@ from live_migration.wire.handshake import Side
 from live_migration.wire.session import Session, State
 from tests.kernel.husks import kill_and_reap, wait_until, without_preload
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
 def frozen(seen: SourceSnapshot) -> contextlib.AbstractContextManager[handover.Frozen]:
@@ -42,10 +42,17 @@ def frozen(seen: SourceSnapshot) -> contextlib.AbstractContextManager[handover.F
     return handover.frozen(seen, Session(Side.SOURCE, State.FREEZING))
 
 
+def await_sleep(pid: int) -> None:
+    """Wait until a sleep(1) sleeps: only then are its libraries mapped, and nothing changes any more."""
+    asleep = f"{SYS_clock_nanosleep} "
+    wait_until(lambda: Path(f"/proc/{pid}/syscall").read_text().startswith(asleep))
+
+
 @pytest.fixture
 def seen() -> Iterator[SourceSnapshot]:
-    process = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
     try:
+        await_sleep(process.pid)
         found, blockers = snapshot_source(process.pid)
         assert not blockers
         yield found
@@ -352,7 +359,7 @@ def test_a_layout_that_has_not_changed_is_the_one_known(seen: SourceSnapshot) ->
 def replaced() -> Iterator[SourceSnapshot]:
     """A process that has executed another program since its snapshot."""
     process = subprocess.Popen(
-        ["sh", "-c", "read word; exec sleep 60"], stdin=subprocess.PIPE, env=without_preload()
+        ["sh", "-c", "read word; exec sleep 600"], stdin=subprocess.PIPE, env=without_preload()
     )
     try:
         seen, _ = snapshot_source(process.pid)
@@ -360,9 +367,7 @@ def replaced() -> Iterator[SourceSnapshot]:
         with process.stdin as words:
             words.write(b"go\n")
         wait_until(lambda: "sleep" in os.readlink(f"/proc/{process.pid}/exe"))
-        # Its libraries are mapped only then.
-        asleep = f"{SYS_clock_nanosleep} "
-        wait_until(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith(asleep))
+        await_sleep(process.pid)
         yield seen
         # Signals that nobody should have sent to it would end it.
         assert process.poll() is None
@@ -432,7 +437,7 @@ def test_pushes_are_done_in_order_and_an_error_of_one_ends_nothing() -> None:
     pusher.do(lambda: done.append(1))
     pusher.do(fail)
     pusher.do(lambda: done.append(2))
-    assert pusher.wait(10)
+    assert pusher.wait(60)
     assert done == [1, 2]
     pusher.close()
 
@@ -440,7 +445,7 @@ def test_pushes_are_done_in_order_and_an_error_of_one_ends_nothing() -> None:
 def test_waiting_for_a_push_that_hangs_ends() -> None:
     release = threading.Event()
     pusher = Pusher()
-    pusher.do(lambda: release.wait(10))
+    pusher.do(lambda: release.wait(60))
     assert not pusher.wait(0.01)
     release.set()
     pusher.close()
@@ -454,7 +459,7 @@ def test_an_error_hangs_up_so_that_the_push_under_way_comes_back() -> None:
 
     def fail_meanwhile() -> None:
         with store, client, pushing(client) as pusher:
-            pusher.do(lambda: hung_up.wait(10))
+            pusher.do(lambda: hung_up.wait(60))
             raise KeyError
 
     with pytest.raises(KeyError):

@@ -125,7 +125,7 @@ def die_after(deed: Deed, both: Ends, waiting: tuple[int, int], held: Held | Non
 
 def await_end(custodian: int) -> None:
     """The custodian leaves."""
-    wait_for("its end", lambda: laws.process_name(custodian) == "" or None, 10)
+    wait_for("its end", lambda: laws.process_name(custodian) == "" or None, 60)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_the_custodian_says_and_writes(
     pid, memory, address = waiting
     custodian = die_after(deed, both, (pid, address))
     connection = both.destination.decision
-    connection.settimeout(10)
+    connection.settimeout(30)
     assert hear(connection)[0] == told
     if told:
         connection.sendall(word("RESUMED" if told == "COMMIT" else "DROPPED"))
@@ -195,7 +195,7 @@ def test_what_is_asked_before_it_is_decided(both: Ends) -> None:
     custody = custodies.start_custody(both.source.roles, both.source.decision, os.getpid())
     custody.at_stake()
     connection = both.destination.decision
-    connection.settimeout(10)
+    connection.settimeout(30)
     connection.sendall(word("ASK", number=1))
     assert hear(connection)[:2] == ("UNDECIDED", 1)
     assert custody.decide(SourceRecord.COMMIT)
@@ -236,13 +236,13 @@ def test_a_custodian_that_is_gone_is_replaced(both: Ends, waiting: tuple[int, mm
     custody.ensure()
     assert custody.custodian == first
     os.kill(first, signal.SIGKILL)
-    wait_for("its end", lambda: not custody.lives() or None, 10)
+    wait_for("its end", lambda: not custody.lives() or None, 60)
     custody.ensure()
     assert custody.lives()
     custody.at_stake()
     assert custody.decide(SourceRecord.COMMIT)
     os.kill(custody.custodian, signal.SIGKILL)
-    wait_for("its end", lambda: not custody.lives() or None, 10)
+    wait_for("its end", lambda: not custody.lives() or None, 60)
     custody.end()
     assert hear(both.destination.decision)[0] == "COMMIT"
     both.destination.decision.sendall(word("RESUMED"))
@@ -284,7 +284,7 @@ def test_what_is_done_to_descriptors(
     held = Held(one.fileno(), os.fstat(one.fileno()).st_ino, *rows)
     with one, other, ends() as both:
         die_after(deed, both, (pid, address), held)
-        other.settimeout(10)
+        other.settimeout(30)
         assert other.recv(100) == done
         other.setblocking(False)
         time.sleep(0.1)
@@ -336,7 +336,7 @@ def test_a_no_stands_wherever_lm_serve_dies(
     ticket = subject.folder / "ticket"
     arguments = [str(subject.pid), "--ticket-file", str(ticket)]
     serve = laws.fork_command(live_migration.cli.serve.main, arguments, subject.folder / "serve.txt")
-    wait_for("the ticket", lambda: ticket.exists() or None, 20)
+    wait_for("the ticket", lambda: ticket.exists() or None, 60)
     arguments = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null"]
     restore = laws.fork_command(live_migration.cli.restore.main, arguments, subject.folder / "restore.txt")
     subject.children |= {serve, restore}

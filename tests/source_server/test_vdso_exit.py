@@ -23,7 +23,7 @@ from live_migration.source_server.vdso_exit import is_inside, leave_vdso
 from tests.kernel.home_help import Target, kill_at_random
 from tests.kernel.husks import kill_and_reap, wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 SOURCE = Path(__file__).resolve().parent / "clock_program.c"
 THREADS = 3
 LED_OUT = 300

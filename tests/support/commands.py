@@ -19,7 +19,7 @@ NAMES = {SERVE: "lm-serve", RESTORE: "lm-restore"}
 def run(command: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     line = [sys.executable, "-m", command, *map(str, words)]
-    return started.run(line, cwd=laws.ROOT, env=laws.environment() | variables, timeout=40)
+    return started.run(line, cwd=laws.ROOT, env=laws.environment() | variables, timeout=60)
 
 
 def run_anew(command: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,7 @@ def run_anew(command: str, *words: object) -> subprocess.CompletedProcess[str]:
     line, null = [sys.executable, "-m", command, *map(str, words)], subprocess.DEVNULL
     environment = laws.environment()
     return subprocess.run(
-        line, cwd=laws.ROOT, env=environment, stdin=null, capture_output=True, text=True, timeout=40
+        line, cwd=laws.ROOT, env=environment, stdin=null, capture_output=True, text=True, timeout=60
     )
 
 
@@ -44,7 +44,7 @@ def waiting_serve(subject: laws.Subject) -> tuple[Command, Ticket]:
     ticket = subject.folder / "ticket"
     words = [sys.executable, "-m", SERVE, str(subject.pid), "--ticket-file", str(ticket)]
     serving = laws.start_command(subject, words, "serve", laws.environment())
-    wait_for_change("the ticket", lambda: ticket.exists() or None, subject.folder, seconds=20)
+    wait_for_change("the ticket", lambda: ticket.exists() or None, subject.folder, seconds=60)
     return serving, parse_ticket(ticket.read_text())
 
 
@@ -52,5 +52,5 @@ def stop(serving: Command) -> str:
     """Tell lm-serve, which still waits, to stop; everything it has said on standard error."""
     assert serving.process.poll() is None
     serving.process.send_signal(signal.SIGTERM)
-    assert serving.process.wait(20) == ExitCode.TERMINATED
+    assert serving.process.wait(60) == ExitCode.TERMINATED
     return (serving.folder / f"{serving.name}.err").read_text()

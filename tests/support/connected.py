@@ -102,7 +102,7 @@ class Stream:
         """End it, and check that every byte has come, once, on both sides."""
         self.ended.set()
         for thread in self.threads:
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
         self.connection.close()
         assert not self.failed, self.failed

@@ -72,7 +72,7 @@ def accept(listener: socket.socket) -> socket.socket:
         try:
             found = listener.accept()[0]
             found.setblocking(True)
-            found.settimeout(10)
+            found.settimeout(30)
             return found
         except BlockingIOError:
             assert time.monotonic() < end, "nobody connects"

@@ -49,17 +49,17 @@ class Doubt:
 
     def await_doubt(self) -> None:
         """Until lm-restore says so."""
-        wait_for("the doubt", lambda: IN_DOUBT in self.said() or None, 30)
+        wait_for("the doubt", lambda: IN_DOUBT in self.said() or None, 60)
         assert self.is_kept()
 
     def list_source(self) -> subprocess.CompletedProcess[str]:
         """lm-serve --decide list."""
         line = [sys.executable, "-m", "live_migration.cli.serve", "--decide", "list"]
-        return started.run(line, env=laws.environment(), cwd=laws.ROOT, timeout=30)
+        return started.run(line, env=laws.environment(), cwd=laws.ROOT, timeout=60)
 
     def goes_on(self) -> None:
         """The process runs at the destination, and only there."""
-        moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 20)
+        moved = wait_for("the process", lambda: laws.let_go(self.subject) or None, 60)
         laws.assert_inert(self.subject)
         self.subject.await_progress()
         self.subject.signal(moved, signal.SIGUSR1, laws.Row.SIGNALS)
@@ -91,7 +91,7 @@ def doubt(
         first = start(subject, "serve", serve + listening, fault)
     else:
         first = start(subject, "restore", [*restore, "--listen", "127.0.0.1:0", *listening], fault)
-    wait_for("the ticket", lambda: file.exists() or None, 20)
+    wait_for("the ticket", lambda: file.exists() or None, 60)
     ticket = parse_ticket(file.read_text())
     with dug((ticket.host, ticket.port)) as tunnel:
         tunnel.entirely, tunnel.in_order = how.get("entirely", False), how.get("in_order", True)
@@ -101,7 +101,7 @@ def doubt(
         else:
             move = Move(start(subject, "serve", [*serve, "--to", entry], fault), first)
         try:
-            assert tunnel.broken.wait(30)
+            assert tunnel.broken.wait(60)
             yield Doubt(subject, move, tunnel)
             subject.rows()
         except BaseException:

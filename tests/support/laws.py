@@ -121,7 +121,7 @@ class Subject:
         """How far each thread is, by its records."""
         return read_rows(self.folder)
 
-    def await_progress(self, rows: Sequence[Row] = THREADS, more: int = 2, seconds: float = 20) -> None:
+    def await_progress(self, rows: Sequence[Row] = THREADS, more: int = 2, seconds: float = 60) -> None:
         """Wait until every thread has gone on. Raises TimeoutError."""
         before = self.rows()
 
@@ -131,7 +131,7 @@ class Subject:
 
         wait_for("progress", poll, seconds)
 
-    def await_standstill(self, seconds: float = 10) -> None:
+    def await_standstill(self, seconds: float = 60) -> None:
         """Wait until the walker, which needs every page, appends nothing any more for a while. Raises TimeoutError."""
 
         def poll() -> bool | None:
@@ -147,7 +147,7 @@ class Subject:
         # A signal for process 0 would be for whoever runs the tests.
         assert pid, "the process is not known"
         os.kill(pid, number)
-        wait_for(f"the record of {row.name}", lambda: self.rows()[row] > before or None, 20)
+        wait_for(f"the record of {row.name}", lambda: self.rows()[row] > before or None, 60)
         assert row is not Row.SIGNALS or self.rows()[row] == before + 1
 
 
@@ -197,7 +197,7 @@ def begin(
     def offered() -> bool | None:
         return ticket.exists() or serving.process.poll() is not None or None
 
-    wait_for_change("the ticket", offered, folder, seconds=30)
+    wait_for_change("the ticket", offered, folder, seconds=60)
     words = [sys.executable, "-m", "live_migration.cli.restore", f"@{ticket}", "--json", "--pid", "namespace"]
     words += ["--detach", "--stdio", "null"]
     more = environment(fault if side == "destination" else "")
@@ -266,7 +266,7 @@ def left_over(subject: Subject) -> dict[int, str]:
     return {pid: name for pid, name in names.items() if name}
 
 
-def await_nothing_left(subject: Subject, seconds: float = 20) -> None:
+def await_nothing_left(subject: Subject, seconds: float = 60) -> None:
     """Wait until husk, keeper, custodian, namespace and both commands are gone. AssertionError if they are not."""
     end = time.monotonic() + seconds
     while found := left_over(subject):
@@ -279,7 +279,7 @@ def assert_untouched(subject: Subject) -> None:
     await_nothing_left(subject)
     assert subject.process.poll() is None, f"the process ended with {subject.process.returncode}"
     with contextlib.suppress(TimeoutError):
-        wait_for("the picture", lambda: picture(subject.pid) == subject.before or None, 5)
+        wait_for("the picture", lambda: picture(subject.pid) == subject.before or None, 60)
     now = picture(subject.pid)
     assert now.maps.splitlines() == subject.before.maps.splitlines()
     assert now.descriptors == subject.before.descriptors

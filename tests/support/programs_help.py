@@ -40,9 +40,9 @@ class Running:
                 raise RuntimeError(f"{self.program.name} ended early: {self.verdict(0.1)}")
             return (self.folder / "ready").exists() or None
 
-        wait_for_change(f"{self.program.name} being ready", ready, self.folder, seconds=30)
+        wait_for_change(f"{self.program.name} being ready", ready, self.folder, seconds=60)
         if self.program.stopped:
-            wait_for("the group-stop", lambda: self.state(self.process.pid) == "T" or None, 10)
+            wait_for("the group-stop", lambda: self.state(self.process.pid) == "T" or None, 60)
 
     def state(self, pid: int) -> str:
         """A process's state, as /proc/PID/stat has it."""

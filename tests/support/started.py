@@ -132,7 +132,7 @@ def end_warm() -> None:
     """End the warm process; the next fork begins another one."""
     if warm.cache_info().currsize:
         warm().channel.close()
-        warm().process.wait(10)
+        warm().process.wait(60)
         warm.cache_clear()
 
 

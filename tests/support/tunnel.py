@@ -110,7 +110,7 @@ def dug(upstream: tuple[str, int]) -> Iterator[Tunnel]:
     finally:
         # Closed alone, it would not wake up who waits there; and who comes in yet has to be closed too.
         tunnel.listener.shutdown(socket.SHUT_RDWR)
-        running.join(10)
+        running.join(60)
         tunnel.listener.close()
         for pair in tunnel.pairs:
             for one in pair:

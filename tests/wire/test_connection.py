@@ -47,11 +47,11 @@ class Waiting:
         )
 
     def stranger(self) -> socket.socket:
-        return socket.create_connection((self.ticket.host, self.ticket.port), timeout=10)
+        return socket.create_connection((self.ticket.host, self.ticket.port), timeout=60)
 
     def close(self) -> None:
         os.write(self.waker, b"x")
-        roles = self.result.result(10)
+        roles = self.result.result(60)
         if roles:
             roles.close()
         self.pool.shutdown()
@@ -94,7 +94,7 @@ def check_pairs(here: Roles, there: Roles, *, encrypted: bool = True) -> None:
 def test_three_connections(host: str, secret: bool) -> None:
     side = Waiting(host, secret)
     here = connect_roles(side.ticket, Side.DESTINATION)
-    there = side.result.result(10)
+    there = side.result.result(60)
     assert there
     check_pairs(here, there, encrypted=secret)
     assert here.listener is None
@@ -115,7 +115,7 @@ def test_strangers_do_not_disturb(waiting: Waiting) -> None:
     partial = waiting.stranger()
     partial.sendall(encode_knock(Form.TICKET, derive_keys(b"", Side.DESTINATION, Role.CONTROL))[:20])
     here = connect_roles(waiting.ticket, Side.DESTINATION)
-    there = waiting.result.result(10)
+    there = waiting.result.result(60)
     assert there
     check_pairs(here, there)
     for connection in [*silent, loud, partial]:
@@ -130,7 +130,7 @@ def test_a_wrong_ticket_is_turned_away_and_the_right_one_still_works(waiting: Wa
         connect_roles(wrong, Side.DESTINATION)
     assert caught.value.code == ExitCode.BAD_TICKET
     connect_roles(waiting.ticket, Side.DESTINATION).close()
-    assert waiting.result.result(10)
+    assert waiting.result.result(60)
     assert ["has another ticket" in str(error) for error in waiting.refused] == [True]
 
 
@@ -150,7 +150,7 @@ def connect_in_the_end(waiting: Waiting) -> None:
             break
         except ProtocolError:
             assert time.monotonic() < deadline
-    assert waiting.result.result(10)
+    assert waiting.result.result(60)
 
 
 def test_a_peer_that_dies_half_way_leaves_its_place(waiting: Waiting) -> None:
@@ -197,7 +197,7 @@ def test_two_sources_are_told_apart(waiting: Waiting) -> None:
     with pytest.raises(ProtocolError, match="is the same side; run lm-serve on the source"):
         connect_roles(waiting.ticket, Side.SOURCE)
     # The one who calls may hear of it before the one who listens has put it down.
-    first = wait_for("the refusal", lambda: waiting.refused[:1] or None, 10)
+    first = wait_for("the refusal", lambda: waiting.refused[:1] or None, 60)
     assert "it is a source too; run lm-serve on the source" in str(first[0])
 
 
@@ -238,7 +238,7 @@ def test_no_byte_of_the_handshake_can_be_changed(waiting: Waiting, near: bool, p
         connect_roles(ticket, Side.DESTINATION)
     thread.join()
     connect_roles(waiting.ticket, Side.DESTINATION).close()
-    assert waiting.result.result(10)
+    assert waiting.result.result(60)
 
 
 def test_a_recorded_connection_cannot_be_replayed(waiting: Waiting) -> None:
@@ -291,7 +291,7 @@ def test_a_handshake_is_of_no_use_sent_back(waiting: Waiting) -> None:
     own = derive_keys(waiting.ticket.secret, Side.SOURCE, Role.CONTROL)
     assert say(waiting, encode_knock(Form.TICKET, own) + answer)[:1] in (bytes([Verdict.SAME_SIDE]), b"")
     connect_roles(waiting.ticket, Side.DESTINATION).close()
-    assert waiting.result.result(10)
+    assert waiting.result.result(60)
 
 
 def test_who_has_come_is_not_dropped_for_who_comes(waiting: Waiting) -> None:
@@ -327,7 +327,7 @@ def test_without_descriptors_who_comes_waits(waiting: Waiting) -> None:
         for descriptor in held:
             os.close(descriptor)
     connect_roles(waiting.ticket, Side.DESTINATION).close()
-    assert waiting.result.result(10)
+    assert waiting.result.result(60)
     late.close()
 
 
@@ -364,7 +364,7 @@ def test_certificates(tmp_path: Path, counts: bool) -> None:
         with pytest.raises(ProtocolError, match="has another ticket"):
             connect_roles(Ticket("127.0.0.1", side.ticket.port, bytes(32)), Side.DESTINATION, context=context)
         here = connect_roles(side.ticket, Side.DESTINATION, context=context)
-        there = side.result.result(10)
+        there = side.result.result(60)
         assert there
         check_pairs(here, there)
         here.close()
@@ -376,7 +376,7 @@ def test_certificates(tmp_path: Path, counts: bool) -> None:
 
 def test_watching_a_descriptor_ends_the_wait(waiting: Waiting) -> None:
     os.write(waiting.waker, b"x")
-    assert waiting.result.result(10) is None
+    assert waiting.result.result(60) is None
 
 
 def test_nobody_comes() -> None:

@@ -31,7 +31,7 @@ def both(request: pytest.FixtureRequest) -> Iterator[Ends]:
 class Asking:
     """The destination's line, which asks in a thread of its own."""
 
-    def __init__(self, found: Ends, stale_ns: int = FOREVER, seconds: float = 20) -> None:
+    def __init__(self, found: Ends, stale_ns: int = FOREVER, seconds: float = 60) -> None:
         self.known = shared(found.destination.roles, Side.DESTINATION)
         self.line = decision.open_line(
             self.known, found.destination.decision, decision.listener_of(found.destination.roles)
@@ -47,7 +47,7 @@ class Asking:
 
     def decided(self) -> int:
         """What has come of it."""
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         lib.lm_decision_close(self.line)
         os.close(self.pidfd)
@@ -153,7 +153,7 @@ def test_who_listens_lets_the_other_one_in() -> None:
             strangers.append(socket.create_connection(address))
             strangers[-1].sendall(wrong)
         for stranger in strangers[-5:]:
-            stranger.settimeout(10)
+            stranger.settimeout(30)
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
         with socket.create_connection(address) as anew:
@@ -167,7 +167,7 @@ def test_a_word_that_has_waited_for_long_is_stale(both: Ends) -> None:
     """A host that slept with COMMIT in the socket asks first: by now somebody may have decided otherwise."""
     both.source.decision.sendall(word("COMMIT") + word("COMMIT", number=1 << 20))
     asking = Asking(both, stale_ns=0)
-    both.source.decision.settimeout(10)
+    both.source.decision.settimeout(30)
     kind, number, _ = hear(both.source.decision)
     assert kind == "ASK"
     both.source.decision.sendall(word("NO", number))
@@ -176,9 +176,9 @@ def test_a_word_that_has_waited_for_long_is_stale(both: Ends) -> None:
 
 def test_a_silent_source_is_asked() -> None:
     with ends() as found:
-        asking = Asking(found)
-        found.source.decision.settimeout(10)
         begun = time.monotonic()
+        asking = Asking(found)
+        found.source.decision.settimeout(20)
         assert hear(found.source.decision)[0] == "ASK"
         assert time.monotonic() - begun > 0.5, "it has not waited for a word that comes by itself"
         found.source.decision.sendall(word("COMMIT"))
@@ -203,7 +203,7 @@ def test_what_became_of_it_is_reported_until_it_is_acknowledged(kind: str) -> No
         with accept(found.source.roles.listener) as anew:
             assert hear_first(anew)[0] == kind
             anew.sendall(word("ACKNOWLEDGED"))
-            report.join(10)
+            report.join(60)
         assert outcome == [1]
         assert known.heard == lib.LM_WORD_ACKNOWLEDGED
 
@@ -223,10 +223,10 @@ def test_the_first_one_is_made_too() -> None:
         listening = threading.Thread(target=lambda: made.append(decision.connect(found.source.roles, Side.SOURCE)))
         listening.start()
         with decision.connect(found.destination.roles, Side.DESTINATION) as connection:
-            listening.join(10)
+            listening.join(60)
             with made[0] as there:
                 assert there.getpeername() == connection.getsockname()
-                there.settimeout(10)
+                there.settimeout(30)
                 assert hear(there)[0] == "ASK"
 
 

@@ -92,7 +92,7 @@ def shake(one: Stream, other: Stream) -> list[OSError]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     return errors
 
 
@@ -119,8 +119,8 @@ def test_what_arrives_is_what_was_sent_with_a_reader_beside_a_writer_at_both_end
     with ThreadPoolExecutor(4) as pool:
         sending = [pool.submit(send_all, *each) for each in zip((one, other), data, strict=True)]
         got = [pool.submit(receive_all, stream, len(data[0])) for stream in (other, one)]
-        assert [each.result(30) for each in got] == data
-        assert [each.result(30) for each in sending] == [None, None]
+        assert [each.result(60) for each in got] == data
+        assert [each.result(60) for each in sending] == [None, None]
     one.close()
     assert waiting(other, lambda: other.receive(1)) == b""
     other.close()
@@ -222,7 +222,7 @@ def test_who_has_a_certificate_and_not_the_key_is_not_let_in(ends: Ends, authori
         with pytest.raises(PermissionError):
             waiting(stream, stream.handshake)
         stream.close()
-        thread.join(10)
+        thread.join(60)
 
 
 def test_certificates_of_one_authority_alone_are_let_in(ends: Ends, authority: Authority, tmp_path: Path) -> None:
