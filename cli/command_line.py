@@ -14,12 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from live_migration.cli.metrics import MetricsFile
 from live_migration.cli.output import never_waiting
 from live_migration.cli.rendering import RenderedEvents, make_events
+from live_migration.cli.watchers import StatusLines, Watcher, notifications
 from live_migration.wire.addresses import split_address
 from live_migration.wire.errors import LocalError, MigrationError
+from live_migration.wire.events import Watching
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.meeting_point import Certificates, Meeting
+from live_migration.wire.report import check_report_path
 from live_migration.wire.ticket import (
     SCHEME,
     Ticket,
@@ -59,6 +63,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="write every event, notes and progress too, to this open descriptor, and nothing elsewhere: for a program "
         "that starts this one",
     )
+    add_watcher_options(parser)
     add(
         "--insecure",
         action="store_true",
@@ -68,6 +73,39 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", metavar="FILE", help="its private key (PEM)")
     add("--tls-ca", metavar="FILE", help="who has signed the other host's certificate (PEM)")
     add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
+
+
+def add_watcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for programs that watch, beside what the reader is told; all three commands have them."""
+    parser.add_argument(
+        "--status-fd",
+        metavar="FD",
+        type=parse_descriptor,
+        help="also write a line for each stage to this open descriptor: STAGE pid=N time=SECONDS ... "
+        "(docs/watching.md)",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="FILE",
+        help="also keep figures in FILE, in the text format of Prometheus, for a textfile collector (docs/watching.md)",
+    )
+
+
+def watchers_of(name: str, watching: Watching) -> list[Watcher]:
+    """What is told beside the reader: all that was asked for, and the service manager."""
+    found: list[Watcher] = notifications(name)
+    if watching.status_fd is not None:
+        found.append(StatusLines(watching.status_fd))
+    if watching.metrics:
+        found.append(MetricsFile(name, watching.metrics))
+    return found
+
+
+def take_watching(given: argparse.Namespace) -> Watching:
+    """The options of add_watcher_options(). Raises LocalError (SYSTEM) for a file that cannot be written."""
+    if given.metrics:
+        check_report_path(given.metrics, "the figures")
+    return Watching(given.status_fd, given.metrics)
 
 
 def parse_rate(text: str) -> int:

@@ -25,7 +25,7 @@ SUMMARIES = {
     "lm-restore": "take over a running process from another host",
     "lm-serve": "offer a running process to another host",
 }
-FILES = ("--ticket-file", "--report", "--bundle", "--tls-cert", "--tls-key", "--tls-ca")
+FILES = ("--ticket-file", "--report", "--metrics", "--bundle", "--tls-cert", "--tls-key", "--tls-ca")
 """Options whose value is the name of a file."""
 
 

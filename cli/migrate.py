@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from live_migration.cli.command_line import run_command
+from live_migration.cli.command_line import run_command, watchers_of
 from live_migration.cli.rendering import make_events
 from live_migration.wire.exit_codes import ExitCode
 
@@ -27,7 +27,10 @@ def _migrate(arguments: Sequence[str]) -> int:
     # Every clean-up runs, as after Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    with make_events("lm-migrate", json=line.json, verbose=line.verbose, json_fd=line.json_fd) as events:
+    watchers = watchers_of("lm-migrate", line.watching)
+    with make_events(
+        "lm-migrate", json=line.json, verbose=line.verbose, json_fd=line.json_fd, watchers=watchers
+    ) as events:
         try:
             if line.mode == "list":
                 return migration.list_moved(line.host, line.move.ssh, line.move.bundle, events)

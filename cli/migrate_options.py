@@ -6,13 +6,22 @@ import argparse
 import copy
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from live_migration.cli import restore_options, serve_options
-from live_migration.cli.command_line import OneSentenceParser, parse_descriptor, parse_listen, parse_number, usage_error
+from live_migration.cli.command_line import (
+    OneSentenceParser,
+    add_watcher_options,
+    parse_descriptor,
+    parse_listen,
+    parse_number,
+    take_watching,
+    usage_error,
+)
 from live_migration.remote.files import COPIES
 from live_migration.remote.migration import MigrateOptions
 from live_migration.wire.addresses import show_address
+from live_migration.wire.events import Watching
 from live_migration.wire.report import check_report_path
 
 DESCRIPTION = """Move the running process PID from this host to HOST, by way of ssh. lm-migrate brings all that it
@@ -31,7 +40,7 @@ exit status: docs/exit-codes.md."""
 
 NOT_PASSED = {
     "help", "report", "json", "json_fd", "verbose", "insecure", "check", "listen", "to", "ticket", "ticket_file",
-    "detach", "stdio", "files",
+    "detach", "stdio", "files", "status_fd", "metrics",
 }  # fmt: skip
 """Options of the two commands that lm-migrate has itself, or chooses."""
 MODES = ("back", "list", "clean")
@@ -49,6 +58,7 @@ class MigrateLine:
     json: bool
     json_fd: int | None
     verbose: int
+    watching: Watching = field(default_factory=Watching)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -87,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--report", metavar="FILE", help="write what happened to FILE, as the destination saw it (docs/report.md)")
     add("--json", action="store_true", help="print every event as one JSON object a line")
     add("--json-fd", metavar="FD", type=parse_descriptor, help="write every event to this open descriptor")
+    add_watcher_options(parser)
     add("-v", "--verbose", action="count", default=0, help="say more; twice: everything")
     for whose in ("lm-serve", "lm-restore", "both"):
         group = parser.add_argument_group(f"options of {whose}")
@@ -164,8 +175,9 @@ def parse_options(arguments: Sequence[str]) -> MigrateLine:
         report=given.report,
     )
     return MigrateLine(
-        "move" if mode == "back" else mode, host, move, json=given.json, json_fd=given.json_fd, verbose=given.verbose
-    )
+        "move" if mode == "back" else mode, host, move, json=given.json, json_fd=given.json_fd, verbose=given.verbose,
+        watching=take_watching(given),
+    )  # fmt: skip
 
 
 def take_words(words: Sequence[str], mode: str) -> tuple[str, int]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from live_migration.cli.output import Outlet
+from live_migration.cli.watchers import Watcher
 from live_migration.wire.blockers import Blocker
 from live_migration.wire.errors import MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
@@ -175,18 +176,30 @@ class Terminal:
 
 
 class RenderedEvents:
-    """Events as a renderer shows them. Use it as a context manager, so that the terminal is left as it was."""
+    """Events as a renderer shows them, and as programs watch them. Use it as a context manager, so that the terminal
+    is left as it was."""
 
-    def __init__(self, name: str, renderer: Renderer, verbose: int = 0) -> None:
+    def __init__(self, name: str, renderer: Renderer, verbose: int = 0, watchers: Sequence[Watcher] = ()) -> None:
         self._name = name
         self._renderer = renderer
         self._verbose = verbose
+        self._watchers = list(watchers)
 
     def __enter__(self) -> RenderedEvents:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._tell(lambda watcher: watcher.end())
         self._renderer.close()
+
+    def _tell(self, what: Callable[[Watcher], None]) -> None:
+        """Tell all watchers. One that cannot be told ends nothing, and is told nothing more."""
+        for watcher in list(self._watchers):
+            try:
+                what(watcher)
+            except OSError as error:
+                self._watchers.remove(watcher)
+                self.note(f"{type(watcher).__name__}: {error}; nothing more is told there", 0)
 
     def emit(self, event: str, pid: int, *, sentence: str | None = None, **details: Any) -> None:
         """Something happened to process `pid` (0: to none). `details` are for --json, as they are; `source_pid` among
@@ -194,11 +207,13 @@ class RenderedEvents:
         content = {"event": event, "pid": pid, "time": time.time(), **details}
         source = details.get("source_pid", pid)
         text = SENTENCES.get(event, "").format(pid=pid, source=source) if sentence is None else sentence
+        self._tell(lambda watcher: watcher.event(content))
         self._renderer.event(content, text)
 
     def progress(self, pages: int, total: int, faults: int) -> None:
         """How many pages have arrived. Call it as often as a terminal should be redrawn, some ten times a second.
         """
+        self._tell(lambda watcher: watcher.progress(pages, total, faults))
         self._renderer.progress(pages, total, faults)
 
     def note(self, text: str, level: int = 1) -> None:
@@ -222,8 +237,13 @@ class RenderedEvents:
             self._renderer.answer(str(blocker))
         return ExitCode.REFUSED
 
+    def measured(self, report: Report) -> None:
+        """What is known of the move so far, for watchers."""
+        self._tell(lambda watcher: watcher.measured(report))
+
     def result(self, report: Report) -> None:
         """The last line."""
+        self.measured(report)
         self._renderer.close()
         self._renderer.note(summary(report))
 
@@ -246,9 +266,11 @@ def _fields(blocker: Blocker) -> dict[str, str]:
     return {"object": blocker.object, "cause": blocker.cause, "remedy": blocker.remedy}
 
 
-def make_events(name: str, *, json: bool, verbose: int = 0, json_fd: int | None = None) -> RenderedEvents:
+def make_events(
+    name: str, *, json: bool, verbose: int = 0, json_fd: int | None = None, watchers: Sequence[Watcher] = ()
+) -> RenderedEvents:
     """What the command `name` says: objects with --json and --json-fd, a bar if standard error is a terminal,
-    else lines.
+    else lines. `watchers` are told beside that.
     """
     renderer: Renderer
     if json_fd is not None:
@@ -259,4 +281,4 @@ def make_events(name: str, *, json: bool, verbose: int = 0, json_fd: int | None 
         renderer = Terminal()
     else:
         renderer = PlainLines()
-    return RenderedEvents(name, renderer, verbose)
+    return RenderedEvents(name, renderer, verbose, watchers)

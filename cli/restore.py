@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from live_migration.cli.command_line import run_command
+from live_migration.cli.command_line import run_command, watchers_of
 from live_migration.cli.decide import decide, is_asked_for
 from live_migration.cli.rendering import make_events
 
@@ -26,7 +26,10 @@ def _restore(arguments: Sequence[str] | None) -> int:
     options = parse_options(arguments)
     # Late, so that --help and a wrong option answer at once, and without the C side.
     run = importlib.import_module("live_migration.restorer.frontend").run
-    with make_events("lm-restore", json=options.json, verbose=options.verbose, json_fd=options.json_fd) as events:
+    watchers = watchers_of("lm-restore", options.watching)
+    with make_events(
+        "lm-restore", json=options.json, verbose=options.verbose, json_fd=options.json_fd, watchers=watchers
+    ) as events:
         return int(run(options, events))
 
 

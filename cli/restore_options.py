@@ -21,6 +21,7 @@ from live_migration.cli.command_line import (
     parse_size,
     take_certificates,
     take_ticket,
+    take_watching,
     usage_error,
 )
 from live_migration.cli.decide import EPILOGUES
@@ -357,6 +358,7 @@ def parse_options(
         json=given.json,
         verbose=given.verbose,
         json_fd=given.json_fd,
+        watching=take_watching(given),
         reconnect_timeout=given.reconnect_timeout,
         on_lost=given.on_lost or "wait",
     )

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from live_migration.cli.command_line import run_command
+from live_migration.cli.command_line import run_command, watchers_of
 from live_migration.cli.decide import decide, is_asked_for
 from live_migration.cli.rendering import make_events
 from live_migration.wire.errors import MigrationError
@@ -31,7 +31,10 @@ def _serve(arguments: Sequence[str] | None) -> int:
     else:
         serve = importlib.import_module("live_migration.source_server.serve").serve
 
-    with make_events("lm-serve", json=options.json, verbose=options.verbose, json_fd=options.json_fd) as events:
+    watchers = watchers_of("lm-serve", options.watching)
+    with make_events(
+        "lm-serve", json=options.json, verbose=options.verbose, json_fd=options.json_fd, watchers=watchers
+    ) as events:
         try:
             return int(serve(options, events))
         except MigrationError as error:

@@ -18,6 +18,7 @@ from live_migration.cli.command_line import (
     parse_seconds,
     take_certificates,
     take_ticket,
+    take_watching,
     usage_error,
 )
 from live_migration.cli.decide import EPILOGUES
@@ -130,6 +131,7 @@ def parse_options(arguments: Sequence[str] | None = None, environment: Mapping[s
         json=given.json,
         verbose=given.verbose,
         json_fd=given.json_fd,
+        watching=take_watching(given),
         reconnect_timeout=given.reconnect_timeout,
     )
 

@@ -23,6 +23,8 @@ from live_migration.wire.stream import Stream
 
 DROP_WORDS: int = ffi.sizeof("struct lm_drop") // 8
 FIRST_OBJECT: int = lib.LM_FIRST_OBJECT
+POWERS = range(14, 36)
+"""Latencies are counted up to these powers of two, nanoseconds: 16 us to 34 s."""
 STATISTICS_SIZE: int = ffi.sizeof("struct lm_pager_statistics")
 
 
@@ -79,13 +81,16 @@ class Drops:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Latencies of faults, from reading the message to placing the page, in microseconds."""
+    """Latencies of faults, from reading the message to placing the page, in microseconds. `at_most`: pairs of a time
+    and how many took at most that."""
 
     count: int
     p50_us: float
     p90_us: float
     p99_us: float
     max_us: float
+    sum_us: float
+    at_most: list[tuple[float, int]]
 
 
 class UnpageableRange(Exception):
@@ -106,9 +111,13 @@ def latencies(memory: Any) -> Latencies:
     def quantile(share: float) -> float:
         return float(lib.lm_histogram_quantile(histogram, share)) / 1000
 
+    counted = ffi.unpack(histogram.buckets, lib.LM_HISTOGRAM_BUCKETS)
+    # Every 16 buckets one power of two ends (statistics.h); the first 16 are the numbers below 16.
+    at_most = [((1 << power) / 1000, sum(counted[: (power - 3) * 16])) for power in POWERS]
     return Latencies(
-        histogram.count, quantile(0.5), quantile(0.9), quantile(0.99), float(histogram.maximum) / 1000
-    )
+        histogram.count, quantile(0.5), quantile(0.9), quantile(0.99), float(histogram.maximum) / 1000,
+        float(histogram.sum) / 1000, at_most,
+    )  # fmt: skip
 
 
 class Pager:

@@ -447,11 +447,13 @@ def finish(move: Move) -> int:
     if move.leaving:
         return int(ExitCode.INTERRUPTED)
     source, destination = move.ends["source"], move.ends["destination"]
-    report = None
+    reports = []
     for end in (destination, source):
-        if report is None:
-            with contextlib.suppress(msgspec.ValidationError):
-                report = msgspec.convert(end.report, Report)
+        with contextlib.suppress(msgspec.ValidationError):
+            reports.append(msgspec.convert(end.report, Report))
+    for one in reports:
+        move.events.measured(one)
+    report = reports[0] if reports else None
     if report is not None and options.report:
         write_report(options.report, report)
     statuses = (source.status, destination.status)

@@ -25,7 +25,7 @@ from live_migration.process.memory.mappings import PAGE
 from live_migration.restorer import by_hand
 from live_migration.restorer.husk_process import husk_ended
 from live_migration.restorer.kept import keep
-from live_migration.restorer.phases import Connected, Running, reached, write
+from live_migration.restorer.phases import Connected, Running, measure, reached, write
 from live_migration.restorer.plain_locks import lock_plainly
 from live_migration.wire import messages
 from live_migration.wire.again import Doorway, Link
@@ -43,6 +43,7 @@ LOST_GOODBYE_SECONDS = 3.0
 NOBODY_SECONDS = 20.0
 FORSAKEN_SECONDS = 600.0
 MOST_HOT = 1 << 16
+MEASURE_SECONDS = 1.0
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Following:
     closed: bool = False
     told: float = 0.0
     shown: float = 0.0
+    measured: float = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -113,6 +115,10 @@ def follow(running: Running, link: Link | None = None) -> int:
         if time.monotonic() - following.shown > 0.1:
             following.shown = time.monotonic()
             show_progress(running)
+        if connected.options.watching.metrics and time.monotonic() - following.measured > MEASURE_SECONDS:
+            following.measured = time.monotonic()
+            fill(running)
+            measure(connected)
     _finish(following)
     if connected.options.detach:
         connected.line.send("exit", status=int(ExitCode.OK), stays=not following.is_over)
@@ -400,6 +406,9 @@ def fill(running: Running) -> None:
     report.faults.p90_us = latencies.p90_us
     report.faults.p99_us = latencies.p99_us
     report.faults.max_us = latencies.max_us
+    report.faults.measured = latencies.count
+    report.faults.sum_us = latencies.sum_us
+    report.faults.at_most = latencies.at_most
 
 
 def _stay(following: Following) -> int:

@@ -108,6 +108,8 @@ def _show(frontend: Frontend, news: dict[str, Any]) -> None:
         frontend.events.note(news["text"], news["level"])
     elif kind == "progress":
         frontend.events.progress(news["pages"], news["total"], news["faults"])
+    elif kind == "measured":
+        frontend.events.measured(msgspec.convert(news["report"], Report))
     elif kind == "result":
         frontend.events.result(msgspec.convert(news["report"], Report))
     elif kind == "exit":

@@ -21,6 +21,8 @@ from live_migration.wire.plain_text import json_line
 ENOUGH = 16 << 10
 """Bytes of news that nobody has taken, beyond which it does not matter how far the worker has come."""
 
+REPEATED = ("progress", "measured")
+
 
 @dataclass
 class Worker:
@@ -72,9 +74,9 @@ class Line:
         return self.frontend_is_gone or bool(self.orders)
 
     def send(self, event: str, **details: Any) -> None:
-        """Tell the frontend. It may be stopped: this never waits, and news that it has not taken is kept, except how
-        much has arrived."""
-        if event != "progress" or not (self.unsent or self._unread() > ENOUGH):
+        """Tell the frontend. It may be stopped: this never waits, and news that it has not taken is kept, except what
+        comes again and again."""
+        if event not in REPEATED or not (self.unsent or self._unread() > ENOUGH):
             self.unsent += json_line({"event": event, **details})
         self._send_some()
 

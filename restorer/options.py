@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from live_migration.wire.events import Watching
 from live_migration.wire.meeting_point import Meeting
 from live_migration.wire.strategy import Parameters
 from live_migration.wire.taken import TakenAddress
@@ -34,6 +35,7 @@ class RestoreOptions:
     report        file for the report
     json, verbose how to tell
     json_fd       a descriptor that every event goes to, for a program that reads it
+    watching      what programs are told
     """
 
     meeting: Meeting
@@ -49,6 +51,7 @@ class RestoreOptions:
     json: bool
     verbose: int
     json_fd: int | None = None
+    watching: Watching = field(default_factory=Watching)
     reconnect_timeout: float | None = None
     on_lost: str = "wait"
     reattach: int = 0

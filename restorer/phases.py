@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from live_migration.pager.pager import Pager
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.migration import Migration
@@ -139,10 +141,17 @@ def reached(connected: Connected, name: str) -> None:
         connected.session.note(f"{error}; the process goes on here")
 
 
-def write(connected: Connected) -> None:
-    """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
+def measure(connected: Connected) -> None:
+    """Complete the report, and tell the frontend, if it is to write figures."""
     connected.session.fill(connected.report)
     connected.report.downtime_us = connected.account.in_us()
+    if connected.options.watching.metrics:
+        connected.line.send("measured", report=msgspec.to_builtins(connected.report))
+
+
+def write(connected: Connected) -> None:
+    """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
+    measure(connected)
     if connected.options.report:
         try:
             write_report(connected.options.report, connected.report)

@@ -58,6 +58,9 @@ def _be_worker(options: RestoreOptions, line: Line) -> int:
     if options.reattach:
         # A fault is for one process.
         os.environ.pop(VARIABLE, None)
+    # Whoever reads it is to see the frontend's end.
+    if options.watching.status_fd is not None and options.watching.status_fd > 2:
+        os.close(options.watching.status_fd)
     call_ourselves(NAME, PURPOSE)
     try:
         return reattach(options, line) if options.reattach else migrate(options, line)

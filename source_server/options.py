@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from live_migration.wire.events import Watching
 from live_migration.wire.meeting_point import Meeting
 
 
@@ -22,6 +23,7 @@ class ServeOptions:
     report            file for the report
     json, verbose     how to show events
     json_fd           a descriptor that every event goes to, for a program that reads it
+    watching          what programs are told
     """
 
     pid: int
@@ -35,5 +37,6 @@ class ServeOptions:
     json: bool
     verbose: int
     json_fd: int | None = None
+    watching: Watching = field(default_factory=Watching)
     reattach: int = 0
     reconnect_timeout: float | None = None

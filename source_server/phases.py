@@ -86,6 +86,7 @@ def write(connected: Connected) -> None:
     """Write the report, if the user wants one. It ends nothing if the folder has gone away meanwhile."""
     connected.session.fill(connected.report)
     connected.report.downtime_us = connected.account.in_us()
+    connected.events.measured(connected.report)
     if connected.options.report:
         try:
             write_report(connected.options.report, connected.report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from live_migration.wire.blockers import Blocker
@@ -10,6 +11,14 @@ from live_migration.wire.errors import MigrationError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.report import Report
 from live_migration.wire.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is told to programs, beside the reader: a line for each stage on a descriptor; figures in a file."""
+
+    status_fd: int | None = None
+    metrics: str | None = None
 
 
 class Events(Protocol):
@@ -30,6 +39,9 @@ class Events(Protocol):
 
     def checked(self, pid: int, blockers: Sequence[Blocker]) -> ExitCode:
         """The result of --check, and the status that says the same."""
+
+    def measured(self, report: Report) -> None:
+        """What is known of the move so far, in figures."""
 
     def result(self, report: Report) -> None:
         """It has ended well, with this report."""

@@ -17,6 +17,9 @@ import msgspec
 
 from live_migration.wire.errors import LocalError
 
+MOST_BOUNDS = 64
+"""Pairs in a histogram."""
+
 
 def _said(text: str) -> msgspec.Meta:
     return msgspec.Meta(description=text)
@@ -52,6 +55,15 @@ class Faults(msgspec.Struct, kw_only=True):
     p90_us: Annotated[float, _said("90 of 100 took at most this, microseconds")] = 0.0
     p99_us: Annotated[float, _said("99 of 100 took at most this, microseconds")] = 0.0
     max_us: Annotated[float, _said("the slowest, microseconds")] = 0.0
+    measured: Annotated[int, _said("faults whose times these are: also those that were answered with zeros here")] = 0
+    sum_us: Annotated[float, _said("their times together, microseconds")] = 0.0
+    at_most: Annotated[
+        list[tuple[float, int]],
+        msgspec.Meta(
+            max_length=MOST_BOUNDS,
+            description="their histogram: pairs of a time, microseconds, and how many took at most that",
+        ),
+    ] = []
 
 
 class Round(msgspec.Struct, kw_only=True):
@@ -135,15 +147,10 @@ def summary(report: Report) -> str:
 
 def write_report(path: str, report: Report) -> None:
     """Write the report as JSON; it is complete at the moment it appears. Raises LocalError (SYSTEM)."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     text = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     try:
-        temporary.write_bytes(text)
-        os.rename(temporary, target)
+        write_whole(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise LocalError(
             step="writing the report",
             object=path,
@@ -152,12 +159,25 @@ def write_report(path: str, report: Report) -> None:
         ) from None
 
 
-def check_report_path(path: str) -> None:
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file, which is complete at the moment it appears. Raises OSError, with nothing left behind."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(data)
+        os.rename(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def check_report_path(path: str, what: str = "the report") -> None:
     """Can a report be written there? Checked before anything begins. Raises LocalError (SYSTEM) if not."""
     folder = Path(path).absolute().parent
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LocalError(
-            step="writing the report",
+            step=f"writing {what}",
             object=path,
             cause=f"the folder {folder} does not exist or cannot be written to",
             remedy="name a file in a folder that exists and can be written to",

@@ -22,6 +22,7 @@ from live_migration.experiments.machines import wait_for
 from tests.support import laws, started
 
 ROOT = Path(__file__).resolve().parents[2]
+WATCHING = {"help", "json", "json_fd", "report", "status_fd", "metrics"}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_what_there_is() -> None:
     [
         # --check is a function of its own; how things are told is what on_event is for. Where a command was killed,
         # somebody else goes on, by the command line.
-        (serve, serve_options.make_parser, {"help", "check", "json", "json_fd", "report", "reattach"}),
-        (restore, restore_options.make_parser, {"help", "json", "json_fd", "report", "reattach", "source"}),
+        (serve, serve_options.make_parser, WATCHING | {"check", "reattach"}),
+        (restore, restore_options.make_parser, WATCHING | {"reattach", "source"}),
     ],
 )
 def test_every_option_is_a_keyword(

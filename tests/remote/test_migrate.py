@@ -14,6 +14,7 @@ import pytest
 
 from live_migration.experiments.machines import wait_for
 from live_migration.wire.exit_codes import ExitCode
+from tests.cli.test_watching import parsed, value
 from tests.remote.conftest import Hosts, busy, nothing_there, resumed_pid
 from tests.support import laws
 
@@ -29,7 +30,8 @@ def test_the_first_time_and_again(hosts: Hosts, tmp_path: Path, ended: None) -> 
         folder = tmp_path / name
         folder.mkdir()
         entered = time.time()
-        command = hosts.begin(folder, counting.pid, "far")
+        figures = folder / "move.prom"
+        command = hosts.begin(folder, counting.pid, "far", "--status-fd=2", f"--metrics={figures}")
         resumed = float(command.event("resumed")["time"]) - entered
         assert command.process.wait(60) == 0, command.said()
         print(f"{name}: from Enter to the resume {resumed:.2f} s, 256 MiB")
@@ -38,6 +40,11 @@ def test_the_first_time_and_again(hosts: Hosts, tmp_path: Path, ended: None) -> 
         counting.goes_on()
         assert command.report()["side"] == "destination"
         assert command.report()["outcome"] == "complete"
+        stages = [line.partition(" ")[0] for line in command.said().splitlines() if " pid=" in line]
+        assert stages == ["staged", "frozen", "resumed", "complete"]
+        found = parsed(figures)
+        assert {one.labels["side"] for one in found["fault_seconds"].samples} == {"source", "destination"}
+        assert value(found, "stage", stage="complete") == 1
     assert [words for words in hosts.far.processes() if "lm-" in words or "/lm " in words] == []
 
 
