@@ -155,7 +155,5 @@ def _at(session: KeptSession, host: str, port: int) -> KeptSession:
 def _link(kept: Kept, running: Running) -> Link:
     """How the source is met again. Raises LocalError."""
     roles, control = running.connected.roles, running.connected.control
-    session = kept.session
-    if not session.listening:
-        return Link(roles, Side.DESTINATION, control, None, session.where)
-    return Link(roles, Side.DESTINATION, control, doorway_of_our_own(session.where))
+    door = doorway_of_our_own(kept.session.where) if kept.session.listening else None
+    return Link(roles, Side.DESTINATION, control, door)

@@ -165,7 +165,7 @@ def _serve(
         connected = Connected(options, events, session, roles, control, store, client, custody, report)
         stop_by_signal(session, pid)
         door = Doorway(custody.command[0], listener, lambda: False) if listener else None
-        link = Link(roles, Side.SOURCE, control, door, kept.session.where)
+        link = Link(roles, Side.SOURCE, control, door)
         link.lose("lm-serve was replaced")
         events.emit("reattached", pid)
         try:

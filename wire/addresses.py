@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from dataclasses import dataclass
+from typing import Any
 
 WILDCARDS = ("0.0.0.0", "::", "")
 
@@ -64,3 +66,14 @@ def address_to_print(host: str) -> str:
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a side listens: the socket's family and address."""
+
+    family: int
+    where: Any
+
+    def __str__(self) -> str:
+        return show_address(str(self.where[0]), int(self.where[1]))

@@ -26,10 +26,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from live_migration.wire.addresses import show_address
+from live_migration.wire.addresses import Address
 from live_migration.wire.connection import Caller, CutOffError, Roles, closed_unless_done, introduce, prepare
 from live_migration.wire.control import PATIENCE_AFTER_COMMIT_SECONDS, ControlChannel
 from live_migration.wire.errors import MigrationError
@@ -50,22 +49,6 @@ LONGEST_REST_SECONDS = 2.0
 HANDSHAKES_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where the other side listens: the socket's family and address."""
-
-    family: int
-    where: Any
-
-    def __str__(self) -> str:
-        return show_address(str(self.where[0]), int(self.where[1]))
-
-
-def address_of(stream: Stream) -> Address:
-    """Where a connection leads to. Raises OSError."""
-    return Address(stream.socket.family, stream.socket.getpeername())
-
-
 def connect_again(first: socket.socket, address: Address, known: Roles, side: Side, attempt: int) -> Roles:
     """The three connections of attempt `attempt` of a session: CONTROL on `first`, which leads to the other side, and
     two more. Of `known`, session, secret, form and context count. Takes HANDSHAKES_SECONDS at most.
@@ -81,7 +64,7 @@ def connect_again(first: socket.socket, address: Address, known: Roles, side: Si
             _introduced(stream, Caller(context, known.form, keys, hello), deadline)
             prepare(stream.socket)
     control, fault, bulk = (streams[role] for role in Role)
-    return Roles(known.session, attempt, control, fault, bulk, known.secret, None, known.form, context)
+    return Roles(known.session, attempt, control, fault, bulk, known.secret, None, known.form, context, address)
 
 
 def _introduced(stream: Stream, caller: Caller, deadline: float) -> Done:
@@ -304,21 +287,21 @@ def doorway_of_our_own(address: Address) -> Doorway:
 
 class Link:
     """The three connections of a side after COMMIT, which may be lost and come again. `control` goes on with each. They
-    come through `door`, or are made to `address`, at first the one to which those of `roles` lead.
+    come through `door`, or are made to the other side's address (`roles.peer`). Of those that `roles` has nothing is
+    asked: they may have ended already.
 
     Nothing here waits. `fileno` is readable when there may be something for `take`; call that from time to time, too.
     """
 
-    def __init__(
-        self, roles: Roles, side: Side, control: ControlChannel, door: Doorway | None, address: Address | None = None
-    ) -> None:
+    def __init__(self, roles: Roles, side: Side, control: ControlChannel, door: Doorway | None) -> None:
         self.control = control
         self.since: float | None = None
         self._roles = roles
         self._door = door
         self._meeting: Redialling | Readmission
         if door is None:
-            self._meeting = Redialling(address or address_of(roles.control), roles, side)
+            assert roles.peer, "one side listens, and the other one knows where"
+            self._meeting = Redialling(roles.peer, roles, side)
         else:
             self._meeting = Readmission(door, roles, side)
         control.patience = PATIENCE_AFTER_COMMIT_SECONDS

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from live_migration.wire.addresses import show_address
+from live_migration.wire.addresses import Address, show_address
 from live_migration.wire.errors import LocalError, MigrationError, ProtocolError
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import (
@@ -55,6 +55,8 @@ class Roles:
     secret     the session's: the keys of more connections come from it
     listener   of the side that listens, for connections that come later (wire/decision.py, wire/again.py); None at the
                other one
+    peer       where the other side listens, to connect to it again; None at the side that listens. It is known from the
+               first: of a connection that was reset, the kernel tells it no more
     form       how they are protected, and `context` by what; so are those of later attempts
     """
 
@@ -67,6 +69,7 @@ class Roles:
     listener: socket.socket | None = None
     form: Form = Form.NONE
     context: TlsContext | None = None
+    peer: Address | None = None
 
     def numbers(self) -> list[int]:
         """The descriptors of its sockets."""
@@ -153,13 +156,23 @@ def connect_roles(ticket: Ticket, side: Side, *, context: TlsContext | None = No
     form = form_of(ticket.secret, context)
     streams: dict[Role, Stream] = {}
     session, secret = NO_SESSION, ticket.secret
+    peer: Address | None = None
     with closed_unless_done(streams):
         for role in Role:
             caller = Caller(context, form, derive_keys(secret, side, role), Hello(side, role, 1, session))
             streams[role], done = _call(ticket, caller, deadline)
             session, secret = done.hello.session, done.secret
+            peer = peer or _peer_of(streams[role])
     control, fault, bulk = (streams[role] for role in Role)
-    return Roles(session, 1, control, fault, bulk, secret, None, form, context)
+    return Roles(session, 1, control, fault, bulk, secret, None, form, context, peer)
+
+
+def _peer_of(stream: Stream) -> Address:
+    """Where a connection leads to. Raises ProtocolError where it has been reset."""
+    try:
+        return Address(stream.socket.family, stream.socket.getpeername())
+    except OSError as error:
+        raise wrong(f"it broke off the connection ({error.strerror})", "connect again") from None
 
 
 @contextlib.contextmanager

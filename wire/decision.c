@@ -3,6 +3,7 @@
 
 #include "wire/sha256.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -73,12 +74,21 @@ void lm_decision_close(struct lm_decision_line *line) {
     line->stranger_count = 0;
 }
 
-int lm_decision_remember(struct lm_decision *decision, int socket) {
-    socklen_t size = sizeof decision->address;
-    int error = getpeername(socket, (struct sockaddr *)decision->address, &size) == 0 ? 0 : -errno;
+int lm_decision_remember(struct lm_decision *decision, int family, const char *host, uint16_t port,
+                         uint32_t scope) {
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(port)};
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_scope_id = scope};
 
-    decision->address_length = error == 0 ? size : 0;
-    return error;
+    if (family == AF_INET && inet_pton(family, host, &four.sin_addr) == 1) {
+        memcpy(decision->address, &four, sizeof four);
+        decision->address_length = sizeof four;
+    } else if (family == AF_INET6 && inet_pton(family, host, &six.sin6_addr) == 1) {
+        memcpy(decision->address, &six, sizeof six);
+        decision->address_length = sizeof six;
+    } else {
+        return -EINVAL;
+    }
+    return 0;
 }
 
 static void compose(const struct lm_decision_line *line, struct lm_word *word, uint32_t kind, uint32_t number,

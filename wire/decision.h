@@ -132,8 +132,10 @@ int lm_decision_report(struct lm_decision_line *line, uint32_t kind, int pidfd, 
 /* Close the connection, and those of strangers. */
 void lm_decision_close(struct lm_decision_line *line);
 
-/* Remember the address of whom `socket` is connected to, as the one to connect to again. 0 or -errno. */
-int lm_decision_remember(struct lm_decision *decision, int socket);
+/* Remember where the other side listens, to connect to it again: an address of AF_INET or AF_INET6 as text. The scope
+ * is that of sockaddr_in6. 0 or -errno. */
+int lm_decision_remember(struct lm_decision *decision, int family, const char *host, uint16_t port,
+                         uint32_t scope);
 
 /* The clock by which words get stale (CLOCK_BOOTTIME), which goes on while a host sleeps. */
 uint64_t lm_decision_now_ns(void);

@@ -73,10 +73,13 @@ def prepare(decision: Any, roles: Roles, side: Side, known: Tokens | Hashes | No
     for kind, token in words.items():
         ffi.memmove(decision.tokens[kind], token, lib.LM_WORD_TOKEN)
     ffi.memmove(decision.hello, encode_hello(side, roles.session), lib.LM_WORD_HELLO)
-    if roles.listener is None:
-        error = lib.lm_decision_remember(decision, roles.control.fileno())
+    if roles.peer is not None:
+        host, port, *more = roles.peer.where
+        scope = more[1] if more else 0
+        host = str(host).partition("%")[0].encode()
+        error = lib.lm_decision_remember(decision, roles.peer.family, host, port, scope)
         if error:
-            raise OSError(-error, "the address of the other side cannot be read")
+            raise OSError(-error, f"{roles.peer}: this is no address")
 
 
 def listener_of(roles: Roles) -> int:

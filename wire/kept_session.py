@@ -6,7 +6,7 @@ import os
 
 import msgspec
 
-from live_migration.wire.again import Address, address_of
+from live_migration.wire.addresses import Address
 from live_migration.wire.connection import Roles
 from live_migration.wire.errors import LocalError
 from live_migration.wire.exit_codes import ExitCode
@@ -43,15 +43,17 @@ class KeptSession(msgspec.Struct, frozen=True, kw_only=True):
         """The session with connections that have ended. Raises LocalError for certificates that are useless."""
         context = TlsContext(Certificates(*self.certificates) if self.certificates else None)
         control, fault, bulk = (ended_stream() for _ in range(3))
-        return Roles(self.id, self.attempt, control, fault, bulk, self.secret, None, Form(self.form), context)
+        peer = None if self.listening else self.where
+        return Roles(self.id, self.attempt, control, fault, bulk, self.secret, None, Form(self.form), context, peer)
 
 
 def keep_session(roles: Roles, files: Certificates | None) -> KeptSession:
-    """What there is to keep of a session. Raises OSError when the connections have ended already."""
+    """What there is to keep of a session. Its connections may have ended already."""
     if roles.listener is not None:
         where = Address(roles.listener.family, roles.listener.getsockname())
     else:
-        where = address_of(roles.control)
+        assert roles.peer, "one side listens, and the other one knows where"
+        where = roles.peer
     return KeptSession(
         id=roles.session,
         secret=roles.secret,

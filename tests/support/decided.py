@@ -11,6 +11,7 @@ from typing import Any
 
 from live_migration._lm import ffi, lib
 from live_migration.wire import decision
+from live_migration.wire.addresses import Address
 from live_migration.wire.connection import Roles
 from live_migration.wire.handshake import Side
 from live_migration.wire.stream import Stream
@@ -45,7 +46,9 @@ class Ends:
 def roles_of(control: socket.socket, listener: socket.socket | None) -> Roles:
     """Those of a session of which only the connection of the decision matters."""
     one, other = (Stream(half) for half in socket.socketpair())
-    return Roles(SESSION, 1, Stream(control), one, other, SECRET, listener)
+    dials = listener is None and control.family != socket.AF_UNIX
+    peer = Address(control.family, control.getpeername()) if dials else None
+    return Roles(SESSION, 1, Stream(control), one, other, SECRET, listener, peer=peer)
 
 
 @contextmanager

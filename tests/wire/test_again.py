@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from live_migration.wire.again import Redialling, address_of, connect_again
+from live_migration._lm import ffi
+from live_migration.experiments.machines import wait_for
+from live_migration.wire import decision
+from live_migration.wire.again import Link, Redialling, connect_again
 from live_migration.wire.connection import Listener, Roles, connect_roles
+from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import MigrationError, ProtocolError
 from live_migration.wire.handshake import Side, Verdict, refused
+from live_migration.wire.kept_session import keep_session
 from live_migration.wire.reception import Readmission, accept_roles
 from live_migration.wire.ticket import make_ticket
+from tests.chaos.relay import ABORT
 from tests.wire.test_connection import check_pairs
 
 
@@ -49,7 +55,8 @@ class Met:
 
     def dial(self, known: Roles, attempt: int) -> Roles:
         """The destination connects again, once."""
-        address = address_of(self.destination.control)
+        address = self.destination.peer
+        assert address
         first = socket.create_connection(address.where)
         return connect_again(first, address, known, Side.DESTINATION, attempt)
 
@@ -71,7 +78,8 @@ def met(request: pytest.FixtureRequest) -> Iterator[Met]:
 
 
 def test_the_next_attempts_get_in(met: Met) -> None:
-    with closing(Redialling(address_of(met.destination.control), met.destination, Side.DESTINATION)) as redialling:
+    assert met.destination.peer
+    with closing(Redialling(met.destination.peer, met.destination, Side.DESTINATION)) as redialling:
         for attempt in (2, 3):
             redialling.begin()
             there = met.let_in()
@@ -106,4 +114,30 @@ def test_older_and_forged_attempts_do_not(met: Met) -> None:
         assert there.attempt == here.attempt == 7
         met.refuse(pool.submit(met.dial, met.destination, 7), Verdict.OLDER)
         here.close()
+        there.close()
+
+
+def is_reset(one: socket.socket) -> bool | None:
+    """Whether the kernel does not know any more where a connection led to; None as long as it does."""
+    try:
+        one.getpeername()
+    except OSError:
+        return True
+    return None
+
+
+def test_connections_that_were_reset_are_not_asked_where_they_led(met: Met) -> None:
+    """The source is killed with something unread: whatever the destination does next needs its address."""
+    here = met.destination
+    met.source.control.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+    met.source.control.close()
+    wait_for("the reset", lambda: is_reset(here.control.socket))
+    assert keep_session(here, None).where == here.peer
+    shared = ffi.new("struct lm_decision *")
+    decision.prepare(shared, here, Side.DESTINATION, None)
+    assert shared.address_length
+    with closing(Link(here, Side.DESTINATION, ControlChannel(here.control), None)) as link:
+        link.lose("it was reset")
+        there = met.let_in()
+        assert there
         there.close()
