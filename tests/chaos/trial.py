@@ -39,6 +39,8 @@ SLOW_BULK = "1M"
 STEPS = tuple(name for name in SOURCE_FAILPOINTS + DESTINATION_FAILPOINTS if name != "source-connected")
 WARM, COLD = 64, 256
 PATIENCE_SECONDS = 100.0
+# Until the step is reached, on a machine that does much else.
+STEP_SECONDS = 100.0
 # Longer than it takes to find out that a path was cut without a word, also before the first one (GREETING_SECONDS).
 DOUBT_SECONDS = 35.0
 
@@ -220,7 +222,7 @@ def begin(plan: Plan, program: Path, folder: Path) -> Iterator[tuple[Trial, sock
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as steps:
         steps.bind(str(where))
         steps.listen()
-        steps.settimeout(20)
+        steps.settimeout(STEP_SECONDS)
         words: list[object] = [subject.pid, "--ticket-file", ticket, "--json", "--max-freeze", "2"]
         if plan.step in LATE_STEPS and plan.strategy in RESUMING_AT_ONCE:
             words += ["--bandwidth-limit", SLOW_BULK]
