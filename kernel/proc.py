@@ -12,14 +12,14 @@ def read_proc(path: str) -> bytes:
     process has ended."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # Some end a read(2) early, so that only an empty one is the end.
-        text = part = os.read(descriptor, AT_ONCE)
-        while part:
-            part = os.read(descriptor, AT_ONCE)
-            text += part
+        # Some end a read(2) early, so that only an empty one is the end: smaps gives a page at a time, thousands of
+        # them for a process with many mappings, so what is there is not copied again for each.
+        parts = [os.read(descriptor, AT_ONCE)]
+        while parts[-1]:
+            parts.append(os.read(descriptor, AT_ONCE))
     finally:
         os.close(descriptor)
-    return text
+    return b"".join(parts)
 
 
 def proc_text(path: str) -> str:

@@ -21,7 +21,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import msgspec
 
@@ -160,6 +160,8 @@ KERNEL_NAMES = (NAME, "[vvar]", "[vvar_vclock]")
 IGNORED_NAMES = ("[vsyscall]",)
 
 
+# There are few words of four letters, and there may be tens of thousands of mappings.
+@lru_cache(maxsize=64)
 def _protection(permissions: str) -> int:
     return sum(bit for letter, bit in zip("rwx", (1, 2, 4), strict=True) if letter in permissions)
 
