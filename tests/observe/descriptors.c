@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #ifndef F_GET_RW_HINT
 #define F_GET_RW_HINT 1035
@@ -29,11 +30,55 @@ int draw_descriptor(struct draw *from) {
     return FIRST_DESCRIPTOR + (int)draw(from, DESCRIPTORS);
 }
 
+/* Is there another number for the open file of this one? */
+static bool is_twice(int number) {
+    for (int other = FIRST_DESCRIPTOR; other < FIRST_DESCRIPTOR + ALL_DESCRIPTORS; other++)
+        if (other != number && syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, number, other) == 0)
+            return true;
+    return false;
+}
+
+/* An epoll set that has lost its only entry when the file of a number is gone; -1 if that cannot be told. */
+static int watch_end(int number) {
+    struct epoll_event none = {0};
+    if (fcntl(number, F_GETFD) < 0 || is_twice(number))
+        return -1;
+    int watch = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll_ctl(watch, EPOLL_CTL_ADD, number, &none) == 0)
+        return watch;
+    close(watch);
+    return -1;
+}
+
+/* Waits for that: lm-serve holds a duplicate while it looks at a file, so that what has come of closing it (the end of a
+ * pipe, the error of a socket) could be seen later than what was observed after the call. */
+static void await_end(int watch) {
+    const struct timespec pause = {0, 4000000};
+    char path[64], text[512];
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", watch);
+    for (int tries = 0; watch >= 0 && tries < 1000; tries++) {
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t length = read(file, text, sizeof(text) - 1);
+        close(file);
+        text[length < 0 ? 0 : length] = 0;
+        if (!strstr(text, "tfd:"))
+            break;
+        nanosleep(&pause, NULL);
+    }
+    if (watch >= 0)
+        close(watch);
+}
+
+static int put(int made, int number, int flags) {
+    int watch = watch_end(number), result = dup3(made, number, flags);
+    await_end(watch);
+    return result;
+}
+
 void put_descriptor(int made, int number) {
     if (made < 0 || made == number)
         return;
-    int flags = fcntl(made, F_GETFD);
-    dup3(made, number, flags & FD_CLOEXEC ? O_CLOEXEC : 0);
+    put(made, number, fcntl(made, F_GETFD) & FD_CLOEXEC ? O_CLOEXEC : 0);
     close(made);
 }
 
@@ -204,13 +249,16 @@ static void change_flags(struct draw *from) {
         break;
     case 6: {
         int other = draw_descriptor(from);
-        result = dup3(number, other, draw(from, 2) ? O_CLOEXEC : 0);
+        result = put(number, other, draw(from, 2) ? O_CLOEXEC : 0);
         did("dup3(%d, %d)", number, other);
         break;
     }
-    case 7:
+    case 7: {
+        int watch = watch_end(number);
         result = close(number);
+        await_end(watch);
         break;
+    }
     case 8: {
         struct stat status;
         if (fstat(number, &status) == 0 && S_ISREG(status.st_mode))

@@ -20,6 +20,8 @@
 #define WORKERS 5
 #define FIRST_DESCRIPTOR 20
 #define DESCRIPTORS 48
+#define ALL_DESCRIPTORS                                                                                      \
+    (DESCRIPTORS + 40) /* those of timers and mapped files too, which come behind the others */
 
 /* Where random numbers come from: each call has a beginning of its own, so that a call does the same whatever other
  * calls are left out. */

@@ -21,8 +21,13 @@ PROGRAM = FOLDER / "bin" / "observer"
 STRATEGIES = ("post-copy", "stop-and-copy", "pre-copy", "hybrid")
 CALLS = 300
 SECONDS = 40.0
-PASSING = ("it belongs to one process of the source", '"remedy":"try again"')
-"""The blockers of an open file of /proc/self, such as those that the observer reads, and of what has just changed."""
+PASSING = (
+    "it belongs to one process of the source",
+    '"remedy":"try again"',
+    "which the process has closed and another keeps open",
+)
+"""The blockers of an open file of /proc/self, such as those that the observer reads, of what has just changed, and of
+what it has just closed."""
 TRIES = 5
 REFUSED = 67
 """lm-serve's exit status for blockers."""

@@ -11,9 +11,10 @@
 
 #define SECOND 1000000000ll
 #define TIMERS 6
-#define EARLY (SECOND / 20) /* a busy machine lets time pass between reading a clock and a timer */
+#define EARLY (SECOND / 20)
 #define LATE (SECOND / 5)
 #define TICK (SECOND / 100)
+#define TRIES 50
 
 static struct {
     bool made;
@@ -23,6 +24,11 @@ static struct {
 /* Far away, so that it does not run out while it is observed. */
 static int64_t draw_far(struct draw *from) {
     return (int64_t)(3000 + draw(from, 100000)) * SECOND + (int64_t)draw(from, SECOND);
+}
+
+/* A busy machine lets time pass between reading a clock and a timer: both are read again then. */
+static bool was_busy(int64_t now, int clock, unsigned *tries) {
+    return (int64_t)now_of(clock) - now > EARLY / 2 && ++*tries < TRIES;
 }
 
 static struct timespec time_of(int64_t nanoseconds) {
@@ -88,8 +94,14 @@ static void observe_posix(struct report *report) {
         if (!posix[i].made)
             continue;
         snprintf(key, sizeof(key), "timer %d", posix[i].number);
-        int64_t now = (int64_t)now_of(posix[i].clock);
-        if (syscall(SYS_timer_gettime, posix[i].number, &seen) != 0) {
+        int64_t now;
+        long result;
+        unsigned tries = 0;
+        do {
+            now = (int64_t)now_of(posix[i].clock);
+            result = syscall(SYS_timer_gettime, posix[i].number, &seen);
+        } while (was_busy(now, posix[i].clock, &tries));
+        if (result != 0) {
             say(report, key, "%s", strerror(errno));
             continue;
         }
@@ -120,8 +132,12 @@ static void observe_interval(struct report *report) {
     for (int kind = 0; kind < 3; kind++) {
         char key[64];
         struct itimerval seen;
-        int64_t now = kind == 0 ? (int64_t)now_of(CLOCK_MONOTONIC) : 0;
-        getitimer((__itimer_which_t)kind, &seen);
+        int64_t now;
+        unsigned tries = 0;
+        do {
+            now = (int64_t)now_of(CLOCK_MONOTONIC);
+            getitimer((__itimer_which_t)kind, &seen);
+        } while (was_busy(now, CLOCK_MONOTONIC, &tries));
         snprintf(key, sizeof(key), "itimer %d", kind);
         say(report, key, "every %ld.%06ld", (long)seen.it_interval.tv_sec, (long)seen.it_interval.tv_usec);
         snprintf(key, sizeof(key), "itimer %d due", kind);
@@ -129,7 +145,8 @@ static void observe_interval(struct report *report) {
         if (left == 0)
             say(report, key, "never");
         else /* the others count processor time, of which observing takes some */
-            say_near(report, key, now + left, kind == 0 ? EARLY : SECOND, kind == 0 ? LATE : TICK);
+            say_near(report, key, kind == 0 ? now + left : left, kind == 0 ? EARLY : SECOND,
+                     kind == 0 ? LATE : TICK);
     }
 }
 
@@ -211,8 +228,12 @@ static void observe_timerfd(struct report *report) {
             observe_soon(report, i, key);
             continue;
         }
-        int64_t now = (int64_t)now_of(by_descriptor[i].clock);
-        timerfd_gettime(by_descriptor[i].descriptor, &seen);
+        int64_t now;
+        unsigned tries = 0;
+        do {
+            now = (int64_t)now_of(by_descriptor[i].clock);
+            timerfd_gettime(by_descriptor[i].descriptor, &seen);
+        } while (was_busy(now, by_descriptor[i].clock, &tries));
         if (of_time(seen.it_value) == 0)
             say(report, key, "never");
         else
