@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from live_migration.experiments.machines import wait_for
+from live_migration.wire.control import PULSE_SECONDS
 from tests.chaos import trial
 from tests.chaos.relay import Fault
 from tests.support import laws
@@ -35,6 +38,24 @@ def test_a_path_that_is_cut_before_the_freeze(program: Path, tmp_path: Path, orp
     """Nothing closes, and no kernel notices: both commands find out by themselves, and the process runs on."""
     plan = trial.Plan(0, "post-copy", "destination-staged", trial.Target.NETWORK, Fault.CUT, 0.1, 0, True)
     assert trial.make(plan, program, tmp_path / "subject") is trial.Outcome.UNTOUCHED
+
+
+def test_a_source_whose_connections_are_reset_before_its_memory_is_fetched(
+    program: Path, tmp_path: Path, orphans: None
+) -> None:
+    """It is killed after COMMIT, and what lm-restore says in the meantime meets a closed end."""
+    plan = trial.Plan(
+        0, "post-copy", "destination-resumed", trial.Target.SERVE, trial.Action.KILL, 0.1, 0, False
+    )
+    with trial.begin(plan, program, tmp_path / "subject") as (move, steps):
+        caller, _ = steps.accept()
+        with caller:
+            assert move.strike()
+            # Two pulses and more: the first is answered by RST.
+            time.sleep(3 * PULSE_SECONDS)
+            caller.sendall(b"+")
+        wait_for("the stall", lambda: trial.told(move, "restore", "stalled") or None)
+        assert laws.let_go(move.subject)
 
 
 def test_a_number_is_a_trial() -> None:
