@@ -20,7 +20,7 @@ from live_migration.wire.control import LOOK_SECONDS
 from live_migration.wire.errors import LocalError, MigrationError, Refused
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.session import Session
-from live_migration.wire.stream import CHANGED
+from live_migration.wire.stream import CHANGED, means_lost
 
 LAST_WORDS_SECONDS = 2.0
 PART_SECONDS = 0.05
@@ -56,7 +56,7 @@ def receive_push(staged: Staged, identifier: int) -> None:
         staged.pager.receive_push(identifier)
     except OSError as error:
         changed = error.errno == errno.EBADMSG
-        if not changed and not isinstance(error, (ConnectionError, TimeoutError)):
+        if not changed and not means_lost(error):
             raise
         if connected.line.is_to_stop:
             raise stopped(connected.line, connected.session) from None

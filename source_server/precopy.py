@@ -41,6 +41,7 @@ from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.failpoints import failpoint
 from live_migration.wire.report import Round, show_seconds
 from live_migration.wire.strategy import AUTO, STRATEGIES, Parameters
+from live_migration.wire.stream import means_lost
 
 STEP = "copying while the process runs"
 ROUND_PUSH = 16
@@ -372,7 +373,7 @@ def _follow_layout(copy: LiveCopy) -> Layout | None:
 def push_failed(control: ControlChannel, pid: int, step: str, error: OSError) -> LocalError:
     """The error of a push that failed. If the other side gave up, it raises what that has said: RemoteError,
     Refused."""
-    lost = isinstance(error, (ConnectionError, TimeoutError))
+    lost = means_lost(error)
     if lost:
         with contextlib.suppress(LocalError, ConnectionLost):
             control.expect(messages.Pushed, LAST_WORDS_SECONDS)

@@ -19,6 +19,13 @@ from live_migration.wire.meeting_point import Certificates
 RECORD_BYTES: int = lib.LM_TLS_RECORD_BYTES
 KEY_BYTES: int = lib.LM_TLS_KEY_BYTES
 CHANGED = "what came was changed on its way"
+# What calls on a connection fail with when its end, or the way to it, is gone: not all of it is a ConnectionError.
+_GONE = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ENETRESET)
+
+
+def means_lost(error: OSError) -> bool:
+    """Whether a call failed because the connection is lost, and not for what this side did."""
+    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno in _GONE
 
 
 def _check(result: int) -> int:

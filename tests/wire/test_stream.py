@@ -21,7 +21,7 @@ from live_migration.wire.control import ControlChannel
 from live_migration.wire.errors import LocalError
 from live_migration.wire.meeting_point import Certificates
 from live_migration.wire.messages import Abort, Goodbye, Message, Staged
-from live_migration.wire.stream import CHANGED, RECORD_BYTES, Stream, TlsContext
+from live_migration.wire.stream import CHANGED, RECORD_BYTES, Stream, TlsContext, means_lost
 from tests.support.authority import Authority
 
 IDENTITY, KEY = b"i" * 16, b"k" * 32
@@ -246,6 +246,13 @@ def test_files_that_are_no_certificates_are_named(authority: Authority, tmp_path
     ):
         with pytest.raises(LocalError, match=r"^reading the certificates: --tls-cert, .*cannot be used"):
             TlsContext(bad)
+
+
+def test_what_says_that_a_connection_is_lost() -> None:
+    for number in (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH):
+        assert means_lost(OSError(number, ""))
+    for number in (errno.EBADMSG, errno.ENOMEM, errno.ESRCH, errno.EFAULT):
+        assert not means_lost(OSError(number, ""))
 
 
 def test_something_else_than_tls_is_named(ends: Ends) -> None:
