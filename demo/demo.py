@@ -79,7 +79,7 @@ def step_fill(entries: int) -> dict[str, Any]:
         except OSError:
             return None
 
-    connection = wait_for("the server", connect, 20)
+    connection = wait_for("the server", connect, 60)
     for first in range(0, entries, BATCH):
         numbers = range(first, min(first + BATCH, entries))
         connection.query_all([(b"SET", key_of(number), value_of(number)) for number in numbers])

@@ -107,6 +107,13 @@ class FarHost:
         return found
 
 
+def command_line(pid: int) -> str:
+    """What a process was started with; "" when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
 def key(path: Path) -> None:
     """Make a key pair."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
@@ -136,10 +143,10 @@ def far_host(machine: Machine, folder: Path, shared: Sequence[Path], more: str =
         )
     try:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-        init = wait_for("process 1 of the host", lambda: int((children.read_text().split() or ["0"])[0]) or None, 20)
+        init = wait_for("process 1 of the host", lambda: int((children.read_text().split() or ["0"])[0]) or None, 60)
         started = Path(f"/proc/{init}/root/run/sshd.pid")
-        wait_for("sshd", lambda: started.exists() or None, 20)
-        sshd = [pid for pid in descendants(init) if "sshd" in Path(f"/proc/{pid}/cmdline").read_text()]
+        wait_for("sshd", lambda: started.exists() or None, 60)
+        sshd = [pid for pid in descendants(init) if "sshd" in command_line(pid)]
         yield FarHost(init, frozenset((outer.pid, init, *sshd)), machine, folder)
     finally:
         outer.kill()

@@ -65,7 +65,7 @@ class Told:
     def wait(self, name: str) -> Event:
         """The first event of that name."""
         with self.changed:
-            assert self.changed.wait_for(lambda: {name, "failed"} & {*self.names()}, 30), self.events
+            assert self.changed.wait_for(lambda: {name, "failed"} & {*self.names()}, 60), self.events
             assert name in self.names(), self.events
             return self.events[self.names().index(name)]
 

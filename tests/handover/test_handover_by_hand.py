@@ -82,7 +82,7 @@ def test_a_source_waits_no_more_by_hand(program: Path, tmp_path: Path, orphans: 
             status, said = decide("serve", "source", source)
             return (status, "no custodian waits for its destination" in said) == (ExitCode.REFUSED, True) or None
 
-        wait_for("the end of its custodian", nobody_waits, 20)
+        wait_for("the end of its custodian", nobody_waits, 60)
 
 
 def test_what_was_handed_over_is_not_taken_back_by_hand(program: Path, tmp_path: Path, orphans: None) -> None:

@@ -188,8 +188,7 @@ def test_killing_by_the_command_line_spares_who_holds_the_memory(subject: laws.S
     """As `pkill -9 -f` does it: the frontend alone has the command's words, and its worker carries on."""
     move = laws.begin(subject, serve=["--bandwidth-limit", "2M"], starting=start)
     move.restore.event("resumed")
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(os.getpid())}
-    named = [pid for pid, line in lines.items() if b"live_migration.cli.restore" in line]
+    named = [pid for pid in descendants(os.getpid()) if b"live_migration.cli.restore" in laws.command_line(pid)]
     assert named == [move.restore.process.pid]
     os.kill(named[0], signal.SIGKILL)
     assert ends(move.serve) == ExitCode.OK, move.said()

@@ -65,12 +65,12 @@ class Moved:
             stand = len(workers) == len(keepers) == 1 and keepers[0] in descendants(workers[0])
             return stand or self.move.restore.process.poll() is not None or None
 
-        wait_for("another one", stands, 15)
+        wait_for("another one", stands, 60)
 
     def check(self) -> None:
         """It looks at every page it has."""
         os.kill(self.pid, signal.SIGUSR2)
-        wait_for("every page", lambda: self.subject.rows()[laws.Row.ALL_COLD] or None, 40)
+        wait_for("every page", lambda: self.subject.rows()[laws.Row.ALL_COLD] or None, 60)
         assert self.subject.rows()[laws.Row.COLD] == self.cold
         laws.assert_inert(self.subject, laws.HARMLESS)
 

@@ -79,4 +79,4 @@ def test_it_outlives_a_test(orphans: None) -> None:
     child = subprocess.Popen(["sleep", "1000"])
     started.end_everything()
     assert warm.poll() is None
-    wait_for("the child's end", lambda: None if Path(f"/proc/{child.pid}").exists() else True, 5)
+    wait_for("the child's end", lambda: None if Path(f"/proc/{child.pid}").exists() else True, 60)

@@ -113,7 +113,7 @@ def group() -> Iterator[Path]:
         finally:
             for folder in (inner, outer):
                 if folder.is_dir():
-                    wait_for("its end", functools.partial(remove, folder), 20)
+                    wait_for("its end", functools.partial(remove, folder), 60)
     skip("no control group with the memory controller can be made here")
 
 

@@ -71,9 +71,10 @@ def test_nobody_reads_what_is_said(subject: laws.Subject, how: list[str]) -> Non
     wait_for("the ticket", lambda: ticket.exists() or None, 60)
     words = [f"@{ticket}", "--pid", "namespace", "--detach", "--stdio", "null", *how]
     restore = begin(subject, "restore", words, pipes[1][1])
-    report = wait_for("the end of the move", lambda: read_report(subject, "restore"), 30)
+    report = wait_for("the end of the move", lambda: read_report(subject, "restore"), 60)
     assert report.downtime_ms is not None
-    assert report.downtime_ms < 1000
+    # Whoever waited for a reader waited for seconds; much less is the machine's, on which others run.
+    assert report.downtime_ms < 5000
     for read_end, write_end in pipes:
         os.close(int(write_end.name))
         os.close(read_end)
@@ -100,7 +101,7 @@ def test_the_frontend_is_stopped(subject: laws.Subject) -> None:
     wait_for("the worker", lambda: descendants(restore) or None, 60)
     os.kill(restore, signal.SIGSTOP)
     assert end_of(serve) == ExitCode.OK
-    assert wait_for("the end of the move", lambda: read_report(subject, "restore"), 10)
+    assert wait_for("the end of the move", lambda: read_report(subject, "restore"), 60)
     assert "complete" not in said.read_text()
     os.kill(restore, signal.SIGCONT)
     assert end_of(restore) == ExitCode.OK

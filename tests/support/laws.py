@@ -165,7 +165,7 @@ def start_subject(program: Path, folder: Path, warm: int = 512, cold: int = 0) -
         rows = read_rows(folder)
         return all(rows[row] > 0 for row in THREADS) or None
 
-    wait_for("the program", running, 20)
+    wait_for("the program", running, 60)
     subject = Subject(process, folder, picture(process.pid))
     assert picture(process.pid) == subject.before, "the program changes by itself"
     return subject
@@ -247,6 +247,13 @@ def process_name(pid: int) -> str:
         if stat_fields(pid)[0] != "Z":
             return proc_text(f"/proc/{pid}/comm").strip()
     return ""
+
+
+def command_line(pid: int) -> bytes:
+    """What a process was started with; b"" when it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def reap_orphans(subject: Subject) -> None:
