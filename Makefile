@@ -69,7 +69,7 @@ packages:
 	@touch $@
 
 live_migration/_lm.abi3.so: $(NATIVE) | .venv/installed
-	@echo "setup: the C side (live_migration/_lm.abi3.so, restorer/bin, experiments/bin)"
+	@echo "setup: the C side (live_migration/_lm.abi3.so, restorer/bin, source_server/bin, experiments/bin)"
 	@$(BIN)/python build_native.py
 	@touch $@
 
@@ -189,5 +189,5 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin experiments/bin dist tests/programs/bin tests/observe/bin .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build live_migration/_lm.* *.egg-info restorer/bin source_server/bin experiments/bin dist tests/programs/bin tests/observe/bin .mypy_cache .ruff_cache .pytest_cache
 	rm -rf $(foreach layer,cli remote $(LAYERS) tests demo experiments .,$(layer)/__pycache__) $(foreach layer,$(LAYERS),$(layer)/*.o)

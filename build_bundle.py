@@ -45,7 +45,7 @@ def main() -> None:
     line = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR", "--onedir", f"--name={PROGRAM}",
             "--strip", f"--distpath={WORK}", f"--workpath={WORK}/work", f"--specpath={WORK}", f"--paths={ROOT}",
             "--copy-metadata=live-migration", "--hidden-import=_cffi_backend"]  # fmt: skip
-    line += [f"--add-data={ROOT}/restorer/bin:live_migration/restorer/bin"]
+    line += [f"--add-data={ROOT}/{side}/bin:live_migration/{side}/bin" for side in ("restorer", "source_server")]
     line += [f"--hidden-import={name}" for name in (*modules(), "live_migration._lm")]
     line += [f"--exclude-module={name}" for name in APART]
     subprocess.run([*line, str(ROOT / "remote" / "bundled.py")], check=True, cwd=ROOT)

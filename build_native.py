@@ -31,6 +31,21 @@ ARCHITECTURE = ARCHITECTURES / platform.machine()
 STUB = ROOT / "build" / "native" / "stub.o"
 # Not parts of the extension: programs of their own, freestanding, without libc.
 STATIC_PROGRAMS = {"restorer/husk.c": "restorer/bin/husk", "restorer/init.c": "restorer/bin/init"}
+# With libc: programs that are started in place of a fork of Python, and do with a part of what the extension has.
+SMALL_PROGRAMS = {
+    "source_server/custodian.c": (
+        "source_server/bin/lm-custodian",
+        (
+            "kernel/own_name.c",
+            "kernel/pidfd.c",
+            "process/descriptors/held_table.c",
+            "process/descriptors/tcp_repair.c",
+            "source_server/custody.c",
+            "wire/decision.c",
+            "wire/sha256.c",
+        ),
+    ),
+}
 BENCH = "experiments"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
 STATIC_FLAGS = [
@@ -39,7 +54,7 @@ STATIC_FLAGS = [
     "-Wl,-z,noexecstack", "-s",
 ]
 # With libc, like the programs that anybody moves.
-BENCH_FLAGS = ["-O2", "-pthread", "-lm"]
+PROGRAM_FLAGS = ["-O2", "-pthread", "-lm"]
 
 
 def is_for_this_machine(path: Path) -> bool:
@@ -59,11 +74,12 @@ def headers() -> list[Path]:
 
 def sources() -> list[str]:
     """The C files of the extension, relative to the project's top."""
+    programs = STATIC_PROGRAMS.keys() | SMALL_PROGRAMS.keys()
     return [
         str(path.relative_to(ROOT))
         for layer in LAYERS
         for path in sorted((ROOT / layer).rglob("*.c"))
-        if str(path.relative_to(ROOT)) not in STATIC_PROGRAMS and is_for_this_machine(path)
+        if str(path.relative_to(ROOT)) not in programs and is_for_this_machine(path)
     ]
 
 
@@ -117,15 +133,20 @@ def compiler() -> str:
 
 
 def build_programs() -> None:
-    """Compile those that are not up to date: the husk, process 1 of a namespace, and the programs of lm-bench."""
+    """Compile those that are not up to date: the husk, process 1 of a namespace, the custodian, and the programs of
+    lm-bench.
+    """
     for source, target in STATIC_PROGRAMS.items():
         _compile([ROOT / source, ARCHITECTURE / "start.S"], ROOT / target, STATIC_FLAGS)
+    for source, (target, others) in SMALL_PROGRAMS.items():
+        _compile([ROOT / source, *(ROOT / other for other in others)], ROOT / target, PROGRAM_FLAGS)
     for path in sorted((ROOT / BENCH).glob("*.c")):
-        _compile([path], ROOT / BENCH / "bin" / path.stem, BENCH_FLAGS)
+        _compile([path], ROOT / BENCH / "bin" / path.stem, PROGRAM_FLAGS)
 
 
 def _compile(parts: list[Path], output: Path, flags: list[str]) -> None:
-    newest = max(path.stat().st_mtime for path in [*parts, *parts[0].parent.glob("*.h")])
+    headers = [path for part in parts for path in part.parent.glob("*.h")]
+    newest = max(path.stat().st_mtime for path in [*parts, *headers])
     if output.exists() and output.stat().st_mtime > newest:
         return
     output.parent.mkdir(exist_ok=True)

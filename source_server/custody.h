@@ -4,7 +4,7 @@
  * Before the handover the threads are parked in a stub that waits for a word in its own memory: 1, stay for
  * ever, or 2, return to where they were. The decision is one compare-and-swap in memory that lm-serve and its custodian share
  * (wire/decision.h), before anything is sent or thawed. The custodian, a process that does nothing else, outlives
- * lm-serve. When lm-serve ends with nothing decided, it decides against the handover; then it writes the word to
+ * lm-serve (custodian.c). When lm-serve ends with nothing decided, it decides against the handover; then it writes the word to
  * threads that still wait for one, and tells the destination, or answers it, until that has said what became of its
  * copy. It is the custodian alone that hears the DECISION connection here, and lets a new one in, or makes one.
  *
@@ -36,13 +36,8 @@ struct lm_custody {
     uint32_t held;         /* 1: the tables in `held_file` count */
     int32_t held_file;     /* held_table.h; open in both */
     uint32_t over;         /* 1: the custodian has done and told all that there was, and has left */
-    struct lm_leftover *leftover; /* shared too */
+    struct lm_leftover leftover;
 };
-
-/* The custodian's life: until lm-serve's end of `lifeline` is closed, and whatever is to be told then is told. It
- * exits with 1 when the threads' word could not be written. lm-serve's memory is given up; `custody` is shared. `command`
- * is a unix socket that takes connections for lm-serve (wire/decision.h). */
-void lm_custodian_run(struct lm_custody *custody, int connection, int listener, int command, int lifeline);
 
 /* Write the word (LM_PARK_...) that the parked threads of `pid` wait for. */
 int lm_park_decide(int pid, uint64_t flag_address, uint32_t word);

@@ -1,16 +1,14 @@
 """Custody of the source, and its decision: see custody.h.
 
-The custodian is forked from lm-serve when the connections stand and before any thread is started. It shares memory with
-lm-serve, holds the DECISION connection, and blocks until lm-serve's end of a pipe closes.
+The custodian is started when the connections stand: a program of its own (custodian.c). It shares memory with lm-serve,
+holds the DECISION connection, and blocks until lm-serve's end of a pipe closes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
-import signal
 import socket
 import time
 from collections.abc import Collection
@@ -21,19 +19,26 @@ from typing import Any
 from live_migration._lm import ffi, lib
 from live_migration.kernel import pidfd
 from live_migration.kernel.errors import check
-from live_migration.kernel.own_name import call_ourselves
 from live_migration.process.descriptors.held import Held
 from live_migration.process.descriptors.held_table import spare, use_sockets, write_held
+from live_migration.source_server import leftover
 from live_migration.source_server.kept import STATE_BYTES
-from live_migration.source_server.leftover import Leftover, prepare_leftover
 from live_migration.source_server.network import Network, open_network
 from live_migration.wire import decision
 from live_migration.wire.connection import Roles
-from live_migration.wire.custodians import HELD_FILE, NAME, SOURCE_MEMORY, lasting_file, open_lasting, shared_file
+from live_migration.wire.custodians import (
+    HELD_FILE,
+    NAME,
+    SOURCE_MEMORY,
+    LastingMemory,
+    lasting_file,
+    lasting_memory,
+    open_lasting,
+)
 from live_migration.wire.handshake import Side
 from live_migration.wire.session import SourceRecord
 
-PURPOSE = "carries out and tells what was decided"
+PROGRAM = Path(__file__).resolve().parent / "bin" / NAME
 GRACE_SECONDS = 2.0
 LEAVING_SECONDS = 1.0
 
@@ -46,13 +51,13 @@ class Custody:
     to the listener and is not the custodian's (wire/decision.h). `left`: the copy is not needed any more.
     """
 
-    page: mmap.mmap
+    memory: LastingMemory
     paths: tuple[Path, ...]
     state: Any
     line: Any
     listener: int
     hashes: decision.Hashes
-    leftover: Leftover
+    leftover: leftover.Leftover
     command: tuple[socket.socket, socket.socket]
     network: Network
     lifeline: int = -1
@@ -139,16 +144,16 @@ class Custody:
         self.thawed()
 
     def start(self) -> None:
-        """Fork the custodian. Raises OSError."""
+        """Start the custodian. Raises OSError."""
         self.state.over = 0
         watched, self.lifeline = os.pipe()
+        named = [self.memory.descriptor, int(self.line.connection), self.listener, self.command[1].fileno(), watched]
+        kept = [*named, self.state.held_file, *self.network.shared]
+        # Each keeps its number, and loses close-on-exec (posix_spawn_file_actions_adddup2(3)).
+        inherited = [(os.POSIX_SPAWN_DUP2, number, number) for number in kept if number >= 0]
+        words = [NAME, *map(str, kept), "--", *leftover.COMMAND]
         try:
-            self.custodian = os.fork()
-            if self.custodian == 0:
-                try:
-                    _be_custodian(self, watched)
-                finally:
-                    os._exit(1)
+            self.custodian = os.posix_spawn(PROGRAM, words, os.environ, file_actions=inherited, setsid=True)
         finally:
             os.close(watched)
 
@@ -177,28 +182,21 @@ class Custody:
 
 
 def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
-    """Fork the custodian of process `pid`. Call it while lm-serve has one thread. Raises OSError."""
-    page, path = shared_file(SOURCE_MEMORY, STATE_BYTES, pid)
-    state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
+    """Start the custodian of process `pid`. Raises OSError."""
+    memory = lasting_memory(SOURCE_MEMORY, STATE_BYTES, pid)
+    state = ffi.cast("struct lm_custody *", ffi.from_buffer(memory.page))
     shared = ffi.addressof(state, "decision")
     tokens = decision.make_tokens()
     decision.prepare(shared, roles, Side.SOURCE, tokens)
     state.pid, state.serve = pid, os.getpid()
     state.held_file, held_path = lasting_file(HELD_FILE, pid)
-    listener = decision.listener_of(roles)
     line = decision.open_line(shared, connection, -1)
-    leftover = prepare_leftover()
-    state.leftover = leftover.record
-    way, network = decision.way_to_command(), open_network(pid)
-    paths = tuple(one for one in (path, held_path) if one)
-    custody = Custody(page, paths, state, line, listener, tokens.hashes(), leftover, way, network)
-    custody.start()
-    return custody
+    return _start(memory, held_path, line, decision.listener_of(roles), tokens.hashes(), open_network(pid))
 
 
-def reopen_custody(page: mmap.mmap, path: Path, listener: int) -> Custody:
+def reopen_custody(memory: LastingMemory, listener: int) -> Custody:
     """Custody of a process whose lm-serve and custodian have ended, with what they have held. Raises OSError."""
-    state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
+    state = ffi.cast("struct lm_custody *", ffi.from_buffer(memory.page))
     state.serve, state.deadline_ns = os.getpid(), 0
     network, held = open_network(state.pid), open_lasting(HELD_FILE, state.pid)
     state.held_file, held_path = held or lasting_file(HELD_FILE, state.pid)
@@ -207,30 +205,19 @@ def reopen_custody(page: mmap.mmap, path: Path, listener: int) -> Custody:
         use_sockets(state.held_file, network.shared)
     line = ffi.new("struct lm_decision_line *")
     lib.lm_decision_open(line, ffi.addressof(state, "decision"), -1, -1)
-    leftover = prepare_leftover()
-    state.leftover = leftover.record
-    hashes = decision.Hashes(commit=b"", no=b"")
-    paths = tuple(one for one in (path, held_path) if one)
-    custody = Custody(page, paths, state, line, listener, hashes, leftover, decision.way_to_command(), network)
+    return _start(memory, held_path, line, listener, decision.Hashes(commit=b"", no=b""), network)
+
+
+def _start(
+    memory: LastingMemory, held: Path | None, line: Any, listener: int, hashes: decision.Hashes, network: Network
+) -> Custody:
+    state = ffi.cast("struct lm_custody *", ffi.from_buffer(memory.page))
+    record, way = leftover.Leftover(ffi.addressof(state, "leftover")), decision.way_to_command()
+    record.gone()
+    paths = tuple(path for path in (memory.path, held) if path)
+    custody = Custody(memory, paths, state, line, listener, hashes, record, way, network)
     custody.start()
     return custody
-
-
-def _be_custodian(custody: Custody, watched: int) -> None:
-    os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    state, connection = custody.state, int(custody.line.connection)
-    command, shared = custody.command[1].fileno(), custody.network.shared
-    kept = (one for one in (connection, custody.listener) if one >= 0)
-    keep = sorted({watched, state.held_file, command, *shared, *kept})
-    # Everything else that lm-serve holds, the ends of its pipes and sockets above all, must close when it dies.
-    low = 0
-    for descriptor in [*keep, os.sysconf("SC_OPEN_MAX")]:
-        os.closerange(low, descriptor)
-        low = descriptor + 1
-    call_ourselves(NAME, PURPOSE)
-    lib.lm_custodian_run(state, connection, custody.listener, command, watched)
 
 
 def decide(pid: int, flag_address: int, *, stay: bool) -> None:

@@ -9,19 +9,11 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define LM_LEFTOVER_WORD 17
-
-/* Shared between lm-serve and its custodian. `length` is written last; 0: there is nothing. `arguments` and
- * `environment` are those of execve(2), in memory that is shared too; three of the arguments are `words`: process,
- * address and length, in hexadecimal digits. */
+/* Shared between lm-serve and its custodian. `length` is written last; 0: there is nothing. The program is told all
+ * three in hexadecimal digits. */
 struct lm_leftover {
     uint64_t pid, address, length;
-    char **arguments, **environment;
-    char words[3][LM_LEFTOVER_WORD];
 };
-
-/* Start that program if anything is left. It needs no memory but the record's. */
-void lm_leftover_take_away(struct lm_leftover *leftover);
 /* cffi: end */
 
 #endif

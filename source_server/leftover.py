@@ -9,9 +9,6 @@ return into it.
 
 from __future__ import annotations
 
-import mmap
-import os
-import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -31,14 +28,15 @@ NAME = "lm-custodian"
 PURPOSE = "takes away what a dead lm-serve has left"
 TRY_SECONDS = 60.0
 PAUSE_SECONDS = 0.05
+COMMAND = (sys.executable, "-P", "-m", "live_migration.source_server.leftover")
+"""What the custodian starts."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """The record that lm-serve shares with its custodian, and the memory that it stands in."""
+    """The record that lm-serve shares with its custodian."""
 
     record: Any
-    memory: mmap.mmap
 
     def made(self, pid: int, address: int, length: int) -> None:
         """A mapping is about to be made in a stopped process."""
@@ -48,30 +46,6 @@ class Leftover:
     def gone(self) -> None:
         """It is not there any more, or never was."""
         self.record.length = 0
-
-
-def prepare_leftover() -> Leftover:
-    """A record of nothing, with all that the custodian needs in order to start this program."""
-    words = [sys.executable, "-P", "-m", "live_migration.source_server.leftover"]
-    texts = [os.fsencode(word) + b"\0" for word in words]
-    variables = [name + b"=" + value + b"\0" for name, value in os.environb.items()]
-    head, pointer = int(ffi.sizeof("struct lm_leftover")), struct.Struct("P")
-    pointers = (len(texts) + 4 + len(variables) + 1) * pointer.size
-    memory = mmap.mmap(-1, head + pointers + sum(map(len, texts)) + sum(map(len, variables)))
-    start = int(ffi.cast("uintptr_t", ffi.from_buffer(memory)))
-    record = ffi.cast("struct lm_leftover *", start)
-    places = []
-    at = head + pointers
-    for text in (*texts, *variables):
-        memory[at : at + len(text)] = text
-        places.append(start + at)
-        at += len(text)
-    told = [int(ffi.cast("uintptr_t", record.words[index])) for index in range(3)]
-    table = [*places[: len(texts)], *told, 0, *places[len(texts) :], 0]
-    memory[head : head + pointers] = b"".join(map(pointer.pack, table))
-    record.arguments = ffi.cast("char **", start + head)
-    record.environment = ffi.cast("char **", start + head + (len(texts) + 4) * pointer.size)
-    return Leftover(record, memory)
 
 
 def take_away(pid: int, address: int, length: int) -> bool:

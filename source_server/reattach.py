@@ -5,8 +5,8 @@ custodian too, so that nobody has decided, this decides against the handover, an
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
+import select
 import signal
 import socket
 import time
@@ -36,7 +36,7 @@ from live_migration.wire import messages
 from live_migration.wire.again import Doorway, Link
 from live_migration.wire.connection import Listener, Roles
 from live_migration.wire.control import ControlChannel
-from live_migration.wire.custodians import SOURCE_MEMORY, find_custodians, open_lasting
+from live_migration.wire.custodians import SOURCE_MEMORY, LastingMemory, find_custodians, open_lasting_memory
 from live_migration.wire.events import Events
 from live_migration.wire.exit_codes import ExitCode
 from live_migration.wire.handshake import Side
@@ -113,22 +113,22 @@ def _status(path: str) -> dict[str, str]:
 def reattach(options: ServeOptions, events: Events) -> int:
     """Go on for process `options.reattach`; the exit status. Raises LocalError."""
     pid = options.reattach
-    page, path = _open_state(pid)
-    state = ffi.cast("struct lm_custody *", ffi.from_buffer(page))
+    memory = _open_state(pid)
+    state = ffi.cast("struct lm_custody *", ffi.from_buffer(memory.page))
     end = time.monotonic() + DYING_SECONDS
     # It may have been killed just now.
     while _is_serving(state.serve) and time.monotonic() < end:
         time.sleep(PAUSE_SECONDS)
     if _is_serving(state.serve):
         raise cannot_go_on(pid, f"lm-serve (process {state.serve}) looks after it", "leave it as it is")
-    kept = read_kept(page)
+    kept = read_kept(memory.page)
     if kept:
         kept = msgspec.structs.replace(kept, session=_with_options(kept.session, options))
     roles = kept.session.roles() if kept else None
     _end_custodian(pid)
     lib.lm_decision_decide(ffi.addressof(state, "decision"), lib.LM_DECISION_NO)
     listener = _listener(kept.session) if kept and kept.session.listening else None
-    custody = custodies.reopen_custody(page, path, listener.fileno() if listener else -1)
+    custody = custodies.reopen_custody(memory, listener.fileno() if listener else -1)
     if kept is None or roles is None or state.decision.decided != lib.LM_DECISION_COMMIT:
         _note_leftover(pid, custody)
         # It does what is left to do, and answers the destination.
@@ -191,13 +191,9 @@ def _listener(session: KeptSession) -> socket.socket:
     return Listener(str(session.address[0]), int(session.address[1])).socket
 
 
-def _open_state(pid: int) -> tuple[mmap.mmap, Path]:
-    if found := open_lasting(SOURCE_MEMORY, pid):
-        descriptor, path = found
-        try:
-            return mmap.mmap(descriptor, 0), path
-        finally:
-            os.close(descriptor)
+def _open_state(pid: int) -> LastingMemory:
+    if found := open_lasting_memory(SOURCE_MEMORY, pid):
+        return found
     cause = "no lm-serve of this user has left anything of it here"
     raise cannot_go_on(pid, cause, "lm-serve --decide list tells what waits here", ExitCode.NO_PROCESS)
 
@@ -218,9 +214,7 @@ def _end_custodian(pid: int) -> None:
             continue
         with _handle(custodian) as handle:
             pidfd.send_signal(handle, signal.SIGKILL)
-        end = time.monotonic() + CUSTODIAN_SECONDS
-        while os.path.exists(f"/proc/{custodian}/fd/0") and time.monotonic() < end:
-            time.sleep(PAUSE_SECONDS)
+            select.select([handle], [], [], CUSTODIAN_SECONDS)
 
 
 @contextlib.contextmanager

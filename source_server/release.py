@@ -181,7 +181,7 @@ def step(serving: Serving) -> bool:
 
 def keep_on(serving: Serving, heard: int, serial: int, unheard: Sequence[Numbered]) -> None:
     """See to it that another lm-serve could go on from here (ControlChannel.tell_progress)."""
-    keep(serving.connected.custody.page, advanced(serving.kept, heard, serial, unheard, serving.copy.masks()))
+    keep(serving.connected.custody.memory.page, advanced(serving.kept, heard, serial, unheard, serving.copy.masks()))
 
 
 def go_on(serving: Serving) -> None:

@@ -337,7 +337,7 @@ def announce(copied: Copied) -> int:
     connected.custody.at_stake()
     if copied.staged.keeping is not None:
         connections.prepare(copied.staged.keeping, copied.seen.descriptors.table)
-    keep(connected.custody.page, kept_now(connected, copied.seen.space))
+    keep(connected.custody.memory.page, kept_now(connected, copied.seen.space))
     connected.control.send(
         messages.Freezing(
             strategy=copy.strategy,

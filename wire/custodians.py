@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from live_migration.wire.errors import LocalError
@@ -29,14 +30,26 @@ def shared_memory(name: str, size: int) -> mmap.mmap:
         os.close(descriptor)
 
 
-def shared_file(name: str, size: int, pid: int) -> tuple[mmap.mmap, Path | None]:
-    """The same, for process `pid`, in a file that outlives all who share it; None if there is none. Raises OSError."""
+@dataclass(frozen=True)
+class LastingMemory:
+    """Memory in a file that outlives all who share it, the file, and its path; None where it has none."""
+
+    page: mmap.mmap
+    descriptor: int
+    path: Path | None
+
+
+def lasting_memory(name: str, size: int, pid: int) -> LastingMemory:
+    """Zeroed, for process `pid`. Raises OSError."""
     descriptor, path = lasting_file(name, pid)
-    try:
-        os.ftruncate(descriptor, size)
-        return mmap.mmap(descriptor, size), path
-    finally:
-        os.close(descriptor)
+    os.ftruncate(descriptor, size)
+    return LastingMemory(mmap.mmap(descriptor, size), descriptor, path)
+
+
+def open_lasting_memory(name: str, pid: int) -> LastingMemory | None:
+    """Such memory that was left; None if there is none. Raises OSError."""
+    found = open_lasting(name, pid)
+    return LastingMemory(mmap.mmap(found[0], 0), *found) if found else None
 
 
 def lasting_file(name: str, pid: int) -> tuple[int, Path | None]:

@@ -113,6 +113,7 @@ def test_the_wheel_is_for_every_python_from_3_11_on(wheel: Path) -> None:
     assert {name for name in names if name.endswith(kinds)} == here
     programs = {f"live_migration/experiments/bin/{path.stem}" for path in (ROOT / "experiments").glob("*.c")}
     programs |= {"live_migration/restorer/bin/husk", "live_migration/restorer/bin/init"}
+    programs |= {"live_migration/source_server/bin/lm-custodian"}
     assert {name for name in names if "/bin/" in name and not name.endswith("/")} == programs
     assert {"live_migration/py.typed", "live_migration/_lm.pyi"} < {*names}
 

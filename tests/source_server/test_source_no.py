@@ -249,6 +249,28 @@ def test_a_custodian_that_is_gone_is_replaced(both: Ends, waiting: tuple[int, mm
     await_end(custody.custodian)
 
 
+def test_a_custodian_has_nothing_of_lm_serve_s_but_what_is_named(
+    both: Ends, waiting: tuple[int, mmap.mmap, int]
+) -> None:
+    """Neither its memory nor its descriptors: what it holds open does not close when lm-serve ends."""
+    leaking = os.dup(both.source.decision.fileno())
+    os.set_inheritable(leaking, True)
+    custody = custodies.start_custody(both.source.roles, both.source.decision, waiting[0])
+    custodian = Path(f"/proc/{custody.custodian}")
+    try:
+        wait_for("its name", lambda: b": carries out" in (custodian / "cmdline").read_bytes() or None, 10)
+        named = [custody.line.connection, custody.listener, custody.command[1].fileno(), custody.state.held_file]
+        named += custody.network.shared
+        # And its end of the lifeline, which is closed here.
+        wait_for("few", lambda: len(os.listdir(custodian / "fd")) == len({*named} - {-1}) + 1 or None, 10)
+        assert {*named} - {-1} < {int(number) for number in os.listdir(custodian / "fd")}
+        status = (custodian / "status").read_text()
+        assert int(status.partition("VmHWM:")[2].split()[0]) < 8 << 10, status
+    finally:
+        os.close(leaking)
+        custody.end()
+
+
 def carried_out(custody: Custody, waiting: tuple[int, int]) -> None:
     decided(custody, waiting)
     custody.carry_out()
