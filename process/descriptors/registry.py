@@ -19,6 +19,7 @@ from live_migration.process.descriptors.inet_sockets import INET_SOCKET
 from live_migration.process.descriptors.inotify import INOTIFY
 from live_migration.process.descriptors.kind import FileObject, Kind, SnapshotContext
 from live_migration.process.descriptors.memfd import MEMFD
+from live_migration.process.descriptors.netlink_sockets import NETLINK_SOCKET
 from live_migration.process.descriptors.open_file import Seen
 from live_migration.process.descriptors.path_only import PATH_ONLY
 from live_migration.process.descriptors.pidfds import PIDFD
@@ -41,6 +42,7 @@ KINDS: tuple[Kind[Any], ...] = (
     PIPE,
     UNIX_SOCKET,
     INET_SOCKET,
+    NETLINK_SOCKET,
     MEMFD,
     UNMOVABLE,
     FILE,

@@ -12,7 +12,7 @@ enum lm_sockets {
     LM_PING4 = 32,
     LM_PING6 = 64,
     LM_LITE = 128,
-    LM_PACKET = 256,
+    LM_NETLINK = 256,
     LM_TCP = LM_TCP4 | LM_TCP6,
     LM_UDP = LM_UDP4 | LM_UDP6,
     LM_DATAGRAM4 = LM_UDP4 | LM_PING4,
@@ -20,7 +20,7 @@ enum lm_sockets {
     LM_DATAGRAM = LM_DATAGRAM4 | LM_DATAGRAM6,
     LM_INET6 = LM_TCP6 | LM_DATAGRAM6,
     LM_INET = LM_TCP | LM_DATAGRAM,
-    LM_ANY = LM_UNIX | LM_INET | LM_PACKET,
+    LM_ANY = LM_UNIX | LM_INET | LM_NETLINK,
 };
 
 /* Numbers of interfaces differ between hosts, and travel with the name. LM_SPECIAL ones are not what getsockopt(2) gives for their

@@ -79,8 +79,8 @@ static enum lm_sockets kind_of(int number) {
 
     if (family == AF_UNIX)
         return LM_UNIX;
-    if (family == AF_PACKET)
-        return LM_PACKET;
+    if (family == AF_NETLINK)
+        return LM_NETLINK;
     if (family != AF_INET && !six)
         return 0;
     if (protocol == IPPROTO_TCP && type == SOCK_STREAM)

@@ -316,7 +316,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
 
 def test_other_sockets_are_named() -> None:
     code = """
-    put(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).detach(), 20)
+    put(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 16).detach(), 20)
     put(socket.socket(socket.AF_PACKET, socket.SOCK_RAW).detach(), 21)
     put(os.pidfd_open(os.getppid()), 22)
     put(os.open("/proc/self/ns/net", os.O_RDONLY), 23)
@@ -326,7 +326,7 @@ def test_other_sockets_are_named() -> None:
     with running(code) as child:
         found = blockers(child)
     assert [text.split("; ")[0].split(": ", 1)[1] for text in found] == [
-        "a socket of AF_NETLINK, type 3, protocol 0",
+        "a socket of AF_NETLINK, type 3, protocol 16",
         "a socket of AF_PACKET, type 3, protocol 0",
         f"a pidfd of process {os.getpid()}, which stays",
         "a net namespace of this machine",
