@@ -8,7 +8,14 @@ import stat
 import msgspec
 
 from live_migration.kernel.opening import open_as
-from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.kind import (
+    BlockerContext,
+    Holders,
+    Kind,
+    PreflightContext,
+    SnapshotContext,
+    always,
+)
 from live_migration.process.descriptors.open_file import REOPEN_FLAGS, OpenContext, OpenFile, Seen
 from live_migration.wire.blockers import Blocker
 
@@ -65,6 +72,7 @@ DEVICE = Kind(
     object=Device,
     file_types=(stat.S_IFCHR,),
     snapshot=snapshot_device,
+    told=always,
     holders=Holders.BY_ANYBODY,
     blockers=device_blockers,
     preflight=preflight_device,

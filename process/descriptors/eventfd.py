@@ -27,6 +27,11 @@ def snapshot_eventfd(seen: Seen, _: SnapshotContext) -> EventFd:
     )
 
 
+def is_told(seen: Seen) -> bool:
+    """Does /proc/PID/fdinfo tell all of it, since Linux 6.5?"""
+    return seen.has_field("eventfd-semaphore")
+
+
 def is_semaphore(seen: Seen) -> bool:
     """Does a read take one from the counter, instead of all of it?
 
@@ -68,6 +73,7 @@ EVENTFD = Kind(
     object=EventFd,
     links=("anon_inode:[eventfd]",),
     snapshot=snapshot_eventfd,
+    told=is_told,
     same=is_same,
     open=open_eventfd,
     update=update_eventfd,

@@ -6,7 +6,6 @@ reachable by a path: it is made anew in the same directory, and its content trav
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import stat
@@ -65,8 +64,7 @@ def names(pid: int, path: str, status: os.stat_result) -> bool:
 
 def seen_again(seen: Seen) -> Seen:
     """The file as it is now, by the descriptor of this process."""
-    link = os.readlink(f"/proc/self/fd/{seen.duplicate}")
-    return dataclasses.replace(seen, link=link, status=os.fstat(seen.duplicate))
+    return msgspec.structs.replace(seen, link=os.readlink(f"/proc/self/fd/{seen.duplicate}"))
 
 
 def snapshot_file(seen: Seen, _: SnapshotContext) -> File:

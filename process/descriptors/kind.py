@@ -138,7 +138,8 @@ class FileObject(Protocol):
         """When it was written to."""
 
 
-def _always(*_: object) -> bool:
+def always(*_: object) -> bool:
+    """For a record: yes, in any case."""
     return True
 
 
@@ -173,6 +174,7 @@ class Kind(Generic[Object]):
     file_types  if its type (S_IFMT of its mode; empty: any) is one of these, and
     recognise   this agrees
     snapshot    describes it from outside, through a duplicate
+    told        whether `Seen.shown` tells everything: as long as that is the same, so is the object
     same        whether two snapshots show one object, or two so alike that an update makes one of the other
     shared      the struct of what several open files have in common, with a tag and an `inode`; it travels once
     snapshot_shared  ... and how it is described, from all that was seen of this kind
@@ -209,8 +211,9 @@ class Kind(Generic[Object]):
 
     links: tuple[str, ...] = ()
     file_types: tuple[int, ...] = ()
-    recognise: Callable[[Seen], bool] = _always
-    same: Callable[[Object, Object], bool] = _always
+    told: Callable[[Seen], bool] = _never
+    recognise: Callable[[Seen], bool] = always
+    same: Callable[[Object, Object], bool] = always
     shared: type | None = None
     snapshot_shared: Callable[[Sequence[Seen]], Sequence[Any]] = _none_shared
     holders: Holders = Holders.BY_OPEN_FILE

@@ -6,8 +6,8 @@ calls it an open file description). Several descriptors, of several processes, m
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from live_migration._lm import ffi, lib
+from live_migration._lm import lib
 from live_migration.kernel.pidfd import fetch_descriptor
 from live_migration.kernel.proc import read_proc
 from live_migration.process.descriptors.held import Held
@@ -85,24 +85,43 @@ class OpenFile(msgspec.Struct, Generic[Object], frozen=True, kw_only=True, omit_
         return f"descriptor {self.number} ({self.link})"
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True, dict=True, eq=False):
     """An open file as seen from outside, through a duplicate in this process.
 
-    `flags` are its status flags and access mode, as open(2) takes them; `closed_at_exec` those of its numbers that are
-    closed at exec.
+    `link` and `information` are what /proc/PID/fd and /proc/PID/fdinfo say; `owner` is type, id and signal, None where
+    nobody can be (O_PATH). `flags` are its status flags and access mode, as open(2) takes them; `closed_at_exec` those
+    of its numbers that are closed at exec.
     """
 
     pid: int
     numbers: tuple[int, ...]
     duplicate: int
     link: str
-    status: os.stat_result
     information: str
+    device: int
+    inode: int
+    mode: int
+    owner: tuple[int, int, int] | None
     flags: int
     offset: int
     closed_at_exec: frozenset[int]
     frozen: bool
+
+    @functools.cached_property
+    def status(self) -> os.stat_result:
+        """What fstat(2) says."""
+        return os.fstat(self.duplicate)
+
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """All that was read of it, whatever its kind."""
+        return (self.link, self.information, self.device, self.inode, self.mode, self.owner)
+
+    @functools.cached_property
+    def fields(self) -> dict[str, str]:
+        """The lines of /proc/PID/fdinfo by name (proc(5)), the first of each."""
+        lines = (line.partition(":") for line in reversed(self.information.splitlines()))
+        return {name.strip(): value.strip() for name, colon, value in lines if colon}
 
     @property
     def number(self) -> int:
@@ -111,19 +130,15 @@ class Seen:
 
     def field(self, name: str) -> str:
         """The value of a line of /proc/PID/fdinfo (proc(5)). KeyError if there is none."""
-        for line in self.information.splitlines():
-            key, colon, value = line.partition(":")
-            if colon and key.strip() == name:
-                return value.strip()
-        raise KeyError(name)
+        return self.fields[name]
 
     def again(self, name: str) -> str:
         """The value of a line of /proc/PID/fdinfo as it is now."""
-        return dataclasses.replace(self, information=read_information(self.pid, self.number)).field(name)
+        return msgspec.structs.replace(self, information=read_information(self.pid, self.number)).field(name)
 
     def has_field(self, name: str) -> bool:
         """Does /proc/PID/fdinfo have such a line?"""
-        return any(line.startswith(f"{name}:") for line in self.information.splitlines())
+        return name in self.fields
 
 
 @dataclass
@@ -206,12 +221,12 @@ def position_and_flags(information: str) -> tuple[int, int]:
     return int(position[4:]), int(flags[6:], 8)
 
 
-def owner_of(pid: int, duplicate: int) -> Owner | None:
-    """The owner for signals of an open file of process `pid`, or None."""
-    found = ffi.new("int[3]")
-    if lib.lm_get_owner(duplicate, found) < 0:
-        return None  # O_PATH
-    kind, own, signal = found
+def owner_of(seen: Seen) -> Owner | None:
+    """The owner for signals of an open file, or None."""
+    if seen.owner is None:
+        return None
+    pid = seen.pid
+    kind, own, signal = seen.owner
     if own == 0:
         return Owner(type=kind, id=0, signal=signal, own=True) if signal else None
     if kind == lib.F_OWNER_PGRP and own != pid:

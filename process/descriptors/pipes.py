@@ -20,7 +20,7 @@ import msgspec
 
 from live_migration._lm import lib
 from live_migration.kernel.opening import open_as
-from live_migration.process.descriptors.kind import Holders, Kind, PreflightContext, SnapshotContext
+from live_migration.process.descriptors.kind import Holders, Kind, PreflightContext, SnapshotContext, always
 from live_migration.process.descriptors.open_file import (
     OpenContext,
     OpenFile,
@@ -68,15 +68,15 @@ def is_pipe(seen: Seen) -> bool:
 
 def snapshot_pipe(seen: Seen, _: SnapshotContext) -> Pipe:
     """Describe one end of a pipe."""
-    return Pipe(pipe=seen.status.st_ino)
+    return Pipe(pipe=seen.inode)
 
 
 def snapshot_pipe_bodies(ends: Sequence[Seen]) -> list[PipeBody]:
     """What the ends of each pipe share, read through an end that can be read from, if there is one."""
     bodies: dict[int, PipeBody] = {}
     for one in sorted(ends, key=lambda each: each.flags & os.O_ACCMODE == os.O_WRONLY):
-        if one.status.st_ino not in bodies:
-            bodies[one.status.st_ino] = snapshot_pipe_body(one)
+        if one.inode not in bodies:
+            bodies[one.inode] = snapshot_pipe_body(one)
     return list(bodies.values())
 
 
@@ -260,6 +260,7 @@ PIPE = Kind(
     file_types=(stat.S_IFIFO,),
     recognise=is_pipe,
     snapshot=snapshot_pipe,
+    told=always,
     same=is_same,
     shared=PipeBody,
     snapshot_shared=snapshot_pipe_bodies,

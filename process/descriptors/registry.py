@@ -82,7 +82,7 @@ def recognise(seen: Seen, context: SnapshotContext) -> Kind[Any]:
     kind = BY_LINK.get(seen.link)
     if kind is not None:
         return kind
-    file_type = stat.S_IFMT(seen.status.st_mode)
+    file_type = stat.S_IFMT(seen.mode)
     if file_type == stat.S_IFSOCK and not seen.flags & os.O_PATH:
         before = context.before.get(seen.link)
         if before is not None and not isinstance(before, Unmovable):

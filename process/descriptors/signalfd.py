@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from live_migration._lm import lib
-from live_migration.process.descriptors.kind import Kind, SnapshotContext
+from live_migration.process.descriptors.kind import Kind, SnapshotContext, always
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen
 
 
@@ -39,6 +39,7 @@ SIGNALFD = Kind(
     object=SignalFd,
     links=("anon_inode:[signalfd]",),
     snapshot=snapshot_signalfd,
+    told=always,
     same=is_same,
     open=open_signalfd,
 )

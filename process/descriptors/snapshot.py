@@ -7,7 +7,6 @@ kept until the migration is over: files are flushed and contents read through th
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from live_migration.kernel.kcmp import number_open_files
-from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
+from live_migration.kernel.pidfd import open_pidfd
 from live_migration.kernel.process_snapshot import ProcessSnapshot
 from live_migration.process.descriptors.file_locks import held_locks, snapshot_locks
 from live_migration.process.descriptors.kind import Holders, Kind, SnapshotContext
@@ -27,11 +26,10 @@ from live_migration.process.descriptors.open_file import (
     Seen,
     close_all,
     owner_of,
-    position_and_flags,
-    read_information,
 )
 from live_migration.process.descriptors.reach import Place
 from live_migration.process.descriptors.registry import AnyObject, kind_of, recognise
+from live_migration.process.descriptors.seen import see_each
 from live_migration.process.descriptors.stdio import STANDARD
 from live_migration.process.descriptors.table import Descriptor, DescriptorTable
 from live_migration.process.numbering import Numbering
@@ -44,7 +42,8 @@ class Snapshot:
     """A snapshot of the descriptors: the table, and for a frozen process a duplicate of each open file, by identity.
 
     `recent` is brought up to date by every later snapshot of the running process (`SnapshotContext.recent`). `order`
-    is what the descriptors were numbered with, to tell which stand for one open file (kernel/kcmp.py).
+    is what the descriptors were numbered with, to tell which stand for one open file (kernel/kcmp.py). `shown` is what
+    was read of those that say everything of themselves (`Kind.told`), by the lowest number of each.
     """
 
     table: DescriptorTable
@@ -52,6 +51,7 @@ class Snapshot:
     duplicates: dict[int, int] = field(default_factory=dict)
     recent: dict[str, bytes] = field(default_factory=dict)
     order: dict[int, int] = field(default_factory=dict)
+    shown: dict[int, tuple[object, ...]] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close the duplicates."""
@@ -112,27 +112,14 @@ def see_open_files(pid: int, pidfd: int, frozen: bool, order: dict[int, int]) ->
 
     A descriptor that a live process closes meanwhile is left out.
     """
-    groups: dict[tuple[str, int, int], list[Seen]] = {}
+    each = see_each(pid, pidfd, frozen)
     try:
-        for number in sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd")):
-            try:
-                link = os.readlink(f"/proc/{pid}/fd/{number}")
-                information = read_information(pid, number)
-                duplicate = fetch_descriptor(pidfd, number)
-            except OSError as error:
-                if isinstance(error, PermissionError) or frozen:
-                    raise
-                continue
-            status = os.fstat(duplicate)
-            offset, flags = position_and_flags(information)
-            closed = frozenset((number,)) if flags & os.O_CLOEXEC else frozenset[int]()
-            one = Seen(
-                pid, (number,), duplicate, link, status, information, flags & ~os.O_CLOEXEC, offset, closed, frozen
-            )
-            groups.setdefault((link, status.st_dev, status.st_ino), []).append(one)
-        return [each for group in groups.values() for each in merge_shared(group, order)]
+        groups: dict[tuple[str, int, int], list[Seen]] = {}
+        for one in each:
+            groups.setdefault((one.link, one.device, one.inode), []).append(one)
+        return [one for group in groups.values() for one in merge_shared(group, order)]
     except BaseException:
-        close_all(each.duplicate for group in groups.values() for each in group)
+        close_all(one.duplicate for one in each)
         raise
 
 
@@ -150,7 +137,7 @@ def merge_shared(group: list[Seen], order: dict[int, int]) -> list[Seen]:
         first = merged.setdefault(place, one)
         if first is not one:
             close_all([one.duplicate])
-            merged[place] = dataclasses.replace(
+            merged[place] = replace(
                 first,
                 numbers=(*first.numbers, *one.numbers),
                 closed_at_exec=first.closed_at_exec | one.closed_at_exec,
@@ -170,10 +157,27 @@ def describe(
     open_files: list[OpenFile[AnyObject]] = []
     duplicates: dict[int, int] = {}
     of_kind: dict[Kind[Any], list[Seen]] = {}
+    shown: dict[int, tuple[object, ...]] = {}
+
+    def add(one: Seen, described: OpenFile[AnyObject]) -> None:
+        identity = described.identity
+        duplicates[identity] = one.duplicate
+        open_files.append(described)
+        for number in one.numbers:
+            closed = number in one.closed_at_exec
+            descriptors.append(Descriptor(number=number, open_file=identity, close_on_exec=closed))
+
     try:
         for one in sorted(seen, key=lambda each: each.number):
             kind = recognise(one, context)
             of_kind.setdefault(kind, []).append(one)
+            like = as_shown(one, previous, before.get(known.get(one.number, -1)))
+            if like is not None and like.identity not in duplicates:
+                shown[one.number] = one.shown
+                add(one, like)
+                continue
+            if kind.told(one):
+                shown[one.number] = one.shown
             described = kind.snapshot(one, context)
             old = None
             for number in one.numbers:
@@ -186,11 +190,7 @@ def describe(
                     old = candidate
                     break
             identity = old.identity if old else numbering.open_file_of((place.pid, one.number), one.link)
-            duplicates[identity] = one.duplicate
-            open_files.append(describe_one(one, described, identity, old))
-            for number in one.numbers:
-                closed = number in one.closed_at_exec
-                descriptors.append(Descriptor(number=number, open_file=identity, close_on_exec=closed))
+            add(one, describe_one(one, described, identity, old))
     finally:
         context.close()
     table = DescriptorTable(
@@ -200,7 +200,18 @@ def describe(
         shared=[each for kind, those in of_kind.items() for each in kind.snapshot_shared(those)],
         frozen=frozen,
     )
-    return Snapshot(table, numbering, duplicates, recent)
+    return Snapshot(table, numbering, duplicates, recent, shown=shown)
+
+
+def as_shown(
+    seen: Seen, previous: Snapshot | None, before: OpenFile[AnyObject] | None
+) -> OpenFile[AnyObject] | None:
+    """What is known of an open file of a kind of which everything shows, if it shows the same as before."""
+    if previous is None or before is None or before.number != seen.number:
+        return None
+    # The thread that an owner is could be another one by now.
+    has_owner = seen.owner is not None and seen.owner[1] != 0
+    return None if has_owner or previous.shown.get(seen.number) != seen.shown else before
 
 
 def changed_since(taken: Snapshot) -> list[Blocker]:
@@ -260,7 +271,7 @@ def describe_one(
         flags=seen.flags,
         offset=seen.offset,
         object=described,
-        owner=owner_of(seen.pid, seen.duplicate),
+        owner=owner_of(seen),
         holders=old.holders if old else [],
         peer_holders=old.peer_holders if old else [],
         standard=old.standard if old else None,

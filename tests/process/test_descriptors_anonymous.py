@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -9,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.injection.program import Program, make_program_area, run_in_husk
@@ -240,3 +242,58 @@ def test_epoll_is_registered_inside_the_process() -> None:
         del here[30], here[21]
         for number in here.values():
             os.close(number)
+
+
+def test_what_is_taken_from_the_live_snapshot_is_what_a_frozen_one_would_read() -> None:
+    """Every change that a look at a kind is spared for shows."""
+    code = """
+    import signal
+    for number in range(20, 32):
+        put(os.eventfd(number), number)
+    reading, writing = os.pipe()
+    put(reading, 40); put(writing, 41)
+    put(os.open("/dev/null", os.O_RDONLY), 42)
+    put(os.open("/dev/zero", os.O_RDONLY), 43)
+    os.dup2(20, 44)
+    ready()
+    import fcntl
+    os.eventfd_write(21, 1)
+    os.eventfd_read(22)
+    os.close(23); put(os.eventfd(23), 23)
+    os.dup2(24, 25)
+    os.close(20); put(os.eventfd(20), 20)
+    os.set_blocking(26, False)
+    fcntl.fcntl(27, fcntl.F_SETOWN, os.getpid())
+    os.close(28); put(os.open("/dev/null", os.O_RDONLY), 28)
+    os.write(41, b"queued")
+    os.dup2(42, 43)
+    os.set_inheritable(29, False)
+    os.dup2(30, 19)
+    ready()
+    """
+
+    def told(taken: Snapshot) -> tuple[dict[int, object], set[tuple[int, ...]]]:
+        by_identity = taken.table.by_identity()
+        numbers: dict[int, list[int]] = {}
+        for one in taken.table.descriptors:
+            numbers.setdefault(one.open_file, []).append(one.number)
+        each: dict[int, object] = {
+            d.number: (d.close_on_exec, structs.replace(by_identity[d.open_file], identity=0))
+            for d in taken.table.descriptors
+        }
+        return each, {tuple(those) for those in numbers.values()}
+
+    with running(code) as child:
+        live = snapshot_descriptors(ProcessSnapshot(child.pid))
+        child.go_on()
+        with contextlib.ExitStack() as closing:
+            anew = snapshot_descriptors(ProcessSnapshot(child.pid), frozen=True)
+            closing.callback(anew.close)
+            frozen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
+            closing.callback(frozen.close)
+        assert told(frozen) == told(anew)
+        assert len(frozen.table.open_files) == len(frozen.table.by_identity())
+        before = {d.number: d.open_file for d in live.table.descriptors}
+        after = {d.number: d.open_file for d in frozen.table.descriptors}
+        assert {number for number in before if after[number] != before[number]} >= {20, 25, 28, 43}
+        assert all(after[number] == before[number] for number in (21, 22, 24, 26, 27, 29, 30, 31, 40, 41, 42))
