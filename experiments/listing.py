@@ -21,6 +21,7 @@ WORKLOADS = {
     "redis": "redis-server under a client that writes and reads",
     "python": "a numeric job in Python",
     "node": "an HTTP server in node under a client",
+    "sqlite": "a database in memory that reads and writes rows",
 }
 PEERS = {
     "criu": "--peer criu=PATH: its page server (stop-and-copy) and lazy-pages (post-copy)",

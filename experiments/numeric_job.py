@@ -6,26 +6,21 @@ is checked without doing the work again.
 
     python -m live_migration.experiments.numeric_job RECORD BYTES DIRTY_RATE MEASURED COMMAND_FILE
 
-DIRTY_RATE: bytes of blocks that are stepped per second; -1: every block that is worked on. COMMAND_FILE: when it
-appears, the job ends, checks, and writes {"wrong": ..., "operations": ...} to COMMAND_FILE.done.
+DIRTY_RATE: bytes of blocks that are stepped per second; -1: every block that is worked on. COMMAND_FILE: see
+job_at_work.py.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import sys
 import time
 from array import array
-from pathlib import Path
 
-from live_migration.experiments.recorder import Recorder
+from live_migration.experiments.job_at_work import work
 
 A, C, MASK = 6364136223846793005, 1442695040888963407, 2**64 - 1
 NUMBERS = 512
-LOOK_EVERY = 64
-"""Operations between two looks for the command: a look costs as much as a small part of one."""
 DEBT_NS = 10_000_000
 
 
@@ -76,21 +71,7 @@ class Job:
 def main(words: list[str]) -> None:
     """See above."""
     record, size, rate, measured, command = words
-    job = Job(int(size), int(rate))
-    recorder = Recorder(Path(record)) if int(measured) else None
-    done = Path(f"{command}.done")
-    Path(f"{command}.ready").touch()
-    operations, last = 0, time.time_ns()
-    while operations % LOOK_EVERY or not os.path.exists(command):
-        job.operate(last)
-        operations += 1
-        now = time.time_ns()
-        if recorder:
-            recorder.add(now, now - last)
-        last = now
-    partial = Path(f"{command}.partial")
-    partial.write_text(json.dumps({"wrong": job.wrong(), "operations": operations}))
-    partial.rename(done)
+    work(Job(int(size), int(rate)), record, command, measured=bool(int(measured)))
 
 
 if __name__ == "__main__":

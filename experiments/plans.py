@@ -14,7 +14,7 @@ from live_migration.experiments.moves import STRATEGIES
 from live_migration.experiments.results import NAME, Cell, Link, OtherVersion, read
 from live_migration.experiments.workloads import KEYS, Toucher, variant_of
 
-WORKLOADS = ("toucher", "redis", "python", "node")
+WORKLOADS = ("toucher", "redis", "python", "node", "sqlite")
 PEERS = {"criu": ("stop-and-copy", "post-copy")}
 """Other programs that move processes, and which strategies each has; criu calls its post-copy lazy-pages."""
 UNITS = {"": 1, "B": 1, "K": 2**10, "KiB": 2**10, "M": 2**20, "MiB": 2**20, "G": 2**30, "GiB": 2**30}

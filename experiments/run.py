@@ -65,8 +65,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     toucher.add_argument("--write-share", type=float, default=usual.write_share, help="of operations, 0 to 1")
     toucher.add_argument("--compressible", type=float, default=usual.compressible, help="share of each page, 0 to 1")
     toucher.add_argument("--threads", type=int, default=usual.threads, help="how many work")
-    served = parser.add_argument_group("the workloads redis and node")
-    served.add_argument("--keys", choices=KEYS, default=KEYS[0], help="which entries the client asks for: all alike, "
+    served = parser.add_argument_group("the workloads redis, node and sqlite")
+    served.add_argument("--keys", choices=KEYS, default=KEYS[0], help="which entries are asked for: all alike, "
         "or few of them most of the time (default: uniform)")  # fmt: skip
     parser.set_defaults(verb=run_verb)
 

@@ -21,7 +21,7 @@ from live_migration.experiments.moves import Moved, Order, move
 from live_migration.experiments.network import Network
 from live_migration.experiments.results import Cell, Histogram, Machine, Result
 from live_migration.experiments.speed import Moments, speed_of
-from live_migration.experiments.workload_python import start_python
+from live_migration.experiments.workload_python import start_python, start_sqlite
 from live_migration.experiments.workload_served import start_node, start_redis
 from live_migration.experiments.workload_toucher import start_toucher
 from live_migration.experiments.workloads import KEYS, Observed, Place, Running, Starter, Toucher
@@ -31,6 +31,7 @@ STARTERS: dict[str, Starter] = {
     "redis": start_redis,
     "python": start_python,
     "node": start_node,
+    "sqlite": start_sqlite,
 }
 PAGE = 4096
 AROUND_SECONDS = 0.05

@@ -1,4 +1,4 @@
-"""The workload python: numeric_job.py."""
+"""The workloads python and sqlite: jobs that know what their data must be (numeric_job.py, sqlite_job.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from live_migration.experiments.workloads import Observed, Place, observe
 READY_SECONDS = 120.0
 CHECK_SECONDS = 300.0
 LONG_SECONDS = 0.0002
-"""Operations that are kept one by one: a block takes some 50 us."""
+"""Operations that are kept one by one: a block takes some 50 us, a row some 20."""
 
 
 class RunningJob:
@@ -36,24 +36,33 @@ class RunningJob:
         try:
             wait_for("its check", lambda: done.exists() or None, CHECK_SECONDS, 0.02)
         except TimeoutError as error:
-            raise ExperimentError(f"python: {error}; it is gone or waits for pages that do not come") from None
+            raise ExperimentError(f"{self.job.name}: {error}; it is gone or waits for pages that do not come") from None
         told = json.loads(done.read_text())
-        wrong = f"python: {told['wrong']} blocks are not what they must be" if told["wrong"] else None
+        wrong = f"{self.job.name}: {told['wrong']} parts of its data are not right" if told["wrong"] else None
         return observe(operations, resumed, LONG_SECONDS, error=wrong, done=told["operations"])
 
 
 def start_python(cell: Cell, place: Place) -> RunningJob:
     """See workloads.Starter."""
-    record, command = place.folder / "record", place.folder / "command"
+    return _start(cell, place, "numeric_job")
+
+
+def start_sqlite(cell: Cell, place: Place) -> RunningJob:
+    """See workloads.Starter."""
+    return _start(cell, place, "sqlite_job", place.keys)
+
+
+def _start(cell: Cell, place: Place, module: str, *more: str) -> RunningJob:
+    name, record, command = cell.workload, place.folder / "record", place.folder / "command"
     rate = -1 if cell.dirty_rate is None else cell.dirty_rate
-    words = [sys.executable, "-m", "live_migration.experiments.numeric_job", str(record), str(cell.memory), str(rate)]
-    words += [str(int(place.measured)), str(command)]
-    job = start(place.network.source, words, place.folder, "python", start_new_session=True)
+    words = [sys.executable, "-m", f"live_migration.experiments.{module}", str(record), str(cell.memory), str(rate)]
+    words += [str(int(place.measured)), str(command), *more]
+    job = start(place.network.source, words, place.folder, name, start_new_session=True)
 
     def poll() -> bool | None:
         if job.process.poll() is not None:
-            raise ExperimentError(f"python: it ended with {job.process.returncode}; {job.said()}")
+            raise ExperimentError(f"{name}: it ended with {job.process.returncode}; {job.said()}")
         return Path(f"{command}.ready").exists() or None
 
-    wait_for("the job's numbers", poll, READY_SECONDS, 0.02)
+    wait_for("the job's data", poll, READY_SECONDS, 0.02)
     return RunningJob(job, record, command)

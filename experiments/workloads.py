@@ -37,14 +37,15 @@ class Toucher:
 
 
 KEYS = ("uniform", "zipf")
-"""How often a client asks for which entry of redis and node: for all alike, or for few of them most of the time."""
+"""How often a client asks for which entry of redis and node, and sqlite for which row: for all alike, or for few of
+them most of the time."""
 
 
 def variant_of(workload: str, toucher: Toucher, keys: str) -> str:
     """What of a workload's settings differs from the usual, for Cell.variant."""
     if workload == "toucher":
         return toucher.variant()
-    return f"keys={keys}" if workload in ("redis", "node") and keys != KEYS[0] else ""
+    return f"keys={keys}" if workload in ("redis", "node", "sqlite") and keys != KEYS[0] else ""
 
 
 @dataclass(frozen=True)

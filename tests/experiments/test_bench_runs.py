@@ -82,14 +82,15 @@ def test_strategies_over_a_relay_and_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.program
-@pytest.mark.parametrize("workload", ["redis", "python", "node"])
+@pytest.mark.parametrize("workload", ["redis", "python", "node", "sqlite"])
 def test_real_programs(workload: str, tmp_path: Path) -> None:
-    bench("run", *QUICK, "--workload", workload, "--strategy", "post-copy", "-o", str(tmp_path))
+    keys = "zipf" if workload == "sqlite" else "uniform"
+    bench("run", *QUICK, "--workload", workload, "--keys", keys, "--strategy", "post-copy", "-o", str(tmp_path))
     (one,) = results(tmp_path)
     assert one.verified
     assert one.speed
     assert one.speed.before > 0
-    assert (one.client_downtime_ms is None) == (workload == "python")
+    assert (one.client_downtime_ms is None) == (workload in ("python", "sqlite"))
     assert (one.downtime_ms is None) == (workload == "redis")
 
 
