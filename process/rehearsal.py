@@ -67,6 +67,7 @@ def rehearse_restoring(described: TaskDescription, present: Credentials, restore
     task_restore.restore_process(program, described, lambda path: path, restore_ids, described)
     task_restore.limit_process(program, described, described.limits.limits, described.limits.limits)
     thread_restore.restore_thread(program, leader, described.pid, present, leader)
+    thread_restore.restore_threads(dict.fromkeys((1, 2), (leader, leader)), described.pid, present)
     task_restore.finish_process(program, described, 0)
     program.encode(SOMEWHERE, program.size())
     threads.whole_xstate(leader)

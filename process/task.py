@@ -329,6 +329,7 @@ def complete_task(
     shared = signals.without_expired(pending.shared, alarm, expired)
     usual = scheduling.usual_slice()
     alike: dict[tuple[bytes, Credentials], Thread] = {}
+    unchanged = _unchanged(stopped)
     whole = []
     for thread in stopped.threads:
         outside, replies_of_thread = stopped.outside[thread.host_tid], thread_replies[thread.host_tid]
@@ -336,7 +337,7 @@ def complete_task(
         takes_signal = signals.takes_any(thread.signal_mask, (*own, *shared))
         registers, call = _registers_to_resume(stopped, thread, takes_signal, path_at)
         common = (threads.common_part(replies_of_thread), outside.credentials)
-        changed = thread.host_tid != stopped.process.pid and _have_changed(stopped, thread.host_tid)
+        changed = thread.host_tid not in unchanged and _have_changed(stopped, thread.host_tid)
         like = None if changed else alike.get(common)
         if like is None:
             held = None if changed else threads.known_credentials(outside, replies_of_thread)
@@ -371,6 +372,18 @@ def complete_task(
         timers=current_timers,
         filters=(),
     )
+
+
+def _unchanged(stopped: StoppedTask) -> set[int]:
+    """The leader, and the threads of which one pass over all shows that they have, of the credentials that they do not
+    tell themselves, what they are known to have: the same as the leader."""
+    pid = stopped.process.pid
+    leader = credentials.only_in_status(stopped.outside[pid].credentials)
+    known = {tid: one.credentials for tid, one in stopped.outside.items() if tid != pid}
+    tids = [one.host_tid for one in stopped.threads if one.host_tid in known]
+    tids = [tid for tid in tids if credentials.may_change_unseen(known[tid])]
+    same = credentials.showing(stopped.process, tids)
+    return {pid, *(tid for tid in same if credentials.only_in_status(known[tid]) == leader)}
 
 
 def _have_changed(stopped: StoppedTask, tid: int) -> bool:

@@ -1,6 +1,7 @@
 #include "process/task_facts.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/kcmp.h>
 #include <linux/landlock.h>
 #include <stdio.h>
@@ -117,6 +118,50 @@ void lm_threads_look(int leader, const int *tids, size_t count, unsigned char *f
             if (own[0] != '\0' && strcmp(own, leaders[kind]) != 0)
                 found[i] |= LM_UNUSUAL_NAMESPACE;
         }
+    }
+}
+
+/* The rest of the line of a status that begins with `name`; NULL if there is none. */
+static const char *line_of(const char *text, const char *name, size_t *length) {
+    const char *line = strstr(text, name), *end = line == NULL ? NULL : strchr(line + 1, '\n');
+
+    *length = end == NULL ? 0 : (size_t)(end - line);
+    return end == NULL ? NULL : line;
+}
+
+static int is_line_alike(const char *one, const char *other, const char *name) {
+    size_t length = 0, other_length = 0;
+    const char *line = line_of(one, name, &length), *other_line = line_of(other, name, &other_length);
+
+    return line != NULL && other_line != NULL && length == other_length &&
+           memcmp(line, other_line, length) == 0;
+}
+
+/* One that does not fit shows nothing. */
+static void read_status(int pid, int tid, char *text, size_t room) {
+    char path[64];
+    size_t length = 0;
+    ssize_t more = 1;
+
+    snprintf(path, sizeof path, "/proc/%d/task/%d/status", pid, tid);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    while (file >= 0 && more > 0 && length < room - 1) {
+        more = read(file, text + length, room - 1 - length);
+        length += more > 0 ? (size_t)more : 0;
+    }
+    if (file >= 0)
+        close(file);
+    text[more == 0 ? length : 0] = '\0';
+}
+
+void lm_threads_show(int pid, const char *text, const int *tids, size_t count, unsigned char *same) {
+    enum { STATUS_ROOM = 16384 };
+    char own[STATUS_ROOM];
+
+    for (size_t i = 0; i < count; i++) {
+        read_status(pid, tids[i], own, sizeof own);
+        same[i] = is_line_alike(own, text, "\nGroups:") && is_line_alike(own, text, "\nCapBnd:") &&
+                  is_line_alike(own, text, "\nCapAmb:");
     }
 }
 

@@ -315,6 +315,9 @@ int lm_thread_filter(int tid, unsigned int place, void *instructions, uint64_t *
  * changed its namespaces, and those that it may have are compared with the leader's (another mount namespace comes with
  * another working directory, which is not shared either). */
 void lm_threads_look(int leader, const int *tids, size_t count, unsigned char *found);
+/* Find out which of `count` threads of process `pid` show the same groups and the same bounding and ambient capabilities
+ * in their status (proc_pid_status(5)) as there are in `text`, another status; `same` gets 1 or 0 for each. */
+void lm_threads_show(int pid, const char *text, const int *tids, size_t count, unsigned char *same);
 /* The version of Landlock that the kernel offers (landlock_create_ruleset(2)); -errno without any. */
 int lm_landlock_version(void);
 /* The securebits of the calling thread (capabilities(7)). */

@@ -366,10 +366,8 @@ def apply_threads(building: Construction, final: Member, table: DescriptorTable,
         run(building.husk, locks)
     leader, *others = task.threads
     staged = {thread.tid: thread for thread in building.staged.task.threads}
-    programs = {}
-    for thread in others:
-        programs[building.threads[thread.tid]] = program = Program(f"restoring thread {thread.tid}")
-        thread_restore.restore_thread(program, thread, task.pid, building.present, staged.get(thread.tid))
+    restored = {building.threads[thread.tid]: (thread, staged.get(thread.tid)) for thread in others}
+    programs = thread_restore.restore_threads(restored, task.pid, building.present)
     run_each_in_husk(building.husk.area, programs)
     program = Program(f"restoring process {task.pid}")
     prctl.restore_memory_plan(program, task.memory_plan, None)

@@ -14,6 +14,7 @@ import mmap
 import os
 import signal
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -54,7 +55,16 @@ class Data:
         return Data(self.offset + distance, max(self.length - distance, 0))
 
 
+@dataclass(frozen=True)
+class OfEach:
+    """A number that differs from thread to thread, by thread id, in a program that many threads run at the same time
+    (kernel/injection/side_by_side.py)."""
+
+    values: Mapping[int, int]
+
+
 Value = int | Result | Data
+Argument = Value | OfEach
 
 
 class Ending(Enum):
@@ -117,6 +127,8 @@ class Program:
         self._is_checked = False
         self._from_data: list[int] = []  # indexes of words that are offsets into the data area
         self._from_table: list[int] = []  # indexes of words that are offsets into the table
+        self._of_each: list[tuple[int, Mapping[int, int]]] = []  # indexes of words that differ between threads
+        self._data_of_each: list[tuple[int, Mapping[int, int]]] = []  # the same for offsets into the data area
         self._data = bytearray()
         self._align = 64
 
@@ -124,7 +136,7 @@ class Program:
         """The number of rows, the ending's not counted."""
         return len(self._labels)
 
-    def call(self, label: str, number: int, *arguments: Value, check: bool = True) -> Result:
+    def call(self, label: str, number: int, *arguments: Argument, check: bool = True) -> Result:
         """Append a system call.
 
         A checked call whose result is an error (-4095..-1) ends the program; `label` then says what was being
@@ -142,6 +154,8 @@ class Program:
             elif isinstance(argument, Data):
                 words[_FIRST_ARGUMENT + index] = argument.offset
                 self._from_data.append(first + index)
+            elif isinstance(argument, OfEach):
+                self._of_each.append((first + index, argument.values))
             else:
                 self._copy_result(argument, (first + index) * 8)
         self._words.extend(words)
@@ -206,6 +220,15 @@ class Program:
         self._data += content
         return Data(place, len(content))
 
+    def data_of_each(self, contents: Mapping[int, bytes]) -> Data:
+        """Put bytes into the data area that differ from thread to thread, all of one length, a multiple of 8."""
+        length = len(next(iter(contents.values())))
+        place = self.reserve(length)
+        for word in range(length // 8):
+            values = {tid: int.from_bytes(one[8 * word : 8 * word + 8], "little") for tid, one in contents.items()}
+            self._data_of_each.append((place.offset + 8 * word, values))
+        return place
+
     def reserve(self, length: int, align: int = 8) -> Data:
         """Zeroed space in the data area, read back after the run."""
         place = self._next_place(align)
@@ -237,7 +260,7 @@ class Program:
         words = self._words + _ending(ending, int(end_signal))
         for index in _ENDING_ADDRESSES:
             words[len(self._words) + index] += address + table_end
-        data_place = -(-(address + len(words) * 8) // self._align) * self._align
+        data_place = self._data_place(address)
         total = data_place - address + len(self._data)
         if total > size:
             raise ProgramTooLarge(f"{self.name}: {total} bytes do not fit into {size}")
@@ -262,14 +285,23 @@ class Program:
                     result = _signed(words[row * _WORDS + _RESULT])
                     if label is not None and _ERRORS_FROM <= result < 0:
                         raise SyscallFailed(self.name, label, row, -result, pid)
-        rows_end = address + len(self._words) * 8 + _ENDING_ROWS * _ROW_SIZE
-        data_place = -(-rows_end // self._align) * self._align - address
-        return Outcome(memory, data_place)
+        return Outcome(memory, self._data_place(address) - address)
 
     def addresses(self) -> list[int]:
         """The numbers of the 64-bit words of an encoded program that are addresses in it."""
         ending = [len(self._words) + index for index in _ENDING_ADDRESSES]
         return [*self._from_data, *self._from_table, *ending]
+
+    def of_each(self, address: int) -> list[tuple[int, Mapping[int, int]]]:
+        """The numbers of the 64-bit words of the program, encoded for `address`, that differ from thread to thread, and
+        what they are, by thread id."""
+        data = self._data_place(address) - address
+        return self._of_each + [((data + offset) // 8, values) for offset, values in self._data_of_each]
+
+    def _data_place(self, address: int) -> int:
+        """Where the data of a table at `address` begins."""
+        rows_end = address + len(self._words) * 8 + _ENDING_ROWS * _ROW_SIZE
+        return -(-rows_end // self._align) * self._align
 
     def _append_row(self, flags: int, *arguments: int) -> None:
         words = [flags << 32, *(argument & _MASK for argument in arguments)]

@@ -1,12 +1,13 @@
 """Programs in several threads of one process at the same time, one after the other in its memory.
 
-A program that many threads run is relocated once. With a thousand threads, every step of the interpreter for each of
-them would show in the downtime.
+A program that many threads run is relocated once, and what differs from thread to thread in it (OfEach) is put in then.
+With a thousand threads, every step of the interpreter for each of them would show in the downtime.
 """
 
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,13 @@ def encode_each(
             view, words = ffi.from_buffer(content), program.addresses()
             lib.lm_program_repeat(view + start, room, len(tids), words, len(words))
             ffi.release(view)
+        if of_each := program.of_each(address + start):
+            # Every view goes before the content grows.
+            with memoryview(content).cast("Q") as memory:
+                for word, values in of_each:
+                    first, step = start // 8 + word, room // 8
+                    column = array("Q", [values[tid] for tid in tids])
+                    memory[first : first + (len(tids) - 1) * step + 1 : step] = memoryview(column)
         for index, tid in enumerate(tids):
             places[tid] = (code.table + index * room, code.ending + index * room)
     return EncodedEach(address, bytes(content), places)

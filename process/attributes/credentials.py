@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -75,6 +76,18 @@ def may_change_unseen(known: Credentials) -> bool:
     """May a thread with these credentials give itself others that only its status shows? Without any capability it can
     drop nothing from its bounding set, raise nothing to be ambient, and set no groups (capabilities(7))."""
     return known.permitted != 0 or known.ambient != 0
+
+
+def only_in_status(known: Credentials) -> tuple[object, ...]:
+    """What a thread does not tell itself of its credentials."""
+    return known.groups, known.bounding, known.ambient
+
+
+def showing(process: ProcessSnapshot, tids: Sequence[int]) -> list[int]:
+    """Which of these threads of a process show the same of that as its leader (`process.status_text`), in one pass."""
+    same = ffi.new("unsigned char[]", len(tids))
+    lib.lm_threads_show(process.pid, process.status_text, ffi.new("int[]", tids), len(tids), same)
+    return [tid for tid, is_same in zip(tids, same, strict=True) if is_same]
 
 
 def shows(text: bytes, known: Credentials) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from live_migration._lm import ffi, lib
 from live_migration.kernel.errors import SyscallFailed
-from live_migration.kernel.injection.program import Program, ProgramArea, make_program_area, run_in_husk
+from live_migration.kernel.injection.program import OfEach, Program, ProgramArea, make_program_area, run_in_husk
 from live_migration.kernel.injection.side_by_side import run_each_in_husk
 from live_migration.kernel.injection.syscall_numbers import (
     SYS_clone3,
@@ -83,3 +83,22 @@ def test_a_row_that_fails_in_one_of_them_is_named() -> None:
             run_each_in_husk(area, programs)
         # All are where they can run another one.
         run_each_in_husk(area, dict.fromkeys(tids, Program("nothing")))
+
+
+def test_what_differs_from_thread_to_thread_is_put_in_for_each() -> None:
+    with husk_of_threads() as (pid, area, tids):
+        program = Program("naming")
+        name = program.data_of_each({tid: (b"I am %d" % tid).ljust(16, b"\0") for tid in tids})
+        program.call("PR_SET_NAME", SYS_prctl, int(lib.PR_SET_NAME), name, 0, 0, 0)
+        slack = OfEach({tid: 10_000 + tid for tid in tids})
+        program.call("PR_SET_TIMERSLACK", SYS_prctl, int(lib.PR_SET_TIMERSLACK), slack, 0, 0, 0)
+        # In the middle of others.
+        programs = {tid: Program("nothing") if tid == tids[1] else program for tid in tids}
+        run_each_in_husk(area, programs)
+        for tid in tids:
+            if tid == tids[1]:
+                continue
+            with open(f"/proc/{pid}/task/{tid}/comm") as said:
+                assert said.read() == f"I am {tid}\n"
+            with open(f"/proc/{tid}/timerslack_ns") as said:
+                assert int(said.read()) == 10_000 + tid
