@@ -7,6 +7,7 @@
 # make test-experiments  the benchmarks as programs, and all their figures
 # make test-dist  a wheel, installed into an empty environment
 # make bundle    all of it in one file that runs on a host where nothing is installed (dist/live-migration-*.tar.gz)
+# make deb       a package of Debian 12 with all of it in dist/, of the bundle
 # make manual    manual pages and completion for bash, made from the parsers, in dist/share; the bundle has them too
 # make test-ssh  lm-migrate, to a host of its own with a real sshd; four minutes, and one for its root the first time
 # make test-kernels  moves between two guests with other kernels, under qemu; ten minutes (docs/kernels.md)
@@ -22,7 +23,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := gcc libc6-dev make libzstd-dev libssl-dev openssl pkg-config python3-venv python3-dev iproute2 \
-            redis-server nodejs sqlite3 spin
+            redis-server nodejs sqlite3 spin systemd
 KERNEL_PACKAGES := qemu-system-x86
 SSH_PACKAGES := openssh-client openssh-server debootstrap
 BUNDLE := dist/live-migration-$(shell uname -m).tar.gz
@@ -107,7 +108,7 @@ test: check
 test-real: setup
 	$(PYTEST) tests/real $(BESIDE)
 
-test-ssh: setup bundle far-root
+test-ssh: setup bundle deb far-root
 	$(PYTEST) tests/remote
 
 test-dist: setup
@@ -147,14 +148,17 @@ dist: setup
 manual: setup
 	@$(BIN)/python -m live_migration.cli.manual dist/share && ls dist/share/man/man1/*.1 dist/share/bash-completion/*
 
-.PHONY: bundle far-root demo-ssh test-ssh
+.PHONY: bundle deb far-root demo-ssh test-ssh
 demo-ssh: setup bundle far-root
 	@$(BIN)/python -m demo.ssh
 
 bundle: setup $(BUNDLE)
 
-$(BUNDLE): build_bundle.py pyproject.toml live_migration/_lm.abi3.so $(shell find cli remote $(LAYERS) -name '*.py') | .venv/installed
+$(BUNDLE): build_bundle.py build_sbom.py pyproject.toml live_migration/_lm.abi3.so $(shell find cli remote $(LAYERS) -name '*.py') | .venv/installed
 	@$(BIN)/python build_bundle.py
+
+deb: bundle
+	@$(BIN)/python build_deb.py $(BUNDLE)
 
 far-root:
 	@tests/install_packages.sh $(SSH_PACKAGES)

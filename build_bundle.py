@@ -1,7 +1,8 @@
 """Builds the bundle, dist/live-migration-MACHINE.tar.gz: all that a host needs but a kernel and a C library.
 
 PyInstaller puts the interpreter, the extension and their libraries into one folder. Manual pages, the list of its
-files and the version of the C library that they need come beside them (remote/bundle.py).
+files, what they are (build_sbom.py) and the version of the C library that they need come beside them
+(remote/bundle.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import build_sbom
 from live_migration.cli import manual
 from live_migration.remote.bundle import LIBRARY, PROGRAM, TOP, pack, write_list
 from live_migration.remote.bundled import COMMANDS
@@ -19,7 +21,8 @@ from live_migration.remote.bundled import COMMANDS
 ROOT = Path(__file__).resolve().parent
 WORK = ROOT / "build" / "bundle"
 APART = ("live_migration.experiments", "matplotlib", "numpy", "PIL", "pyroute2", "tkinter", "setuptools", "pytest",
-         "cffi", "mypy", "pip", "unittest", "pydoc", "sqlite3", "distutils", "lib2to3", "ensurepip")  # fmt: skip
+         "attr", "attrs", "cffi", "mypy", "pip", "unittest", "pydoc", "sqlite3", "distutils", "lib2to3",
+         "ensurepip")  # fmt: skip
 
 
 def modules() -> list[str]:
@@ -53,6 +56,7 @@ def main() -> None:
     for name in COMMANDS:
         (folder / name).symlink_to(PROGRAM)
     manual.main([str(folder / "share")])
+    build_sbom.write_bill(ROOT, WORK / "work" / PROGRAM, folder, PROGRAM)
     (folder / LIBRARY).write_text(f"{needed_library(folder)}\n")
     write_list(folder)
     (ROOT / "dist").mkdir(exist_ok=True)
