@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +151,13 @@ def make(needed_bytes: int, *, place: bool) -> Store:
     folder.mkdir(mode=0o700)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    for name in (MIRRORS, OVER, CONTENTS):
-        (folder / name).mkdir(mode=0o700)
+    try:
+        for name in (MIRRORS, OVER, CONTENTS):
+            (folder / name).mkdir(mode=0o700)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        raise
     return Store(folder, lock, place)
 
 

@@ -29,6 +29,7 @@ from tests.conftest import skip
 from tests.support import laws
 
 PROGRAM = laws.ROOT / "demo" / "counter.c"
+STORES = "/var/lib/live-migration/files"
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -152,6 +153,21 @@ def ended(hosts: Hosts) -> Iterator[None]:
     yield
     kill_descendants(hosts.far.lasting)
     adopt_orphans(False)
+
+
+@pytest.fixture
+def only_here(hosts: Hosts, ended: None, tmp_path: Path) -> Iterator[Path]:
+    """A folder that only the source has; afterwards nothing is left at the destination."""
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    yield tmp_path
+    assert not hosts.far.path(str(tmp_path)).exists()
+
+
+def stores(hosts: Hosts) -> list[str]:
+    """The stores of the other host."""
+    folder = hosts.far.path(STORES)
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def resumed_pid(command: Command) -> int:

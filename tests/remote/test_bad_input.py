@@ -12,7 +12,7 @@ import pytest
 from live_migration.experiments.machines import wait_for
 from live_migration.remote.bundle import LIBRARY, LIST, PROGRAM, TOP, pack, write_list
 from live_migration.wire.exit_codes import ExitCode
-from tests.remote.conftest import Hosts, cut, instead_of, nothing_there
+from tests.remote.conftest import STORES, Hosts, busy, cut, instead_of, nothing_there
 from tests.remote.test_migrate import SLOW
 
 
@@ -110,6 +110,39 @@ def test_what_is_refused_here_or_there(hosts: Hosts, ended: None, tmp_path: Path
     assert counting.runs_here()
     counting.goes_on()
     nothing_there(hosts)
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "words", "said"),
+    [
+        ("/root/.cache", "size=20m", (), "has room for 20.0 MiB, the bundle needs 80.0 MiB"),
+        ("/root/.cache", "size=200m,nr_inodes=50", (), "No space left on device"),
+        # Too few bytes, and no room for all that is to be in it.
+        (STORES, "size=20m", ("--files=copy",), "No space left on device"),
+        (STORES, "size=1g,nr_inodes=6", ("--files=copy",), "No space left on device"),
+    ],
+)
+def test_no_room_there(
+    hosts: Hosts, only_here: Path, where: str, options: str, words: tuple[str, ...], said: str
+) -> None:
+    """A file system that is full, for the bundle or for the files."""
+    if not words:
+        hosts.migrate("--clean", "far")
+    own = only_here / "counter"
+    shutil.copy2(hosts.shared / "counter", own)
+    counting = hosts.count(program=own if words else None)
+    hosts.far.run("mkdir", "-p", where)
+    hosts.far.run("mount", "-t", "tmpfs", "-o", options, "none", where)
+    try:
+        line = hosts.migrate(*words, counting.pid, "far", status=ExitCode.SYSTEM)
+        assert (line.count("\n"), said in line) == (1, True), line
+        wait_for("the end there", lambda: not busy(hosts) or None, 30)
+        assert list(hosts.far.path(where).iterdir()) == []
+    finally:
+        hosts.far.run("umount", "-l", where)
+    assert counting.runs_here()
+    counting.goes_on()
+    counting.end()
 
 
 def test_ssh_is_lost_while_the_bundle_is_brought(hosts: Hosts, ended: None, tmp_path: Path) -> None:

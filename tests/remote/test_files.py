@@ -7,17 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from live_migration.experiments.machines import Machine, wait_for
 from live_migration.wire.exit_codes import ExitCode
-from tests.remote.conftest import Counting, Hosts, resumed_pid
+from tests.remote.conftest import STORES, Counting, Hosts, resumed_pid, stores
 
 STRATEGIES = ("post-copy", "hybrid", "pre-copy", "stop-and-copy")
-STORES = "/var/lib/live-migration/files"
 MODIFIED = 1_600_000_000_123_456_789
 ATTRIBUTE = "user.test"
 # It reads a file through a descriptor, through another name of that file, and through a mapping; it goes on importing.
@@ -34,21 +32,6 @@ while True:
     number += 1
     time.sleep(0.002)
 """
-
-
-@pytest.fixture
-def only_here(hosts: Hosts, ended: None, tmp_path: Path) -> Iterator[Path]:
-    """A folder that only the source has; afterwards nothing is left at the destination."""
-    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        path.chmod(0o755)
-    yield tmp_path
-    assert not hosts.far.path(str(tmp_path)).exists()
-
-
-def stores(hosts: Hosts) -> list[str]:
-    """The stores of the other host."""
-    folder = hosts.far.path(STORES)
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def end_there(hosts: Hosts, pid: int) -> None:

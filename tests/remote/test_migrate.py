@@ -166,6 +166,39 @@ def test_from_python(hosts: Hosts, tmp_path: Path, ended: None) -> None:
     counting.goes_on()
 
 
+def test_the_example_that_drains_a_host(hosts: Hosts, tmp_path: Path, ended: None) -> None:
+    """As docs/migrate.md has it, but for its hosts: the first one cannot be reached, and a process has a child."""
+    part = (laws.ROOT / "docs" / "migrate.md").read_text().partition("## From Python")[2].partition("\n## ")[0]
+    program = "\n".join(line[4:] for line in part.splitlines() if line.startswith("    ") or not line)
+    for said, here in (
+        ('["root@one.example", "root@two.example"]', '["root@no-such-host.invalid", "far"]'),
+        ('["/srv", "/usr"]', '["/"]'),
+    ):
+        assert said in program
+        program = program.replace(said, here)
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {hosts.far.config} "$@"\n')
+    ssh.chmod(0o755)
+    counting = hosts.count()
+    with subprocess.Popen(["sh", "-c", "sleep 1000 & wait"], start_new_session=True) as parent:
+        try:
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+            wait_for("its child", lambda: children.read_text() or None, 60)
+            line = hosts.near.command(sys.executable, "-c", program, str(parent.pid), str(counting.pid))
+            environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+            done = subprocess.run(
+                line, cwd=laws.ROOT, env=environment, capture_output=True, text=True, timeout=240, check=True
+            )
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{parent.pid} stays:"
+    assert any("there is no host of that name" in line for line in lines), lines
+    assert lines[-1].startswith(f"{counting.pid} runs at far as "), lines
+    assert not counting.runs_here()
+    counting.goes_on()
+
+
 def test_from_the_bundle(hosts: Hosts, tmp_path: Path, ended: None) -> None:
     """Here, too, nothing is needed: unpacked, it brings itself along."""
     (archive,) = (laws.ROOT / "dist").glob("live-migration-*.tar.gz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,3 +89,16 @@ def test_bytes_that_are_not_those(made: store.Store, tmp_path: Path) -> None:
             store.take(made, one.path, Part(offset=offset, packed=zstandard.compress(data), next=-1))
     store.take(made, one.path, Part(offset=0, packed=zstandard.compress(b"another"), next=-1))
     assert not store.check(made, one.path)
+
+
+def test_no_room_for_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has too few bytes, or fills up while the store is made."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    for options in ("size=20m", "size=1g,nr_inodes=3"):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", tmp_path], check=True)
+        try:
+            with pytest.raises(OSError, match="No space left on device"):
+                store.make(100, place=False)
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            subprocess.run(["umount", "-l", tmp_path], check=True)
