@@ -110,7 +110,8 @@ def finish_process(program: Program, task: TaskDescription, elapsed: int) -> Non
     and timers, armed with what is left after `elapsed` nanoseconds.
     """
     prctl.restore_attributes(program, task.attributes, len(task.threads))
-    timers.arm_timers(program, task.timers, elapsed, task.clocks.boottime - task.clocks.monotonic)
+    passed = timers.since_read(task.timers, task.clocks.monotonic, elapsed)
+    timers.arm_timers(program, task.timers, passed, task.clocks.boottime - task.clocks.monotonic)
 
 
 def present_credentials() -> Credentials:

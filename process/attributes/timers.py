@@ -101,8 +101,7 @@ def query_timers(program: Program, posix_timers: Sequence[PosixTimer]) -> Data:
     for index, timer in enumerate(posix_timers):
         target = place + INTERVAL_TIMERS * interval_size + index * size
         program.call("timer_gettime", numbers.SYS_timer_gettime, timer.identifier, target, check=False)
-    if posix_timers:
-        program.call("clock_gettime", numbers.SYS_clock_gettime, CLOCK_MONOTONIC, place + clock)
+    program.call("clock_gettime", numbers.SYS_clock_gettime, CLOCK_MONOTONIC, place + clock)
     return place
 
 
@@ -290,6 +289,15 @@ def arm_timers(program: Program, timers: Timers, elapsed: int = 0, boot_ahead: i
         place = program.data(bytes(ffi.buffer(armed)))
         label = f"timer_settime of timer {posix_timer.identifier}"
         program.call(label, numbers.SYS_timer_settime, posix_timer.identifier, flags, place, 0)
+
+
+def since_read(timers: Timers, described: int, elapsed: int) -> int:
+    """Nanoseconds since the times of the timers were read, `elapsed` after the process's clock showed `described`.
+
+    The clock is described first, and a busy machine lets time pass until the timers are read: with that taken from what
+    is left, they would run out too early.
+    """
+    return max(0, elapsed - max(0, timers.read_at - described))
 
 
 def expired_by(timers: Timers, passed: int) -> tuple[bool, frozenset[int]]:

@@ -119,6 +119,19 @@ def test_an_expired_timer_is_not_told_twice() -> None:
     assert signals.late_signals([user, alarm, third, user], [user]) == [user]
 
 
+@pytest.mark.parametrize(
+    ("read_at", "elapsed", "passed"),
+    [
+        pytest.param(1_000, 500, 500, id="at once"),
+        pytest.param(1_200, 500, 300, id="later, on a busy machine"),
+        pytest.param(1_900, 500, 0, id="longer than has passed"),
+        pytest.param(0, 500, 500, id="it was not told when"),
+    ],
+)
+def test_what_has_passed_since_timers_were_read(read_at: int, elapsed: int, passed: int) -> None:
+    assert timers.since_read(timers.Timers(read_at=read_at), described=1_000, elapsed=elapsed) == passed
+
+
 def test_limits_as_far_as_they_go() -> None:
     unlimited = (limits.INFINITY, limits.INFINITY)
     rest = (unlimited,) * (len(limits.LIMITS) - 1)
