@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import re
+import resource
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -252,8 +253,16 @@ def run_command(name: str, arguments: Sequence[str] | None, work: Callable[[], i
 
     Errors become one sentence on standard error and a code of the table in wire/exit_codes.py.
     """
+    open_many()
     with never_waiting():
         return _run(_events_before_options(name, sys.argv[1:] if arguments is None else arguments), work)
+
+
+def open_many() -> None:
+    """Let this process have as many descriptors as it may: the process that is moved may have more than usual."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(events: RenderedEvents, work: Callable[[], int]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import struct
 import time
 
@@ -38,6 +39,13 @@ def fetch_descriptor(pidfd: int, number: int) -> int:
     Needs the right to ptrace that process. EBADF: it has no such descriptor.
     """
     return _result(lib.lm_pidfd_getfd(pidfd, number), f"descriptor {number}")
+
+
+def ends_within(pidfd: int, seconds: float) -> bool:
+    """Whether the process behind it has ended, or does in that time."""
+    watched = select.poll()
+    watched.register(pidfd, select.POLLIN)
+    return bool(watched.poll(seconds * 1000))
 
 
 def ended_status(pidfd: int, pid: int) -> int:

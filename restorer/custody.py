@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import select
 import signal
 import socket
 import time
@@ -282,7 +281,7 @@ class Custody:
         self.network.close()
         with suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
-            if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
+            if pidfd.ends_within(custodian, LEAVING_SECONDS):
                 os.waitpid(self.custodian, 0)
             os.close(custodian)
         lib.lm_decision_close(self.line)

@@ -78,9 +78,12 @@ def interrupted_by_frontend(connected: Connected) -> Iterator[None]:
     done = os.eventfd(0, os.EFD_CLOEXEC)
 
     def watch() -> None:
+        # select(2) knows no number above 1023, and the process may have more descriptors.
+        watched = select.poll()
+        for number in (done, connected.line.fileno()):
+            watched.register(number, select.POLLIN)
         while not connected.line.is_to_stop:
-            ready, _, _ = select.select([done, connected.line.fileno()], [], [])
-            if done in ready:
+            if done in (number for number, _ in watched.poll()):
                 return
             connected.line.hear()
         with contextlib.suppress(OSError):

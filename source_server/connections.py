@@ -161,15 +161,14 @@ def _strange_sockets(
     found = {
         one.inode: (plain(one.address), f"TCP port {one.port}")
         for one in tcp_sockets(keeping.network.diagnosis)
-        if one.inode and plain(one.address) in taken
+        if one.inode and one.inode not in known and plain(one.address) in taken
     }
     for protocol in ("udp", "udplite", "raw"):
         for address, port, inode in _datagram_sockets(pid, protocol):
-            if address in taken:
+            if address in taken and inode not in known:
                 found[inode] = (address, f"{protocol} port {port}")
-    if found:
-        found = {inode: what for inode, what in found.items() if inode not in known | _inodes_of(pid)}
-    return found
+    own = _inodes_of(pid) if found else set()
+    return {inode: what for inode, what in found.items() if inode not in own}
 
 
 def _inodes_of(pid: int) -> set[int]:

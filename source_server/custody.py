@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import time
 from collections.abc import Collection
@@ -173,7 +172,7 @@ class Custody:
         self.network.close()
         with contextlib.suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
-            if select.select([custodian], [], [], LEAVING_SECONDS)[0]:
+            if pidfd.ends_within(custodian, LEAVING_SECONDS):
                 os.waitpid(self.custodian, 0)
             os.close(custodian)
         lib.lm_decision_close(self.line)

@@ -25,7 +25,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from live_migration.wire.addresses import Address
@@ -173,7 +173,7 @@ class Redialling:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _is_halted(self, seconds: float) -> bool:
-        return bool(select.select([self._halt], [], [], seconds)[0])
+        return bool(watched(self._halt).poll(seconds * 1000))
 
     def _reach(self) -> socket.socket | None:
         """A connection to the other side, as soon as one can be made; None when nobody wants it any more."""
@@ -185,10 +185,11 @@ class Redialling:
                 if now >= begun + pause or not begun:
                     begun, pause = now, min(2 * pause, LONGEST_PAUSE_SECONDS) if begun else pause
                     self._start_one(under_way)
-                halted, done, _ = select.select([self._halt], list(under_way), [], max(0.0, begun + pause - now))
-                if halted:
+                poll = watched(self._halt, under_way)
+                ready = {number for number, _ in poll.poll(max(0.0, begun + pause - now) * 1000)}
+                if self._halt in ready:
                     return None
-                for one in done:
+                for one in [one for one in under_way if one.fileno() in ready]:
                     del under_way[one]
                     if not (error := one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                         return one
@@ -219,6 +220,16 @@ class Redialling:
             one.close()
             return
         under_way[one] = time.monotonic()
+
+
+def watched(halt: int, under_way: Iterable[socket.socket] = ()) -> select.poll:
+    """What tells when that number can be read, or a connection stands or has failed. select(2) knows no number above
+    1023, and the process may have more descriptors than that."""
+    found = select.poll()
+    found.register(halt, select.POLLIN)
+    for one in under_way:
+        found.register(one, select.POLLOUT)
+    return found
 
 
 class Doorway:

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 
 import msgspec
 
@@ -26,6 +26,7 @@ from live_migration.process.descriptors.open_file import OpenContext, OpenFile, 
 from live_migration.process.descriptors.options import DescriptorOptions
 from live_migration.process.descriptors.socket_ends import end_connection, stop_listening
 from live_migration.process.descriptors.socket_options import (
+    Described,
     changed_in_repair,
     changed_options,
     made_with,
@@ -379,13 +380,18 @@ def open_closed(one: InetSocket) -> int:
     return number
 
 
-def changed_inet(one: OpenFile[InetSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
-    """Whether its options are others than those of its description."""
-    if one.object.connection is not None:
-        return changed_in_repair(one.name, one.object.options, duplicate, one.object.family, context)
-    if one.object.is_established or one.object.ended:
-        return []
-    return changed_options(one.name, one.object.options, duplicate, context)
+def changed_inet(those: Sequence[tuple[OpenFile[InetSocket], int]], context: SnapshotContext) -> list[Blocker]:
+    """Those whose options are others than those of their description."""
+    repaired: dict[int, list[Described]] = {}
+    others = []
+    for one, number in those:
+        described = Described(one.name, number, one.object.options)
+        if one.object.connection is not None:
+            repaired.setdefault(one.object.family, []).append(described)
+        elif not one.object.is_established and not one.object.ended:
+            others.append(described)
+    found = [blocker for family, alike in repaired.items() for blocker in changed_in_repair(alike, family)]
+    return found + changed_options(others, context)
 
 
 def hold_inet(one: OpenFile[InetSocket]) -> Held | None:

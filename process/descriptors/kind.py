@@ -186,7 +186,8 @@ class Kind(Generic[Object]):
     blockers    why it cannot be moved, including what passes by itself
     passing     the blockers of a frozen process that pass when it runs
     is_file     whether the object is a FileObject
-    changed     the blockers of a frozen process in what its snapshot took from an earlier one
+    changed     all of the kind at once, with duplicates: the blockers of a frozen process in what its snapshot took
+                from an earlier one
     came        the blockers of a frozen process in what has come since it was described, when the destination is ready;
                 the third is what has been handed over (inodes, `as_handed_over`)
     hold        for a frozen process: what is done at the source after the handover (commit), or without it (undo), as
@@ -224,7 +225,7 @@ class Kind(Generic[Object]):
     blockers: Callable[[OpenFile[Object], BlockerContext], list[Blocker]] = _no_blockers
     passing: Callable[[OpenFile[Object]], list[Blocker]] = _no_blockers
     is_file: bool = False
-    changed: Callable[[OpenFile[Object], int, SnapshotContext], list[Blocker]] = _no_blockers
+    changed: Callable[[Sequence[tuple[OpenFile[Object], int]], SnapshotContext], list[Blocker]] = _no_blockers
     came: Callable[[OpenFile[Object], int, Container[int]], list[Blocker]] = _no_blockers
     hold: Callable[[OpenFile[Object]], Held | None] = _nothing
 

@@ -12,12 +12,14 @@ import select
 import socket
 import stat
 import struct
+from collections.abc import Sequence
 
 import msgspec
 
 from live_migration.process.descriptors.kind import BlockerContext, Holders, Kind, PreflightContext, SnapshotContext
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, give_to
 from live_migration.process.descriptors.socket_options import (
+    Described,
     changed_options,
     option_blockers,
     set_all_options,
@@ -149,9 +151,9 @@ def open_netlink_socket(one: OpenFile[NetlinkSocket], context: OpenContext) -> i
     return make_netlink(one.object).detach()
 
 
-def changed_netlink(one: OpenFile[NetlinkSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
-    """Whether its options are others than those of its description."""
-    return changed_options(one.name, one.object.options, duplicate, context)
+def changed_netlink(those: Sequence[tuple[OpenFile[NetlinkSocket], int]], context: SnapshotContext) -> list[Blocker]:
+    """Those whose options are others than those of their description."""
+    return changed_options((Described(one.name, number, one.object.options) for one, number in those), context)
 
 
 def update_netlink(number: int, one: OpenFile[NetlinkSocket], before: NetlinkSocket, context: OpenContext) -> None:

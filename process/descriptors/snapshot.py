@@ -218,13 +218,12 @@ def changed_since(taken: Snapshot) -> list[Blocker]:
     """What has changed in a frozen process since the running one was read, of what its snapshot did not read again.
     Raises OSError."""
     context = SnapshotContext(taken.table.place.pid)
+    those: dict[Kind[Any], list[tuple[OpenFile[AnyObject], int]]] = {}
+    for one in taken.table.open_files:
+        if one.standard is None:
+            those.setdefault(kind_of(one.object), []).append((one, taken.duplicates[one.identity]))
     try:
-        return [
-            blocker
-            for one in taken.table.open_files
-            if one.standard is None
-            for blocker in kind_of(one.object).changed(one, taken.duplicates[one.identity], context)
-        ]
+        return [blocker for kind, alike in those.items() for blocker in kind.changed(alike, context)]
     finally:
         context.close()
 

@@ -341,7 +341,7 @@ static bool next_kept(const char *options, size_t length, size_t *at, struct rec
     return false;
 }
 
-int lm_same_in_repair(const char *before, size_t before_length, const char *options, size_t length) {
+static bool is_same_in_repair(const char *before, size_t before_length, const char *options, size_t length) {
     size_t first = 0, second = 0;
     struct record old, now;
     const char *old_value, *now_value;
@@ -349,9 +349,26 @@ int lm_same_in_repair(const char *before, size_t before_length, const char *opti
     while (next_kept(before, before_length, &first, &old, &old_value)) {
         if (!next_kept(options, length, &second, &now, &now_value) || memcmp(&old, &now, sizeof(old)) != 0 ||
             memcmp(old_value, now_value, old.length) != 0)
-            return 0;
+            return false;
     }
     return !next_kept(options, length, &second, &now, &now_value);
+}
+
+int lm_compare_in_repair(struct lm_described *those, size_t count, const char *usual, size_t usual_length) {
+    enum { LARGEST = 60000 };
+    FREED_AT_END char *room = malloc(LARGEST);
+
+    if (!room)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        struct lm_described *one = &those[i];
+        long length = lm_read_socket_options(one->number, usual, usual_length, NULL, 0, room, LARGEST);
+
+        if (length < 0)
+            return (int)length;
+        one->changed = !is_same_in_repair(one->options, one->length, room, (size_t)length);
+    }
+    return 0;
 }
 
 /* The number that the interface which a record names has here. -ENODEV: there is none. */

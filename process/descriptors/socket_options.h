@@ -18,8 +18,16 @@ long lm_read_socket_options(int number, const char *usual, size_t usual_length, 
                             unsigned int group_count, char *room, size_t size);
 /* Which of the options that were read cannot be moved: its name, or NULL. `*at` is where to begin, and where to go on. */
 const char *lm_refused_socket_option(const char *options, size_t length, size_t *at);
-/* Whether a connection in repair has the options that were read before, but for those that repair changes. */
-int lm_same_in_repair(const char *before, size_t before_length, const char *options, size_t length);
+/* A connection in repair, and the options that were read of it before. */
+struct lm_described {
+    const char *options;
+    size_t length;
+    int number;
+    int changed;
+};
+/* Tells which of many such connections, all of one kind, have other options than before, but for those that repair
+ * changes. `usual` as above. 0 or -errno. */
+int lm_compare_in_repair(struct lm_described *those, size_t count, const char *usual, size_t usual_length);
 /* The value of an option that is a number, 0 if no record has it. */
 int lm_recorded_option(const char *options, size_t length, int level, int number);
 /* Gives a socket the options; those of `before` (may be empty) that can be taken back, and are not among them, are

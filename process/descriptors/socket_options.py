@@ -12,6 +12,8 @@ import functools
 import os
 import socket
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from live_migration.process.descriptors.open_file import Seen
 from live_migration.wire.blockers import Blocker
 
 LARGEST = 60_000
-NO_GROUPS = ffi.new("struct lm_group[]", 0)
 allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
 
@@ -33,24 +34,42 @@ def snapshot_options(one: socket.socket, seen: Seen, context: SnapshotContext) -
     return known
 
 
-def changed_options(name: str, options: bytes, duplicate: int, context: SnapshotContext) -> list[Blocker]:
-    """A blocker if a socket's options are others than those. Raises OSError."""
-    with socket.socket(fileno=os.dup(duplicate)) as one:
-        if read_options(one, context) == options:
-            return []
-    return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
+@dataclass(frozen=True)
+class Described:
+    """A socket of a frozen process, by its name and a duplicate, with the options that its description has."""
+
+    name: str
+    duplicate: int
+    options: bytes
+
+    @property
+    def changed(self) -> Blocker:
+        """It has others."""
+        return Blocker(self.name, "its options changed at the moment of the freeze", "try again")
 
 
-def changed_in_repair(
-    name: str, options: bytes, duplicate: int, family: int, context: SnapshotContext
-) -> list[Blocker]:
-    """The same for a connection of that family in repair, which has changed some by itself. Raises OSError."""
-    room = context.once("room for options", lambda _: allocate("char[]", LARGEST))
+def changed_options(those: Iterable[Described], context: SnapshotContext) -> list[Blocker]:
+    """A blocker for each socket whose options are others by now. Raises OSError."""
+    found = []
+    for each in those:
+        with socket.socket(fileno=os.dup(each.duplicate)) as one:
+            if read_options(one, context) != each.options:
+                found.append(each.changed)
+    return found
+
+
+def changed_in_repair(those: Sequence[Described], family: int) -> list[Blocker]:
+    """The same for connections of that family in repair, which has changed some by itself. One call reads all of them,
+    beside the interpreter. Raises OSError."""
     usual = usual_options(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    length = read_into(duplicate, usual, NO_GROUPS, room)
-    if lib.lm_same_in_repair(options, len(options), room, length):
-        return []
-    return [Blocker(name, "its options changed at the moment of the freeze", "try again")]
+    compared = ffi.new("struct lm_described[]", len(those))
+    options = [ffi.from_buffer(each.options) for each in those]
+    for one, each, known in zip(compared, those, options, strict=True):
+        one.options, one.length, one.number = known, len(known), each.duplicate
+    failed = lib.lm_compare_in_repair(compared, len(those), usual, len(usual))
+    if failed:
+        raise OSError(-failed, os.strerror(-failed), "options of a connection")
+    return [each.changed for one, each in zip(compared, those, strict=True) if one.changed]
 
 
 def read_options(one: socket.socket, context: SnapshotContext) -> bytes:
@@ -66,15 +85,10 @@ def read_options(one: socket.socket, context: SnapshotContext) -> bytes:
 
 def read_records(one: socket.socket, usual: bytes, groups: Any, room: Any) -> bytes:
     """The options of a socket, written in `room`. Raises OSError."""
-    return bytes(ffi.buffer(room, read_into(one.fileno(), usual, groups, room)))
-
-
-def read_into(number: int, usual: bytes, groups: Any, room: Any) -> int:
-    """The same; how many bytes there are. Raises OSError."""
-    length: int = lib.lm_read_socket_options(number, usual, len(usual), groups, len(groups), room, LARGEST)
+    length = lib.lm_read_socket_options(one.fileno(), usual, len(usual), groups, len(groups), room, LARGEST)
     if length < 0:
         raise OSError(-length, os.strerror(-length), "options of a socket")
-    return length
+    return bytes(ffi.buffer(room, length))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import stat
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from live_migration.process.descriptors.kind import (
 from live_migration.process.descriptors.open_file import OpenContext, OpenFile, Seen, give_to
 from live_migration.process.descriptors.socket_ends import stop_listening
 from live_migration.process.descriptors.socket_options import (
+    Described,
     changed_options,
     option_blockers,
     set_all_options,
@@ -440,9 +441,9 @@ def listen_rows(program: Program, one: OpenFile[UnixSocket], context: RowsContex
         program.call(f"listen on descriptor {one.number}", SYS_listen, one.number, one.object.backlog)
 
 
-def changed_unix(one: OpenFile[UnixSocket], duplicate: int, context: SnapshotContext) -> list[Blocker]:
-    """Whether its options are others than those of its description."""
-    return changed_options(one.name, one.object.options, duplicate, context)
+def changed_unix(those: Sequence[tuple[OpenFile[UnixSocket], int]], context: SnapshotContext) -> list[Blocker]:
+    """Those whose options are others than those of their description."""
+    return changed_options((Described(one.name, number, one.object.options) for one, number in those), context)
 
 
 def hold_unix(one: OpenFile[UnixSocket]) -> Held | None:
