@@ -20,6 +20,7 @@ from live_migration._lm import ffi, lib
 from live_migration.kernel.addresses import SECONDARY, HostAddress, host_addresses, is_promoted, plain, removal
 from live_migration.kernel.injection.syscall_numbers import SYS_sendto
 from live_migration.kernel.packet_rules import overlap, place_of
+from live_migration.kernel.pidfd import fetch_descriptor, open_pidfd
 from live_migration.process.descriptors.held import ROUTES, RULES, Held, Row
 from live_migration.process.descriptors.holding import hold_descriptors
 from live_migration.process.descriptors.open_file import OpenFile
@@ -218,15 +219,34 @@ def _datagram_sockets(pid: int, protocol: str) -> Iterator[tuple[str, int, int]]
             yield plain(socket.inet_ntop(family, packed)), int(port, 16), int(words[9])
 
 
-def signed_blockers(keeping: Keeping, table: DescriptorTable) -> list[Blocker]:
+def signed_blockers(keeping: Keeping, pid: int, table: DescriptorTable) -> list[Blocker]:
     """Connections and listeners with keys that nobody can read. Raises OSError."""
     names = {one.object.inode: one.name for one in sockets_of(table)}
-    cause, remedy = "it has keys that cannot be read (TCP_MD5SIG)", "let it end before the move, or use --tcp close"
-    return [
-        Blocker(names[one.inode], cause, remedy)
+    found = {
+        one.inode: "TCP_MD5SIG"
         for one in tcp_sockets(keeping.network.diagnosis)
         if one.signed and one.inode in names
-    ]
+    }
+    found |= dict.fromkeys(_with_keys(pid, [*connections_of(table), *listeners_of(table)]), "TCP-AO")
+    remedy = "let it end before the move, or use --tcp close"
+    return [Blocker(names[inode], f"it has keys that cannot be read ({what})", remedy) for inode, what in found.items()]
+
+
+def _with_keys(pid: int, those: Sequence[OpenFile[Any]]) -> list[int]:
+    """The inodes of those with keys of TCP-AO. What the running process has closed meanwhile has none. Raises OSError.
+    """
+    found = []
+    pidfd = open_pidfd(pid)
+    try:
+        for one in those:
+            with contextlib.suppress(OSError):
+                duplicate = fetch_descriptor(pidfd, one.number)
+                if lib.lm_tcp_has_keys(duplicate):
+                    found.append(one.object.inode)
+                os.close(duplicate)
+    finally:
+        os.close(pidfd)
+    return found
 
 
 def prepare(keeping: Keeping, table: DescriptorTable) -> None:

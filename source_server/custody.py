@@ -10,9 +10,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from live_migration._lm import ffi, lib
@@ -121,10 +122,14 @@ class Custody:
         if self.state.held:
             lib.lm_held_run(self.state.held_file, lib.LM_HELD_COMMIT)
 
-    def undo(self) -> None:
-        """Before the process runs on: its descriptors are as they were. What cannot be done is left."""
+    def undo(self, own: Mapping[int, int] = MappingProxyType({})) -> None:
+        """Before the process runs on: its descriptors are as they were. What cannot be done is left.
+
+        `own` are duplicates, by the inode: where the process was killed meanwhile, its connections end as if it had
+        been killed at any other time, and not without a word."""
         if self.state.held:
-            lib.lm_held_run(self.state.held_file, lib.LM_HELD_UNDO)
+            duplicates = ffi.new("int[]", [own.get(one.inode, -1) for one in self.held]) if own else ffi.NULL
+            lib.lm_held_run_with(self.state.held_file, lib.LM_HELD_UNDO, duplicates)
             self.state.held = 0
             self.network.give_back()
 

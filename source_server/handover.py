@@ -42,6 +42,7 @@ class Frozen:
     stops: list[tracee.Stop]
     threads: sources.SourceThreads | None = None
     custody: custodies.Custody | None = None
+    source: FrozenSource | None = None
 
 
 @dataclass
@@ -86,7 +87,18 @@ def refusing(state: Frozen, custody: custodies.Custody) -> Iterator[None]:
         raise
     finally:
         if not state.session.committed:
-            custody.undo()
+            let_go(state, custody)
+
+
+def let_go(state: Frozen, custody: custodies.Custody) -> None:
+    """Undo what was held. If the process was killed meanwhile, our duplicates of its sockets are the last ones, and are
+    closed only when nothing is held any more: then the peers hear of it."""
+    snapshot = state.source.descriptors if state.source is not None else None
+    if snapshot is None:
+        custody.undo()
+        return
+    custody.undo({os.fstat(number).st_ino: number for number in snapshot.duplicates.values()})
+    snapshot.close()
 
 
 def _cannot_freeze(pid: int, error: Exception) -> LocalError:
@@ -125,7 +137,8 @@ def query_threads(state: Frozen) -> QueriedSource:
 
 def describe(state: Frozen, queried: QueriedSource) -> FrozenSource:
     """Describe the stopped process whose threads have replied."""
-    return describe_stopped(state.seen, queried)
+    state.source = describe_stopped(state.seen, queried)
+    return state.source
 
 
 def park(state: Frozen, source: FrozenSource, custody: custodies.Custody) -> None:

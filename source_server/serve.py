@@ -281,7 +281,7 @@ def check_connections(
     keeping = replace(keeping, connections=repairs and bool(sockets_of(table)))
     if not keeping.connections and not keeping.addresses:
         return None
-    blockers = connections.signed_blockers(keeping, table)
+    blockers = connections.signed_blockers(keeping, seen.pid, table)
     if blockers := [*blockers, *connections.shared_port_blockers(keeping, seen.pid, table)]:
         raise Refused(blockers, object=f"process {seen.pid}")
     try:

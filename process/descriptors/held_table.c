@@ -5,6 +5,7 @@
 #include "process/descriptors/tcp_repair.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -12,25 +13,47 @@
 #include <unistd.h>
 
 struct run {
-    int source; /* a pidfd */
+    int source;     /* a pidfd */
+    const int *own; /* or NULL */
+    uint32_t index; /* of the descriptor that was fetched last */
+    int fetched;
     const struct lm_held_descriptor *descriptors;
     const int32_t *sockets;
     const unsigned char *data;
     unsigned char *room;
 };
 
-/* The descriptor that a row is about, in this process; -errno where there is nothing to be done to it. */
-static int fetch(const struct run *run, uint32_t index) {
+static int fetch_anew(const struct run *run, uint32_t index) {
     const struct lm_held_descriptor *wanted = &run->descriptors[index];
     struct stat status;
     int number = wanted->spared != 0 ? -ENOENT : lm_pidfd_getfd(run->source, wanted->number);
 
+    if (number < 0 && wanted->spared == 0 && run->own && run->own[index] >= 0)
+        number = fcntl(run->own[index], F_DUPFD_CLOEXEC, 0);
     if (number < 0)
         return number;
     if (fstat(number, &status) == 0 && status.st_ino == wanted->inode)
         return number;
     close(number);
     return -ENOENT;
+}
+
+static void leave(struct run *run) {
+    if (run->fetched >= 0)
+        close(run->fetched);
+    run->fetched = -1;
+    run->index = LM_HELD_NO_DESCRIPTOR;
+}
+
+/* The descriptor that a row is about, in this process; -errno where there is nothing to be done to it. It is kept for
+ * the rows after it that are about the same one. */
+static int fetch(struct run *run, uint32_t index) {
+    if (run->index != index) {
+        leave(run);
+        run->fetched = fetch_anew(run, index);
+        run->index = index;
+    }
+    return run->fetched;
 }
 
 static long call(const struct run *run, const struct lm_held_row *row, int descriptor, long result) {
@@ -73,7 +96,7 @@ static void write_once(const struct run *run, const struct lm_held_row *row, int
 }
 
 /* Run `count` rows, and count in `done` those that are through. */
-static void run_rows(const struct run *run, const struct lm_held_row *rows, uint32_t count, long result,
+static void run_rows(struct run *run, const struct lm_held_row *rows, uint32_t count, long result,
                      uint32_t *done) {
     for (uint32_t i = *done; i < count; i += 1 + rows[i].block) {
         const struct lm_held_row *row = &rows[i];
@@ -93,17 +116,19 @@ static void run_rows(const struct run *run, const struct lm_held_row *rows, uint
             run_rows(run, row + 1, row->block, given, &inner);
             close((int)given);
         }
-        if (descriptor >= 0)
-            close(descriptor);
         __atomic_store_n(done, i + 1 + row->block, __ATOMIC_SEQ_CST);
     }
 }
 
 int lm_held_run(int file, int table) {
+    return lm_held_run_with(file, table, NULL);
+}
+
+int lm_held_run_with(int file, int table, const int *own) {
     unsigned char room[LM_HELD_ROOM];
     struct stat status;
     struct lm_held *held;
-    struct run run = {.room = room};
+    struct run run = {.room = room, .own = own, .index = LM_HELD_NO_DESCRIPTOR, .fetched = -1};
     const struct lm_held_row *rows;
 
     if (fstat(file, &status) != 0)
@@ -111,8 +136,9 @@ int lm_held_run(int file, int table) {
     held = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (held == MAP_FAILED)
         return -errno;
-    run.source = held->done[table] < held->rows[table] ? lm_pidfd_open(held->pid, 0) : -ESRCH;
-    if (run.source >= 0) {
+    if (held->done[table] < held->rows[table]) {
+        /* Where the process has ended, some rows are about nothing of it. */
+        run.source = lm_pidfd_open(held->pid, 0);
         run.sockets = held->sockets;
         run.descriptors = (const struct lm_held_descriptor *)(held + 1);
         rows = (const struct lm_held_row *)(run.descriptors + held->descriptors);
@@ -120,7 +146,9 @@ int lm_held_run(int file, int table) {
         if (table == LM_HELD_UNDO)
             rows += held->rows[LM_HELD_COMMIT];
         run_rows(&run, rows, held->rows[table], -1, &held->done[table]);
-        close(run.source);
+        leave(&run);
+        if (run.source >= 0)
+            close(run.source);
     }
     munmap(held, (size_t)status.st_size);
     return 0;

@@ -63,6 +63,9 @@ struct lm_held {
 /* Run the rest of a table of the file, which is whole. What cannot be done is left. 0, or -errno if nothing could be
  * begun. */
 int lm_held_run(int file, int table);
+/* The same for whoever has duplicates of its own: `own` has one for each descriptor of the table, or -1. They stand for
+ * those of a process that has ended. */
+int lm_held_run_with(int file, int table, const int *own);
 /* cffi: end */
 
 #endif

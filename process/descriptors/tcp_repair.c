@@ -301,13 +301,19 @@ static int has_mark(int number) {
     return error ? error : first != second;
 }
 
+int lm_tcp_has_keys(int number) {
+    /* The kernel refuses to answer where something of it is set. */
+    char keys[256] = {0};
+    socklen_t length = sizeof(keys);
+
+    return getsockopt(number, IPPROTO_TCP, TCP_AO_INFO, keys, &length) == 0;
+}
+
 int lm_tcp_extra(int number) {
     struct pollfd polled = {.fd = number, .events = POLLPRI};
-    char keys[256];
-    socklen_t length = sizeof(keys);
     int marked;
 
-    if (getsockopt(number, IPPROTO_TCP, TCP_AO_INFO, keys, &length) == 0)
+    if (lm_tcp_has_keys(number))
         return LM_TCP_SIGNED;
     if (poll(&polled, 1, 0) < 0)
         return -errno;

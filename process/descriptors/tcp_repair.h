@@ -67,6 +67,8 @@ long lm_tcp_restore(int number, const struct lm_tcp_connection *connection, cons
 int lm_tcp_has_sent_fin(const struct lm_tcp_connection *connection);
 /* How many bytes have been written to it since it was made, modulo 2 to the 32nd, or -errno. */
 long lm_tcp_written(int number);
+/* Has a connection or a listener keys of TCP-AO? */
+int lm_tcp_has_keys(int number);
 /* What a connection has that does not move: LM_TCP_..., 0 for nothing, or -errno. */
 #define LM_TCP_URGENT 1 /* an urgent byte, or the mark that it has left */
 #define LM_TCP_ERROR 2  /* an error or report that was not read */

@@ -18,12 +18,13 @@ def parse(*words: str) -> MigrateOptions:
 
 def test_options_go_to_the_command_that_has_them() -> None:
     words = ["--max-freeze", "3", "-v", "12", "--pre-copy", "root@there", "--map-path=/a=/b", "--map-path", "/c=/d"]
+    words += ["--take-address", "192.0.2.50/24@eth0", "--netns", "not-here"]
     move = parse(*words, "--bandwidth-limit=5M", "--allow-uid", "nobody-here", "--tls-cert=c", "--tls-key=k")
     assert (move.pid, move.host, move.back) == (12, "root@there", False)
     assert move.serve == ("--max-freeze=3", "--bandwidth-limit=5M", "--tls-cert=c", "--tls-key=k", "-v")
     assert move.restore == (
-        "--pre-copy", "--map-path=/a=/b", "--map-path=/c=/d", "--bandwidth-limit=5M", "--allow-uid=nobody-here",
-        "--tls-cert=c", "--tls-key=k", "-v",
+        "--pre-copy", "--map-path=/a=/b", "--map-path=/c=/d", "--take-address=192.0.2.50/24@eth0",
+        "--netns=not-here", "--bandwidth-limit=5M", "--allow-uid=nobody-here", "--tls-cert=c", "--tls-key=k", "-v",
     )  # fmt: skip
 
 

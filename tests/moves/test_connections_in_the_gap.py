@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import signal
 import socket
 import struct
 import threading
@@ -77,6 +79,20 @@ def test_what_clients_do_in_the_gap(
             one.shutdown(socket.SHUT_WR)
             assert to_the_end(one) == numbered(0, LENGTH)
         assert len(came) == 1
+
+
+def test_who_is_killed_in_the_freeze_ends_as_at_any_other_time(net: Lan, tmp_path: Path, orphans: None) -> None:
+    """Its clients hear of it: connections end, and new ones are refused."""
+    with serving(net, tmp_path) as server:
+        idle = [echoing(net, address) for address in (SERVICE, SERVICE6)]
+        words = ["--bandwidth-limit", "2M", "--max-freeze", "60"]
+        move = move_to(net, server.process.pid, tmp_path, strategy="stop-and-copy", serve=words)
+        move.serve.event("frozen")
+        os.kill(server.process.pid, signal.SIGKILL)
+        assert move.serve.process.wait(60) != 0
+        assert [to_the_end(one) for one in idle] == [b"", b""]
+        with pytest.raises(ConnectionRefusedError):
+            net.connect(PORT)
 
 
 def test_what_was_not_read_is_not_lost(net: Lan, tmp_path: Path, orphans: None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from live_migration._lm import ffi, lib
-from live_migration.kernel.injection.syscall_numbers import SYS_close, SYS_dup, SYS_sendto, SYS_setsockopt
+from live_migration.kernel.injection.syscall_numbers import SYS_dup, SYS_sendto, SYS_setsockopt
 from live_migration.process.descriptors.held import DESCRIPTOR, RESULT, Held, Row
 from live_migration.process.descriptors.held_table import spare, write_held
 from live_migration.process.descriptors.socket_ends import end_connection, stop_listening
@@ -126,14 +126,20 @@ def test_what_is_spared_or_another_one_is_left_alone(file: int) -> None:
             one.close()
 
 
-def test_a_process_that_has_gone_needs_nothing(file: int, pair: tuple[socket.socket, socket.socket]) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_of_a_process_that_has_gone(own: bool, file: int, pair: tuple[socket.socket, socket.socket]) -> None:
+    """Its descriptors are those of whoever has duplicates; the other rows are about nothing of it."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    write_held(file, pid, [held(pair[0], Row(SYS_close, (0,)), send(b"never"))])
-    run(file)
-    assert received(pair[1]) == []
+    message = b"of ours"
+    ours = Row(SYS_sendto, (pair[1].fileno(), message, len(message), socket.MSG_DONTWAIT, 0, 0))
+    write_held(file, pid, [held(pair[0], send(b"of its own")), Held(-1, 0, (ours,))])
+    numbers = ffi.new("int[]", [pair[0].fileno() if own else -1, -1])
+    assert lib.lm_held_run_with(file, lib.LM_HELD_COMMIT, numbers) == 0
+    assert received(pair[1]) == ([b"of its own"] if own else [])
+    assert pair[0].recv(100) == message
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
