@@ -18,7 +18,7 @@ from live_migration.kernel.injection.syscall_numbers import (
     SYS_gettid,
     SYS_memfd_create,
     SYS_prctl,
-    SYS_write,
+    SYS_pwrite64,
 )
 from live_migration.kernel.tracing import tracee
 from tests.kernel.husks import stopped_husk
@@ -55,7 +55,9 @@ def test_a_program_that_many_threads_run_has_memory_of_its_own_in_each() -> None
         program = Program("saying who runs it")
         place = program.reserve(8)
         program.store(place, program.call("gettid", SYS_gettid))
-        program.call("write", SYS_write, 3, place, 8)
+        # Not write(2): a memfd's position is not locked (FMODE_ATOMIC_POS is for files that open(2) has opened).
+        offsets = OfEach({tid: 8 * number for number, tid in enumerate(tids)})
+        program.call("pwrite64", SYS_pwrite64, 3, place, 8, offsets)
         run_each_in_husk(area, dict.fromkeys(tids, program))
         with open(f"/proc/{pid}/fd/3", "rb") as file:
             said = file.read()
