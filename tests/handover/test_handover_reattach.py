@@ -278,6 +278,11 @@ def test_a_source_that_is_gone_for_good(how: str, program: Path, tmp_path: Path,
             wait_for("the keeper's end", lambda: not found.named("lm-keeper") or None, 60)
         else:
             assert found.named("lm-keeper")
-            state = stat.read_text().rpartition(")")[2].split()[0]
-            assert (state == "T") == (how == "stop")
+
+            def is_stopped() -> bool:
+                return stat.read_text().rpartition(")")[2].split()[0] == "T"
+
+            if how == "stop":
+                wait_for("the group-stop", lambda: is_stopped() or None, 60)
+            assert is_stopped() == (how == "stop")
             assert found.subject.rows()[laws.Row.ALL_COLD] == 0

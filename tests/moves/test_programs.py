@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from live_migration.experiments.machines import Command, Machine, begin_move, start
+from live_migration.experiments.machines import Command, Machine, begin_move, start, wait_for
 from tests.support import programs_help, started
 from tests.support.programs_list import Program, all_programs
 
@@ -88,7 +88,9 @@ def move_and_check(
     try:
         pid = move.resumed()
         if program.stopped:
-            assert running.state(pid) == "T", "it is no longer stopped"
+            # A thread that a tracer has let go runs in the kernel until it stands in the group-stop again. That it runs
+            # no further is what the program checks.
+            wait_for("the group-stop", lambda: running.state(pid) == "T" or None)
         running.say_moved()
         if program.stopped:
             os.kill(pid, signal.SIGCONT)

@@ -61,8 +61,9 @@ def test_let_go_by_the_custodian(
         pid = int(move.restore.event("staged")["pid"])
         move.restore.event("complete")
         if program.stopped:
-            # Its second thread has only been born when it is stopped: it needs a page of its stack.
-            assert running.state(pid) == "T", "it is no longer stopped"
+            # Its second thread has only been born when it is stopped: it needs a page of its stack. A thread that a
+            # tracer has let go runs in the kernel until it stands in the group-stop again.
+            wait_for("the group-stop", lambda: running.state(pid) == "T" or None)
             os.kill(pid, signal.SIGCONT)
             wait_for("its going on", lambda: running.state(pid) != "T" or None)
             return
