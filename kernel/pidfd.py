@@ -33,6 +33,18 @@ def open_pidfd(pid: int) -> int:
     return _result(lib.lm_pidfd_open(pid, 0), f"process {pid}")
 
 
+def is_ending(pid: int) -> bool:
+    """Has process `pid` ended, or been killed so that it is about to?"""
+    try:
+        descriptor = open_pidfd(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(lib.lm_pidfd_is_ending(descriptor))
+    finally:
+        os.close(descriptor)
+
+
 def fetch_descriptor(pidfd: int, number: int) -> int:
     """A duplicate, in this process, of descriptor `number` of the process behind `pidfd`. Close-on-exec.
 

@@ -59,8 +59,9 @@ from live_migration.source_server.snapshot import (
     rehearse,
     snapshot_source,
 )
-from live_migration.source_server.stopping import signals_held, signals_let_through, stop_by_signal
+from live_migration.source_server.stopping import signals_held, stop_by_signal
 from live_migration.source_server.vdso_exit import leave_vdso
+from live_migration.source_server.waiting import await_ready, ended, left, while_it_lives
 from live_migration.wire import decision, messages, same_host
 from live_migration.wire.account import SOURCE_WAIT
 from live_migration.wire.blockers import Blocker
@@ -98,7 +99,7 @@ def serve(options: ServeOptions, events: Events) -> int:
         report = Report(side="source", outcome="failed", strategy="", pid=options.pid, started=started)
         connected = connect(options, events, session, report, closed)
         try:
-            with naming_failures(session, options.pid):
+            with naming_the_end(session, options.pid), naming_failures(session, options.pid):
                 move(connected, seen_by)
         except MigrationError as error:
             give_up(connected, error)
@@ -121,6 +122,18 @@ def naming_failures(session: Session, pid: int) -> Iterator[None]:
             cause=str(error),
             remedy=f"{session.said(pid) or 'it runs on here'}; remove the cause before another try",
         ) from error
+
+
+@contextlib.contextmanager
+def naming_the_end(session: Session, pid: int) -> Iterator[None]:
+    """Within, whatever failed before COMMIT, a process that has ended is what the user is told of: it does not run on
+    here."""
+    try:
+        yield
+    except MigrationError as error:
+        if session.committed or error.code is ExitCode.NO_PROCESS or not pidfd.is_ending(pid):
+            raise
+        raise ended(pid, error.step, error.cause) from error
 
 
 def name_blockers(seen: SourceSnapshot) -> list[Blocker]:
@@ -166,7 +179,7 @@ def connect(
     roles = meet(options.meeting, "source", events, pid=options.pid, watch=[watch])
     os.close(watch)
     if roles is None:
-        raise _ended(options.pid)
+        raise ended(options.pid, "waiting for the destination")
     # Last of all: a socket that is closed with unread bytes brings a reset, which could overtake our last words.
     closed.callback(roles.close)
     decided = closed.enter_context(decision.connect(roles, Side.SOURCE))
@@ -205,8 +218,9 @@ def move(connected: Connected, seen_by: Sequence[int]) -> None:
     seen = replace(snapshot_or_refuse(connected.options.pid, seen_by), leftover=connected.custody.leftover)
     connect_pages(connected, seen)
     connected.session.happened(Event.LOOKED_AT)
-    staged = stage(connected, seen)
-    copy = copy_live(seen, connected.client, connected.control, connected.events, staged.parameters)
+    with while_it_lives(connected.control, seen):
+        staged = stage(connected, seen)
+        copy = copy_live(seen, connected.client, connected.control, connected.events, staged.parameters)
     with contextlib.closing(copy):
         copied = Copied(staged, copy)
         get_ready(copied)
@@ -348,7 +362,8 @@ def announce(copied: Copied) -> int:
         )
     )
     make_own()
-    connected.control.expect(messages.Prepared, PREPARING_SECONDS)
+    with while_it_lives(connected.control, copied.seen):
+        connected.control.expect(messages.Prepared, PREPARING_SECONDS)
     rehearse_often(lambda: rehearse_freeze(copied))
     return correction
 
@@ -392,7 +407,7 @@ def freeze_once(copied: Copied, pusher: Pusher, correction: int, *, last: bool) 
         preparing = pusher.begin(lambda: beside_ready(copied, source))
         failpoint("source-final-sent")
         connected.events.emit("frozen", connected.options.pid)
-        handed_over = await_ready(connected, deadline)
+        handed_over = await_ready(connected, copied.seen, pusher, deadline)
         connected.account.step(SOURCE_WAIT)
         preparing.wait(left(deadline))
         if came := came_since(source.descriptors, handed_over):
@@ -457,18 +472,6 @@ def send_final(copied: Copied, source: FrozenSource, pusher: Pusher, deadline: f
     connected.account.step("sending the description")
     runs = push_runs(seen.space, [*source.hot, *description.member.changed], description.contents, copied.staged.served)
     pusher.do(lambda: connected.client.push(FINAL_PUSH, runs, changed=True, urgent=True))
-
-
-def await_ready(connected: Connected, deadline: float) -> list[int]:
-    """Wait for READY; returns what the destination has taken over. Raises MigrationError."""
-    try:
-        with signals_let_through():
-            ready = connected.control.expect(messages.Ready, left(deadline))
-    except LocalError as error:
-        raise (too_long(connected.options) if error.code is ExitCode.TIMEOUT else error) from None
-    connected.session.happened(Event.READY)
-    failpoint("source-ready")
-    return messages.unpack(ready.payload, list[int])
 
 
 def beside_ready(copied: Copied, source: FrozenSource) -> None:
@@ -550,29 +553,3 @@ def push_runs(
         )
         for one in contents
     ]
-
-
-def left(deadline: float) -> float:
-    """Seconds until the deadline, more than 0."""
-    return max(0.001, deadline - time.monotonic())
-
-
-def too_long(options: ServeOptions) -> LocalError:
-    """The freeze took longer than it may."""
-    return LocalError(
-        step="the freeze",
-        object=f"process {options.pid}",
-        cause=f"it was not over after {options.max_freeze:g} s, and the process runs on here",
-        remedy="choose post-copy, a faster link, or a higher --max-freeze",
-        code=ExitCode.TIMEOUT,
-    )
-
-
-def _ended(pid: int) -> LocalError:
-    return LocalError(
-        step="waiting for the destination",
-        object=f"process {pid}",
-        cause="it has ended",
-        remedy="nothing is left to move",
-        code=ExitCode.NO_PROCESS,
-    )

@@ -20,7 +20,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -66,6 +66,10 @@ def _unkept(heard: int, serial: int, unheard: list[Numbered]) -> None:
     """Nobody would go on from here."""
 
 
+def _nothing() -> None:
+    """Nothing else can end a wait."""
+
+
 class ControlChannel:
     """The CONTROL connection of one side.
 
@@ -93,6 +97,7 @@ class ControlChannel:
         self.patience = PATIENCE_SECONDS
         self.round_trip_ns = 0
         self._progressed: Callable[[int, int, list[Numbered]], None] = _unkept
+        self._look: Callable[[], None] = _nothing
 
     def fileno(self) -> int:
         """The descriptor to wait on for the next message."""
@@ -216,6 +221,15 @@ class ControlChannel:
         self._broken = self._broken or f"the other side has said nothing for {self.patience:g} s"
         raise _lost(self._broken)
 
+    @contextlib.contextmanager
+    def looking(self, look: Callable[[], None]) -> Iterator[None]:
+        """Within, whoever waits for a message calls this twice a second: what it raises ends the wait."""
+        before, self._look = self._look, look
+        try:
+            yield
+        finally:
+            self._look = before
+
     def receive(self, timeout: float | None = None) -> Message:
         """The next message, waiting at most `timeout` seconds for all of it (None: as long as it takes)."""
         message = self._receive(None if timeout is None else time.monotonic() + timeout)
@@ -318,6 +332,8 @@ class ControlChannel:
     def _receive(self, deadline: float | None) -> Message | None:
         """The next message that is neither Ping, Pong nor Pulse; None when the deadline passed."""
         while True:
+            # Here as well: pulses come as often as a wait ends.
+            self._look()
             message = self._next(deadline)
             if isinstance(message, Ping):
                 self.send(Pong(number=message.number))
@@ -353,6 +369,7 @@ class ControlChannel:
             look = time.monotonic() + LOOK_SECONDS
             if self._wait(select.POLLIN, look if deadline is None else min(look, deadline)):
                 return True
+            self._look()
             self.check_silence()
             if deadline is not None and time.monotonic() >= deadline:
                 return False

@@ -43,15 +43,18 @@ class Pusher:
     """A thread that makes one push after the other."""
 
     def __init__(self) -> None:
+        self.failed: OSError | ProcessGone | None = None
+        """The first error of a push: whoever waits for the pages waits in vain."""
         self._pushes: queue.SimpleQueue[Push | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         while (push := self._pushes.get()) is not None:
-            # A lost connection shows on the control channel as well.
-            with contextlib.suppress(OSError, ProcessGone):
+            try:
                 push()
+            except (OSError, ProcessGone) as error:
+                self.failed = self.failed or error
 
     def do(self, push: Push) -> None:
         """Do this after all before it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,26 @@ def test_a_hanging_destination_is_bounded(failpoint: str, subject: laws.Subject)
             os.kill(pid, signal.SIGKILL)
     assert ends(move.restore) == ExitCode.LOST_BEFORE, move.said()
     laws.assert_untouched(subject)
+
+
+@pytest.mark.parametrize("failpoint", [name for name in BEFORE_COMMIT if name in DESTINATION_FAILPOINTS])
+def test_a_process_killed_while_the_destination_hangs(failpoint: str, subject: laws.Subject) -> None:
+    """No wait of lm-serve goes on when there is nothing left to move."""
+    how = ["--hybrid"] if failpoint in ROUNDS else ["--stop-and-copy"]
+    move = laws.begin(subject, fault=f"{failpoint}:hang", restore=how, serve=["--max-freeze", "600"])
+    time.sleep(1.0)
+    os.kill(subject.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    try:
+        assert ends(move.serve) == ExitCode.NO_PROCESS
+        # Each of these waits would last for 30 s or more.
+        assert time.monotonic() - killed < 20
+        assert str(failed_event(move.serve)["error"]).endswith("; nothing is left to move")
+    finally:
+        for pid in descendants(move.restore.process.pid):
+            if laws.process_name(pid) == "lm-pager":
+                os.kill(pid, signal.SIGKILL)
+    assert ends(move.restore) in (ExitCode.NO_PROCESS, *TOLD), move.said()
 
 
 @pytest.mark.parametrize("failpoint", [failpoint for failpoint in AFTER_COMMIT if failpoint != "source-finished"])

@@ -80,6 +80,9 @@ def move_and_check(
     running = programs_help.run(program, folder, machines[0])
     running.wait_ready()
     more = ["--pid", "namespace", *program.restore]
+    if strategy == "pre-copy":
+        # Where others compute beside it, a program may write as fast as its pages can be sent.
+        more += ["--on-no-convergence", "freeze"]
     # Held back, a bulk stream must not hold up a frozen process.
     serve = program.serve if strategy == "post-copy" else []
     move = begin_move(
