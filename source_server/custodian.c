@@ -18,6 +18,7 @@
 #include "source_server/custody.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -26,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,7 +37,7 @@ extern char **environ;
 
 struct custodian {
     struct lm_custody *custody;
-    int connection, listener, command, lifeline;
+    int memory, connection, listener, command, lifeline;
     /* Of the command for what is left, with room for its numbers and a null pointer. */
     char **words;
     size_t word_count;
@@ -138,6 +140,21 @@ static bool is_over(const struct lm_custody *custody) {
     return load(&custody->at_stake) == 0 || load(&custody->decision.heard) != 0;
 }
 
+/* Remove an open file by its name, if it has one. */
+static void remove_file(int descriptor) {
+    char link[sizeof "/proc/self/fd/" + NUMBER_ROOM], path[PATH_MAX];
+    struct stat opened, named;
+
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    const ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length <= 0)
+        return;
+    path[length] = '\0';
+    if (fstat(descriptor, &opened) == 0 && lstat(path, &named) == 0 && opened.st_dev == named.st_dev &&
+        opened.st_ino == named.st_ino)
+        unlink(path);
+}
+
 /* Until lm-serve's end of the lifeline is closed, and whatever is to be told then is told. 0 or -errno. */
 static int watch(const struct custodian *own) {
     struct lm_custody *custody = own->custody;
@@ -157,9 +174,15 @@ static int watch(const struct custodian *own) {
         }
         converse(custody, &line);
     }
-    if (error == 0)
-        __atomic_store_n(&custody->over, 1, __ATOMIC_SEQ_CST);
-    return error;
+    if (error != 0)
+        return error;
+    __atomic_store_n(&custody->over, 1, __ATOMIC_SEQ_CST);
+    /* Nobody asks any more about a process that was not handed over, and a killed lm-serve has removed nothing. */
+    if (load(&custody->decision.decided) == LM_DECISION_NO) {
+        remove_file(custody->held_file);
+        remove_file(own->memory);
+    }
+    return 0;
 }
 
 static int ascending(const void *one, const void *other) {
@@ -207,12 +230,12 @@ int main(int count, char **arguments) {
         numbers[at - 1] = (int)strtol(arguments[at], NULL, 10);
     if (at <= NAMED || at >= count || strcmp(arguments[at], "--") != 0)
         return 2;
+    own.memory = numbers[0];
     own.connection = numbers[1];
     own.listener = numbers[2];
     own.command = numbers[3];
     own.lifeline = numbers[LIFELINE];
-    own.custody = mmap(NULL, sizeof *own.custody, PROT_READ | PROT_WRITE, MAP_SHARED, numbers[0], 0);
-    numbers[0] = -1;
+    own.custody = mmap(NULL, sizeof *own.custody, PROT_READ | PROT_WRITE, MAP_SHARED, own.memory, 0);
     if (own.custody == MAP_FAILED || copy_words(&own, arguments + at + 1, (size_t)(count - at - 1)) != 0)
         return 2;
     for (const int *number = (const int[]){SIGINT, SIGTERM, SIGHUP, SIGPIPE, 0}; *number != 0; number++)
