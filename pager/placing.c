@@ -57,8 +57,9 @@ static int note(struct lm_range *range, uint64_t page, uint64_t pages, enum lm_p
 }
 
 /* How many of the `pages` pages at `address` may be placed before the first guard; `*guards` follow it. The process may make
- * missing pages guards (MADV_GUARD_INSTALL), of which no event tells, and UFFDIO_COPY would put the old page in
- * place of one (mm/userfaultfd.c, pte_none_mostly). */
+ * missing pages guards (MADV_GUARD_INSTALL), of which no event tells, and UFFDIO_COPY puts the old page in place of one
+ * (mm/userfaultfd.c, pte_none_mostly). Nothing keeps one from being made between this look and the copy, so that both are
+ * done page by page in a process that makes guards. */
 static uint64_t before_guards(struct lm_space *space, uint64_t address, uint64_t pages, uint64_t *guards) {
     struct lm_page_run run;
     *guards = 0;
@@ -70,6 +71,7 @@ static uint64_t before_guards(struct lm_space *space, uint64_t address, uint64_t
         return pages;
     }
     *guards = (run.end - run.start) / LM_PAGE_SIZE;
+    space->guarded |= *guards != 0;
     return (run.start - address) / LM_PAGE_SIZE;
 }
 
@@ -82,6 +84,8 @@ static int copy_pages(struct lm_pager *pager, const struct how *how, struct lm_s
     for (*done = 0; !error && *done < pages;) {
         uint64_t at = address + *done * LM_PAGE_SIZE, count = step < pages - *done ? step : pages - *done,
                  guards;
+        if (space->guarded)
+            count = 1;
         count = before_guards(space, at, count, &guards);
         if (!count) {
             error = note(range, first + *done, guards, LM_PAGE_DISCARDED);

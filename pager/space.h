@@ -31,6 +31,7 @@ struct lm_space {
     int pid;       /* 0 for a child that was born meanwhile: it is never written to */
     int memory;    /* /proc/PID/mem, or -1 */
     int pagemap;   /* /proc/PID/pagemap while the kernel tells of guards there, or -1 */
+    bool guarded;  /* a guard has been found where a page was to be placed */
     bool gone;     /* the process's memory is no more */
     struct lm_range *ranges;
     size_t count, capacity;
