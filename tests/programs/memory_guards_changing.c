@@ -1,8 +1,9 @@
 /*
  * feature: guard regions (MADV_GUARD_INSTALL) made in memory that is being moved, before the freeze and after the resume
  * limits: a touch of one that was made between the last snapshot and the freeze ends with SIGBUS, not SIGSEGV, and it cannot be
- * limits: removed (MADV_GUARD_REMOVE); one that is made after the resume, at the instant at which the page comes that was
- * limits: missing there, is no guard; those that are there before the move are refused by name
+ * limits: removed (MADV_GUARD_REMOVE); after the resume no event tells of guards: one that is made at the instant at which the
+ * limits: page comes that was missing there is no guard, and memory that was missing holds what it held, not zeros, if it is made
+ * limits: a guard and none again before its page comes; those that are there before the move are refused by name
  */
 #include "check.h"
 #include <setjmp.h>
