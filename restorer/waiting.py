@@ -43,9 +43,10 @@ def expect(connected: Connected, kind: type[Expected], seconds: float) -> Expect
                 raise stopped(connected.line, connected.session)
         try:
             return connected.control.expect(kind, min(PART_SECONDS, max(0.0, left)))
-        except LocalError:
+        except LocalError as error:
             # Nothing, a ping, a pulse, or the beginning of a long message.
             if left <= 0:
+                error.cause = f"nothing came for {seconds:g} s"
                 raise
 
 

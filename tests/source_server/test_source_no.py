@@ -259,8 +259,8 @@ def test_a_custodian_has_nothing_of_lm_serve_s_but_what_is_named(
     custodian = Path(f"/proc/{custody.custodian}")
     try:
         wait_for("its name", lambda: b": carries out" in (custodian / "cmdline").read_bytes() or None, 10)
-        named = [custody.line.connection, custody.listener, custody.command[1].fileno(), custody.state.held_file]
-        named += custody.network.shared
+        named = [custody.memory.descriptor, custody.line.connection, custody.listener, custody.command[1].fileno()]
+        named += [custody.state.held_file, *custody.network.shared]
         # And its end of the lifeline, which is closed here.
         wait_for("few", lambda: len(os.listdir(custodian / "fd")) == len({*named} - {-1}) + 1 or None, 10)
         assert {*named} - {-1} < {int(number) for number in os.listdir(custodian / "fd")}
