@@ -172,8 +172,7 @@ class Custody:
         os.close(self.state.held_file)
         # A copy that stays here needs what is in it (reattach.py).
         if self.left or self.state.decision.decided != lib.LM_DECISION_COMMIT:
-            for path in self.paths:
-                path.unlink(missing_ok=True)
+            _remove(*self.paths)
         self.network.close()
         with contextlib.suppress(OSError):
             custodian = pidfd.open_pidfd(self.custodian)
@@ -187,6 +186,7 @@ class Custody:
 
 def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     """Start the custodian of process `pid`. Raises OSError."""
+    network = open_network(pid)
     memory = lasting_memory(SOURCE_MEMORY, STATE_BYTES, pid)
     state = ffi.cast("struct lm_custody *", ffi.from_buffer(memory.page))
     shared = ffi.addressof(state, "decision")
@@ -195,7 +195,11 @@ def start_custody(roles: Roles, connection: socket.socket, pid: int) -> Custody:
     state.pid, state.serve = pid, os.getpid()
     state.held_file, held_path = lasting_file(HELD_FILE, pid)
     line = decision.open_line(shared, connection, -1)
-    return _start(memory, held_path, line, decision.listener_of(roles), tokens.hashes(), open_network(pid))
+    try:
+        return _start(memory, held_path, line, decision.listener_of(roles), tokens.hashes(), network)
+    except OSError:
+        _remove(memory.path, held_path)
+        raise
 
 
 def reopen_custody(memory: LastingMemory, listener: int) -> Custody:
@@ -222,6 +226,13 @@ def _start(
     custody = Custody(memory, paths, state, line, listener, hashes, record, way, network)
     custody.start()
     return custody
+
+
+def _remove(*paths: Path | None) -> None:
+    """Nobody will need what would outlive this process."""
+    for path in paths:
+        if path:
+            path.unlink(missing_ok=True)
 
 
 def decide(pid: int, flag_address: int, *, stay: bool) -> None:

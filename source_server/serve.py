@@ -184,8 +184,10 @@ def connect(
     closed.callback(roles.close)
     decided = closed.enter_context(decision.connect(roles, Side.SOURCE))
     session.happened(Event.CONNECTED)
-    custody = custodies.start_custody(roles, decided, options.pid)
-    closed.callback(custody.end)
+    with signals_held():
+        # What it makes outlives this process, unless it is ended.
+        custody = custodies.start_custody(roles, decided, options.pid)
+        closed.callback(custody.end)
     store = closed.enter_context(PageStore())
     client = closed.enter_context(PageClient(store))
     control = ControlChannel(roles.control)

@@ -86,6 +86,7 @@ def test_a_death_before_commit(failpoint: str, subject: laws.Subject) -> None:
             assert ends(move.serve) == ExitCode.LOST_BEFORE
             assert ends(move.restore) == ExitCode.LOST_BEFORE
         laws.assert_untouched(subject)
+        assert not list(Path("/dev/shm").glob(f"lm-*-{subject.pid}-*"))
     except BaseException:
         print(move.said())
         raise
