@@ -5,10 +5,14 @@ Every function raises OSError with the errno of the call; ENOSYS: a kernel witho
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
 from live_migration._lm import ffi, lib
+
+# What kcmp(2) returns: equal, the first is less, the second is.
+_ORDER = {0: 0, 1: -1, 2: 1}
 
 
 def _compare(first: int, second: int, kind: int, first_index: int = 0, second_index: int = 0) -> int:
@@ -34,6 +38,15 @@ def number_open_files(numbers: Sequence[int]) -> list[int]:
 def same_open_file(first: int, first_number: int, second: int, second_number: int) -> bool:
     """Do the two descriptors, named by process and number, stand for one open file?"""
     return _compare(first, second, lib.KCMP_FILE, first_number, second_number) == 0
+
+
+def order_open_files(first: int, first_number: int, second: int, second_number: int) -> int:
+    """Below 0, 0 or above 0: where the first descriptor's open file stands beside the second's, in an order of the
+    kernel's which stays as long as they live; 0: they are one."""
+    result = _compare(first, second, lib.KCMP_FILE, first_number, second_number)
+    if result not in _ORDER:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), "the order of open files")
+    return _ORDER[result]
 
 
 def same_epoll_target(pid: int, number: int, epoll: int, target: int, offset: int = 0) -> bool:

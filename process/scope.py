@@ -7,7 +7,9 @@ them once, when it is first needed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,22 +136,29 @@ class HostScan:
         """Who holds these objects and open files of members.
 
         `objects` are links of pipes, FIFOs and sockets, any descriptor of which counts; `open_files` are, by
-        link, descriptors whose very open file is looked for, told apart by kcmp(2). The answers are by link and by
-        descriptor."""
+        link, descriptors whose very open file is looked for, told apart by kcmp(2), each of another open file. The
+        answers are by link and by descriptor."""
         by_object: dict[str, list[Holder]] = {}
-        by_descriptor: dict[DescriptorAt, list[Holder]] = {}
         for other in self._that_count():
-            held_objects = {link for _, link in other.links if link in objects}
-            held: set[DescriptorAt] = set()
-            for number, link in other.links:
-                for own in open_files.get(link, ()):
-                    if own not in held and is_held(own, (other.pid, number)):
-                        held.add(own)
-            for link in held_objects:
+            for link in {link for _, link in other.links if link in objects}:
                 by_object.setdefault(link, []).append(other.holder)
-            for own in held:
-                by_descriptor.setdefault(own, []).append(other.holder)
+        files = {link: in_order(those) for link, those in open_files.items()}
+        by_descriptor = self._holders_of_files(files)
+        # A running member may have opened another file under one of the numbers meanwhile.
+        changed = {link: OpenFiles(one.descriptors, False) for link, one in files.items() if not one.is_as_found()}
+        if changed:
+            again = {own for one in changed.values() for own in one.descriptors}
+            by_descriptor = {own: held for own, held in by_descriptor.items() if own not in again}
+            by_descriptor |= self._holders_of_files(changed)
         return by_object, by_descriptor
+
+    def _holders_of_files(self, files: Mapping[str, OpenFiles]) -> dict[DescriptorAt, list[Holder]]:
+        by_descriptor: dict[DescriptorAt, list[Holder]] = {}
+        for other in self._that_count() if files else ():
+            found = (files[link].find((other.pid, number)) for number, link in other.links if link in files)
+            for own in {own for own in found if own is not None}:
+                by_descriptor.setdefault(own, []).append(other.holder)
+        return by_descriptor
 
     def sharers(self, files: Collection[FileIdentity], links: Collection[str]) -> dict[FileIdentity, list[Holder]]:
         """Who maps one of the files, or has it open under one of the `links`."""
@@ -174,6 +183,52 @@ def _is_same(compare: Callable[[int, int], bool], pid: int, other: int) -> bool:
         return compare(pid, other)
     except OSError:
         return False
+
+
+@dataclass(frozen=True)
+class OpenFiles:
+    """Descriptors, each of another open file, `ordered` as kcmp(2) orders these or not."""
+
+    descriptors: tuple[DescriptorAt, ...]
+    ordered: bool
+
+    def find(self, other: DescriptorAt) -> DescriptorAt | None:
+        """The one that stands for the open file of another descriptor; None if there is none, or one has gone."""
+        if self.ordered:
+            with contextlib.suppress(OSError):
+                return self._bisect(other)
+        return next((own for own in self.descriptors if is_held(own, other)), None)
+
+    def is_as_found(self) -> bool:
+        """False where the order has turned out to be another one."""
+        try:
+            return not self.ordered or all(in_place(*pair) < 0 for pair in itertools.pairwise(self.descriptors))
+        except OSError:
+            return False
+
+    def _bisect(self, other: DescriptorAt) -> DescriptorAt | None:
+        low, high = 0, len(self.descriptors)
+        while low < high:
+            middle = (low + high) // 2
+            place = in_place(self.descriptors[middle], other)
+            if place == 0:
+                return self.descriptors[middle]
+            low, high = (middle + 1, high) if place < 0 else (low, middle)
+        return None
+
+
+def in_place(one: DescriptorAt, other: DescriptorAt) -> int:
+    """Below 0, 0 or above 0, as kcmp(2) orders their open files. Raises OSError."""
+    return kcmp.order_open_files(one[0], one[1], other[0], other[1])
+
+
+def in_order(those: Sequence[DescriptorAt]) -> OpenFiles:
+    """These descriptors, so that one of a thousand is found by ten comparisons; as they are, if one of them goes
+    meanwhile."""
+    try:
+        return OpenFiles(tuple(sorted(those, key=functools.cmp_to_key(in_place))), True)
+    except OSError:
+        return OpenFiles(tuple(those), False)
 
 
 def is_held(own: DescriptorAt, other: DescriptorAt) -> bool:

@@ -94,3 +94,49 @@ def test_all_questions_go_to_one_scan(parent: Child, monkeypatch: pytest.MonkeyP
     family.sharing_blockers(ProcessSnapshot(parent.pid), scan)
     assert len(listed) == 1
     assert len(read) == len(set(read)) == len(scan.others) - 1
+
+
+MANY = 200
+# Two processes that have eventfds of their own besides those that they share.
+MANY_EVENTFDS = f"""
+shared = [os.eventfd(0) for _ in range({MANY})]
+parent = os.getpid()
+read_end, write_end = os.pipe()
+if os.fork() == 0:
+    os.close(shared[0])
+    own = [os.eventfd(0) for _ in range({MANY})]
+    os.write(write_end, b".")
+    while os.getppid() == parent:
+        time.sleep(0.02)
+    os._exit(0)
+own = [os.eventfd(0) for _ in range({MANY})]
+os.read(read_end, 1)
+ready()
+"""
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_who_holds_one_of_many_open_files(is_changed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is found without comparing all with all; also where the order was another one when they were sorted."""
+    compared: list[int] = []
+    in_place = scope.in_place
+
+    def count(one: scope.DescriptorAt, other: scope.DescriptorAt) -> int:
+        compared.append(1)
+        sorting = len(compared) < 20 * MANY
+        return in_place(one, other) * (-1 if is_changed and sorting and one[0] == other[0] else 1)
+
+    monkeypatch.setattr(scope, "in_place", count)
+    with running(MANY_EVENTFDS) as parent:
+        (child,) = HostScan(scope_of(parent.pid)).children(parent.pid)
+        by_link: dict[str, list[scope.DescriptorAt]] = {}
+        for number, link in scope.links_of(parent.pid):
+            by_link.setdefault(link, []).append((parent.pid, number))
+        own = by_link["anon_inode:[eventfd]"]
+        _, held = HostScan(scope_of(parent.pid)).holders([], {"anon_inode:[eventfd]": own})
+        numbers = sorted(number for _, number in own)
+        assert sorted(number for _, number in held) == numbers[1:MANY]
+        assert {one.pid for holders in held.values() for one in holders} == {child}
+    assert len(own) == 2 * MANY
+    if not is_changed:
+        assert len(compared) < 100 * MANY
