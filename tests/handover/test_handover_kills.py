@@ -122,7 +122,7 @@ def shoot(
 def await_staged(shot: Shot) -> None:
     """Wait until the interesting part begins."""
     path = shot.subject.folder / "serve.txt"
-    wait_for("staged", lambda: '"staged"' in path.read_text() or None, 20, 0.0005)
+    wait_for("staged", lambda: '"staged"' in path.read_text() or None, 60, 0.0005)
 
 
 def outcome(shot: Shot) -> int:

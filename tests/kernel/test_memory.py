@@ -220,7 +220,7 @@ def test_a_pidfd_stands_for_a_process() -> None:
         pidfd.send_signal(opened, signal.SIGKILL)
         with pytest.raises(ProcessGone, match="SIGKILL"):
             tracee.wait(pid)
-        assert select.select([opened], [], [], 10)[0]
+        assert select.select([opened], [], [], 60)[0]
         with pytest.raises(ProcessLookupError):
             pidfd.send_signal(opened, 0)
         with pytest.raises(OSError, match="descriptor 1"):

@@ -308,7 +308,7 @@ def test_what_comes_in_the_gap_need_not_be_sent_again(net: Lan, tmp_path: Path, 
     with serving(net, tmp_path) as server, net.captured() as capture:
         clients = [echoing(net, SERVICE) for _ in range(4)]
         for one in clients:
-            one.settimeout(8)
+            one.settimeout(60)
         asked = [threading.Thread(target=guarded, args=(lambda one=one: ask(one, b"x" * 100),)) for one in clients]
         threads = [*asked, threading.Thread(target=guarded, args=(come_and_go,))]
         for thread in threads:

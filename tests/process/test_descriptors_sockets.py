@@ -161,7 +161,7 @@ def check_listeners(here: Callable[[int], int]) -> None:
     for number in (20, 21, 23, 24):
         with sock(here(number)) as listener:
             client = socket.socket(listener.family)
-            client.settimeout(30)
+            client.settimeout(60)
             client.connect(listener.getsockname())
             accepted, _ = listener.accept()
             client.send(b"hello")
@@ -206,7 +206,7 @@ def test_listeners_are_handed_over_on_one_machine(short_path: Path) -> None:
             assert len(inodes) == 5
             # A connection that waited at the source is there.
             with sock(here(20)) as listener:
-                listener.settimeout(30)
+                listener.settimeout(60)
                 accepted, _ = listener.accept()
                 accepted.close()
                 waiting[0].close()
@@ -303,7 +303,7 @@ def test_peers_get_a_clean_end_and_late_clients_are_refused() -> None:
                 seen = snapshot_descriptors(ProcessSnapshot(child.pid), live, frozen=True)
                 retire(seen)
                 for one in (client, waiting):
-                    one.settimeout(30)
+                    one.settimeout(60)
                     assert one.recv(10) == b""
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection(where)

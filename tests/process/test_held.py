@@ -151,7 +151,7 @@ def test_peers_see_an_end_and_no_reset(file: int, family: int, tmp_path: object)
     for client in clients:
         client.connect(listener.getsockname())
         client.sendall(b"unread" * 100000 if family == socket.AF_INET else b"unread")
-        client.settimeout(30)
+        client.settimeout(60)
     accepted, _ = listener.accept()
     connection = [held(accepted, *end_connection())] if family == socket.AF_INET else []
     write_held(file, os.getpid(), [held(listener, *stop_listening(os.O_RDWR, 2)), *connection])

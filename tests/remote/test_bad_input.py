@@ -136,7 +136,7 @@ def test_no_room_there(
     try:
         line = hosts.migrate(*words, counting.pid, "far", status=ExitCode.SYSTEM)
         assert (line.count("\n"), said in line) == (1, True), line
-        wait_for("the end there", lambda: not busy(hosts) or None, 30)
+        wait_for("the end there", lambda: not busy(hosts) or None, 60)
         assert list(hosts.far.path(where).iterdir()) == []
     finally:
         hosts.far.run("umount", "-l", where)

@@ -149,7 +149,7 @@ def test_what_the_custodian_says_and_writes(
     pid, memory, address = waiting
     custodian = die_after(deed, both, (pid, address))
     connection = both.destination.decision
-    connection.settimeout(30)
+    connection.settimeout(60)
     assert hear(connection)[0] == told
     if told:
         connection.sendall(word("RESUMED" if told == "COMMIT" else "DROPPED"))
@@ -195,7 +195,7 @@ def test_what_is_asked_before_it_is_decided(both: Ends) -> None:
     custody = custodies.start_custody(both.source.roles, both.source.decision, os.getpid())
     custody.at_stake()
     connection = both.destination.decision
-    connection.settimeout(30)
+    connection.settimeout(60)
     connection.sendall(word("ASK", number=1))
     assert hear(connection)[:2] == ("UNDECIDED", 1)
     assert custody.decide(SourceRecord.COMMIT)
@@ -258,11 +258,11 @@ def test_a_custodian_has_nothing_of_lm_serve_s_but_what_is_named(
     custody = custodies.start_custody(both.source.roles, both.source.decision, waiting[0])
     custodian = Path(f"/proc/{custody.custodian}")
     try:
-        wait_for("its name", lambda: b": carries out" in (custodian / "cmdline").read_bytes() or None, 10)
+        wait_for("its name", lambda: b": carries out" in (custodian / "cmdline").read_bytes() or None, 60)
         named = [custody.memory.descriptor, custody.line.connection, custody.listener, custody.command[1].fileno()]
         named += [custody.state.held_file, *custody.network.shared]
         # And its end of the lifeline, which is closed here.
-        wait_for("few", lambda: len(os.listdir(custodian / "fd")) == len({*named} - {-1}) + 1 or None, 10)
+        wait_for("few", lambda: len(os.listdir(custodian / "fd")) == len({*named} - {-1}) + 1 or None, 60)
         assert {*named} - {-1} < {int(number) for number in os.listdir(custodian / "fd")}
         status = (custodian / "status").read_text()
         assert int(status.partition("VmHWM:")[2].split()[0]) < 8 << 10, status
@@ -306,7 +306,7 @@ def test_what_is_done_to_descriptors(
     held = Held(one.fileno(), os.fstat(one.fileno()).st_ino, *rows)
     with one, other, ends() as both:
         die_after(deed, both, (pid, address), held)
-        other.settimeout(30)
+        other.settimeout(60)
         assert other.recv(100) == done
         other.setblocking(False)
         time.sleep(0.1)

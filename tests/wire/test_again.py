@@ -84,7 +84,7 @@ def test_the_next_attempts_get_in(met: Met) -> None:
             redialling.begin()
             there = met.let_in()
             assert there
-            select.select([redialling], [], [], 10)
+            select.select([redialling], [], [], 60)
             here = redialling.take()
             assert here
             with closing(here), closing(there):

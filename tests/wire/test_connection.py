@@ -213,7 +213,7 @@ def relay_once(ticket: Ticket, change: Callable[[bytes, bool], bytes]) -> tuple[
             contextlib.suppress(OSError),
         ):
             while True:
-                for end in select.select([near, far], [], [], 10)[0]:
+                for end in select.select([near, far], [], [], 60)[0]:
                     data = end.recv(1 << 16)
                     if not data:
                         return

@@ -74,7 +74,7 @@ def waiting(stream: Stream, call: Callable[[], T]) -> T:
         try:
             return call()
         except BlockingIOError:
-            select.select([stream], [], [], 10)
+            select.select([stream], [], [], 60)
 
 
 def shake(one: Stream, other: Stream) -> list[OSError]:
@@ -102,7 +102,7 @@ def send_all(stream: Stream, data: bytes) -> None:
         try:
             view = view[stream.send(view) :]
         except BlockingIOError:
-            select.select([], [stream], [], 10)
+            select.select([], [stream], [], 60)
 
 
 def receive_all(stream: Stream, size: int) -> bytes:
@@ -146,7 +146,7 @@ def test_poll_tells_of_each_control_message(ends: Ends) -> None:
     for message in sent:
         here.send(message)
     for message in sent:
-        assert select.select([there], [], [], 10)[0]
+        assert select.select([there], [], [], 60)[0]
         assert there.receive(10) == message
     assert not select.select([there], [], [], 0)[0]
 
