@@ -56,7 +56,6 @@ No blockers, but limits:
   getrusage(2), CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID: these clocks go back, and RLIMIT_CPU counts from
   zero), faults, context switches, bytes read and written, peaks of memory. The start time is that of the move. Timers
   on processor time keep what is left to them.
-- Notifications about a directory by fcntl(2) (F_NOTIFY) end with the move; inotify goes on.
 - The process and all its threads are in lm-restore's control groups, and have its login uid and audit session.
 - With rounds (pre-copy, hybrid, auto), nothing is copied before the freeze while a file is open with O_DIRECT, since
   page tables do not tell what a device writes. A file that is opened and closed between two snapshots is not seen.

@@ -1,7 +1,7 @@
 /*
  * feature: open files that have no name any more, mapped ones too
  * limits: their content travels, with owner, mode and times, and without holes; the destination needs room for it.
- * Extended attributes and flags (chattr(1)) do not
+ * Extended attributes and flags (chattr(1)) do not; one that may never get a name (O_TMPFILE with O_EXCL) may get one afterwards
  */
 #include "check.h"
 
