@@ -129,7 +129,8 @@ def interrupted_places(pid: int, memory: AddressSpace, stack_pointer: int) -> li
         if end in seen or end == bottom:
             continue
         seen.add(end)
-        for top, place in _signal_frames(pid, bottom - RED_ZONE, min(end, bottom + SEARCHED)):
+        # What looks like a frame may be any data, and its stack pointer any number.
+        for top, place in _signal_frames(pid, max(0, bottom - RED_ZONE), min(end, bottom + SEARCHED)):
             found.append(place)
             waiting.append(top)
     return found

@@ -118,6 +118,12 @@ def test_a_handler_begins_while_its_thread_is_led_out(target: Target, monkeypatc
     wait_until(lambda: target.handled() == target.signals)
 
 
+def test_what_looks_like_a_frame_may_be_any_data(target: Target) -> None:
+    memory = known(target.pid).memory
+    for stack_pointer in (0, 8, memory.mappings[0].start, memory.mappings[-1].end, 1 << 47, (1 << 64) - 8):
+        assert vdso_exit.interrupted_places(target.pid, memory, stack_pointer) == []
+
+
 def test_a_stopped_process_stays_stopped(target: Target) -> None:
     seen = known(target.pid)
     os.kill(target.pid, 19)
