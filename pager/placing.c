@@ -81,6 +81,8 @@ static int copy_pages(struct lm_pager *pager, const struct how *how, struct lm_s
                       uint64_t *done) {
     uint64_t first = lm_range_page(range, address), step = pages;
     int error = 0;
+    /* What cannot be read at the source is a guard there, most likely. */
+    space->guarded |= how->poison;
     for (*done = 0; !error && *done < pages;) {
         uint64_t at = address + *done * LM_PAGE_SIZE, count = step < pages - *done ? step : pages - *done,
                  guards;
